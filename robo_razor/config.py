@@ -1,0 +1,401 @@
+"""Settings of every command, with their defaults.
+
+The line under each field is its help on the command line. Ranges are checked when an object is
+built, whatever it is built from (flags, YAML, Python). Nothing heavy is imported here: no torch,
+mujoco or lerobot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from robo_razor.errors import ConfigError, did_you_mean
+from robo_razor.settings import (
+    Settings,
+    describe_fields,
+    from_dict,
+    load_yaml,
+    read_yaml,
+    replace,
+    setting,
+    to_dict,
+    to_yaml,
+)
+
+__all__ = [
+    "BCConfig",
+    "CheckpointConfig",
+    "CollectConfig",
+    "CompareConfig",
+    "EnvConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "PPOConfig",
+    "PretrainConfig",
+    "RolloutConfig",
+    "Settings",
+    "TrackingConfig",
+    "describe_fields",
+    "from_dict",
+    "load_yaml",
+    "read_yaml",
+    "replace",
+    "to_dict",
+    "to_yaml",
+]
+
+HELD_OUT_SEED = 1_000_000
+"""Start states with seeds from here on are never trained on."""
+
+MAIN_TASK = "gym_razor/PlaceCanInBin-v0"
+
+
+# --- Parts shared by commands ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig(Settings):
+    """How environments are run in parallel."""
+
+    SECTION: ClassVar[str] = "env"
+
+    num_envs: int = setting(64, low=1)
+    """Environments stepped in parallel (>= 1). Scores do not depend on it."""
+    num_workers: int = setting(2, low=1)
+    """Worker processes that share the environments (>= 1); about one per CPU core."""
+    image_size: int = setting(64, low=16, high=512)
+    """Camera images' height and width, pixels [16, 512]; must be what the policy was trained on."""
+    max_episode_steps: int | None = setting(None, low=1)
+    """Control steps before an episode is truncated; None: the task's own limit."""
+    reward_type: Literal["sparse", "shaped"] = "sparse"
+    """Reward: `sparse` (1 at success) or `shaped` (staged; where the task offers it)."""
+    env_packages: tuple[str, ...] = ("gym_razor",)
+    """Python packages imported so that they register their Gymnasium ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig(Settings):
+    """What is measured at step 0 and at every checkpoint."""
+
+    SECTION: ClassVar[str] = "tracking"
+
+    every: float = setting(0.1, above=0.0)
+    """Distance between checkpoints: below 1 a fraction of the run, from 1 on a number of updates."""
+    episodes_new: int = setting(100, low=1)
+    """Episodes on the new task per checkpoint (greedy), on held-out start states."""
+    episodes_new_sampled: int = setting(50, low=0)
+    """Episodes on the new task per checkpoint with sampled actions; 0: none."""
+    episodes_prior: int = setting(20, low=0)
+    """Episodes per prior skill and checkpoint, on the same start states as the base; 0: none."""
+    kl_states: int = setting(256, low=1)
+    """Observations per probe set on which the KL divergence to the base is computed."""
+    max_share: float = setting(0.15, above=0.0, high=1.0)
+    """Share of wall time that tracking should stay under (0, 1]; a warning says when it does not."""
+    final_episodes_new: int = setting(200, low=1)
+    """Episodes on the new task at the last checkpoint (greedy)."""
+
+    def interval(self, num_updates: int) -> int:
+        """Return the number of updates between two checkpoints in a run of `num_updates`."""
+        updates = self.every if self.every >= 1 else self.every * num_updates
+        return max(1, min(round(updates), num_updates))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Settings):
+    """Which checkpoints stay on disk."""
+
+    SECTION: ClassVar[str] = "checkpoint"
+
+    keep: int = setting(3, low=1)
+    """Newest checkpoints kept (>= 1); `best` is kept as well. Evaluations are never deleted."""
+
+
+# --- Methods --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(Settings):
+    """Proximal policy optimisation on action chunks."""
+
+    SECTION: ClassVar[str] = "ppo"
+
+    learning_rate: float = setting(5e-5, above=0.0)
+    """AdamW's learning rate of the policy (> 0)."""
+    value_learning_rate: float = setting(1e-3, above=0.0)
+    """AdamW's learning rate of the value head (> 0)."""
+    anneal_lr: bool = False
+    """Lower the learning rates linearly to 0 over the run."""
+    episodes_per_update: int = setting(256, low=2)
+    """Complete episodes collected before each update (>= 2)."""
+    num_updates: int = setting(60, low=1)
+    """Updates in the run (>= 1)."""
+    gamma: float = setting(0.99, low=0.0, high=1.0)
+    """Discount per decision (one action chunk), [0, 1]."""
+    gae_lambda: float = setting(0.95, low=0.0, high=1.0)
+    """Lambda of generalised advantage estimation, [0, 1]."""
+    clip_low: float = setting(0.2, above=0.0, high=1.0)
+    """Probability ratios are clipped at 1 - clip_low, (0, 1]."""
+    clip_high: float = setting(0.28, above=0.0)
+    """Probability ratios are clipped at 1 + clip_high (> 0)."""
+    ent_coef: float = setting(0.0, low=0.0)
+    """Weight of the entropy bonus (>= 0)."""
+    vf_coef: float = setting(0.5, low=0.0)
+    """Weight of the value loss (>= 0)."""
+    update_epochs: int = setting(2, low=1)
+    """Passes over the collected decisions per update (>= 1)."""
+    minibatch_size: int = setting(512, low=1)
+    """Decisions per gradient step (>= 1)."""
+    target_kl: float | None = setting(0.05, above=0.0)
+    """An update stops early when `approx_kl` to the collecting policy exceeds this; None: never."""
+    max_grad_norm: float = setting(1.0, above=0.0)
+    """Gradients are scaled down to this norm (> 0)."""
+    kl_coef: float = setting(0.0, low=0.0)
+    """Weight of the KL penalty to the base (>= 0). The KL is measured with 0 too."""
+    kl_direction: Literal["forward", "reverse"] = "forward"
+    """Penalised KL: `forward` = KL(base || tuned), `reverse` = KL(tuned || base)."""
+    value_warmup_updates: int = setting(2, low=0)
+    """First updates that train the value head only (>= 0)."""
+    detach_value: bool = True
+    """Keep the value loss out of the trunk that the policy shares."""
+    lora_rank: int = setting(0, low=0)
+    """Rank of low-rank updates (LoRA); 0: all weights are trained."""
+    bf16: bool = False
+    """Compute in bfloat16 where the device is faster with it."""
+    temperature: float = setting(1.0, above=0.0)
+    """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCConfig(Settings):
+    """Behaviour cloning: supervised fine-tuning on demonstrations."""
+
+    SECTION: ClassVar[str] = "bc"
+
+    demonstrations: str = "expert"
+    """A LeRobotDataset's directory, or `expert`: the task's scripted expert makes them first."""
+    style: str = "b"
+    """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
+    episodes: int = setting(300, low=1)
+    """Demonstrations used (>= 1); all there are when the directory holds fewer."""
+    epochs: int = setting(12, low=1)
+    """Passes over the demonstrations (>= 1)."""
+    batch_size: int = setting(128, low=1)
+    """Decisions per gradient step (>= 1)."""
+    learning_rate: float = setting(3e-4, above=0.0)
+    """AdamW's peak learning rate (> 0)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: `cosine` down to 0, or `constant`."""
+    warmup_steps: int = setting(50, low=0)
+    """Gradient steps over which the learning rate rises from 0 (>= 0)."""
+    weight_decay: float = setting(0.0, low=0.0)
+    """AdamW's weight decay (>= 0)."""
+    max_grad_norm: float = setting(1.0, above=0.0)
+    """Gradients are scaled down to this norm (> 0)."""
+    lora_rank: int = setting(0, low=0)
+    """Rank of low-rank updates (LoRA); 0: all weights are trained."""
+    bf16: bool = False
+    """Compute in bfloat16 where the device is faster with it."""
+
+
+# --- Commands -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Settings):
+    """Fine-tune a policy on a new task and measure at every checkpoint what it forgets."""
+
+    method: str = "ppo"
+    """How to fine-tune; `robo-razor list methods` shows them."""
+    policy: str = "razor-base"
+    """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
+    task: str = MAIN_TASK
+    """Gymnasium id of the new task."""
+    prior_tasks: str = "prior"
+    """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
+    out: str | None = None
+    """Run directory to create; None: a fresh one under `runs/`."""
+    resume: bool = False
+    """Go on with the run in `out` from its last checkpoint."""
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    """Seed of start states, sampling and initialisation."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+    tracking: TrackingConfig = TrackingConfig()
+    """What is measured at step 0 and at every checkpoint."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Which checkpoints stay on disk."""
+    ppo: PPOConfig = PPOConfig()
+    """Settings of `--method ppo`."""
+    bc: BCConfig = BCConfig()
+    """Settings of `--method bc`."""
+
+    METHODS: ClassVar[tuple[str, ...]] = ("bc", "ppo")
+
+    def inactive_sections(self) -> tuple[str, ...]:
+        """Return the sections of the methods that are not chosen."""
+        return tuple(name for name in self.METHODS if name != self.method)
+
+    def _check_together(self) -> None:
+        if self.method not in self.METHODS:
+            raise ConfigError(
+                f"Unknown method {self.method!r}.{did_you_mean(self.method, self.METHODS)}",
+                allowed=", ".join(self.METHODS),
+                remedy="Set `method` (or `--method`) to one of them.",
+            )
+        if self.resume and self.out is None:
+            raise ConfigError(
+                "`resume` is set but `out` is not: there is no run to go on with",
+                remedy="Name the run directory: `robo-razor finetune --resume --out runs/NAME`.",
+            )
+        ppo = self.ppo
+        if self.method == "ppo" and ppo.value_warmup_updates >= ppo.num_updates:
+            raise ConfigError(
+                f"ppo.value_warmup_updates = {ppo.value_warmup_updates} leaves no update for the "
+                f"policy: ppo.num_updates = {ppo.num_updates}",
+                allowed="value_warmup_updates < num_updates",
+            )
+
+    @property
+    def method_config(self) -> Settings:
+        """The settings of the chosen method."""
+        section: Settings = getattr(self, self.method)
+        return section
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """Measure a policy's success on skills, with 95 % intervals, on fixed start states."""
+
+    policy: str = "razor-base"
+    """Policy: `razor-base`, a run or checkpoint directory, or a hub id."""
+    skills: str = "all"
+    """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
+    episodes: int = setting(200, low=1)
+    """Episodes per skill, one per held-out start state (>= 1)."""
+    mode: Literal["greedy", "sample"] = "greedy"
+    """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
+    json: str | None = None
+    """File to write the result to."""
+    seed: int = setting(0, low=0)
+    """Seed of sampled actions."""
+    seed_offset: int = setting(HELD_OUT_SEED, low=0)
+    """Seed of the first start state; from 1000000 on they are held out from training."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(Settings):
+    """Run a policy on a task, with an instruction of your own if you like, and film it."""
+
+    policy: str = "razor-base"
+    """Policy: `razor-base`, a run or checkpoint directory, a hub id, or `expert`."""
+    task: str = MAIN_TASK
+    """Gymnasium id of the task."""
+    instruction: str | None = None
+    """Your own words for the policy; None: the task's."""
+    episodes: int = setting(9, low=1)
+    """Episodes to run (>= 1)."""
+    video: str | None = None
+    """Video file to write (.mp4 or .gif): the episodes in a grid."""
+    video_size: int = setting(192, low=32, high=1024)
+    """Height and width of one episode in the video, pixels [32, 1024]."""
+    mode: Literal["greedy", "sample"] = "greedy"
+    """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
+    seed: int = setting(HELD_OUT_SEED, low=0)
+    """Seed of the first start state."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig(num_envs=9)
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(Settings):
+    """Write demonstrations of a scripted expert or of a policy as a LeRobotDataset."""
+
+    task: str = MAIN_TASK
+    """Gymnasium id of the task, several with commas, or `prior`."""
+    policy: str = "expert"
+    """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
+    style: str = "a"
+    """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
+    episodes: int = setting(100, low=1)
+    """Successful episodes to write per task (>= 1)."""
+    out: str = "demonstrations"
+    """Dataset directory to create."""
+    noise: float = setting(0.0, low=0.0, high=1.0)
+    """Standard deviation of noise on executed actions; clean actions are recorded (as in DART)."""
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    """Seed of the first start state."""
+    device: str = "auto"
+    """Torch device for a policy: `auto`, `cpu`, `cuda`, ..."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Settings):
+    """Make the base policy from scratch: perception first, then cloning of all prior skills."""
+
+    out: str = "runs/pretrain"
+    """Run directory to create."""
+    resume: bool = False
+    """Go on with the run in `out` from its last checkpoint."""
+    tasks: str = "prior"
+    """Skills to learn: `prior` (all of them) or names with commas."""
+    style: str = "a"
+    """The scripted experts' style."""
+    episodes: int = setting(600, low=1)
+    """Demonstrations per task (>= 1)."""
+    noise: float = setting(0.3, low=0.0, high=1.0)
+    """Standard deviation of noise on executed actions; clean actions are recorded (as in DART)."""
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    """Seed of start states, noise and initialisation."""
+    perception_epochs: int = setting(1, low=0)
+    """Epochs on object positions alone, before cloning (>= 0)."""
+    epochs: int = setting(6, low=1)
+    """Epochs of cloning (>= 1)."""
+    batch_size: int = setting(128, low=1)
+    """Decisions per gradient step (>= 1)."""
+    learning_rate: float = setting(6e-4, above=0.0)
+    """AdamW's peak learning rate (> 0)."""
+    warmup_steps: int = setting(200, low=0)
+    """Gradient steps over which the learning rate rises from 0 (>= 0)."""
+    weight_decay: float = setting(1e-4, low=0.0)
+    """AdamW's weight decay (>= 0)."""
+    max_grad_norm: float = setting(1.0, above=0.0)
+    """Gradients are scaled down to this norm (> 0)."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Settings):
+    """Put runs next to each other: success against forgetting, at matched new-task success."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories that `robo-razor finetune` made (one or more)."""
+    out: str = "report"
+    """Directory for `report.md`, `report.json` and the figures."""
+    match: tuple[float, ...] = ()
+    """New-task success rates [0, 1] at which runs are compared; empty: chosen from the runs."""
+
+    def _check_together(self) -> None:
+        if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:
+            raise ConfigError(f"match = {bad[0]} is no success rate", allowed="values in [0, 1]")

@@ -1,0 +1,104 @@
+"""Errors a user can act on: what was given, what is allowed, what to do.
+
+Every error that robo-razor raises on purpose is a `RoboRazorError`. The command line prints it as one
+paragraph and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RoboRazorError(Exception):
+    """Base of all errors that robo-razor raises on purpose."""
+
+    def __init__(self, problem: str, allowed: str | None = None, remedy: str | None = None) -> None:
+        """Build the error's paragraph.
+
+        Args:
+            problem: What was given and why it cannot be used, with its key path or file.
+            allowed: What would have been accepted.
+            remedy: What to do now, ideally a command.
+        """
+        self.problem = problem
+        self.allowed = allowed
+        self.remedy = remedy
+        parts = [problem, allowed and f"Allowed: {allowed}", remedy]
+        super().__init__(" ".join(_sentence(part) for part in parts if part))
+
+
+class ConfigError(RoboRazorError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+
+class UnknownNameError(RoboRazorError):
+    """A name is not registered: a method, a task, a skill, a policy."""
+
+
+class RegistryError(RoboRazorError):
+    """A registration is not possible, e.g. because the name is taken."""
+
+
+class PolicyError(RoboRazorError):
+    """A policy cannot be found, loaded or used for what was asked."""
+
+
+class PolicyEnvMismatchError(PolicyError):
+    """A policy's cameras, state or actions do not fit the environment's."""
+
+
+class EnvError(RoboRazorError):
+    """An environment is unknown, cannot be built, or failed while running."""
+
+
+class CheckpointError(RoboRazorError):
+    """A checkpoint is missing, truncated or of another kind."""
+
+
+class RunDirectoryError(RoboRazorError):
+    """An output directory is in use, or is no run directory."""
+
+
+class DemonstrationError(RoboRazorError):
+    """Demonstrations are missing, empty or do not fit the policy."""
+
+
+class TrainingError(RoboRazorError):
+    """Training cannot start or cannot go on, e.g. no success to learn from, or NaN."""
+
+
+class ReportError(RoboRazorError):
+    """Runs cannot be read or compared."""
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", ":")) else f"{text}."
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
+    names = list(options)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:  # a case or namespace slip: `liftcube` for `gym_razor/LiftCube-v0`
+        close = [o for o in names if len(name) > 2 and name.lower() in o.lower()][:1]
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown_name(
+    kind: str, name: str, options: Iterable[str], remedy: str | None = None
+) -> UnknownNameError:
+    """Build the error for a `name` that is none of `options`.
+
+    Args:
+        kind: What the name stands for, e.g. `"method"`.
+        name: What was given.
+        options: What would have been accepted.
+        remedy: What to do, when there is more to say than the list.
+    """
+    names = sorted(options)
+    return UnknownNameError(
+        f"Unknown {kind} {name!r}.{did_you_mean(name, names)}",
+        allowed=", ".join(names) if names else f"(no {kind} is registered)",
+        remedy=remedy,
+    )
