@@ -81,7 +81,7 @@ class TrackingConfig(Settings):
     SECTION: ClassVar[str] = "tracking"
 
     every: float = setting(0.1, above=0.0)
-    """Distance between checkpoints: below 1 a fraction of the run, from 1 on a number of updates."""
+    """Distance between checkpoints: below 1 a fraction of the run, else a number of updates."""
     episodes_new: int = setting(100, low=1)
     """Episodes on the new task per checkpoint (greedy), on held-out start states."""
     episodes_new_sampled: int = setting(50, low=0)
@@ -91,7 +91,7 @@ class TrackingConfig(Settings):
     kl_states: int = setting(256, low=1)
     """Observations per probe set on which the KL divergence to the base is computed."""
     max_share: float = setting(0.15, above=0.0, high=1.0)
-    """Share of wall time that tracking should stay under (0, 1]; a warning says when it does not."""
+    """Share of wall time that tracking should stay under (0, 1]; exceeding it is warned of."""
     final_episodes_new: int = setting(200, low=1)
     """Episodes on the new task at the last checkpoint (greedy)."""
 

@@ -1,7 +1,7 @@
 """Errors a user can act on: what was given, what is allowed, what to do.
 
-Every error that robo-razor raises on purpose is a `RoboRazorError`. The command line prints it as one
-paragraph and exits with status 2; anything else is a bug and keeps its traceback.
+Every error that robo-razor raises on purpose is a `RoboRazorError`. The command line prints it as
+one paragraph and exits with status 2; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             remedy="Check the path given to `--config`.",
         )
     try:
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_strict_loader())  # noqa: S506
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_strict_loader())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if data is None:
@@ -219,7 +219,8 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(
-        f"`{key}` must be {_TYPE_NAMES.get(hint, hint.__name__)}, but was given {value!r} ({type(value).__name__})"
+        f"`{key}` must be {_TYPE_NAMES.get(hint, hint.__name__)}, "
+        f"but was given {value!r} ({type(value).__name__})"
     )
 
 

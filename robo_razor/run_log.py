@@ -1,0 +1,280 @@
+"""What a run tells while it runs: metrics.jsonl always, TensorBoard, and a live console.
+
+Keys of metrics: `train/...`, `rollout/...`, `eval/new/success_rate`,
+`eval/prior/<skill>/success_rate`, `forgetting/...`, `time/...`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from robo_razor.files import write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from robo_razor.checkpoint import RunDirectory
+
+PLAIN_LINE_SECONDS = 15.0
+"""Without a terminal a progress line is printed at most this often."""
+
+
+class RunLog:
+    """Write metrics and show progress; use as a context manager.
+
+    Example:
+        with RunLog(run, total=60) as log:
+            log.metrics(3, {"train/loss": 0.2})
+            log.progress(3, success=0.41, kl=0.8, episodes=768)
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory | None,
+        *,
+        total: int,
+        unit: str = "update",
+        start: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        """Open the log.
+
+        Args:
+            run: Where metrics are written; None: nowhere.
+            total: Updates in the whole run.
+            unit: What one step of the bar is.
+            start: Updates already done. Lines that a killed run wrote after its last checkpoint
+                (steps beyond `start`) are dropped, so no step is there twice.
+            console: Where progress is shown; default: standard output.
+        """
+        self.console = console or Console()
+        self._total, self._unit, self._start = total, unit, start
+        self._run = run
+        self._began = time.monotonic()
+        self._episodes_shown = 0.0
+        self._last_plain = -math.inf
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        """Open the files and start the bar."""
+        if self._run is not None:
+            _drop_lines_after(self._run, self._start)
+            self._file = self._run.metrics.open("a", encoding="utf-8")
+            self._board = _open_board(self._run, self._start)
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA {task.fields[eta]}"),
+                console=self.console,
+                transient=False,
+            )
+            self._bar.add_task(
+                f"{self._unit} {self._start}/{self._total}",
+                total=self._total,
+                completed=self._start,
+                shown="",
+                eta="-",
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the bar and close the files."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line of metrics; a value that is not finite is written as null."""
+        elapsed = time.monotonic() - self._began
+        numbers = {key: float(value) for key, value in values.items()}
+        if self._file is not None:
+            finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+            line = {"step": step, "time/elapsed_s": round(elapsed, 3), **finite}
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, global_step=step)
+
+    def progress(
+        self,
+        completed: int,
+        *,
+        success: float | None = None,
+        kl: float | None = None,
+        episodes: float | None = None,
+        **more: float,
+    ) -> None:
+        """Move the bar.
+
+        Args:
+            completed: Updates done, those of an interrupted run included.
+            success: Success rate of the last rollouts, [0, 1].
+            kl: KL(base || tuned) on the new task, nats per decision.
+            episodes: Episodes run by this process so far (shown as a rate).
+            **more: Further numbers to show, by name.
+        """
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        parts: list[str] = []
+        if success is not None:
+            parts.append(f"success {success:.0%}")
+        if kl is not None:
+            parts.append(f"KL {kl:.3g}")
+        parts += [f"{name} {value:.3g}" for name, value in more.items()]
+        if episodes is not None:
+            parts.append(f"{episodes / elapsed:.1f} episodes/s")
+        self._show(completed, "  ".join(parts), self._eta(completed, elapsed))
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print something above the bar, e.g. a table."""
+        self.console.print(renderable)
+
+    def note(self, text: str) -> None:
+        """Print one line above the bar."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the bar."""
+        self.console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Print a checkpoint's table and write its numbers as metrics."""
+        self.show(summary_table(summary))
+        self.metrics(int(summary["step"]), summary_metrics(summary))
+
+    def _eta(self, completed: int, elapsed: float) -> str:
+        done = completed - self._start
+        if done <= 0:
+            return "-"
+        return format_seconds(elapsed / done * (self._total - completed))
+
+    def _show(self, completed: int, shown: str, eta: str) -> None:
+        description = f"{self._unit} {completed}/{self._total}"
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(
+                task, completed=completed, description=description, shown=shown, eta=eta
+            )
+            return
+        now = time.monotonic()
+        if now - self._last_plain >= PLAIN_LINE_SECONDS or completed >= self._total:
+            self._last_plain = now
+            self.note(f"{description}  {shown}  ETA {eta}")
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: `45 s`, `12:05`, `1:02:03`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Return a checkpoint's table: success with intervals, retention, and the KL to the base.
+
+    Args:
+        summary: What `eval/<step>/summary.json` holds.
+    """
+    table = Table(title=f"Step {summary['step']}", title_justify="left", caption=_kl_line(summary))
+    table.caption_justify = "left"
+    table.add_column("skill")
+    table.add_column("role")
+    for name in ("success", "95 % interval", "n", "base", "retention"):
+        table.add_column(name, justify="right")
+    for role in ("new", "prior"):
+        for skill, result in summary.get(role, {}).items():
+            table.add_row(skill, role, *_cells(result))
+    return table
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return a summary's numbers under the keys that metrics and TensorBoard use."""
+    values: dict[str, float] = {}
+    for skill, result in summary.get("prior", {}).items():
+        values[f"eval/prior/{skill}/success_rate"] = result["success_rate"]
+        if result.get("retention") is not None:
+            values[f"forgetting/{skill}/retention"] = result["retention"]
+    for skill, result in summary.get("new", {}).items():
+        values[f"eval/new/{skill}/success_rate"] = result["success_rate"]
+    for role in ("new", "prior"):
+        rates = [result["success_rate"] for result in summary.get(role, {}).values()]
+        if rates:
+            values[f"eval/{role}/success_rate"] = sum(rates) / len(rates)
+    for direction in ("kl_base_tuned", "kl_tuned_base"):
+        for states, kl in (summary.get(direction) or {}).items():
+            if isinstance(kl, int | float):
+                values[f"forgetting/{direction}/{states}"] = float(kl)
+    return values
+
+
+def _cells(result: Mapping[str, Any]) -> list[str]:
+    low, high = result["interval"]
+    base, retention = result.get("base_success_rate"), result.get("retention")
+    return [
+        f"{result['success_rate']:.1%}",
+        f"{low:.1%} - {high:.1%}",
+        str(result["n"]),
+        "" if base is None else f"{base:.1%}",
+        "" if retention is None else f"{retention:.2f}",
+    ]
+
+
+def _kl_line(summary: Mapping[str, Any]) -> str | None:
+    lines = []
+    for key, name in (("kl_base_tuned", "KL(base||tuned)"), ("kl_tuned_base", "KL(tuned||base)")):
+        values = {k: v for k, v in (summary.get(key) or {}).items() if isinstance(v, int | float)}
+        if values:
+            shown = ", ".join(f"{states} {value:.3g}" for states, value in values.items())
+            lines.append(f"{name}, nats per decision: {shown}")
+    return "\n".join(lines) or None
+
+
+def _drop_lines_after(run: RunDirectory, step: int) -> None:
+    """Remove metrics of steps beyond `step`, and a last line that was cut off."""
+    if not run.metrics.is_file():
+        return
+    kept = []
+    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    write_text(run.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def _open_board(run: RunDirectory, start: int) -> SummaryWriter:
+    import warnings
+
+    with warnings.catch_warnings():  # tensorboard's own deprecations
+        warnings.simplefilter("ignore")
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = start + 1 if start else None
+        return SummaryWriter(str(run.tensorboard), purge_step=purge)
