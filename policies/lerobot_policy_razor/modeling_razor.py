@@ -1,0 +1,485 @@
+"""The `razor` policy: a compact vision-language-action model with categorical action tokens.
+
+Axis letters: B batch, H chunk, A action dimensions, K bins, L landmark slots, S state, N tokens,
+D model width, C keypoints per camera.
+
+Every camera has a small convolutional stem that ends in a spatial softmax. Its keypoints, the state
+and the instruction become tokens; so do the positions of the landmarks (objects and fixtures) that
+a read-out finds from the keypoints, which the simulator labels for free. A pre-norm transformer lets
+H action queries read them, and each query predicts one categorical distribution per action
+dimension, so that log-probabilities and KL divergences are exact. The value head attends to the
+transformer's tokens through its own layer, and by default no gradient passes from it to them: a
+value loss must not move the policy.
+"""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import (
+    ACTION,
+    OBS_LANGUAGE_ATTENTION_MASK,
+    OBS_LANGUAGE_TOKENS,
+    OBS_STATE,
+)
+from torch import Tensor, nn
+
+from lerobot_policy_razor.configuration_razor import LANDMARKS, LANDMARKS_PRESENT, RazorConfig
+
+
+class RazorOutput(NamedTuple):
+    """What the policy predicts from one batch."""
+
+    logits: Tensor  # [B, H, A, K], unnormalised log-probabilities of the bins.
+    value: Tensor  # [B], expected return.
+    landmarks: Tensor  # [B, L, 3], metres in the base frame.
+    landmark_logits: Tensor  # [B, L], > 0 where a landmark is believed to be present.
+
+
+def mu_law_centers(num_bins: int, mu: float) -> Tensor:
+    """Return symmetric bin centres [K] in [-1, 1], exact zero in the middle, finest around it."""
+    steps = torch.arange(num_bins, dtype=torch.float64) - num_bins // 2
+    u = steps / (num_bins // 2)
+    return (torch.sign(u) * ((1 + mu) ** u.abs() - 1) / mu).float()
+
+
+class SpatialStem(nn.Module):
+    """Image [B, 3, W, W] to keypoints: where each of C feature maps peaks, and how strongly.
+
+    Args:
+        channels: Widths of the three convolutions; the last is C.
+        image_size: W, pixels.
+        temperature: Factor on the logits of the softmax over image positions.
+    """
+
+    grid: Tensor
+
+    def __init__(self, channels: tuple[int, int, int], image_size: int, temperature: float) -> None:
+        super().__init__()
+        first, second, last = channels
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, first, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(second, last, 3, stride=1, padding=1),
+        )
+        self.temperature = temperature
+        side = torch.linspace(-1.0, 1.0, image_size // 4)
+        y, x = torch.meshgrid(side, side, indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
+        self.out_features = 3 * last
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return [B, 3C]: expected x, expected y (both in [-1, 1]) and peak of each feature map."""
+        maps = rearrange(self.convs(images), "b c h w -> b c (h w)").float()
+        weights = torch.softmax(maps * self.temperature, dim=-1)
+        position = rearrange(weights @ self.grid, "b c xy -> b (c xy)")
+        return torch.cat([position, maps.amax(-1)], dim=-1)
+
+
+class LandmarkReadout(nn.Module):
+    """Keypoints and state to landmark positions (in read-out units) and presence logits."""
+
+    def __init__(self, in_features: int, hidden: int, num_landmarks: int) -> None:
+        super().__init__()
+        self.num_landmarks = num_landmarks
+        self.mlp = nn.Sequential(
+            nn.Linear(in_features, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, num_landmarks * 4),
+        )
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return positions [B, L, 3] and presence logits [B, L]."""
+        out = rearrange(self.mlp(features), "b (l f) -> b l f", l=self.num_landmarks).float()
+        return out[..., :3], out[..., 3]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Update tokens [B, N, D]; mask bool [B, 1, 1, N] is True where a token may be read."""
+        q, k, v = rearrange(
+            self.qkv(self.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=self.heads
+        )
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        tokens = tokens + self.out(rearrange(read, "b h n d -> b n (h d)"))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class ValueHead(nn.Module):
+    """One learned query reads the trunk's tokens and predicts the expected return."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(dim) * 0.02)
+        self.norm = nn.LayerNorm(dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return values [B] from tokens [B, N, D] and mask bool [B, 1, 1, N]."""
+        k, v = rearrange(
+            self.key_value(self.norm(tokens)),
+            "b n (two h d) -> two b h n d",
+            two=2,
+            h=self.heads,
+        )
+        query = repeat(self.query.to(k.dtype), "(h d) -> b h 1 d", b=len(tokens), h=self.heads)
+        read = F.scaled_dot_product_attention(query, k, v, attn_mask=mask)
+        return self.mlp(rearrange(read, "b h 1 d -> b (h d)")).squeeze(-1).float()
+
+
+class _Trunk(NamedTuple):
+    tokens: Tensor  # [B, N, D], the last H are the action queries.
+    mask: Tensor  # bool [B, 1, 1, N], True where a token may be read.
+    positions: Tensor  # [B, L, 3], read-out units.
+    landmark_logits: Tensor  # [B, L]
+
+
+class RazorPolicy(PreTrainedPolicy):
+    """Compact vision-language-action policy.
+
+    Batch keys: `observation.images.<camera>` (float [B, 3, W, W] in [0, 1], or uint8 [B, W, W, 3]
+    or [B, 3, W, W]), `observation.state` float [B, S] (normalised), `observation.language.tokens`
+    int64 [B, 12] and `observation.language.attention_mask` bool [B, 12] (True means a word). For
+    training also `action` float [B, H, A] in [-1, 1], and optionally `action_is_pad` bool [B, H],
+    `observation.landmarks` float [B, L, 3] (metres, base frame) and
+    `observation.landmarks_present` bool [B, L].
+    """
+
+    config_class = RazorConfig
+    name = "razor"
+    accepts_uint8_images = True
+    config: RazorConfig
+    bin_centers: Tensor
+    bin_edges: Tensor
+    image_mean: Tensor
+    image_std: Tensor
+    landmark_center: Tensor
+
+    def __init__(self, config: RazorConfig, **kwargs: Any) -> None:
+        super().__init__(config)
+        config.validate_features()
+        dim = config.dim_model
+        self.stems = nn.ModuleList(
+            SpatialStem(config.stem_channels, config.image_size, config.softmax_temperature)
+            for _ in config.camera_keys
+        )
+        keypoints = 3 * config.stem_channels[-1]
+        self.word_embedding = nn.Embedding(config.vocab_size, dim)
+        self.word_position = nn.Parameter(torch.zeros(config.max_instruction_tokens, dim))
+        self.camera_projections = nn.ModuleList(nn.Linear(keypoints, dim) for _ in self.stems)
+        self.state_projection = nn.Linear(config.state_dim, dim)
+        if config.num_landmarks:
+            self.landmark_readout = LandmarkReadout(
+                keypoints * len(self.stems) + config.state_dim,
+                config.dim_head,
+                config.num_landmarks,
+            )
+            self.slot_embedding = nn.Parameter(torch.zeros(config.num_landmarks, dim))
+            self.slot_position = nn.Linear(4, dim)
+            self.slot_state = nn.Linear(config.state_dim, dim)
+            self.slot_out = nn.Linear(dim, dim)
+        self.action_query = nn.Parameter(torch.zeros(config.chunk_size, dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.n_heads, config.dim_feedforward) for _ in range(config.n_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.action_head = nn.Sequential(
+            nn.Linear(dim, config.dim_head),
+            nn.GELU(),
+            nn.Linear(config.dim_head, config.action_dim * config.num_bins),
+        )
+        self.value_head = ValueHead(dim, config.n_heads, config.dim_head)
+        self._register_constants()
+        self._init_weights()
+        self.reset()
+
+    def _register_constants(self) -> None:
+        """Keep what the configuration determines out of the weights file."""
+        config = self.config
+        centers = mu_law_centers(config.num_bins, config.bin_mu)
+        constants = {
+            "bin_centers": centers,
+            "bin_edges": (centers[1:] + centers[:-1]) / 2,
+            "image_mean": torch.tensor(config.image_mean).view(3, 1, 1),
+            "image_std": torch.tensor(config.image_std).view(3, 1, 1),
+            "landmark_center": torch.tensor(config.landmark_center),
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        for parameter in (self.word_embedding.weight, self.word_position, self.action_query):
+            nn.init.normal_(parameter, std=0.02)
+        if self.config.num_landmarks:
+            nn.init.normal_(self.slot_embedding, std=0.02)
+        nn.init.normal_(self.action_head[-1].weight, std=0.01)
+        nn.init.zeros_(self.action_head[-1].bias)
+        nn.init.zeros_(self.value_head.mlp[-1].weight)
+        nn.init.zeros_(self.value_head.mlp[-1].bias)
+
+    # Tokens ---------------------------------------------------------------------------------
+
+    def _images(self, images: Tensor, augment: bool) -> Tensor:
+        """Return images as float [B, 3, W, W] of about zero mean and unit variance."""
+        if images.shape[-1] == 3 and images.shape[1] != 3:
+            images = rearrange(images, "b h w c -> b c h w")
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255.0)
+        images = (images - self.image_mean) / self.image_std
+        return self._augment(images) if augment else images
+
+    def _augment(self, images: Tensor) -> Tensor:
+        """Shift and recolour each image at random."""
+        batch, shift, jitter = len(images), self.config.image_shift_px, self.config.image_jitter
+        if shift:
+            size = images.shape[-1]
+            offset = torch.randint(-shift, shift + 1, (2, batch, 1), device=images.device)
+            rows, columns = (torch.arange(size, device=images.device) + offset).clamp(0, size - 1)
+            index = torch.arange(batch, device=images.device)[:, None, None]
+            images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+            images = images.permute(0, 3, 1, 2)
+        if jitter:
+            noise = torch.empty(3, batch, 3, 1, 1, device=images.device).uniform_(-jitter, jitter)
+            gain = 1.0 + noise[0, :, :1] + 0.5 * noise[1]
+            images = images * gain + noise[2, :, :1] / self.image_std
+        return images
+
+    def _perceive(
+        self, batch: dict[str, Tensor], augment: bool
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Return keypoints per camera, the state, landmark positions and presence logits."""
+        state = batch[OBS_STATE]
+        if augment and self.config.state_noise:
+            state = state + self.config.state_noise * torch.randn_like(state)
+        keypoints = [
+            stem(self._images(batch[key], augment))
+            for key, stem in zip(self.config.camera_keys, self.stems, strict=True)
+        ]
+        if self.config.num_landmarks:
+            positions, presence = self.landmark_readout(torch.cat([*keypoints, state], dim=-1))
+        else:
+            positions, presence = state.new_zeros(len(state), 0, 3), state.new_zeros(len(state), 0)
+        return keypoints, state, positions, presence
+
+    def _trunk(self, batch: dict[str, Tensor], augment: bool = False) -> _Trunk:
+        """Embed a batch and run the transformer."""
+        keypoints, state, positions, presence = self._perceive(batch, augment)
+        words = batch[OBS_LANGUAGE_TOKENS]
+        size, length = words.shape
+        tokens = [self.word_embedding(words) + self.word_position[:length]]
+        tokens += [
+            projection(points)[:, None]
+            for projection, points in zip(self.camera_projections, keypoints, strict=True)
+        ]
+        tokens.append(self.state_projection(state)[:, None])
+        if self.config.num_landmarks:
+            tokens.append(self._slots(positions, presence, state))
+        tokens.append(repeat(self.action_query, "h d -> b h d", b=size))
+        hidden = torch.cat(tokens, dim=1)
+        readable = batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+        mask = F.pad(readable, (0, hidden.shape[1] - length), value=True)[:, None, None]
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        return _Trunk(hidden, mask, positions, presence)
+
+    def _slots(self, positions: Tensor, presence: Tensor, state: Tensor) -> Tensor:
+        """Return one token [B, L, D] per landmark slot."""
+        believed = torch.cat([positions, torch.sigmoid(presence)[..., None]], dim=-1)
+        if self.config.detach_landmarks:
+            believed = believed.detach()
+        hidden = self.slot_position(believed) + self.slot_state(state)[:, None]
+        return self.slot_out(F.gelu(hidden + self.slot_embedding)) + self.slot_embedding
+
+    # Predictions ----------------------------------------------------------------------------
+
+    def _action_logits(self, trunk: _Trunk) -> Tensor:
+        queries = self.norm(trunk.tokens[:, -self.config.chunk_size :])
+        logits = self.action_head(queries).float()
+        return rearrange(logits, "b h (a k) -> b h a k", k=self.config.num_bins)
+
+    def _landmarks(self, positions: Tensor) -> Tensor:
+        return positions * self.config.landmark_scale + self.landmark_center
+
+    def predict(self, batch: dict[str, Tensor], value_detach: bool = True) -> RazorOutput:
+        """Predict action logits, value and landmarks.
+
+        Args:
+            batch: Preprocessed observations.
+            value_detach: Stop the gradient of the value at the transformer's tokens.
+        """
+        trunk = self._trunk(batch)
+        tokens = trunk.tokens.detach() if value_detach else trunk.tokens
+        return RazorOutput(
+            logits=self._action_logits(trunk),
+            value=self.value_head(tokens, trunk.mask),
+            landmarks=self._landmarks(trunk.positions),
+            landmark_logits=trunk.landmark_logits,
+        )
+
+    def action_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits [B, H, A, K] alone, which is what imitation and KL need."""
+        return self._action_logits(self._trunk(batch))
+
+    def tokenize(self, actions: Tensor) -> Tensor:
+        """Return the index int64 [...] of the bin whose centre is nearest to each action."""
+        return torch.bucketize(actions.contiguous(), self.bin_edges)
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Tensor],
+        generator: torch.Generator | None = None,
+        deterministic: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return an action chunk [B, H, A] in [-1, 1].
+
+        Args:
+            batch: Preprocessed observations.
+            generator: Source of randomness when not deterministic.
+            deterministic: Take the likeliest bin of every dimension instead of a sample.
+            **kwargs: Ignored; LeRobot passes options of other policies.
+        """
+        logits = self.action_logits(batch)
+        if deterministic:
+            return self.bin_centers[logits.argmax(-1)]
+        probabilities = rearrange(torch.softmax(logits, -1), "b h a k -> (b h a) k")
+        tokens = torch.multinomial(probabilities, 1, generator=generator)
+        return self.bin_centers[tokens.view(logits.shape[:-1])]
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Return the next action [B, A]; looks again when the last chunk is used up."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch, **kwargs)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+        return self._queue.popleft()
+
+    def reset(self) -> None:
+        """Forget the actions that are still to be executed."""
+        self._queue: deque[Tensor] = deque()
+
+    # Losses ---------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: dict[str, Tensor], reduction: str = "mean"
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the imitation loss and its parts.
+
+        The loss is the cross-entropy per action token, plus `landmark_weight` times the smooth-L1
+        error of the landmark positions and `presence_weight` times the cross-entropy of their
+        presence, where the batch has landmarks. In training mode the images are augmented; the
+        other predictions never are.
+
+        Args:
+            batch: Preprocessed observations with `action`.
+            reduction: "mean" for a scalar, "none" for [B].
+        """
+        trunk = self._trunk(batch, augment=self.training)
+        logits = self._action_logits(trunk)
+        targets = self.tokenize(batch[ACTION].float())
+        action_loss = _masked_mean(self._cross_entropy(logits, targets), batch.get("action_is_pad"))
+        loss = action_loss
+        with torch.no_grad():
+            hits = (logits.argmax(-1) == targets).float().mean(-1)
+            accuracy = _masked_mean(hits, batch.get("action_is_pad")).mean()
+        info = {"action_loss": action_loss.mean().item(), "token_accuracy": accuracy.item()}
+        if LANDMARKS in batch and self.config.num_landmarks:
+            auxiliary, landmark_info = self._landmark_loss(trunk, batch)
+            loss = loss + auxiliary
+            info |= landmark_info
+        return (loss if reduction == "none" else loss.mean()), info
+
+    def landmark_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Return the landmark loss alone, without running the transformer."""
+        _, state, positions, presence = self._perceive(batch, augment=self.training)
+        empty = state.new_zeros(0)
+        loss, info = self._landmark_loss(_Trunk(empty, empty, positions, presence), batch)
+        return loss.mean(), info
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy [B, H], averaged over action dimensions."""
+        sigma = self.config.label_smoothing_bins
+        log_probs = torch.log_softmax(logits, -1)
+        if sigma <= 0:
+            return -log_probs.gather(-1, targets[..., None]).squeeze(-1).mean(-1)
+        bins = torch.arange(self.config.num_bins, device=logits.device)
+        distance = (bins - targets[..., None]).float()
+        return -(torch.softmax(-0.5 * (distance / sigma) ** 2, -1) * log_probs).sum(-1).mean(-1)
+
+    def _landmark_loss(
+        self, trunk: _Trunk, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the weighted landmark loss [B] and its parts."""
+        config, target = self.config, batch[LANDMARKS].float()
+        present = batch.get(LANDMARKS_PRESENT)
+        present = torch.ones_like(target[..., 0]) if present is None else present.float()
+        predicted = self._landmarks(trunk.positions)
+        # Absent landmarks may hold anything, not-a-number too, and zero times that is no zero.
+        target = torch.where(present[..., None] > 0, target, predicted.detach())
+        error = F.smooth_l1_loss(predicted, target, beta=config.landmark_beta, reduction="none")
+        position_loss = _masked_mean(error.mean(-1), present == 0)
+        presence_loss = F.binary_cross_entropy_with_logits(
+            trunk.landmark_logits, present, reduction="none"
+        ).mean(-1)
+        with torch.no_grad():
+            distance = (predicted - target).norm(dim=-1).sum() / present.sum().clamp(min=1)
+        info = {
+            "landmark_loss": position_loss.mean().item(),
+            "presence_loss": presence_loss.mean().item(),
+            "landmark_error_m": distance.item(),
+        }
+        return config.landmark_weight * position_loss + config.presence_weight * presence_loss, info
+
+    # Parameters -----------------------------------------------------------------------------
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that only the value depends on."""
+        return list(self.value_head.parameters())
+
+    def lora_targets(self) -> list[nn.Linear]:
+        """Return the layers that low-rank fine-tuning updates: transformer and action head."""
+        parts = [*self.blocks, self.action_head]
+        return [m for part in parts for m in part.modules() if isinstance(m, nn.Linear)]
+
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """Return two parameter groups: matrices with weight decay, everything else without."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+
+def _masked_mean(values: Tensor, masked_out: Tensor | None) -> Tensor:
+    """Average values [B, X] over X, leaving out entries where the mask is True; returns [B]."""
+    if masked_out is None:
+        return values.mean(-1)
+    kept = (~masked_out.bool()).to(values.dtype)
+    return (values * kept).sum(-1) / kept.sum(-1).clamp(min=1)

@@ -1,0 +1,277 @@
+"""From a name, a checkpoint or a hub id to a policy, and from settings to a new one.
+
+With `policy_handle`, the only module that imports LeRobot's policy API. LeRobot is imported inside
+the functions, because that takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robo_razor.errors import CheckpointError, PolicyError, unknown_name
+from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
+
+__all__ = [
+    "PolicyHandle",
+    "TokenPolicyHandle",
+    "create_policy",
+    "load_policy",
+    "locate_policy",
+    "shipped_policies",
+]
+
+logger = logging.getLogger(__name__)
+
+POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distribution.
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Return the policies whose weights came with the installation, by name."""
+    found: dict[str, Path] = {}
+    for package in POLICY_PACKAGES:
+        folder = Path(str(files(package).joinpath("weights")))
+        if folder.is_dir():
+            found |= {p.name: p for p in sorted(folder.iterdir()) if (p / CONFIG_FILE).is_file()}
+    return found
+
+
+def locate_policy(name_or_path: str | Path) -> Path | None:
+    """Find the directory that holds a policy's files.
+
+    Args:
+        name_or_path: A shipped policy's name; a run directory (its last checkpoint is taken); a
+            checkpoint, or the `pretrained_model` directory in it; or a hub id.
+
+    Returns:
+        The directory, or None if the name can only be a hub id (`owner/name`).
+
+    Raises:
+        UnknownNameError: If it is no shipped policy, no path and no hub id.
+        CheckpointError: If it is a directory without a policy.
+    """
+    name = str(name_or_path)
+    shipped = shipped_policies()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name).expanduser()
+    if path.exists():
+        return _policy_directory(path)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if is_hub_id and not path.parent.exists():
+        return None
+    raise unknown_name(
+        "policy",
+        name,
+        shipped,
+        remedy="It is no directory either. Give a run or checkpoint directory, or a hub id "
+        "(owner/name).",
+    )
+
+
+def _policy_directory(path: Path) -> Path:
+    """Return the directory at or below `path` that has a policy in it."""
+    for inner in ("", "pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model"):
+        if (path / inner / CONFIG_FILE).is_file():
+            return path / inner
+    raise CheckpointError(
+        f"{path} holds no policy: there is no {CONFIG_FILE} in it, nor in its pretrained_model or "
+        "checkpoints/last/pretrained_model.",
+        remedy="Give a run directory with at least one checkpoint, or "
+        "RUN/checkpoints/STEP/pretrained_model.",
+    )
+
+
+def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
+    """Load a policy with its processors, in evaluation mode.
+
+    Args:
+        name_or_path: See `locate_policy`.
+        device: Torch device.
+
+    Raises:
+        UnknownNameError: If there is no such policy.
+        CheckpointError: If its files are missing, truncated or do not fit together.
+        PolicyError: If the hub cannot be reached, or LeRobot does not know the type of the policy.
+    """
+    directory = locate_policy(name_or_path)
+    if directory is None:
+        directory = _download(str(name_or_path))
+    _register_policies()
+    _check_config_file(directory)
+    try:
+        module, preprocessor, postprocessor = _load_from_directory(directory, device)
+    except (PolicyError, CheckpointError):
+        raise
+    except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
+        raise CheckpointError(
+            f"The policy in {directory} cannot be loaded: {type(error).__name__}: "
+            f"{_first_line(error)}",
+            remedy="The checkpoint is incomplete or was made by another version; take another "
+            "checkpoint of the run.",
+        ) from error
+    return _make_handle(module, preprocessor, postprocessor, str(name_or_path), device)
+
+
+def create_policy(
+    state_mean: Sequence[float],
+    state_std: Sequence[float],
+    *,
+    camera_names: Sequence[str] = ("front", "wrist"),
+    action_dim: int = 5,
+    policy_type: str = "razor",
+    device: str = "cpu",
+    **settings: Any,
+) -> PolicyHandle:
+    """Build a policy with new weights from the global torch generator.
+
+    Args:
+        state_mean: Mean of the proprioceptive state over the training data [S].
+        state_std: Standard deviation of it [S].
+        camera_names: Cameras that the policy sees.
+        action_dim: Number of action dimensions.
+        policy_type: LeRobot's name of the kind of policy.
+        device: Torch device.
+        **settings: Fields of the policy's configuration, such as `dim_model`.
+    """
+    _register_policies()
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import (
+        get_policy_class,
+        make_policy_config,
+        make_pre_post_processors,
+    )
+
+    size = settings.get("image_size", 64)
+    inputs = {
+        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, size, size))
+        for name in camera_names
+    }
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (len(state_mean),))
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (action_dim,))}
+    config = make_policy_config(
+        policy_type, device=device, input_features=inputs, output_features=outputs, **settings
+    )
+    config.push_to_hub = False
+    statistics = {
+        "observation.state": {
+            "mean": torch.tensor(list(state_mean), dtype=torch.float32),
+            "std": torch.tensor(list(state_std), dtype=torch.float32),
+        }
+    }
+    module = get_policy_class(policy_type)(config)
+    processors = make_pre_post_processors(config, dataset_stats=statistics)
+    return _make_handle(module, *processors, policy_type, device)
+
+
+def _make_handle(
+    module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str
+) -> PolicyHandle:
+    """Choose the handle by what the policy offers."""
+    has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
+    kind = TokenPolicyHandle if has_tokens else PolicyHandle
+    return kind(module.eval(), preprocessor, postprocessor, name, device)
+
+
+def _register_policies() -> None:
+    """Make LeRobot know its plugins, ours first."""
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    for package in POLICY_PACKAGES:
+        importlib.import_module(package)
+    register_third_party_plugins()
+
+
+def _check_config_file(directory: Path) -> None:
+    """Check that the configuration is whole and of a type that LeRobot knows."""
+    from lerobot.configs import PreTrainedConfig
+
+    path = directory / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        policy_type = config["type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not the configuration of a policy: {type(error).__name__}: {error}",
+            remedy="Take another checkpoint of the run.",
+        ) from error
+    known = PreTrainedConfig.get_known_choices()
+    if policy_type not in known:
+        raise unknown_name(
+            "policy type", policy_type, known, remedy=f"{path} asks for it; install its plugin."
+        )
+    if config.get("use_peft"):
+        raise PolicyError(
+            f"{directory} is a PEFT adapter, not a whole policy.",
+            remedy="Merge the adapter into its base and save that.",
+        )
+
+
+def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
+    """Load module, preprocessor and postprocessor."""
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    _check_weights_file(directory / WEIGHTS_FILE)
+    config = PreTrainedConfig.from_pretrained(directory)
+    config.device = device
+    with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where the weights come from.
+        module = get_policy_class(config.type).from_pretrained(
+            directory, config=config, strict=True
+        )
+    override = {"device_processor": {"device": device}}
+    processors = make_pre_post_processors(
+        config, pretrained_path=str(directory), preprocessor_overrides=override
+    )
+    return module, *processors
+
+
+def _check_weights_file(path: Path) -> None:
+    """Check that the weights are there and whole."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} has no {WEIGHTS_FILE}.", remedy="Take another checkpoint of the run."
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}",
+            remedy="Take another checkpoint of the run, or install the package again if it is a "
+            "shipped policy.",
+        ) from error
+
+
+def _download(repo_id: str) -> Path:
+    """Fetch a policy from the hub and return the directory of its files."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors"]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except Exception as error:  # httpx, huggingface_hub and the operating system, depending.
+        shipped = ", ".join(shipped_policies()) or "(none)"
+        raise PolicyError(
+            f"The policy {repo_id!r} is no directory here, and it cannot be had from the hub: "
+            f"{type(error).__name__}: {_first_line(error)}",
+            allowed=f"shipped policies ({shipped}), run and checkpoint directories, hub ids",
+            remedy="Check the spelling and the network, or copy the policy here and give its path.",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

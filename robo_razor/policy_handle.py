@@ -1,0 +1,385 @@
+"""What the toolkit needs of a policy: to prepare, act, give densities, train, copy and save.
+
+A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categorical action tokens)
+gets a `TokenPolicyHandle` with exact densities; every other LeRobot policy gets a `PolicyHandle`,
+which can act and be cloned but has no density. No concrete policy is known here.
+
+Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions, S state.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robo_razor.distributions import ActionDistribution, TokenChunkDistribution
+from robo_razor.errors import PolicyEnvMismatchError, PolicyError
+from robo_razor.lora import add_lora, has_lora, merge_lora
+
+logger = logging.getLogger(__name__)
+
+IMAGE_PREFIX = "observation.images."
+STATE = "observation.state"
+ACTION = "action"
+T = TypeVar("T", bound=tuple[Tensor, ...])
+
+
+class PolicyHandle:
+    """A LeRobot policy with its processors; base class for policies without a density.
+
+    Args:
+        module: The LeRobot policy.
+        preprocessor: Pipeline from host batches to policy batches.
+        postprocessor: Pipeline from policy actions to environment actions.
+        name: What the user called the policy.
+        device: Torch device.
+    """
+
+    has_density = False
+
+    def __init__(
+        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
+    ) -> None:
+        self.module = module.to(device)
+        self.preprocessor = preprocessor
+        self.postprocessor = postprocessor
+        self.name = name
+        self.device = torch.device(device)
+        self.inference_batch = 32
+        self.temperature = 1.0
+        config = module.config
+        self._image_keys = list(config.image_features)
+        self.camera_names = [key.removeprefix(IMAGE_PREFIX) for key in self._image_keys]
+        self.chunk_size: int = getattr(config, "n_action_steps", 1)
+        self.action_dim: int = config.action_feature.shape[0]
+        state = config.robot_state_feature
+        self.state_dim: int = state.shape[0] if state is not None else 0
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.module.parameters())
+        return f"{type(self).__name__}({self.name!r}, {parameters:,} parameters)"
+
+    @property
+    def config(self) -> Any:
+        """Return the policy's LeRobot configuration."""
+        return self.module.config
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Return height and width of the images, pixels."""
+        shape = self.config.image_features[self._image_keys[0]].shape
+        return shape[1], shape[2]
+
+    @property
+    def image_size(self) -> int:
+        """Return the height of the images, pixels."""
+        return self.image_shape[0]
+
+    # Observations ---------------------------------------------------------------------------
+
+    def prepare(self, observation: dict[str, Any], instructions: Sequence[str]) -> dict[str, Tensor]:
+        """Turn host observations into the policy's inputs.
+
+        Args:
+            observation: `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos": float [N, S]}`.
+            instructions: One instruction per environment.
+
+        Returns:
+            Tensors that share no memory with `observation`, first axis N.
+        """
+        host: dict[str, Any] = {"task": list(instructions), **self._host_state(observation)}
+        for key, camera in zip(self._image_keys, self.camera_names, strict=True):
+            images = torch.from_numpy(np.asarray(observation["pixels"][camera]))
+            host[key] = images.permute(0, 3, 1, 2).float().div_(255.0)
+        return self._observations(self.preprocessor(host))
+
+    def _host_state(self, observation: dict[str, Any]) -> dict[str, Tensor]:
+        if not self.state_dim:
+            return {}
+        return {STATE: torch.from_numpy(np.array(observation["agent_pos"], dtype=np.float32))}
+
+    @staticmethod
+    def _observations(batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {
+            key: value
+            for key, value in batch.items()
+            if key.startswith("observation.") and isinstance(value, Tensor)
+        }
+
+    # Acting ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: dict[str, Any],
+        instructions: Sequence[str],
+        mode: Literal["greedy", "sample"] = "greedy",
+        uniforms: Tensor | NDArray[Any] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the action chunks to execute.
+
+        Args:
+            observation: Host observations of N environments.
+            instructions: One instruction per environment.
+            mode: "greedy" for the mode; a policy without density acts as it does in LeRobot.
+            uniforms: Numbers in (0, 1) [N, H, A] that "sample" turns into actions.
+
+        Returns:
+            Actions float32 [N, H, A] in the environment's units.
+        """
+        batch = self.prepare(observation, instructions)
+        chunk = self.postprocessor(self.module.predict_action_chunk(batch))
+        return np.asarray(chunk[:, : self.chunk_size].float().cpu().numpy(), dtype=np.float32)
+
+    def distribution(self, batch: dict[str, Tensor]) -> ActionDistribution:
+        """Return the distribution of the executed chunk.
+
+        Raises:
+            PolicyError: If the policy has no density.
+        """
+        raise self._no_density()
+
+    def distribution_and_value(
+        self, batch: dict[str, Tensor], value_detach: bool = True
+    ) -> tuple[ActionDistribution, Tensor]:
+        """Return the distribution of the executed chunk and the value [B].
+
+        Raises:
+            PolicyError: If the policy has no density.
+        """
+        raise self._no_density()
+
+    def _no_density(self) -> PolicyError:
+        return PolicyError(
+            f"The policy {self.name!r} (type {self.config.type!r}) has no action density, so it has "
+            "no log-probability, no KL divergence and no PPO.",
+            allowed="policies with categorical action tokens, such as razor-base",
+            remedy="Fine-tune it with --method bc, or choose another --policy.",
+        )
+
+    # Training -------------------------------------------------------------------------------
+
+    def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Return the policy's own imitation loss and its parts.
+
+        Args:
+            batch: Prepared observations with `action` float [B, H, A] in the environment's units,
+                and optionally `action_is_pad` bool [B, H] and landmarks.
+        """
+        loss, info = self.module.forward({**batch, ACTION: self._normalize_action(batch[ACTION])})
+        return loss, dict(info or {})
+
+    def _normalize_action(self, actions: Tensor) -> Tensor:
+        from lerobot.processor import NormalizerProcessorStep
+        from lerobot.processor.converters import create_transition
+
+        for step in self.preprocessor.steps:
+            if isinstance(step, NormalizerProcessorStep):
+                normalized: Tensor = step(create_transition(action=actions))[ACTION]
+                return normalized
+        return actions
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters that only the value depends on."""
+        owner = getattr(self.module, "value_parameters", None)
+        return [p for p in owner() if p.requires_grad] if owner is not None else []
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Return all other trainable parameters."""
+        value = {id(p) for p in self.value_parameters()}
+        return [p for p in self.module.parameters() if p.requires_grad and id(p) not in value]
+
+    def add_lora(self, rank: int, scale: float = 1.0) -> list[nn.Parameter]:
+        """Train low-rank updates instead of the weights; the value head stays trainable.
+
+        Args:
+            rank: Rank of the updates.
+            scale: Factor on the updates.
+
+        Returns:
+            The updates' parameters, which are then all of `policy_parameters()`.
+        """
+        value = self.value_parameters()
+        self.module.requires_grad_(False)
+        for parameter in value:
+            parameter.requires_grad_(True)
+        targets = getattr(self.module, "lora_targets", None)
+        layers = (
+            targets()
+            if targets is not None
+            else [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
+        )
+        return add_lora(layers, rank, scale)
+
+    def merge_lora(self) -> None:
+        """Write the low-rank updates into the weights."""
+        merge_lora(self.module)
+
+    # Copies ---------------------------------------------------------------------------------
+
+    def frozen_copy(self) -> PolicyHandle:
+        """Return an independent copy in evaluation mode whose parameters take no gradient."""
+        frozen = copy.copy(self)
+        frozen.module = copy.deepcopy(self.module)
+        merge_lora(frozen.module)
+        frozen.module.eval().requires_grad_(False)
+        return frozen
+
+    def save(self, directory: str | Path) -> None:
+        """Write the policy in LeRobot's layout; low-rank updates are merged in the file."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        module = self.frozen_copy().module if has_lora(self.module) else self.module
+        module.config.pretrained_path = None  # The place it was loaded from is nobody's business.
+        module.save_pretrained(folder)
+        self.preprocessor.save_pretrained(folder)
+        self.postprocessor.save_pretrained(folder)
+
+    # Environments ---------------------------------------------------------------------------
+
+    def check_env(
+        self, single_observation_space: spaces.Space[Any], single_action_space: spaces.Space[Any]
+    ) -> None:
+        """Check that the policy's cameras, state and actions fit an environment.
+
+        Raises:
+            PolicyEnvMismatchError: If not; the message shows both sides.
+        """
+        offered = describe_spaces(single_observation_space, single_action_space)
+        problems = [
+            f"camera {name!r} of {self.image_shape[1]}x{self.image_shape[0]} px"
+            for name in self.camera_names
+            if offered["cameras"].get(name) != (*self.image_shape, 3)
+        ]
+        if self.state_dim and offered["state"] != self.state_dim:
+            problems.append(f"agent_pos of {self.state_dim} numbers")
+        if offered["action"] != self.action_dim:
+            problems.append(f"actions of {self.action_dim} numbers")
+        if problems:
+            cameras = (
+                ", ".join(f"{n!r} {s[1]}x{s[0]} px" for n, s in offered["cameras"].items()) or "none"
+            )
+            raise PolicyEnvMismatchError(
+                f"The policy {self.name!r} does not fit the environment: it needs "
+                f"{', '.join(problems)}; the environment has cameras {cameras}, agent_pos of "
+                f"{offered['state']} numbers and actions of {offered['action']} numbers.",
+                remedy="Choose a task with these observations (robo-razor list), set the image "
+                "size of the environment, or use a policy that was trained for it.",
+            )
+
+
+class TokenPolicyHandle(PolicyHandle):
+    """A policy with categorical action tokens: exact densities and KL divergences."""
+
+    has_density = True
+
+    def __init__(
+        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
+    ) -> None:
+        super().__init__(module, preprocessor, postprocessor, name, device)
+        mode = str(getattr(module.config.normalization_mapping.get("ACTION"), "value", "IDENTITY"))
+        if mode != "IDENTITY":
+            raise PolicyError(
+                f"The policy {name!r} normalises its actions ({mode}), but action tokens stand for "
+                "actions in [-1, 1].",
+                allowed="normalization_mapping ACTION: IDENTITY",
+            )
+
+    def prepare(self, observation: dict[str, Any], instructions: Sequence[str]) -> dict[str, Tensor]:
+        """Turn host observations into the policy's inputs; images stay uint8 [N, W, W, 3]."""
+        host = {"task": list(instructions), **self._host_state(observation)}
+        batch = self._observations(self.preprocessor(host))
+        for key, camera in zip(self._image_keys, self.camera_names, strict=True):
+            batch[key] = torch.from_numpy(np.array(observation["pixels"][camera])).to(self.device)
+        return batch
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: dict[str, Any],
+        instructions: Sequence[str],
+        mode: Literal["greedy", "sample"] = "greedy",
+        uniforms: Tensor | NDArray[Any] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the action chunks to execute; see `PolicyHandle.act`.
+
+        Raises:
+            PolicyError: If `mode` is "sample" and there are no `uniforms`.
+        """
+        distribution = self.distribution(self.prepare(observation, instructions))
+        if mode == "greedy":
+            actions = distribution.mode()
+        elif uniforms is None:
+            raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
+        else:
+            actions = distribution.sample(torch.as_tensor(uniforms, device=self.device))
+        return np.asarray(actions.cpu().numpy(), dtype=np.float32)
+
+    def distribution(self, batch: dict[str, Tensor]) -> TokenChunkDistribution:
+        """Return the distribution of the executed chunk."""
+        (logits,) = self._infer(batch, lambda rows: (self.module.action_logits(rows),))
+        return self._token_distribution(logits)
+
+    def distribution_and_value(
+        self, batch: dict[str, Tensor], value_detach: bool = True
+    ) -> tuple[TokenChunkDistribution, Tensor]:
+        """Return the distribution of the executed chunk and the value [B].
+
+        Args:
+            batch: Prepared observations.
+            value_detach: Let no gradient of the value reach what the actions depend on.
+        """
+
+        def predict(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            output = self.module.predict(rows, value_detach=value_detach)
+            return output.logits, output.value
+
+        logits, value = self._infer(batch, predict)
+        return self._token_distribution(logits), value
+
+    def _token_distribution(self, logits: Tensor) -> TokenChunkDistribution:
+        executed = logits[:, : self.chunk_size]
+        return TokenChunkDistribution(executed, self.module.bin_centers, self.temperature)
+
+    def _infer(self, batch: dict[str, Tensor], predict: Callable[[dict[str, Tensor]], T]) -> T:
+        """Run `predict` directly when training, and in batches of one fixed size otherwise.
+
+        Matrix products of another batch size round differently, so without the fixed size an
+        episode's outcome would depend on how many environments run beside it.
+        """
+        if torch.is_grad_enabled():
+            return predict(batch)
+        count, size = len(batch[STATE]), self.inference_batch
+        index = torch.arange(-(-count // size) * size, device=self.device).clamp(max=count - 1)
+        parts = [
+            predict({key: value[rows] for key, value in batch.items()})
+            for rows in index.split(size)
+        ]
+        joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
+        return joined  # type: ignore[return-value]
+
+
+def describe_spaces(observation: spaces.Space[Any], action: spaces.Space[Any]) -> dict[str, Any]:
+    """Return cameras {name: shape}, state and action sizes (None where there is none)."""
+    cameras: dict[str, tuple[int, ...]] = {}
+    state = None
+    if isinstance(observation, spaces.Dict):
+        pixels = observation.spaces.get("pixels")
+        if isinstance(pixels, spaces.Dict):
+            cameras = {name: tuple(space.shape or ()) for name, space in pixels.spaces.items()}
+        agent = observation.spaces.get("agent_pos")
+        state = agent.shape[0] if agent is not None and agent.shape else None
+    return {
+        "cameras": cameras,
+        "state": state,
+        "action": action.shape[-1] if action.shape else None,
+    }
