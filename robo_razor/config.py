@@ -94,6 +94,8 @@ class TrackingConfig(Settings):
     """Share of wall time that tracking should stay under (0, 1]; exceeding it is warned of."""
     final_episodes_new: int = setting(200, low=1)
     """Episodes on the new task at the last checkpoint (greedy)."""
+    alarm_retention: float = setting(0.8, low=0.0)
+    """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0: never."""
 
     def interval(self, num_updates: int) -> int:
         """Return the number of updates between two checkpoints in a run of `num_updates`."""
@@ -134,6 +136,10 @@ class PPOConfig(Settings):
     """Discount per decision (one action chunk), [0, 1]."""
     gae_lambda: float = setting(0.95, low=0.0, high=1.0)
     """Lambda of generalised advantage estimation, [0, 1]."""
+    baseline: Literal["value", "group"] = "value"
+    """What outcomes are compared with: the `value` head (GAE), or the other episodes of a `group`."""
+    group_size: int = setting(8, low=2)
+    """Episodes from the same start state with `baseline: group` (>= 2)."""
     clip_low: float = setting(0.2, above=0.0, high=1.0)
     """Probability ratios are clipped at 1 - clip_low, (0, 1]."""
     clip_high: float = setting(0.28, above=0.0)

@@ -1,0 +1,355 @@
+"""Make vector environments by Gymnasium id, and drive them in groups.
+
+The toolkit asks a vector environment for four things beyond `gymnasium.vector.VectorEnv`: a chunk of
+actions per step, resets of single sub-environments, a task and an instruction per sub-environment,
+and a final observation that is not replaced (autoreset disabled). Environments registered with a
+`vector_entry_point` bring that themselves; any other id runs in `SerialVectorEnv`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from robo_razor.config import EnvConfig
+from robo_razor.errors import EnvError, unknown_name
+from robo_razor.types import Observation
+
+StepResult = tuple[
+    NDArray[np.int64],
+    Observation,
+    NDArray[np.float64],
+    NDArray[np.bool_],
+    NDArray[np.bool_],
+    dict[str, Any],
+]
+
+
+class ChunkVectorEnv(Protocol):
+    """What the toolkit uses of a vector environment (see `gym_razor.vector.RazorVectorEnv`)."""
+
+    num_envs: int
+    metadata: dict[str, Any]
+    single_observation_space: Any
+    single_action_space: Any
+
+    @property
+    def instructions(self) -> Sequence[str]: ...
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]: ...
+
+    def step(self, actions: NDArray[np.float32]) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+def import_env_packages(names: Sequence[str]) -> None:
+    """Import the packages that register environments.
+
+    Raises:
+        EnvError: If a package is not importable.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise EnvError(
+                f"The environment package {name!r} in `env.env_packages` cannot be imported: {error}",
+                remedy="Install it, or remove it from the list.",
+            ) from error
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Check that every task is a registered Gymnasium id.
+
+    Raises:
+        UnknownNameError: If one is not; lists the ids of its namespace and suggests one.
+    """
+    for task in tasks:
+        if task not in gym.registry:
+            namespace = task.split("/")[0] + "/" if "/" in task else ""
+            options = [name for name in gym.registry if name.startswith(namespace) and "/" in name]
+            raise unknown_name(
+                "task", task, options, remedy="`robo-razor list tasks` describes them."
+            )
+
+
+def tasks_of_role(role: str, namespace: str) -> list[str]:
+    """Return the ids of one namespace that are registered with `role` "prior" or "new"."""
+    return [
+        name
+        for name, spec in gym.registry.items()
+        if name.startswith(f"{namespace}/") and spec.kwargs.get("role") == role
+    ]
+
+
+def skill_name(task: str) -> str:
+    """Return the short name of a task id: `LiftCube` for `gym_razor/LiftCube-v0`."""
+    name = task.split("/")[-1]
+    stem, _, version = name.rpartition("-v")
+    return stem if stem and version.isdigit() else name
+
+
+def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) -> Any:
+    """Make a vector environment that executes action chunks.
+
+    Args:
+        task: Gymnasium id of the first task of every sub-environment.
+        config: Number of environments and workers, image size, reward.
+        chunk_size: Control steps per decision, H.
+        **kwargs: Passed to the environment.
+    """
+    import_env_packages(config.env_packages)
+    check_tasks([task])
+    if config.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = config.max_episode_steps
+    if config.reward_type != "sparse":
+        kwargs["reward_type"] = config.reward_type
+    if gym.spec(task).vector_entry_point is None:
+        return SerialVectorEnv(task, config.num_envs, chunk_size=chunk_size, env_kwargs=kwargs)
+    return gym.make_vec(
+        task,
+        num_envs=config.num_envs,
+        vectorization_mode="vector_entry_point",
+        num_workers=min(config.num_workers, config.num_envs),
+        chunk_size=chunk_size,
+        image_size=config.image_size,
+        **kwargs,
+    )
+
+
+class SerialVectorEnv:
+    """Runs ordinary single environments one after another behind the chunked interface.
+
+    For environments without a `vector_entry_point`. Start states depend on (task, seed) only as far
+    as the single environment's own `reset(seed)` does.
+    """
+
+    def __init__(
+        self, task: str, num_envs: int, *, chunk_size: int, env_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        self.num_envs = num_envs
+        self.chunk_size = chunk_size
+        self._env_kwargs = dict(env_kwargs or {})
+        self._envs = [self._make(task) for _ in range(num_envs)]
+        self._tasks = [task] * num_envs
+        self._instructions = [self._describe(env) for env in self._envs]
+        self._observation: Observation | None = None
+        self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        self.single_observation_space = self._envs[0].observation_space
+        self.single_action_space = self._envs[0].action_space
+        self.metadata = {**self._envs[0].metadata}
+        self.groups = [np.arange(num_envs)]
+
+    @property
+    def instructions(self) -> list[str]:
+        """Return the current instruction of every sub-environment."""
+        return list(self._instructions)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the current task id of every sub-environment."""
+        return list(self._tasks)
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
+        options = options or {}
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.num_envs
+        tasks = options.get("tasks") or [None] * self.num_envs
+        words = options.get("instructions") or [None] * self.num_envs
+        for i in np.flatnonzero(mask):
+            if tasks[i] is not None and tasks[i] != self._tasks[i]:
+                self._envs[i].close()
+                self._envs[i], self._tasks[i] = self._make(tasks[i]), tasks[i]
+            observation, _ = self._envs[i].reset(seed=None if seeds[i] is None else int(seeds[i]))
+            self._instructions[i] = words[i] or self._describe(self._envs[i])
+            self._store(i, observation)
+        if self._observation is None:
+            raise EnvError("The first reset must include every sub-environment in use.")
+        return self._observation, {}
+
+    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
+        """Remember the chunks float32 [n, H, A] for `step_wait`."""
+        self._pending = (actions, np.asarray(env_ids))
+
+    def step_wait(self) -> StepResult:
+        """Execute the remembered chunks and return the rows of those sub-environments."""
+        if self._pending is None:
+            raise EnvError("step_wait() was called without step_async().")
+        (actions, env_ids), self._pending = self._pending, None
+        n = len(env_ids)
+        rewards, steps = np.zeros(n), np.zeros(n, dtype=np.int64)
+        ends = np.zeros((2, n), dtype=bool)
+        success = np.zeros(n, dtype=bool)
+        for row, i in enumerate(env_ids):
+            for action in actions[row]:
+                observation, reward, terminated, truncated, info = self._envs[i].step(action)
+                rewards[row] += float(reward)
+                steps[row] += 1
+                success[row] = bool(info.get("is_success", terminated))
+                ends[:, row] = terminated, truncated and not terminated
+                if terminated or truncated:
+                    break
+            self._store(i, observation)
+        assert self._observation is not None
+        infos = {"is_success": success, "executed_steps": steps}
+        return env_ids, take(self._observation, env_ids), rewards, ends[0], ends[1], infos
+
+    def render(self, env_ids: NDArray[np.int64] | None = None, size: int = 256) -> Any:
+        """Return uint8 [n, h, w, 3] frames of the given sub-environments."""
+        ids = range(self.num_envs) if env_ids is None else env_ids
+        return np.stack([np.asarray(self._envs[i].render()) for i in ids])
+
+    def close(self) -> None:
+        """Close every sub-environment."""
+        for env in self._envs:
+            env.close()
+
+    def _make(self, task: str) -> Any:
+        return gym.make(task, render_mode="rgb_array", **self._env_kwargs)
+
+    @staticmethod
+    def _describe(env: Any) -> str:
+        return str(getattr(env.unwrapped, "task_description", ""))
+
+    def _store(self, i: int, observation: Observation) -> None:
+        if self._observation is None:
+            self._observation = _map(
+                lambda x: np.zeros((self.num_envs, *np.shape(x)), np.asarray(x).dtype), observation
+            )
+        _assign(self._observation, i, observation)
+
+
+class GroupDriver:
+    """Steps a vector environment by groups, so that one can move while the policy thinks.
+
+    Uses the split stepping of the environment if there is one (`step_async(actions, env_ids)`,
+    `step_wait()` and `groups`), else one group that holds every sub-environment.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.num_envs = int(env.num_envs)
+        split = all(hasattr(env, name) for name in ("groups", "step_async", "step_wait"))
+        self._split = split
+        self.groups: list[NDArray[np.int64]] = (
+            [np.asarray(group, dtype=np.int64) for group in env.groups]
+            if split
+            else [np.arange(self.num_envs)]
+        )
+        self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+
+    def reset(
+        self,
+        env_ids: NDArray[np.int64],
+        seeds: Sequence[int],
+        tasks: Sequence[str],
+        instructions: Sequence[str | None],
+    ) -> tuple[Observation, list[str], dict[str, Any]]:
+        """Reset some sub-environments; return their observations, instructions and infos."""
+        n = self.num_envs
+        mask = np.zeros(n, dtype=bool)
+        mask[env_ids] = True
+        options = {
+            "reset_mask": mask,
+            "tasks": _spread(n, env_ids, tasks),
+            "instructions": _spread(n, env_ids, instructions),
+        }
+        observation, infos = self.env.reset(
+            seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
+        )
+        words = self.env.instructions
+        rows = {key: value[env_ids] for key, value in infos.items() if _is_per_env(value, n)}
+        return take(observation, env_ids), [str(words[i]) for i in env_ids], rows
+
+    def submit(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
+        """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""
+        if self._split:
+            self.env.step_async(actions, env_ids)
+        else:
+            self._pending = (actions, env_ids)
+
+    def wait(self) -> StepResult:
+        """Return the rows of the next group that is ready."""
+        if self._split:
+            result: StepResult = self.env.step_wait()
+            return result
+        assert self._pending is not None
+        (actions, env_ids), self._pending = self._pending, None
+        full = np.zeros((self.num_envs, *actions.shape[1:]), dtype=np.float32)
+        full[env_ids] = actions
+        mask = np.zeros(self.num_envs, dtype=bool)
+        mask[env_ids] = True
+        observation, rewards, terminated, truncated, infos = self.env.step(full, mask=mask)
+        rows = {
+            key: value[env_ids] for key, value in infos.items() if _is_per_env(value, self.num_envs)
+        }
+        return (
+            env_ids,
+            take(observation, env_ids),
+            rewards[env_ids],
+            terminated[env_ids],
+            truncated[env_ids],
+            rows,
+        )
+
+
+def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:
+    """Return copies of the given rows of a host observation."""
+    result: Observation = _map(lambda x: np.asarray(x)[env_ids], observation)
+    return result
+
+
+def put(target: Observation, rows: NDArray[np.int64], source: Observation) -> None:
+    """Write the rows of `source` into rows `rows` of `target`, in place."""
+    for key, value in source.items():
+        if isinstance(value, dict):
+            put(target[key], rows, value)
+        else:
+            target[key][rows] = value
+
+
+def concatenate(observations: Sequence[Observation]) -> Observation:
+    """Join host observations along the first axis."""
+    first = observations[0]
+    return {
+        key: concatenate([o[key] for o in observations])
+        if isinstance(value, dict)
+        else np.concatenate([o[key] for o in observations])
+        for key, value in first.items()
+    }
+
+
+def _map(function: Any, tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _map(function, value) for key, value in tree.items()}
+    return function(tree)
+
+
+def _assign(target: Observation, i: int, source: Observation) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict):
+            _assign(target[key], i, value)
+        else:
+            target[key][i] = value
+
+
+def _spread(n: int, env_ids: NDArray[np.int64], values: Sequence[Any]) -> list[Any]:
+    spread: list[Any] = [None] * n
+    for i, value in zip(env_ids, values, strict=True):
+        spread[i] = value
+    return spread
+
+
+def _is_per_env(value: Any, n: int) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim >= 1 and value.shape[0] == n

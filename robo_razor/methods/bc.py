@@ -1,0 +1,197 @@
+"""Behaviour cloning: supervised fine-tuning on demonstrations.
+
+Axis letters as in `types`: F frames, W windows, B batch, H chunk, A action dimensions.
+
+A window starts at any frame and holds the next H actions of its episode; beyond the end the last
+action is repeated and marked as padding, which the loss leaves out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robo_razor.config import BCConfig, FinetuneConfig
+from robo_razor.errors import DemonstrationError, TrainingError
+from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
+from robo_razor.seeding import derive, generator
+from robo_razor.types import DemonstrationSet
+
+STEPS_PER_UPDATE = 10
+"""Gradient steps between two lines of the log."""
+
+
+def chunk_windows(
+    offsets: NDArray[np.int64], chunk_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the frames of every window, int64 [F, H], and where they are padding, bool [F, H].
+
+    Args:
+        offsets: int64 [E + 1]; episode e owns frames offsets[e]:offsets[e + 1].
+        chunk_size: Actions that the policy predicts at once (it may execute fewer).
+    """
+    frames = np.arange(int(offsets[-1]))
+    ends = np.repeat(offsets[1:], np.diff(offsets))
+    window = frames[:, None] + np.arange(chunk_size)
+    return np.minimum(window, ends[:, None] - 1), window >= ends[:, None]
+
+
+def learning_rate_factor(step: int, total: int, config: BCConfig) -> float:
+    """Return the factor on the peak learning rate at gradient step `step` (from 0)."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+class WindowSampler:
+    """Prepared policy inputs and targets of all windows, in RAM.
+
+    Args:
+        demonstrations: Demonstrations with frames at control rate.
+        policy: `PolicyHandle` that prepares the inputs.
+    """
+
+    def __init__(self, demonstrations: DemonstrationSet, policy: Any) -> None:
+        predicted = int(getattr(policy.config, "chunk_size", policy.chunk_size))
+        self.windows, self.is_pad = chunk_windows(demonstrations.offsets, predicted)
+        self.actions = demonstrations.actions
+        self.demonstrations = demonstrations
+        self.policy = policy
+        lengths = np.diff(demonstrations.offsets)
+        self.episode = np.repeat(np.arange(demonstrations.num_episodes), lengths)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the training batch of the windows that start at frames `rows`, int64 [B]."""
+        demos, policy = self.demonstrations, self.policy
+        observation = {
+            "pixels": {name: images[rows] for name, images in demos.images.items()},
+            "agent_pos": demos.state[rows],
+        }
+        words = [demos.instructions[e] for e in self.episode[rows]]
+        batch: dict[str, Tensor] = dict(policy.prepare(observation, words))
+        batch["action"] = torch.from_numpy(self.actions[self.windows[rows]]).to(policy.device)
+        batch["action_is_pad"] = torch.from_numpy(self.is_pad[rows]).to(policy.device)
+        if demos.landmarks is not None and demos.landmarks_present is not None:
+            batch["observation.landmarks"] = torch.from_numpy(demos.landmarks[rows]).to(
+                policy.device
+            )
+            batch["observation.landmarks_present"] = torch.from_numpy(
+                demos.landmarks_present[rows]
+            ).to(policy.device)
+        return batch
+
+
+@METHODS.register("bc")
+class BC(Method):
+    """Cloning with AdamW, warm-up, and a cosine or constant rate."""
+
+    needs_density = False
+
+    def __init__(self, config: FinetuneConfig, policy: Any, base: Any, services: Services) -> None:
+        super().__init__(config, policy, base, services)
+        self.bc = config.bc
+        # Not the value head: it has no part in the loss, and weight decay would still shrink it.
+        self.parameters = [p for p in policy.policy_parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.bc.learning_rate, weight_decay=self.bc.weight_decay
+        )
+        self.sampler: WindowSampler | None = None
+
+    def prepare(self) -> None:
+        """Load or make the demonstrations.
+
+        Raises:
+            DemonstrationError: There are none.
+        """
+        demonstrations = self.services.demonstrations()
+        if len(demonstrations) == 0:
+            raise DemonstrationError(
+                f"`bc.demonstrations` = {self.bc.demonstrations!r} holds no frames",
+                remedy="Make some: `robo-razor collect --task TASK --out DIR`.",
+            )
+        self.sampler = WindowSampler(demonstrations, self.policy)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of gradient steps in one pass over the windows."""
+        assert self.sampler is not None
+        return max(1, len(self.sampler) // self.bc.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of gradient steps in the run."""
+        return self.steps_per_epoch * self.bc.epochs
+
+    @property
+    def num_updates(self) -> int:
+        """Return the number of updates, each of `STEPS_PER_UPDATE` gradient steps."""
+        return math.ceil(self.num_steps / STEPS_PER_UPDATE)
+
+    def update(self, update: int) -> Metrics:
+        """Make the next few gradient steps and return their mean metrics."""
+        start = time.perf_counter()
+        first = (update - 1) * STEPS_PER_UPDATE
+        steps = range(first, min(first + STEPS_PER_UPDATE, self.num_steps))
+        history = [self._gradient_step(step) for step in steps]
+        elapsed = time.perf_counter() - start
+        metrics = {f"train/{key}": float(np.mean([h[key] for h in history])) for key in history[0]}
+        metrics["train/epoch"] = (steps[-1] + 1) / self.steps_per_epoch
+        metrics["time/update_s"] = elapsed
+        metrics["time/samples_per_s"] = len(steps) * self.bc.batch_size / elapsed
+        return metrics
+
+    def state(self) -> MethodState:
+        """Return the optimizer's state."""
+        return MethodState(optimizers={"bc": self.optimizer.state_dict()})
+
+    def load_state(self, state: MethodState) -> None:
+        """Take over the optimizer's state."""
+        self.optimizer.load_state_dict(state.optimizers["bc"])
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
+        assert self.sampler is not None
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = generator(self.config.seed, "bc order", epoch).permutation(len(self.sampler))
+        rows: NDArray[np.int64] = order[position :: self.steps_per_epoch]
+        return rows
+
+    def _gradient_step(self, step: int) -> Metrics:
+        assert self.sampler is not None
+        # Augmentation and dropout draw from torch's global stream.
+        torch.manual_seed(derive(self.config.seed, "bc step", step))
+        factor = learning_rate_factor(step, self.num_steps, self.bc)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.bc.learning_rate * factor
+        self.policy.module.train()
+        with autocast(self.policy.device, self.bc.bf16):
+            loss, found = self.policy.bc_loss(self.sampler.batch(self._rows(step)))
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The cloning loss became {float(loss)} at gradient step {step + 1}",
+                remedy="Lower `bc.learning_rate`, or set `bc.bf16: false`. The last checkpoint is "
+                "intact.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.bc.max_grad_norm)
+        self.optimizer.step()
+        self.policy.module.eval()
+        numbers = {key: float(x) for key, x in found.items() if isinstance(x, int | float | Tensor)}
+        return {
+            **numbers,
+            "loss": float(loss.detach()),
+            "grad_norm": float(norm),
+            "learning_rate": self.bc.learning_rate * factor,
+        }

@@ -1,0 +1,363 @@
+"""Proximal policy optimisation on action chunks.
+
+One decision's chunk is one action: its log-probability is summed over H control steps and A
+dimensions. Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
+
+Differences from Schulman et al. 2017 and why:
+- Whole episodes with a quota per update instead of fixed steps per environment: fast, successful
+  episodes are not over-represented, and nothing depends on the number of environments.
+- `clip_low` and `clip_high` may differ (Yu et al. 2025, DAPO's "clip higher").
+- An update stops when `approx_kl` passes `target_kl`, checked before every gradient step.
+- The value head trains alone at first and, by default, on features it cannot change: a value loss
+  through a shared trunk moves the policy by itself.
+- `baseline="group"` replaces the critic by the other episodes from the same start state.
+- The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robo_razor.advantages import (
+    discounted_returns,
+    episode_gae,
+    explained_variance,
+    group_advantages,
+    normalise,
+)
+from robo_razor.config import FinetuneConfig, PPOConfig
+from robo_razor.errors import ConfigError, TrainingError
+from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
+from robo_razor.seeding import derive, generator, training_seeds
+from robo_razor.types import DecisionRecord, EpisodeBatch, make_rows
+
+KL_PROBE_STATES = 256
+EVALUATION_BATCH = 256
+
+
+def ppo_policy_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the clipped surrogate (Schulman et al. 2017, eq. 7, with two clip widths).
+
+    L = -mean(min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)),  r = exp(log_prob - old_log_prob)
+
+    Args:
+        log_prob: float [B], of the chunk under the policy that is tuned.
+        old_log_prob: float [B], under the policy that collected it.
+        advantages: float [B].
+        clip_low: Ratios below 1 - clip_low get no gradient where that would lower them further.
+        clip_high: Likewise above 1 + clip_high.
+
+    Returns:
+        The loss (scalar) and detached scalars: `approx_kl` = mean((r - 1) - log r), an estimate of
+        KL(old || new) that is never negative, `clip_fraction`, `ratio_max`.
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    with torch.no_grad():
+        diagnostics = {
+            "approx_kl": ((ratio - 1.0) - log_ratio).mean(),
+            "clip_fraction": (ratio != clipped).float().mean(),
+            "ratio_max": ratio.max(),
+        }
+    return loss, diagnostics
+
+
+def value_loss(value: Tensor, targets: Tensor) -> Tensor:
+    """Compute half the mean squared error of values float [B] against their targets float [B]."""
+    return 0.5 * (value - targets).square().mean()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an update learns from; all float [M]."""
+
+    advantages: Tensor
+    returns: Tensor
+    old_log_prob: Tensor
+
+
+def compute_targets(batch: EpisodeBatch, config: PPOConfig) -> Targets:
+    """Turn recorded episodes into normalised advantages and value targets."""
+    record = batch.record
+    assert record is not None and record.value is not None
+    assert record.final_value is not None and record.log_prob is not None
+    terminated = torch.from_numpy(batch.terminated)
+    if config.baseline == "group":
+        nothing = torch.zeros(len(batch))
+        returns = discounted_returns(record.reward, nothing, record.offsets, gamma=config.gamma)
+        outcomes = returns[torch.from_numpy(record.offsets[:-1])]
+        per_episode = group_advantages(outcomes, config.group_size)
+        advantages = per_episode[torch.from_numpy(record.episode)]
+    else:
+        advantages, returns = episode_gae(
+            record.reward,
+            record.value,
+            record.final_value,
+            terminated,
+            record.offsets,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+    return Targets(normalise(advantages), returns, record.log_prob)
+
+
+@METHODS.register("ppo")
+class PPO(Method):
+    """PPO with whole episodes, a value head or group baselines, and an exact KL to the base."""
+
+    def __init__(self, config: FinetuneConfig, policy: Any, base: Any, services: Services) -> None:
+        super().__init__(config, policy, base, services)
+        self.ppo = config.ppo
+        self.policy.temperature = self.ppo.temperature
+        self.base.temperature = self.ppo.temperature
+        self.policy_parameters = [p for p in policy.policy_parameters() if p.requires_grad]
+        self.value_parameters = [p for p in policy.value_parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": self.policy_parameters, "lr": self.ppo.learning_rate},
+                {"params": self.value_parameters, "lr": self.ppo.value_learning_rate},
+            ],
+            weight_decay=0.0,
+            eps=1e-5,
+        )
+
+    @classmethod
+    def validate(cls, config: FinetuneConfig) -> None:
+        """Refuse groups that do not divide the episodes of an update."""
+        ppo = config.ppo
+        if ppo.baseline == "group" and ppo.episodes_per_update % ppo.group_size:
+            raise ConfigError(
+                f"ppo.episodes_per_update = {ppo.episodes_per_update} is not a multiple of "
+                f"ppo.group_size = {ppo.group_size}",
+                remedy="With `ppo.baseline: group`, every start state gets `group_size` episodes.",
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Return the number of updates in the run."""
+        return self.ppo.num_updates
+
+    def check_start(self, sampled_success: Sequence[bool]) -> None:
+        """Refuse to start when no sampled episode of the base succeeded.
+
+        Raises:
+            TrainingError: PPO with a sparse reward learns nothing from failures alone.
+        """
+        n = len(sampled_success)
+        if n and not any(sampled_success) and self.config.env.reward_type == "sparse":
+            upper = 1.0 - 0.05 ** (1.0 / n)
+            raise TrainingError(
+                f"The base {self.policy.name!r} succeeded in 0 of {n} sampled episodes on "
+                f"{self.config.task!r} (with 95 % confidence below {upper:.1%}): PPO learns nothing "
+                "from failures alone",
+                remedy="Start with demonstrations (`--method bc`) and go on with PPO from that "
+                "checkpoint (`--policy RUN`), choose a task closer to the base's skills, or try "
+                "`--env.reward-type shaped`.",
+            )
+
+    def update(self, update: int) -> Metrics:
+        """Collect episodes, learn from them, and return what to log."""
+        start = time.perf_counter()
+        batch = self._collect(update)
+        collected = time.perf_counter()
+        metrics = self._rollout_metrics(batch)
+        metrics |= self._learn(batch, update)
+        now = time.perf_counter()
+        metrics |= {
+            "time/rollout_s": collected - start,
+            "time/update_s": now - collected,
+            "time/episodes_per_s": len(batch) / (collected - start),
+            "time/env_steps_per_s": float(batch.control_steps.sum()) / (collected - start),
+        }
+        return metrics
+
+    def state(self) -> MethodState:
+        """Return the optimizer's state."""
+        return MethodState(optimizers={"ppo": self.optimizer.state_dict()})
+
+    def load_state(self, state: MethodState) -> None:
+        """Take over the optimizer's state."""
+        self.optimizer.load_state_dict(state.optimizers["ppo"])
+
+    def _collect(self, update: int) -> EpisodeBatch:
+        seed, ppo = self.config.seed, self.ppo
+        group = ppo.group_size if ppo.baseline == "group" else 1
+        starts = training_seeds(ppo.episodes_per_update // group, seed, "ppo starts", update)
+        rows = make_rows(
+            self.config.task,
+            np.repeat(starts, group).tolist(),
+            samples=np.tile(np.arange(group), len(starts)).tolist(),
+        )
+        return self.services.rollout(
+            rows, mode="sample", record=True, sampling_seed=derive(seed, "ppo actions", update)
+        )
+
+    @staticmethod
+    def _rollout_metrics(batch: EpisodeBatch) -> Metrics:
+        return {
+            "rollout/success_rate": batch.success_rate,
+            "rollout/mean_return": float(batch.episode_return.mean()),
+            "rollout/mean_control_steps": float(batch.control_steps.mean()),
+            "rollout/episodes": float(len(batch)),
+            "rollout/decisions": float(batch.decisions.sum()),
+        }
+
+    def _learn(self, batch: EpisodeBatch, update: int) -> Metrics:
+        record = batch.record
+        assert record is not None
+        warming_up = update <= self.ppo.value_warmup_updates and self.ppo.baseline == "value"
+        self._set_learning_rates(update)
+        targets = compute_targets(batch, self.ppo)
+        if self.ppo.bf16:  # the ratio must be 1 at equal weights, in the precision of the update
+            targets = Targets(targets.advantages, targets.returns, self._log_probs(record))
+        self.policy.module.eval()  # dropout would make the ratio noise
+        history: list[Metrics] = []
+        for rows in self._minibatches(len(record), update):
+            diagnostics = self._gradient_step(record, targets, rows, warming_up)
+            history.append(diagnostics)
+            total = self._steps_per_epoch(len(record)) * self.ppo.update_epochs
+            self.services.on_gradient_steps(len(history), total)
+            if diagnostics.get("stopped"):
+                break
+        return self._learn_metrics(history, batch, targets, update)
+
+    def _set_learning_rates(self, update: int) -> None:
+        factor = 1.0
+        if self.ppo.anneal_lr:
+            factor = 1.0 - (update - 1) / self.ppo.num_updates
+        rates = (self.ppo.learning_rate, self.ppo.value_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _steps_per_epoch(self, num_decisions: int) -> int:
+        return math.ceil(num_decisions / self.ppo.minibatch_size)
+
+    def _minibatches(self, num_decisions: int, update: int) -> list[Tensor]:
+        """Return the rows of every gradient step; each epoch in its own fixed random order."""
+        steps = self._steps_per_epoch(num_decisions)
+        minibatches: list[Tensor] = []
+        for epoch in range(self.ppo.update_epochs):
+            order = generator(self.config.seed, "ppo order", update, epoch).permutation(
+                num_decisions
+            )
+            minibatches += [torch.from_numpy(rows) for rows in np.array_split(order, steps)]
+        return minibatches
+
+    def _gradient_step(
+        self, record: DecisionRecord, targets: Targets, rows: Tensor, warming_up: bool
+    ) -> Metrics:
+        """Make one gradient step, unless the policy has already moved by `target_kl`."""
+        ppo, device = self.ppo, self.policy.device
+        inputs = {key: tensor[rows].to(device) for key, tensor in record.inputs.items()}
+        with autocast(device, ppo.bf16):
+            distribution, value = self.policy.distribution_and_value(
+                inputs, value_detach=ppo.detach_value or warming_up
+            )
+        log_prob = distribution.log_prob(record.actions[rows].to(device))
+        policy_loss, found = ppo_policy_loss(
+            log_prob,
+            targets.old_log_prob[rows].to(device),
+            targets.advantages[rows].to(device),
+            clip_low=ppo.clip_low,
+            clip_high=ppo.clip_high,
+        )
+        approx_kl = float(found["approx_kl"])
+        if ppo.target_kl is not None and approx_kl > ppo.target_kl and not warming_up:
+            return {"approx_kl": approx_kl, "stopped": 1.0}
+        entropy = distribution.entropy().mean()
+        critic_loss = value_loss(value.float(), targets.returns[rows].to(device))
+        loss = torch.zeros((), device=device)
+        if ppo.baseline == "value":
+            loss = loss + ppo.vf_coef * critic_loss
+        if not warming_up:
+            loss = loss + policy_loss - ppo.ent_coef * entropy
+            if ppo.kl_coef > 0.0:
+                loss = loss + ppo.kl_coef * self._penalty(distribution, inputs)
+        self._check_finite(loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        policy_norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, ppo.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.value_parameters, ppo.max_grad_norm)
+        self.optimizer.step()
+        return {
+            "policy_loss": float(policy_loss.detach()),
+            "value_loss": float(critic_loss.detach()),
+            "entropy": float(entropy.detach()),
+            "grad_norm": float(policy_norm),
+            **{key: float(tensor) for key, tensor in found.items()},
+        }
+
+    def _penalty(self, distribution: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the exact KL to the base, averaged over the minibatch (scalar)."""
+        with torch.no_grad():
+            base = self.base.distribution(inputs)
+        divergence: Tensor = (
+            base.kl(distribution) if self.ppo.kl_direction == "forward" else distribution.kl(base)
+        )
+        return divergence.mean()
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The PPO loss became {float(loss)}",
+                remedy="Lower `ppo.learning_rate`, or set `ppo.bf16: false`. The last checkpoint is "
+                "intact.",
+            )
+
+    @torch.no_grad()
+    def _log_probs(self, record: DecisionRecord) -> Tensor:
+        """Return the log-probabilities float [M] of the record in the update's precision."""
+        parts = []
+        for start in range(0, len(record), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            inputs = {k: t[rows].to(self.policy.device) for k, t in record.inputs.items()}
+            with autocast(self.policy.device, self.ppo.bf16):
+                distribution = self.policy.distribution(inputs)
+            parts.append(distribution.log_prob(record.actions[rows].to(self.policy.device)).cpu())
+        return torch.cat(parts)
+
+    def _learn_metrics(
+        self, history: list[Metrics], batch: EpisodeBatch, targets: Targets, update: int
+    ) -> Metrics:
+        record = batch.record
+        assert record is not None and record.value is not None
+        steps = [step for step in history if "stopped" not in step]
+        metrics = {
+            f"train/{key}": float(np.mean([step[key] for step in steps]))
+            for key in (steps[0] if steps else {})
+        }
+        return metrics | {
+            "train/approx_kl": history[-1]["approx_kl"],
+            "train/gradient_steps": float(len(steps)),
+            "train/stopped_by_target_kl": float("stopped" in history[-1]),
+            "train/explained_variance": explained_variance(record.value, targets.returns),
+            "train/advantage_nonzero": float((targets.advantages != 0).float().mean()),
+            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "train/kl_base_tuned": self._kl_to_base(record, update),
+        }
+
+    @torch.no_grad()
+    def _kl_to_base(self, record: DecisionRecord, update: int) -> float:
+        """Return KL(base || tuned) on a random sample of the states just visited."""
+        order = generator(self.config.seed, "ppo probe", update).permutation(len(record))
+        inputs = record.select(np.sort(order[:KL_PROBE_STATES]))
+        inputs = {key: tensor.to(self.policy.device) for key, tensor in inputs.items()}
+        base, tuned = self.base.distribution(inputs), self.policy.distribution(inputs)
+        return float(base.kl(tuned).mean())

@@ -1,0 +1,468 @@
+"""Run a policy in a vector environment: every row of a manifest exactly once.
+
+Axis letters as in `types`: N environments, E episodes, M decisions, H chunk, A action dimensions.
+
+What an episode does depends on (task, seed, sample, policy) only: its start state is a pure function of
+(task, seed), its sampling noise is keyed by the same numbers, and policies infer in batches of one
+size. So scores do not depend on the number of environments, workers, or on which episode ends first.
+While one worker group of the environment moves, the policy thinks about another.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robo_razor.environment import GroupDriver, concatenate, make_env, put, take
+from robo_razor.types import DecisionRecord, EpisodeBatch, EpisodeRow, Observation
+
+__all__ = [
+    "Decision",
+    "EpisodeRow",
+    "ExpertActor",
+    "PolicyActor",
+    "make_env",
+    "run_actor",
+    "run_episodes",
+    "sampling_uniforms",
+]
+
+Mode = Literal["greedy", "sample"]
+Progress = Callable[[int, int, int], None]
+"""Called with (episodes finished, episodes in all, successes so far)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The environments that wait for a decision; all lists have one entry per environment."""
+
+    env: Any
+    env_ids: NDArray[np.int64]
+    observation: Observation
+    instructions: list[str]
+    rows: list[EpisodeRow]
+    steps: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Chunks to execute, and what a record needs of the policy at that moment."""
+
+    actions: NDArray[np.float32]
+    inputs: dict[str, Tensor] | None = None
+    log_prob: Tensor | None = None
+    value: Tensor | None = None
+
+
+class Actor(Protocol):
+    """Chooses chunks for the environments that wait."""
+
+    def decide(self, request: Request) -> Decision:
+        """Return one chunk per waiting environment."""
+        ...
+
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return the value of true final observations, float32 [n], or None without values."""
+        ...
+
+
+def sampling_uniforms(
+    rows: Sequence[EpisodeRow],
+    steps: NDArray[np.int64],
+    shape: tuple[int, ...],
+    sampling_seed: int,
+) -> Tensor:
+    """Draw the uniforms of each row's decision, float32 [n, *shape] in (0, 1).
+
+    Counter-based (Philox): a pure function of (sampling_seed, task, seed, sample, decision).
+    """
+    uniforms = np.empty((len(rows), *shape), dtype=np.float32)
+    for i, row in enumerate(rows):
+        bits = np.random.Philox(
+            key=[sampling_seed & 0xFFFF_FFFF_FFFF_FFFF, zlib.crc32(row.task.encode())],
+            counter=[0, row.seed, int(steps[i]), row.sample],
+        )
+        uniforms[i] = np.random.Generator(bits).random(shape, dtype=np.float32)
+    # 2^-25 off both ends: inverse CDFs of densities with tails must not see 0 or 1.
+    return torch.from_numpy(uniforms.clip(2.0**-25, 1.0 - 2.0**-24))
+
+
+class PolicyActor:
+    """Lets a policy act, greedily or by sampling, and notes what a record needs."""
+
+    def __init__(
+        self,
+        policy: Any,
+        mode: Mode,
+        *,
+        sampling_seed: int = 0,
+        record: bool | Literal["inputs"] = False,
+    ) -> None:
+        self.policy = policy
+        self.mode = mode
+        self.sampling_seed = sampling_seed
+        self.record = record
+
+    @torch.no_grad()
+    def decide(self, request: Request) -> Decision:
+        """Return the policy's chunks for the waiting environments."""
+        policy = self.policy
+        if not policy.has_density:
+            return self._decide_without_density(request)
+        inputs = policy.prepare(request.observation, request.instructions)
+        if self.record is True:
+            distribution, value = policy.distribution_and_value(inputs)
+        else:
+            distribution, value = policy.distribution(inputs), None
+        if self.mode == "sample":
+            shape = (policy.chunk_size, policy.action_dim)
+            uniforms = sampling_uniforms(request.rows, request.steps, shape, self.sampling_seed)
+            actions = distribution.sample(uniforms.to(policy.device))
+        else:
+            actions = distribution.mode()
+        chunks = actions.float().cpu().numpy()
+        if not self.record:
+            return Decision(chunks)
+        inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
+        if value is None:
+            return Decision(chunks, inputs)
+        log_prob = distribution.log_prob(actions).float().cpu()
+        return Decision(chunks, inputs, log_prob, value.float().cpu())
+
+    def _decide_without_density(self, request: Request) -> Decision:
+        """Let a policy act in its own way, which may be random whatever the mode."""
+        chunks = self.policy.act(request.observation, request.instructions)
+        inputs = None
+        if self.record:
+            inputs = self.policy.prepare(request.observation, request.instructions)
+            inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
+        return Decision(chunks, inputs)
+
+    @torch.no_grad()
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return the policy's value of final observations, float32 [n]."""
+        if self.record is not True:
+            return None
+        inputs = self.policy.prepare(observation, instructions)
+        _, value = self.policy.distribution_and_value(inputs)
+        final: Tensor = value.float().cpu()
+        return final
+
+
+class ExpertActor:
+    """Lets the environment's scripted expert act."""
+
+    def __init__(self, style: str) -> None:
+        self.style = style
+
+    def decide(self, request: Request) -> Decision:
+        """Return the expert's chunks for the waiting environments."""
+        actions = request.env.expert_actions(style=self.style, env_ids=request.env_ids)
+        return Decision(np.asarray(actions, dtype=np.float32))
+
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return None: an expert has no values."""
+        return None
+
+
+class Observer(Protocol):
+    """Watches episodes from outside, for videos and demonstrations."""
+
+    def on_start(self, env: Any, env_ids: NDArray[np.int64], episodes: NDArray[np.int64]) -> None:
+        """See episodes right after their reset."""
+        ...
+
+    def on_step(
+        self,
+        env: Any,
+        env_ids: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        request: Request,
+        decision: Decision,
+        outcome: StepOutcome,
+    ) -> None:
+        """See episodes right after a decision was executed."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one decision led to; rows as in the request."""
+
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    success: NDArray[np.bool_]
+
+
+def run_episodes(
+    env: Any,
+    policy: Any,
+    rows: Sequence[EpisodeRow],
+    mode: Mode = "greedy",
+    record: bool | Literal["inputs"] = False,
+    progress: Progress | None = None,
+    *,
+    sampling_seed: int = 0,
+    observer: Observer | None = None,
+) -> EpisodeBatch:
+    """Run every row exactly once with a policy.
+
+    Args:
+        env: Vector environment that keeps the contract of `environment`.
+        policy: A `PolicyHandle`.
+        rows: Manifest of start states.
+        mode: "greedy" takes the most likely chunk, "sample" draws from the policy.
+        record: Keep every decision: inputs, actions, log-probabilities and values with True, inputs
+            and actions only with "inputs" (works for policies without density or value).
+        progress: Called after every finished group of episodes.
+        sampling_seed: Seed of the sampling noise.
+        observer: Watches resets and steps.
+
+    Returns:
+        Outcomes in row order, with the record if one was asked for.
+    """
+    actor = PolicyActor(policy, mode, sampling_seed=sampling_seed, record=record)
+    return run_actor(env, actor, rows, record=bool(record), progress=progress, observer=observer)
+
+
+def run_actor(
+    env: Any,
+    actor: Actor,
+    rows: Sequence[EpisodeRow],
+    *,
+    record: bool = False,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+) -> EpisodeBatch:
+    """Run every row exactly once with any actor (see `run_episodes`)."""
+    run = _Run(env, actor, list(rows), record=record, progress=progress, observer=observer)
+    return run.execute()
+
+
+class _Run:
+    """One call of `run_actor`: which episode each environment is in, and what was recorded."""
+
+    def __init__(
+        self,
+        env: Any,
+        actor: Actor,
+        rows: list[EpisodeRow],
+        *,
+        record: bool,
+        progress: Progress | None,
+        observer: Observer | None,
+    ) -> None:
+        self.env, self.actor, self.rows = env, actor, rows
+        self.progress, self.observer = progress, observer
+        self.driver = GroupDriver(env)
+        self.queue = deque(range(len(rows)))
+        n, e = self.driver.num_envs, len(rows)
+        self.episode = np.full(n, -1, dtype=np.int64)
+        self.steps = np.zeros(n, dtype=np.int64)
+        self.words = [""] * n
+        self.observation: Observation | None = None
+        self.thinking: dict[int, tuple[Request, Decision]] = {}
+        self.success = np.zeros(e, dtype=bool)
+        self.decisions = np.zeros(e, dtype=np.int64)
+        self.control_steps = np.zeros(e, dtype=np.int64)
+        self.episode_return = np.zeros(e)
+        self.ends = np.zeros((2, e), dtype=bool)
+        self.instructions = [""] * e
+        self.finished = 0
+        self.recorder = _Recorder() if record else None
+
+    def execute(self) -> EpisodeBatch:
+        start = time.perf_counter()
+        for k, group in enumerate(self.driver.groups):
+            fair_share = math.ceil(len(self.queue) / (len(self.driver.groups) - k))
+            self._start(group[:fair_share])
+            self._submit(group)
+        while self.thinking:
+            env_ids, observation, rewards, terminated, truncated, infos = self.driver.wait()
+            self._account(env_ids, observation, rewards, terminated, truncated, infos)
+            done = env_ids[terminated | truncated]
+            self.episode[done] = -1
+            self._start(done[: len(self.queue)])
+            self._submit(self._group_of(env_ids))
+        return self._result(time.perf_counter() - start)
+
+    def _group_of(self, env_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return next(group for group in self.driver.groups if env_ids[0] in group)
+
+    def _start(self, env_ids: NDArray[np.int64]) -> None:
+        """Give the next rows to idle environments."""
+        if len(env_ids) == 0:
+            return
+        episodes = np.array([self.queue.popleft() for _ in env_ids], dtype=np.int64)
+        rows = [self.rows[e] for e in episodes]
+        observation, words, _ = self.driver.reset(
+            env_ids,
+            [row.seed for row in rows],
+            [row.task for row in rows],
+            [row.instruction for row in rows],
+        )
+        self._see(env_ids, observation)
+        self.episode[env_ids], self.steps[env_ids] = episodes, 0
+        for i, e, text in zip(env_ids, episodes, words, strict=True):
+            self.words[i] = self.instructions[e] = text
+        if self.observer:
+            self.observer.on_start(self.env, env_ids, episodes)
+
+    def _submit(self, group: NDArray[np.int64]) -> None:
+        """Let the actor decide for a group's running episodes and set them moving."""
+        env_ids = group[self.episode[group] >= 0]
+        if len(env_ids) == 0:
+            return
+        assert self.observation is not None
+        request = Request(
+            env=self.env,
+            env_ids=env_ids,
+            observation=take(self.observation, env_ids),
+            instructions=[self.words[i] for i in env_ids],
+            rows=[self.rows[e] for e in self.episode[env_ids]],
+            steps=self.steps[env_ids].copy(),
+        )
+        decision = self.actor.decide(request)
+        self.driver.submit(decision.actions, env_ids)
+        self.thinking[int(env_ids[0])] = (request, decision)
+
+    def _account(
+        self,
+        env_ids: NDArray[np.int64],
+        observation: Observation,
+        rewards: NDArray[np.float64],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        infos: dict[str, Any],
+    ) -> None:
+        """Note what a group's decisions led to."""
+        request, decision = self.thinking.pop(int(env_ids[0]))
+        episodes = self.episode[env_ids]
+        success = np.asarray(infos.get("is_success", terminated), dtype=bool)
+        self._see(env_ids, observation)
+        self.steps[env_ids] += 1
+        self.decisions[episodes] += 1
+        self.episode_return[episodes] += rewards
+        self.control_steps[episodes] = infos.get("elapsed_steps", self.steps[env_ids])
+        over = terminated | truncated
+        self.success[episodes[over]] = success[over]
+        self.ends[0, episodes[over]] = terminated[over]
+        self.ends[1, episodes[over]] = (truncated & ~terminated)[over]
+        outcome = StepOutcome(rewards, terminated, truncated, success)
+        if self.observer:
+            self.observer.on_step(self.env, env_ids, episodes, request, decision, outcome)
+        if self.recorder:
+            cut = truncated & ~terminated
+            final = take(observation, np.flatnonzero(cut))
+            words = [self.words[i] for i in env_ids[cut]]
+            self.recorder.add(decision, episodes, rewards, episodes[cut], final, words)
+        if over.any():
+            self.finished += int(over.sum())
+            if self.progress:
+                self.progress(self.finished, len(self.rows), int(self.success.sum()))
+
+    def _see(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
+        if self.observation is None:
+            first = np.zeros(self.driver.num_envs, dtype=np.int64)
+            self.observation = take(observation, first)
+        put(self.observation, env_ids, observation)
+
+    def _result(self, wall_s: float) -> EpisodeBatch:
+        record = None
+        if self.recorder:
+            record = self.recorder.finish(self.actor, self.decisions)
+        return EpisodeBatch(
+            rows=tuple(self.rows),
+            instructions=tuple(self.instructions),
+            success=self.success,
+            decisions=self.decisions,
+            control_steps=self.control_steps,
+            episode_return=self.episode_return,
+            terminated=self.ends[0],
+            truncated=self.ends[1],
+            record=record,
+            wall_s=wall_s,
+        )
+
+
+class _Recorder:
+    """Gathers decisions as they come and puts them in row order at the end."""
+
+    def __init__(self) -> None:
+        self.decisions: list[Decision] = []
+        self.episodes: list[NDArray[np.int64]] = []
+        self.rewards: list[NDArray[np.float64]] = []
+        self.final_episodes: list[NDArray[np.int64]] = []
+        self.final_observations: list[Observation] = []
+        self.final_words: list[str] = []
+
+    def add(
+        self,
+        decision: Decision,
+        episodes: NDArray[np.int64],
+        rewards: NDArray[np.float64],
+        cut_episodes: NDArray[np.int64],
+        final_observation: Observation,
+        final_words: list[str],
+    ) -> None:
+        self.decisions.append(decision)
+        self.episodes.append(episodes.copy())
+        self.rewards.append(np.asarray(rewards, dtype=np.float64).copy())
+        if len(cut_episodes):
+            self.final_episodes.append(cut_episodes)
+            self.final_observations.append(final_observation)
+            self.final_words += final_words
+
+    def finish(self, actor: Actor, lengths: NDArray[np.int64]) -> DecisionRecord:
+        # Decisions of one episode arrive in time order, so a stable sort by episode is enough.
+        order = torch.from_numpy(np.argsort(np.concatenate(self.episodes), kind="stable"))
+        first = self.decisions[0]
+        assert first.inputs is not None
+        inputs = {
+            key: torch.cat([_tensor(d.inputs, key) for d in self.decisions])[order]
+            for key in first.inputs
+        }
+        actions = np.concatenate([d.actions for d in self.decisions])
+        rewards = np.concatenate(self.rewards).astype(np.float32)
+        return DecisionRecord(
+            inputs=inputs,
+            actions=torch.from_numpy(actions)[order],
+            log_prob=_joined([d.log_prob for d in self.decisions], order),
+            value=_joined([d.value for d in self.decisions], order),
+            reward=torch.from_numpy(rewards)[order],
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            final_value=self._final_values(actor, len(lengths)) if first.value is not None else None,
+        )
+
+    def _final_values(self, actor: Actor, num_episodes: int) -> Tensor:
+        values = torch.zeros(num_episodes)
+        if self.final_episodes:
+            episodes = np.concatenate(self.final_episodes)
+            # Row order, so that the blocks of the inference do not depend on timing.
+            order = np.argsort(episodes, kind="stable")
+            observation = take(concatenate(self.final_observations), order)
+            found = actor.final_values(observation, [self.final_words[i] for i in order])
+            if found is not None:
+                values[torch.from_numpy(episodes[order])] = found
+        return values
+
+
+def _tensor(inputs: dict[str, Tensor] | None, key: str) -> Tensor:
+    assert inputs is not None
+    return inputs[key]
+
+
+def _joined(parts: list[Tensor | None], order: Tensor) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors)[order] if tensors else None

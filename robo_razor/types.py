@@ -1,0 +1,212 @@
+"""Batch and result dataclasses, and the legend of axis letters that the whole package uses.
+
+Axis letters: T decisions in time, N environments, E episodes, M recorded decisions (all episodes, flat),
+B batch, H executed chunk (control steps per decision), A action dimensions, K bins, S proprioception.
+
+A *decision* is one look of the policy: it sees one observation and commands a chunk of H actions.
+`terminated` and `truncated` are kept apart everywhere: termination ends the task (there is no future),
+truncation only ends the patience (the time limit), so the value of the true final observation counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Observation = dict[str, Any]
+"""Host observation: {"pixels": {camera: uint8 [N, H, W, 3]}, "agent_pos": float32 [N, S]}."""
+
+PolicyBatch = dict[str, Any]
+"""Prepared policy inputs (tensors, first axis B), as `PolicyHandle.prepare` returns them."""
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One episode to run: a line of the manifest of start states.
+
+    Attributes:
+        task: Gymnasium id.
+        seed: Seed of the start state, which is a pure function of (task, seed).
+        instruction: The user's own words, or None for the task's instruction.
+        row_id: Number of the row in its manifest.
+        sample: Tells apart several episodes with sampled actions from the same start state.
+    """
+
+    task: str
+    seed: int
+    instruction: str | None = None
+    row_id: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """Every decision of a batch of episodes, flat and grouped by episode in row order.
+
+    Attributes:
+        inputs: Prepared policy inputs, tensors of first axis M; images stay uint8.
+        actions: float32 [M, H, A], the commanded chunk.
+        log_prob: float32 [M], log-density of the chunk under the acting policy (nats), or None.
+        value: float32 [M], the acting policy's value, or None.
+        reward: float32 [M], sum over the executed chunk.
+        offsets: int64 [E + 1]; episode e owns decisions offsets[e]:offsets[e + 1].
+        final_value: float32 [E], value of the true final observation of a truncated episode,
+            0 where the episode terminated; None without values.
+    """
+
+    inputs: dict[str, Tensor]
+    actions: Tensor
+    log_prob: Tensor | None
+    value: Tensor | None
+    reward: Tensor
+    offsets: NDArray[np.int64]
+    final_value: Tensor | None
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def episode(self) -> NDArray[np.int64]:
+        """Return the episode number of every decision, int64 [M]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def select(self, index: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the policy inputs of the given decisions, tensors of first axis len(index)."""
+        import torch
+
+        rows = torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64))
+        return {name: value.index_select(0, rows) for name, value in self.inputs.items()}
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """What happened in a list of episodes; all arrays have first axis E, in row order.
+
+    Attributes:
+        rows: The rows that were run, each exactly once.
+        instructions: The instruction the policy read in each episode.
+        success: bool [E], success at the end of the episode.
+        decisions: int64 [E], number of decisions.
+        control_steps: int64 [E], number of control steps.
+        episode_return: float64 [E], undiscounted sum of rewards.
+        terminated: bool [E].
+        truncated: bool [E].
+        record: All decisions, if recording was asked for.
+        wall_s: Wall time that the batch took, in seconds.
+    """
+
+    rows: tuple[EpisodeRow, ...]
+    instructions: tuple[str, ...]
+    success: NDArray[np.bool_]
+    decisions: NDArray[np.int64]
+    control_steps: NDArray[np.int64]
+    episode_return: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    record: DecisionRecord | None = None
+    wall_s: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def success_rate(self) -> float:
+        """Return the share of successful episodes, in [0, 1]."""
+        return float(np.mean(self.success)) if len(self.rows) else float("nan")
+
+    def of_task(self, task: str) -> NDArray[np.int64]:
+        """Return the indices of the episodes of one task id."""
+        return np.flatnonzero(np.array([row.task == task for row in self.rows]))
+
+
+@dataclass(frozen=True)
+class SkillResult:
+    """Success of one policy on one skill over a manifest of start states.
+
+    Attributes:
+        task: Gymnasium id.
+        role: "prior" or "new".
+        successes: bool per row, in row order, so that two policies pair up.
+        interval: 95 % Wilson interval of the success rate.
+        mean_control_steps: Mean episode length, in control steps.
+    """
+
+    task: str
+    role: str
+    successes: tuple[bool, ...]
+    interval: tuple[float, float]
+    mean_control_steps: float = float("nan")
+
+    @property
+    def n(self) -> int:
+        """Return the number of episodes."""
+        return len(self.successes)
+
+    @property
+    def success_rate(self) -> float:
+        """Return the share of successful episodes, in [0, 1]."""
+        return sum(self.successes) / self.n if self.n else float("nan")
+
+
+@dataclass(frozen=True)
+class DemonstrationSet:
+    """Demonstrations in RAM, one row per control step (frame), episodes one after another.
+
+    Attributes:
+        images: Camera name -> uint8 [F, H, W, 3].
+        state: float32 [F, S].
+        actions: float32 [F, A].
+        offsets: int64 [E + 1]; episode e owns frames offsets[e]:offsets[e + 1].
+        instructions: One instruction per episode.
+        fps: Control steps per second.
+        success: bool [E].
+        landmarks: float32 [F, L, 3] in metres, if the simulator gave them.
+        landmarks_present: bool [F, L], True where the landmark exists.
+        extra: Free notes (source, style, seeds).
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    instructions: tuple[str, ...]
+    fps: int = 10
+    success: NDArray[np.bool_] | None = None
+    landmarks: NDArray[np.float32] | None = None
+    landmarks_present: NDArray[np.bool_] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        """Return the number of episodes."""
+        return len(self.offsets) - 1
+
+
+def make_rows(
+    task: str,
+    seeds: Sequence[int],
+    *,
+    instruction: str | None = None,
+    samples: Sequence[int] | None = None,
+    first_row_id: int = 0,
+) -> list[EpisodeRow]:
+    """Return one row per seed, numbered from `first_row_id`."""
+    samples = samples if samples is not None else [0] * len(seeds)
+    return [
+        EpisodeRow(task, int(seed), instruction, first_row_id + i, int(sample))
+        for i, (seed, sample) in enumerate(zip(seeds, samples, strict=True))
+    ]
+
+
+def renumber(rows: Sequence[EpisodeRow]) -> list[EpisodeRow]:
+    """Return the rows with `row_id` 0, 1, 2, ..."""
+    return [replace(row, row_id=i) for i, row in enumerate(rows)]
