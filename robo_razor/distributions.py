@@ -126,7 +126,8 @@ class GaussianChunkDistribution:
     def sample(self, uniforms: Tensor) -> Tensor:
         """Return actions [B, H, A] by the inverse CDF of `uniforms` [B, H, A] in (0, 1)."""
         normal = torch.special.ndtri(uniforms.double()).to(self.mean.dtype)
-        return self.mean + self.log_std.exp() * normal
+        actions: Tensor = self.mean + self.log_std.exp() * normal
+        return actions
 
     def mode(self) -> Tensor:
         """Return the mean actions [B, H, A]."""

@@ -82,7 +82,8 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
 
 def _policy_directory(path: Path) -> Path:
     """Return the directory at or below `path` that has a policy in it."""
-    for inner in ("", "pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model"):
+    inside_run = ("last/pretrained_model", "checkpoints/last/pretrained_model")
+    for inner in ("", "pretrained_model", *inside_run):
         if (path / inner / CONFIG_FILE).is_file():
             return path / inner
     raise CheckpointError(
@@ -171,8 +172,8 @@ def create_policy(
         }
     }
     module = get_policy_class(policy_type)(config)
-    processors = make_pre_post_processors(config, dataset_stats=statistics)
-    return _make_handle(module, *processors, policy_type, device)
+    preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=statistics)
+    return _make_handle(module, preprocessor, postprocessor, policy_type, device)
 
 
 def _make_handle(

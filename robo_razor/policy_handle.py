@@ -4,7 +4,8 @@ A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categori
 gets a `TokenPolicyHandle` with exact densities; every other LeRobot policy gets a `PolicyHandle`,
 which can act and be cloned but has no density. No concrete policy is known here.
 
-Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions, S state.
+Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
+S state.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class PolicyHandle:
 
     # Observations ---------------------------------------------------------------------------
 
-    def prepare(self, observation: dict[str, Any], instructions: Sequence[str]) -> dict[str, Tensor]:
+    def prepare(
+        self, observation: dict[str, Any], instructions: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Turn host observations into the policy's inputs.
 
         Args:
@@ -160,8 +163,8 @@ class PolicyHandle:
 
     def _no_density(self) -> PolicyError:
         return PolicyError(
-            f"The policy {self.name!r} (type {self.config.type!r}) has no action density, so it has "
-            "no log-probability, no KL divergence and no PPO.",
+            f"The policy {self.name!r} (type {self.config.type!r}) has no action density, so it "
+            "has no log-probability, no KL divergence and no PPO.",
             allowed="policies with categorical action tokens, such as razor-base",
             remedy="Fine-tune it with --method bc, or choose another --policy.",
         )
@@ -265,9 +268,8 @@ class PolicyHandle:
         if offered["action"] != self.action_dim:
             problems.append(f"actions of {self.action_dim} numbers")
         if problems:
-            cameras = (
-                ", ".join(f"{n!r} {s[1]}x{s[0]} px" for n, s in offered["cameras"].items()) or "none"
-            )
+            sizes = [f"{n!r} {s[1]}x{s[0]} px" for n, s in offered["cameras"].items()]
+            cameras = ", ".join(sizes) or "none"
             raise PolicyEnvMismatchError(
                 f"The policy {self.name!r} does not fit the environment: it needs "
                 f"{', '.join(problems)}; the environment has cameras {cameras}, agent_pos of "
@@ -294,7 +296,9 @@ class TokenPolicyHandle(PolicyHandle):
                 allowed="normalization_mapping ACTION: IDENTITY",
             )
 
-    def prepare(self, observation: dict[str, Any], instructions: Sequence[str]) -> dict[str, Tensor]:
+    def prepare(
+        self, observation: dict[str, Any], instructions: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Turn host observations into the policy's inputs; images stay uint8 [N, W, W, 3]."""
         host = {"task": list(instructions), **self._host_state(observation)}
         batch = self._observations(self.preprocessor(host))
@@ -362,7 +366,7 @@ class TokenPolicyHandle(PolicyHandle):
         index = torch.arange(-(-count // size) * size, device=self.device).clamp(max=count - 1)
         parts = [
             predict({key: value[rows] for key, value in batch.items()})
-            for rows in index.split(size)
+            for rows in index.view(-1, size)
         ]
         joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
         return joined  # type: ignore[return-value]

@@ -105,7 +105,7 @@ class RazorConfig(PreTrainedConfig):
                 f"num_landmarks={self.num_landmarks}; give one per slot or none."
             )
         if self.n_obs_steps != 1:
-            raise ValueError(f"n_obs_steps={self.n_obs_steps}: the policy looks at one observation.")
+            raise ValueError(f"n_obs_steps={self.n_obs_steps} must be 1.")
 
     @property
     def camera_keys(self) -> list[str]:

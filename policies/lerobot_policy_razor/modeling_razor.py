@@ -3,13 +3,13 @@
 Axis letters: B batch, H chunk, A action dimensions, K bins, L landmark slots, S state, N tokens,
 D model width, C keypoints per camera.
 
-Every camera has a small convolutional stem that ends in a spatial softmax. Its keypoints, the state
-and the instruction become tokens; so do the positions of the landmarks (objects and fixtures) that
-a read-out finds from the keypoints, which the simulator labels for free. A pre-norm transformer lets
-H action queries read them, and each query predicts one categorical distribution per action
-dimension, so that log-probabilities and KL divergences are exact. The value head attends to the
-transformer's tokens through its own layer, and by default no gradient passes from it to them: a
-value loss must not move the policy.
+Every camera has a small convolutional stem that ends in a spatial softmax. Its keypoints, the
+state and the instruction become tokens; so do the positions of the landmarks (objects and fixtures)
+that a read-out finds from the keypoints, which the simulator labels for free. A pre-norm
+transformer lets H action queries read them, and each query predicts one categorical distribution
+per action dimension, so that log-probabilities and KL divergences are exact. The value head attends
+to the transformer's tokens through its own layer, and by default no gradient passes from it to
+them: a value loss must not move the policy.
 """
 
 from collections import deque
