@@ -1,0 +1,31 @@
+"""The suite: prior skills, which the base policy is trained on, and new tasks, which it never sees."""
+
+from __future__ import annotations
+
+from gym_razor.tasks.base import STYLES, Style, Task
+from gym_razor.tasks.button import PRESS_BUTTON
+from gym_razor.tasks.drawer import CLOSE_DRAWER, OPEN_DRAWER
+from gym_razor.tasks.lift import lift_task
+from gym_razor.tasks.place import bin_task, shelf_task
+from gym_razor.tasks.push import PUSH_BLOCK
+
+TASKS: dict[str, Task] = {
+    task.id: task
+    for task in (
+        OPEN_DRAWER,
+        CLOSE_DRAWER,
+        PRESS_BUTTON,
+        PUSH_BLOCK,
+        lift_task("cube"),
+        lift_task("can"),
+        lift_task("bottle"),
+        bin_task("cube", "prior"),
+        bin_task("bottle", "prior"),
+        shelf_task("cube", "prior"),
+        bin_task("can", "new"),
+        shelf_task("bottle", "new"),
+    )
+}
+"""Every task of the suite by Gymnasium id."""
+
+__all__ = ["STYLES", "TASKS", "Style", "Task"]

@@ -1,0 +1,157 @@
+"""Put an object into the bin or onto the shelf: the pick-and-place tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gym_razor import scene
+from gym_razor.tasks.base import (
+    OPEN,
+    Action,
+    Role,
+    Style,
+    Task,
+    carry,
+    grasp_point,
+    holding,
+    pick,
+    towards,
+)
+from gym_razor.world import Array, World
+
+BIN_TEMPLATES = (
+    "put the {kind} in the bin",
+    "place the {kind} in the bin",
+    "drop the {kind} into the bin",
+    "put the {{colour}} {kind} in the bin",
+    "place the {{colour}} {kind} into the bin",
+)
+SHELF_TEMPLATES = (
+    "put the {kind} on the shelf",
+    "place the {kind} on the shelf",
+    "put the {{colour}} {kind} on the shelf",
+)
+
+
+@dataclass(frozen=True)
+class Place(Task):
+    """Success: the object rests in (or on) the receptacle, let go, for three control steps."""
+
+    max_drop_m: float = 1.0
+
+    def place_point(self, world: World, style: Style) -> Array:
+        """Return where the style puts the object's resting point, metres, [3]."""
+        raise NotImplementedError
+
+    def inside(self, world: World) -> bool:
+        """Say whether the object is in the receptacle."""
+        raise NotImplementedError
+
+    def clearance(self) -> float:
+        """Return the height of the receptacle's rim, metres."""
+        raise NotImplementedError
+
+    def succeeded(self, world: World) -> bool:  # noqa: D102
+        released = world.opening * 0.04 > scene.OBJECTS[self.target].half_width_m + 0.003
+        return self.inside(world) and released and world.object_speed(self.target) < 0.08
+
+    def progress(self, world: World) -> float:  # noqa: D102
+        position = world.object_position(self.target)
+        goal = self.place_point(world, _NEUTRAL)
+        reach = np.exp(-8.0 * np.linalg.norm(world.tip - grasp_point(world, self.target)))
+        lifted = np.clip(position[2] / 0.06, 0.0, 1.0)
+        near = np.exp(-5.0 * np.linalg.norm((position - goal)[:2]))
+        if self.inside(world):
+            return 1.0
+        return float(0.2 * reach + 0.3 * lifted + 0.4 * near * lifted)
+
+    def expert(self, world: World, style: Style) -> Action:  # noqa: D102
+        if self.inside(world) and world.gripper_command < 0.2:
+            target = world.tip.copy()
+            target[2] = max(target[2], self.clearance() + scene.OBJECTS[self.target].grasp_height_m + 0.08)
+            return towards(world, target, None, OPEN, style)
+        if not holding(world, self.target):
+            return pick(world, self.target, style)
+        kind = scene.OBJECTS[self.target]
+        goal = self.place_point(world, style)
+        # The object hangs where it was grasped, so aim its resting point, not the tip.
+        hang = world.tip - world.object_position(self.target)
+        tip_goal = goal + hang
+        drop = min(style.release_m, self.max_drop_m)
+        tip_goal[2] = goal[2] + hang[2] + drop
+        offset = float(np.linalg.norm((world.tip - tip_goal)[:2]))
+        if offset < 0.03 and world.tip[2] < tip_goal[2] + max(0.5 * drop, 0.005):
+            return np.array([0, 0, 0, 0, OPEN], dtype=np.float32)
+        rim = self.clearance() + kind.grasp_height_m + 0.035
+        return carry(world, tip_goal, style, max(rim, style.carry_m))
+
+
+_NEUTRAL = Style("neutral", 1.0, 0.05, 0.15, False, 0.0, (0.0, 0.0), 0.03)
+
+
+@dataclass(frozen=True)
+class PlaceInBin(Place):
+    """Success: the object lies in the bin, released and at rest."""
+
+    def place_point(self, world: World, style: Style) -> Array:  # noqa: D102
+        free = scene.BIN_INNER_HALF_M - scene.OBJECTS[self.target].half_width_m - 0.01
+        point = world.fixture("bin").copy()
+        point[:2] += free * np.array(style.place_offset)
+        point[2] = 0.004
+        return point
+
+    def inside(self, world: World) -> bool:  # noqa: D102
+        position = world.object_position(self.target)
+        offset = np.abs((position - world.fixture("bin"))[:2])
+        return bool(offset.max() < scene.BIN_INNER_HALF_M and position[2] < scene.BIN_WALL_HEIGHT_M)
+
+    def clearance(self) -> float:  # noqa: D102
+        return scene.BIN_WALL_HEIGHT_M
+
+
+@dataclass(frozen=True)
+class PlaceOnShelf(Place):
+    """Success: the object stands on top of the cabinet, released and at rest."""
+
+    def place_point(self, world: World, style: Style) -> Array:  # noqa: D102
+        half = np.array(scene.CABINET_HALF_M) - 0.04
+        point = world.fixture("cabinet").copy()
+        point[:2] += half * np.array(style.place_offset) * np.array([1.0, -1.0])
+        point[2] = scene.CABINET_HEIGHT_M
+        return point
+
+    def inside(self, world: World) -> bool:  # noqa: D102
+        position = world.object_position(self.target)
+        offset = np.abs((position - world.fixture("cabinet"))[:2])
+        on_top = abs(position[2] - scene.CABINET_HEIGHT_M) < 0.015
+        return bool(np.all(offset < scene.CABINET_HALF_M) and on_top and world.object_upright(self.target) > 0.9)
+
+    def clearance(self) -> float:  # noqa: D102
+        return scene.CABINET_HEIGHT_M
+
+
+def bin_task(kind: str, role: Role) -> PlaceInBin:
+    """Make the put-into-the-bin task for one kind of object."""
+    return PlaceInBin(
+        name=f"Place{kind.capitalize()}InBin",
+        role=role,
+        pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
+        templates=tuple(template.format(kind=kind) for template in BIN_TEMPLATES),
+        target=kind,
+        max_episode_steps=80,
+    )
+
+
+def shelf_task(kind: str, role: Role) -> PlaceOnShelf:
+    """Make the put-on-the-shelf task for one kind of object."""
+    return PlaceOnShelf(
+        name=f"Place{kind.capitalize()}OnShelf",
+        role=role,
+        pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
+        templates=tuple(template.format(kind=kind) for template in SHELF_TEMPLATES),
+        target=kind,
+        max_episode_steps=80,
+        max_drop_m=0.006,
+    )
