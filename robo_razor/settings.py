@@ -6,8 +6,12 @@ key's full path. The settings themselves are in `robo_razor.config`.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import re
+import textwrap
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -90,7 +94,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def from_dict[C: Settings](
-    config_class: type[C], data: dict[str, Any], source: str = "config"
+    config_class: type[C], data: dict[str, Any], source: str | None = None
 ) -> C:
     """Build a config from nested dictionaries, strictly.
 
@@ -106,7 +110,7 @@ def from_dict[C: Settings](
     try:
         config = _build(config_class, data, path="")
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(_from(source) + str(error)) from error
     _refuse_inactive(config, data, source)
     return config
 
@@ -191,11 +195,15 @@ def _unknown_key(full: str, key: str, names: list[str], config_class: type[Setti
     return f"Unknown key `{full}`.{hint}"
 
 
-def _refuse_inactive(config: Settings, data: dict[str, Any], source: str) -> None:
+def _from(source: str | None) -> str:
+    return f"{source}: " if source else ""
+
+
+def _refuse_inactive(config: Settings, data: dict[str, Any], source: str | None) -> None:
     for name in config.inactive_sections():
         if name in data:
             raise ConfigError(
-                f"{source}: nothing would read the section `{name}`, given the other settings",
+                f"{_from(source)}nothing would read the section `{name}`, given the other settings",
                 remedy=f"Remove the section `{name}` or set `method: {name}`.",
             )
 
@@ -279,3 +287,16 @@ def _strict_loader() -> Any:
     number = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$")
     StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     return StrictLoader
+
+
+def field_help(config_class: type[Settings]) -> dict[str, str]:
+    """Return the line under each field of a settings class, as written in the source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
+    body = typing.cast("ast.ClassDef", tree.body[0]).body
+    lines: dict[str, str] = {}
+    for statement, following in itertools.pairwise(body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            lines[statement.target.id] = " ".join(str(following.value.value).split())
+    return lines

@@ -1,0 +1,202 @@
+"""The command `robo-razor`: parse, call, and tell errors in one paragraph."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robo_razor import config as configs
+from robo_razor.errors import ConfigError, RoboRazorError, unknown_name
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: what it does, how it is called, and what it calls."""
+
+    about: str
+    examples: tuple[str, ...]
+    target: str
+    """`module:function`, imported when the command runs."""
+    config: type[configs.Settings] | None = None
+
+
+COMMANDS: dict[str, Command] = {
+    "finetune": Command(
+        "Fine-tune a policy on a new task; measure at every checkpoint what it forgets.",
+        (
+            "robo-razor finetune --method ppo --out runs/x",
+            "robo-razor finetune --config configs/debug_ppo.yaml",
+            "robo-razor finetune --method bc --bc.learning-rate 1e-4 --seed 3",
+            "robo-razor finetune --resume --out runs/x",
+        ),
+        "robo_razor.trainer:finetune",
+        configs.FinetuneConfig,
+    ),
+    "pretrain": Command(
+        "Make the base policy from scratch: perception first, then cloning of all prior skills.",
+        ("robo-razor pretrain --out runs/base",),
+        "robo_razor.pretrain:run_pretrain",
+        configs.PretrainConfig,
+    ),
+    "collect": Command(
+        "Write demonstrations of a scripted expert or of a policy as a LeRobotDataset.",
+        (
+            "robo-razor collect --task gym_razor/PlaceCanInBin-v0 --style b --episodes 100 "
+            "--out data/can",
+        ),
+        "robo_razor.demonstrations:run_collect",
+        configs.CollectConfig,
+    ),
+    "rollout": Command(
+        "Run a policy on a task, with an instruction of your own if you like, and film it.",
+        (
+            "robo-razor rollout --policy razor-base --task gym_razor/LiftCube-v0 --video v.mp4 "
+            '--instruction "lift the red cube"',
+        ),
+        "robo_razor.rollout:run_rollout",
+        configs.RolloutConfig,
+    ),
+    "evaluate": Command(
+        "Measure a policy's success on skills, with 95 % intervals, on fixed start states.",
+        (
+            "robo-razor evaluate --policy razor-base --skills all --episodes 200 --json out.json",
+            "robo-razor evaluate --policy runs/x/checkpoints/best --skills PlaceCanInBin,LiftCan",
+        ),
+        "robo_razor.evaluation:run_evaluate",
+        configs.EvaluateConfig,
+    ),
+    "compare": Command(
+        "Compare runs: new-task success against forgetting, at matched new-task success.",
+        ("robo-razor compare runs/ppo runs/bc --out report",),
+        "robo_razor.report:run_compare",
+        configs.CompareConfig,
+    ),
+    "doctor": Command(
+        "Check this machine: packages, OpenGL, CPU, GPU, disk; say what is slow or wrong.",
+        ("robo-razor doctor",),
+        "robo_razor.doctor:run_doctor",
+    ),
+    "list": Command(
+        "List tasks, skills, methods and policies (or one of them).",
+        ("robo-razor list", "robo-razor list tasks"),
+        "robo_razor.catalogue:run_list",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: Words after `robo-razor`; None: those the process was started with.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _set_up_logging(debug)
+    try:
+        return _dispatch(words)
+    except RoboRazorError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"robo-razor: error: {' '.join(str(error).split())}\n")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.stderr.write("robo-razor: interrupted\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `robo-razor list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        sys.stdout.write(f"robo-razor {version('robo-razor')}\n")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS, remedy="See `robo-razor --help`.")
+    command = COMMANDS[name]
+    if command.config is None:
+        return _run_plain(name, command, rest)
+    from robo_razor.arguments import parse
+
+    try:
+        config = parse(name, command.config, rest, command.about)
+    except SystemExit:  # help was shown
+        sys.stdout.write(_examples(command))
+        return 0
+    _load(command.target)(config)
+    return 0
+
+
+def _run_plain(name: str, command: Command, words: list[str]) -> int:
+    """Run a command that has no settings, only positional words."""
+    if "-h" in words or "--help" in words:
+        sys.stdout.write(f"usage: robo-razor {name}\n\n{command.about}\n{_examples(command)}")
+        return 0
+    if words and (name != "list" or len(words) > 1 or words[0].startswith("-")):
+        raise ConfigError(
+            f"`robo-razor {name}` does not take {words[-1]!r}",
+            allowed="tasks, skills, methods or policies" if name == "list" else "no option",
+        )
+    return int(_load(command.target)(*words) or 0)
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return entry
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{command.about}" for name, command in COMMANDS.items()]
+    return (
+        "usage: robo-razor COMMAND [OPTIONS]\n\n"
+        "Fine-tune robot policies and see at every checkpoint which skills they forgot.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n"
+        "`robo-razor COMMAND --help` shows a command's options and examples. Everywhere:\n"
+        "  --config FILE  read settings from a YAML file; flags override it\n"
+        "  --debug        on an error, show the traceback\n"
+        "  --version      show the version\n\n"
+        "example:\n  robo-razor finetune --method ppo --out runs/x\n"
+    )
+
+
+def _examples(command: Command) -> str:
+    title = "example" if len(command.examples) == 1 else "examples"
+    body = "\n".join(command.examples)
+    more = "" if command.config is None else "also: --config FILE.yaml, --debug\n"
+    return f"\n{title}:\n{textwrap.indent(body, '  ')}\n{more}"
+
+
+def _set_up_logging(debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("robo_razor").setLevel(logging.DEBUG if debug else logging.INFO)
+    if debug:  # their debug output would bury ours
+        for name in ("matplotlib", "PIL", "urllib3", "httpcore", "httpx", "OpenGL", "fsspec"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
