@@ -328,7 +328,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         everyone = np.arange(self.num_envs)
         return self._stack_observations(everyone), self._stack_infos(everyone)
 
-    def step(  # type: ignore[override]
+    def step(
         self, actions: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
     ) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Execute one chunk in every environment that is not finished.
@@ -405,7 +405,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             self._stack_infos(asked),
         )
 
-    def render(
+    def render(  # type: ignore[override]
         self, env_ids: Sequence[int] | None = None, size: int | None = None
     ) -> NDArray[np.uint8]:
         """Return the pictures of some environments, uint8 [n, size, size, 3].

@@ -109,4 +109,5 @@ def state_vector(
     positions = np.asarray(info["landmarks"], np.float32)
     present = np.asarray(info["landmarks_present"], np.float32)[..., None]
     landmarks = np.concatenate([positions, present], axis=-1).reshape(*leading, -1)
-    return np.concatenate([agent_pos, landmarks], axis=-1).astype(np.float32)
+    state: NDArray[np.float32] = np.concatenate([agent_pos, landmarks], axis=-1, dtype=np.float32)
+    return state
