@@ -62,11 +62,11 @@ class SpatialStem(nn.Module):
         first, second, last = channels
         self.convs = nn.Sequential(
             nn.Conv2d(3, first, 5, stride=2, padding=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(second, last, 3, stride=1, padding=1),
+            nn.ReLU(inplace=True),
         )
+        self.maps = nn.Conv2d(second, last, 3, stride=1, padding=1)
         self.temperature = temperature
         side = torch.linspace(-1.0, 1.0, image_size // 4)
         y, x = torch.meshgrid(side, side, indexing="ij")
@@ -75,10 +75,14 @@ class SpatialStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return [B, 3C]: expected x, expected y (both in [-1, 1]) and peak of each feature map."""
-        maps = rearrange(self.convs(images), "b c h w -> b c (h w)").float()
-        weights = torch.softmax(maps * self.temperature, dim=-1)
-        position = rearrange(weights @ self.grid, "b c xy -> b (c xy)")
-        return torch.cat([position, maps.amax(-1)], dim=-1)
+        hidden = self.convs(images)
+        # The temperature scales the weights: a pass over the maps costs more.
+        weight, bias = self.maps.weight * self.temperature, self.maps.bias * self.temperature
+        logits = rearrange(
+            F.conv2d(hidden, weight, bias, padding=1), "b c h w -> b c (h w)"
+        ).float()
+        position = rearrange(torch.softmax(logits, dim=-1) @ self.grid, "b c xy -> b (c xy)")
+        return torch.cat([position, logits.amax(-1) / self.temperature], dim=-1)
 
 
 class LandmarkReadout(nn.Module):
@@ -113,13 +117,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Update tokens [B, N, D]; mask bool [B, 1, 1, N] is True where a token may be read."""
+    def forward(self, tokens: Tensor, mask: Tensor, last: int | None = None) -> Tensor:
+        """Update tokens [B, N, D]; mask bool [B, 1, 1, N] is True where a token may be read.
+
+        With `last`, only that many tokens at the end are updated and returned.
+        """
+        first = 0 if last is None else tokens.shape[1] - last
         q, k, v = rearrange(
             self.qkv(self.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=self.heads
         )
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        tokens = tokens + self.out(rearrange(read, "b h n d -> b n (h d)"))
+        read = _attend(q[:, :, first:], k, v, mask)
+        tokens = tokens[:, first:] + self.out(rearrange(read, "b h n d -> b n (h d)"))
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -145,12 +153,21 @@ class ValueHead(nn.Module):
             h=self.heads,
         )
         query = repeat(self.query.to(k.dtype), "(h d) -> b h 1 d", b=len(tokens), h=self.heads)
-        read = F.scaled_dot_product_attention(query, k, v, attn_mask=mask)
+        read = _attend(query, k, v, mask)
         return self.mlp(rearrange(read, "b h 1 d -> b (h d)")).squeeze(-1).float()
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attend in single precision: torch's bfloat16 kernel for the CPU is 4 times slower."""
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        read = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    return read.to(dtype)
+
+
 class _Trunk(NamedTuple):
-    tokens: Tensor  # [B, N, D], the last H are the action queries.
+    queries: Tensor  # [B, H, D], the action queries after the last layer.
+    tokens: Tensor  # [B, N, D], all tokens before the last layer.
     mask: Tensor  # bool [B, 1, 1, N], True where a token may be read.
     positions: Tensor  # [B, L, 3], read-out units.
     landmark_logits: Tensor  # [B, L]
@@ -249,26 +266,30 @@ class RazorPolicy(PreTrainedPolicy):
         """Return images as float [B, 3, W, W] of about zero mean and unit variance."""
         if images.shape[-1] == 3 and images.shape[1] != 3:
             images = rearrange(images, "b h w c -> b c h w")
-        if images.dtype == torch.uint8:
-            images = images.float().div_(255.0)
-        images = (images - self.image_mean) / self.image_std
-        return self._augment(images) if augment else images
+        # Float images are 8 bit ones over 255; undoing that gives the same bits for both kinds.
+        images = images.float() if images.dtype == torch.uint8 else (images * 255.0).round()
+        gain, bias = 1 / (255.0 * self.image_std), -self.image_mean / self.image_std
+        if augment and self.config.image_shift_px:
+            images = self._shift(images)
+        if augment and self.config.image_jitter:
+            gain, bias = self._jitter(len(images), gain, bias)
+        return torch.addcmul(bias, images, gain)
 
-    def _augment(self, images: Tensor) -> Tensor:
-        """Shift and recolour each image at random."""
-        batch, shift, jitter = len(images), self.config.image_shift_px, self.config.image_jitter
-        if shift:
-            size = images.shape[-1]
-            offset = torch.randint(-shift, shift + 1, (2, batch, 1), device=images.device)
-            rows, columns = (torch.arange(size, device=images.device) + offset).clamp(0, size - 1)
-            index = torch.arange(batch, device=images.device)[:, None, None]
-            images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-            images = images.permute(0, 3, 1, 2)
-        if jitter:
-            noise = torch.empty(3, batch, 3, 1, 1, device=images.device).uniform_(-jitter, jitter)
-            gain = 1.0 + noise[0, :, :1] + 0.5 * noise[1]
-            images = images * gain + noise[2, :, :1] / self.image_std
-        return images
+    def _shift(self, images: Tensor) -> Tensor:
+        """Move each image by a few random pixels; edges repeat."""
+        shift, size, device = self.config.image_shift_px, images.shape[-1], images.device
+        offset = torch.randint(-shift, shift + 1, (2, len(images), 1), device=device)
+        rows, columns = (torch.arange(size, device=device) + offset).clamp(0, size - 1)
+        index = torch.arange(len(images), device=device)[:, None, None]
+        moved = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+        return moved.permute(0, 3, 1, 2)
+
+    def _jitter(self, batch: int, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Change contrast, colour and brightness of each image: gain and bias [B, 3, 1, 1]."""
+        jitter = self.config.image_jitter
+        noise = torch.empty(3, batch, 3, 1, 1, device=gain.device).uniform_(-jitter, jitter)
+        factor = 1.0 + noise[0, :, :1] + 0.5 * noise[1]
+        return gain * factor, bias * factor + noise[2, :, :1] / self.image_std
 
     def _perceive(
         self, batch: dict[str, Tensor], augment: bool
@@ -290,7 +311,7 @@ class RazorPolicy(PreTrainedPolicy):
     def _trunk(self, batch: dict[str, Tensor], augment: bool = False) -> _Trunk:
         """Embed a batch and run the transformer."""
         keypoints, state, positions, presence = self._perceive(batch, augment)
-        words = batch[OBS_LANGUAGE_TOKENS]
+        words, readable = self._words(batch)
         size, length = words.shape
         tokens = [self.word_embedding(words) + self.word_position[:length]]
         tokens += [
@@ -302,11 +323,23 @@ class RazorPolicy(PreTrainedPolicy):
             tokens.append(self._slots(positions, presence, state))
         tokens.append(repeat(self.action_query, "h d -> b h d", b=size))
         hidden = torch.cat(tokens, dim=1)
-        readable = batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
         mask = F.pad(readable, (0, hidden.shape[1] - length), value=True)[:, None, None]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             hidden = block(hidden, mask)
-        return _Trunk(hidden, mask, positions, presence)
+        queries = self.blocks[-1](hidden, mask, last=self.config.chunk_size)
+        return _Trunk(queries, hidden, mask, positions, presence)
+
+    def _words(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return token ids and mask [B, N]; when training, no longer than the longest instruction.
+
+        Shorter inputs are faster but round differently, which must not happen when acting: what an
+        episode does may not depend on the instructions of others.
+        """
+        words, readable = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+        if torch.is_grad_enabled():
+            length = max(1, int(readable.any(0).sum()))
+            words, readable = words[:, :length], readable[:, :length]
+        return words, readable
 
     def _slots(self, positions: Tensor, presence: Tensor, state: Tensor) -> Tensor:
         """Return one token [B, L, D] per landmark slot."""
@@ -319,8 +352,7 @@ class RazorPolicy(PreTrainedPolicy):
     # Predictions ----------------------------------------------------------------------------
 
     def _action_logits(self, trunk: _Trunk) -> Tensor:
-        queries = self.norm(trunk.tokens[:, -self.config.chunk_size :])
-        logits = self.action_head(queries).float()
+        logits = self.action_head(self.norm(trunk.queries)).float()
         return rearrange(logits, "b h (a k) -> b h a k", k=self.config.num_bins)
 
     def _landmarks(self, positions: Tensor) -> Tensor:
@@ -420,7 +452,8 @@ class RazorPolicy(PreTrainedPolicy):
         """Return the landmark loss alone, without running the transformer."""
         _, state, positions, presence = self._perceive(batch, augment=self.training)
         empty = state.new_zeros(0)
-        loss, info = self._landmark_loss(_Trunk(empty, empty, positions, presence), batch)
+        trunk = _Trunk(empty, empty, empty, positions, presence)
+        loss, info = self._landmark_loss(trunk, batch)
         return loss.mean(), info
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
