@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make finetune` and `make test`. Both set .venv up first, once.
+.DEFAULT_GOAL := help
+.PHONY: help setup finetune test lint types tests format constraints clean
+
+METHOD ?= ppo
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.set-up
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv; does nothing the second time
+
+$(STAMP): pyproject.toml constraints.txt setup.sh
+	@./setup.sh
+	@touch $@
+
+finetune: setup ## Fine-tune the shipped base on the new task (METHOD=ppo|bc, ARGS="--seed 1")
+	$(BIN)/robo-razor finetune --method $(METHOD) $(ARGS)
+
+test: lint types tests ## Lint, types and tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+tests: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+format: setup ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: setup ## Write the versions of .venv to constraints.txt
+	@uv=uv; uv --version >/dev/null 2>&1 || uv=$(BIN)/uv; \
+	$$uv pip freeze --python $(BIN)/python --exclude-editable > constraints.txt
+
+clean: ## Remove .venv and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

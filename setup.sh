@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Make the virtual environment .venv with everything robo-razor needs. Called by `make setup`.
+# Needs Python 3.12 only; uv is used where there is one and installed into .venv where there is not
+# (plain pip cannot install this set: robosuite and lerobot ask for two packages that both own cv2).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.12 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+  return 1
+}
+
+python=$(find_python) || {
+  echo "robo-razor needs Python 3.12: put python3.12 on PATH, or run make PYTHON=/path/to/python3.12" >&2
+  exit 1
+}
+
+"$python" - <<'PY'
+import ctypes
+import sys
+
+
+def loads(name):
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+if sys.platform.startswith("linux") and not loads("libOSMesa.so.8"):
+    wanted = {"libegl1": "libEGL.so.1", "libgl1": "libGL.so.1"}
+    missing = [package for package, library in wanted.items() if not loads(library)]
+    if missing:
+        packages = " ".join(missing)
+        sys.exit(f"Missing OpenGL: run `apt-get install {packages}` (or libosmesa6), then make again.")
+PY
+
+export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
+if uv --version >/dev/null 2>&1; then
+  uv=uv
+  [ -x .venv/bin/python ] || uv venv --quiet --allow-existing --python "$python" .venv
+else
+  uv=.venv/bin/uv
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  [ -x "$uv" ] || .venv/bin/python -m pip install --quiet uv
+fi
+"$uv" pip install --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
