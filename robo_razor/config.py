@@ -357,25 +357,39 @@ class PretrainConfig(Settings):
 
     out: str = "runs/pretrain"
     """Run directory to create."""
-    resume: bool = False
-    """Go on with the run in `out` from its last checkpoint."""
     tasks: str = "prior"
     """Skills to learn: `prior` (all of them) or names with commas."""
     style: str = "a"
     """The scripted experts' style."""
-    episodes: int = setting(600, low=1)
+    chunk_size: int = setting(4, low=1)
+    """Actions per decision (>= 1)."""
+    episodes: int = setting(800, low=1)
     """Demonstrations per task (>= 1)."""
-    noise: float = setting(0.3, low=0.0, high=1.0)
-    """Standard deviation of noise on executed actions; clean actions are recorded (as in DART)."""
+    disturbance: float = setting(0.3, low=0.0, high=1.0)
+    """Probability that an expert's decision is disturbed; the clean one is the label (as in DART)."""
+    noise: float = setting(0.5, low=0.0, high=1.0)
+    """Standard deviation of disturbances, in action units [0, 1]."""
     seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
     """Seed of start states, noise and initialisation."""
-    perception_epochs: int = setting(1, low=0)
-    """Epochs on object positions alone, before cloning (>= 0)."""
-    epochs: int = setting(6, low=1)
-    """Epochs of cloning (>= 1)."""
+    perception_epochs: float = setting(3.0, low=0.0)
+    """Epochs on landmark positions alone, before cloning (>= 0)."""
+    epochs: float = setting(4.0, above=0.0)
+    """Epochs of cloning before the first round of corrections (> 0)."""
+    correction_rounds: int = setting(2, low=0)
+    """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in DAgger."""
+    correction_episodes: int = setting(250, low=1)
+    """Episodes per task and round (>= 1)."""
+    correction_epochs: float = setting(2.0, above=0.0)
+    """Epochs over all data after each round but the last (> 0)."""
+    final_epochs: float = setting(4.0, above=0.0)
+    """Epochs over all data after the last round, with a falling learning rate (> 0)."""
+    label_smoothing_bins: float = setting(0.0, low=0.0)
+    """Standard deviation of soft action labels, in bins; 0: hard labels."""
+    ema_decay: float = setting(0.998, low=0.0, high=0.99999)
+    """Decay per gradient step of the weight average that is saved."""
     batch_size: int = setting(128, low=1)
     """Decisions per gradient step (>= 1)."""
-    learning_rate: float = setting(6e-4, above=0.0)
+    learning_rate: float = setting(8e-4, above=0.0)
     """AdamW's peak learning rate (> 0)."""
     warmup_steps: int = setting(200, low=0)
     """Gradient steps over which the learning rate rises from 0 (>= 0)."""
@@ -383,8 +397,6 @@ class PretrainConfig(Settings):
     """AdamW's weight decay (>= 0)."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
-    device: str = "auto"
-    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     torch_threads: int | None = setting(None, low=1)
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig()

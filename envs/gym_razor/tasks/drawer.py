@@ -80,6 +80,6 @@ CLOSE_DRAWER = CloseDrawer(
     name="CloseDrawer",
     role="prior",
     pairs=_ALL_PAIRS,
-    templates=("close the drawer", "push the drawer closed", "shut the drawer"),
+    templates=("close the drawer", "push the drawer shut", "shut the drawer"),
     max_episode_steps=60,
 )
