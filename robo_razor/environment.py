@@ -1,7 +1,7 @@
 """Make vector environments by Gymnasium id, and drive them in groups.
 
-The toolkit asks a vector environment for four things beyond `gymnasium.vector.VectorEnv`: a chunk of
-actions per step, resets of single sub-environments, a task and an instruction per sub-environment,
+The toolkit asks a vector environment for four things beyond `gymnasium.vector.VectorEnv`: a chunk
+of actions per step, resets of single sub-environments, a task and an instruction for each of them,
 and a final observation that is not replaced (autoreset disabled). Environments registered with a
 `vector_entry_point` bring that themselves; any other id runs in `SerialVectorEnv`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -30,26 +30,6 @@ StepResult = tuple[
 ]
 
 
-class ChunkVectorEnv(Protocol):
-    """What the toolkit uses of a vector environment (see `gym_razor.vector.RazorVectorEnv`)."""
-
-    num_envs: int
-    metadata: dict[str, Any]
-    single_observation_space: Any
-    single_action_space: Any
-
-    @property
-    def instructions(self) -> Sequence[str]: ...
-
-    def reset(
-        self, *, seed: Any = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]: ...
-
-    def step(self, actions: NDArray[np.float32]) -> Any: ...
-
-    def close(self) -> None: ...
-
-
 def import_env_packages(names: Sequence[str]) -> None:
     """Import the packages that register environments.
 
@@ -61,7 +41,7 @@ def import_env_packages(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise EnvError(
-                f"The environment package {name!r} in `env.env_packages` cannot be imported: {error}",
+                f"The package {name!r} in `env.env_packages` cannot be imported: {error}",
                 remedy="Install it, or remove it from the list.",
             ) from error
 
@@ -81,13 +61,51 @@ def check_tasks(tasks: Sequence[str]) -> None:
             )
 
 
-def tasks_of_role(role: str, namespace: str) -> list[str]:
-    """Return the ids of one namespace that are registered with `role` "prior" or "new"."""
+def tasks_of_role(role: str, packages: Sequence[str]) -> list[str]:
+    """Return the ids that some packages registered with `role` "prior" or "new", in that order."""
     return [
         name
         for name, spec in gym.registry.items()
-        if name.startswith(f"{namespace}/") and spec.kwargs.get("role") == role
+        if spec.kwargs.get("role") == role and _package(spec) in packages
     ]
+
+
+def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
+    """Return the task ids that a setting means.
+
+    Args:
+        spec: `prior`, `new`, `all`, `none`, or ids or skill names with commas.
+        packages: Packages whose environments are meant, imported if they are not yet.
+
+    Raises:
+        UnknownNameError: A name is none of them.
+    """
+    import_env_packages(packages)
+    roles = {"prior": ("prior",), "new": ("new",), "all": ("prior", "new"), "none": ()}
+    if spec.strip() in roles:
+        return [task for role in roles[spec.strip()] for task in tasks_of_role(role, packages)]
+    known = [name for name, item in gym.registry.items() if _package(item) in packages]
+    by_name = {skill_name(task): task for task in reversed(known)} | {task: task for task in known}
+    tasks = []
+    for part in filter(None, (part.strip() for part in spec.split(","))):
+        if part not in by_name and part not in gym.registry:
+            raise unknown_name("task", part, [*roles, *(skill_name(task) for task in known)])
+        tasks.append(by_name.get(part, part))
+    return list(dict.fromkeys(tasks))
+
+
+def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
+    """Return skill name -> task id for a setting such as `all` or `LiftCube,PressButton`."""
+    tasks: dict[str, str] = {}
+    for task in resolve_tasks(spec, packages):
+        name = skill_name(task)
+        tasks[task if name in tasks else name] = task
+    return tasks
+
+
+def role_of(task: str) -> str:
+    """Return the role "prior" or "new" that a task is registered with ("new" without one)."""
+    return str(gym.spec(task).kwargs.get("role", "new"))
 
 
 def skill_name(task: str) -> str:
@@ -142,6 +160,7 @@ class SerialVectorEnv:
         self._tasks = [task] * num_envs
         self._instructions = [self._describe(env) for env in self._envs]
         self._observation: Observation | None = None
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
         self.single_observation_space = self._envs[0].observation_space
         self.single_action_space = self._envs[0].action_space
@@ -173,6 +192,7 @@ class SerialVectorEnv:
                 self._envs[i], self._tasks[i] = self._make(tasks[i]), tasks[i]
             observation, _ = self._envs[i].reset(seed=None if seeds[i] is None else int(seeds[i]))
             self._instructions[i] = words[i] or self._describe(self._envs[i])
+            self._elapsed[i] = 0
             self._store(i, observation)
         if self._observation is None:
             raise EnvError("The first reset must include every sub-environment in use.")
@@ -188,21 +208,21 @@ class SerialVectorEnv:
             raise EnvError("step_wait() was called without step_async().")
         (actions, env_ids), self._pending = self._pending, None
         n = len(env_ids)
-        rewards, steps = np.zeros(n), np.zeros(n, dtype=np.int64)
+        rewards = np.zeros(n)
         ends = np.zeros((2, n), dtype=bool)
         success = np.zeros(n, dtype=bool)
         for row, i in enumerate(env_ids):
             for action in actions[row]:
                 observation, reward, terminated, truncated, info = self._envs[i].step(action)
                 rewards[row] += float(reward)
-                steps[row] += 1
+                self._elapsed[i] += 1
                 success[row] = bool(info.get("is_success", terminated))
                 ends[:, row] = terminated, truncated and not terminated
                 if terminated or truncated:
                     break
             self._store(i, observation)
         assert self._observation is not None
-        infos = {"is_success": success, "executed_steps": steps}
+        infos = {"is_success": success, "elapsed_steps": self._elapsed[env_ids]}
         return env_ids, take(self._observation, env_ids), rewards, ends[0], ends[1], infos
 
     def render(self, env_ids: NDArray[np.int64] | None = None, size: int = 256) -> Any:
@@ -302,6 +322,12 @@ class GroupDriver:
             truncated[env_ids],
             rows,
         )
+
+
+def _package(spec: Any) -> str:
+    entry = spec.entry_point or spec.vector_entry_point
+    module = entry.split(":")[0] if isinstance(entry, str) else entry.__module__
+    return str(module).split(".")[0]
 
 
 def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:

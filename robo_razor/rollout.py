@@ -2,25 +2,29 @@
 
 Axis letters as in `types`: N environments, E episodes, M decisions, H chunk, A action dimensions.
 
-What an episode does depends on (task, seed, sample, policy) only: its start state is a pure function of
-(task, seed), its sampling noise is keyed by the same numbers, and policies infer in batches of one
-size. So scores do not depend on the number of environments, workers, or on which episode ends first.
-While one worker group of the environment moves, the policy thinks about another.
+What an episode does depends on (task, seed, sample, policy) only: its start state is a pure
+function of (task, seed), its sampling noise is keyed by the same numbers, and policies infer in
+batches of one size. So scores do not depend on the number of environments or workers, nor on which
+episode ends first. While one worker group of the environment moves, the policy thinks about
+another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import rich.progress
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 
 from robo_razor.environment import GroupDriver, concatenate, make_env, put, take
@@ -56,9 +60,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Decision:
-    """Chunks to execute, and what a record needs of the policy at that moment."""
+    """Chunks to execute, and what a record needs of the policy at that moment.
+
+    `label` is the chunk to learn from, where it differs from the one that is executed.
+    """
 
     actions: NDArray[np.float32]
+    label: NDArray[np.float32] | None = None
     inputs: dict[str, Tensor] | None = None
     log_prob: Tensor | None = None
     value: Tensor | None = None
@@ -74,6 +82,30 @@ class Actor(Protocol):
     def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
         """Return the value of true final observations, float32 [n], or None without values."""
         ...
+
+
+@contextlib.contextmanager
+def episode_bar(console: Console, title: str) -> Iterator[Progress]:
+    """Show a progress bar of episodes and successes; yields what `run_episodes` calls."""
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[shown]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=None, shown="")
+
+        def progress(finished: int, total: int, successes: int) -> None:
+            bar.update(
+                task, completed=finished, total=total, shown=f"success {successes / finished:.0%}"
+            )
+
+        yield progress
 
 
 def sampling_uniforms(
@@ -135,9 +167,9 @@ class PolicyActor:
             return Decision(chunks)
         inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
         if value is None:
-            return Decision(chunks, inputs)
+            return Decision(chunks, inputs=inputs)
         log_prob = distribution.log_prob(actions).float().cpu()
-        return Decision(chunks, inputs, log_prob, value.float().cpu())
+        return Decision(chunks, inputs=inputs, log_prob=log_prob, value=value.float().cpu())
 
     def _decide_without_density(self, request: Request) -> Decision:
         """Let a policy act in its own way, which may be random whatever the mode."""
@@ -146,7 +178,7 @@ class PolicyActor:
         if self.record:
             inputs = self.policy.prepare(request.observation, request.instructions)
             inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
-        return Decision(chunks, inputs)
+        return Decision(chunks, inputs=inputs)
 
     @torch.no_grad()
     def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
@@ -175,26 +207,6 @@ class ExpertActor:
         return None
 
 
-class Observer(Protocol):
-    """Watches episodes from outside, for videos and demonstrations."""
-
-    def on_start(self, env: Any, env_ids: NDArray[np.int64], episodes: NDArray[np.int64]) -> None:
-        """See episodes right after their reset."""
-        ...
-
-    def on_step(
-        self,
-        env: Any,
-        env_ids: NDArray[np.int64],
-        episodes: NDArray[np.int64],
-        request: Request,
-        decision: Decision,
-        outcome: StepOutcome,
-    ) -> None:
-        """See episodes right after a decision was executed."""
-        ...
-
-
 @dataclass(frozen=True)
 class StepOutcome:
     """What one decision led to; rows as in the request."""
@@ -203,6 +215,32 @@ class StepOutcome:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     success: NDArray[np.bool_]
+    infos: dict[str, Any]
+
+
+class Observer(Protocol):
+    """Watches episodes from outside, for videos and demonstrations."""
+
+    def on_start(
+        self,
+        env: Any,
+        env_ids: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        instructions: Sequence[str],
+        infos: dict[str, Any],
+    ) -> None:
+        """See episodes right after their reset."""
+        ...
+
+    def on_step(
+        self,
+        request: Request,
+        episodes: NDArray[np.int64],
+        decision: Decision,
+        outcome: StepOutcome,
+    ) -> None:
+        """See episodes right after a decision was executed."""
+        ...
 
 
 def run_episodes(
@@ -306,7 +344,7 @@ class _Run:
             return
         episodes = np.array([self.queue.popleft() for _ in env_ids], dtype=np.int64)
         rows = [self.rows[e] for e in episodes]
-        observation, words, _ = self.driver.reset(
+        observation, words, infos = self.driver.reset(
             env_ids,
             [row.seed for row in rows],
             [row.task for row in rows],
@@ -317,7 +355,7 @@ class _Run:
         for i, e, text in zip(env_ids, episodes, words, strict=True):
             self.words[i] = self.instructions[e] = text
         if self.observer:
-            self.observer.on_start(self.env, env_ids, episodes)
+            self.observer.on_start(self.env, env_ids, episodes, words, infos)
 
     def _submit(self, group: NDArray[np.int64]) -> None:
         """Let the actor decide for a group's running episodes and set them moving."""
@@ -359,9 +397,9 @@ class _Run:
         self.success[episodes[over]] = success[over]
         self.ends[0, episodes[over]] = terminated[over]
         self.ends[1, episodes[over]] = (truncated & ~terminated)[over]
-        outcome = StepOutcome(rewards, terminated, truncated, success)
+        outcome = StepOutcome(rewards, terminated, truncated, success, infos)
         if self.observer:
-            self.observer.on_step(self.env, env_ids, episodes, request, decision, outcome)
+            self.observer.on_step(request, episodes, decision, outcome)
         if self.recorder:
             cut = truncated & ~terminated
             final = take(observation, np.flatnonzero(cut))
@@ -442,7 +480,9 @@ class _Recorder:
             value=_joined([d.value for d in self.decisions], order),
             reward=torch.from_numpy(rewards)[order],
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            final_value=self._final_values(actor, len(lengths)) if first.value is not None else None,
+            final_value=self._final_values(actor, len(lengths))
+            if first.value is not None
+            else None,
         )
 
     def _final_values(self, actor: Actor, num_episodes: int) -> Tensor:

@@ -1,17 +1,19 @@
 """Batch and result dataclasses, and the legend of axis letters that the whole package uses.
 
-Axis letters: T decisions in time, N environments, E episodes, M recorded decisions (all episodes, flat),
-B batch, H executed chunk (control steps per decision), A action dimensions, K bins, S proprioception.
+Axis letters: T decisions in time, N environments, E episodes, M recorded decisions (all episodes,
+flat), B batch, H executed chunk (control steps per decision), A action dimensions, K bins,
+S proprioception, F frames of demonstrations.
 
 A *decision* is one look of the policy: it sees one observation and commands a chunk of H actions.
-`terminated` and `truncated` are kept apart everywhere: termination ends the task (there is no future),
-truncation only ends the patience (the time limit), so the value of the true final observation counts.
+`terminated` and `truncated` are kept apart everywhere: termination ends the task (there is no
+future), truncation only ends the patience (the time limit), so the value of the true final
+observation counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ Observation = dict[str, Any]
 
 PolicyBatch = dict[str, Any]
 """Prepared policy inputs (tensors, first axis B), as `PolicyHandle.prepare` returns them."""
+
 
 @dataclass(frozen=True)
 class EpisodeRow:
@@ -165,10 +168,10 @@ class DemonstrationSet:
         offsets: int64 [E + 1]; episode e owns frames offsets[e]:offsets[e + 1].
         instructions: One instruction per episode.
         fps: Control steps per second.
-        success: bool [E].
+        rewards: float32 [F], for the action executed at the frame.
+        success: bool [F], True where the task was done after the frame's action.
         landmarks: float32 [F, L, 3] in metres, if the simulator gave them.
         landmarks_present: bool [F, L], True where the landmark exists.
-        extra: Free notes (source, style, seeds).
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -176,11 +179,11 @@ class DemonstrationSet:
     actions: NDArray[np.float32]
     offsets: NDArray[np.int64]
     instructions: tuple[str, ...]
+    rewards: NDArray[np.float32]
+    success: NDArray[np.bool_]
     fps: int = 10
-    success: NDArray[np.bool_] | None = None
     landmarks: NDArray[np.float32] | None = None
     landmarks_present: NDArray[np.bool_] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])

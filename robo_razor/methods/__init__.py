@@ -79,8 +79,8 @@ class Method(ABC):
         self.base = base
         self.services = services
 
-    @classmethod
-    def validate(cls, config: FinetuneConfig) -> None:  # noqa: B027  # optional
+    @classmethod  # noqa: B027  # optional
+    def validate(cls, config: FinetuneConfig) -> None:
         """Refuse settings that cannot work, before anything is loaded or made."""
 
     def prepare(self) -> None:  # noqa: B027  # optional

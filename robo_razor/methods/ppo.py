@@ -16,6 +16,7 @@ Differences from Schulman et al. 2017 and why:
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ from robo_razor.errors import ConfigError, TrainingError
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
 from robo_razor.seeding import derive, generator, training_seeds
 from robo_razor.types import DecisionRecord, EpisodeBatch, make_rows
+
+logger = logging.getLogger(__name__)
 
 KL_PROBE_STATES = 256
 EVALUATION_BATCH = 256
@@ -96,8 +99,10 @@ class Targets:
 def compute_targets(batch: EpisodeBatch, config: PPOConfig) -> Targets:
     """Turn recorded episodes into normalised advantages and value targets."""
     record = batch.record
-    assert record is not None and record.value is not None
-    assert record.final_value is not None and record.log_prob is not None
+    assert record is not None
+    assert record.value is not None
+    assert record.final_value is not None
+    assert record.log_prob is not None
     terminated = torch.from_numpy(batch.terminated)
     if config.baseline == "group":
         nothing = torch.zeros(len(batch))
@@ -125,6 +130,7 @@ class PPO(Method):
     def __init__(self, config: FinetuneConfig, policy: Any, base: Any, services: Services) -> None:
         super().__init__(config, policy, base, services)
         self.ppo = config.ppo
+        self.base_outcomes: tuple[bool, ...] = ()
         self.policy.temperature = self.ppo.temperature
         self.base.temperature = self.ppo.temperature
         self.policy_parameters = [p for p in policy.policy_parameters() if p.requires_grad]
@@ -155,28 +161,43 @@ class PPO(Method):
         return self.ppo.num_updates
 
     def check_start(self, sampled_success: Sequence[bool]) -> None:
-        """Refuse to start when no sampled episode of the base succeeded.
+        """Remember the base's sampled outcomes; warn when there is no success among them."""
+        self.base_outcomes = tuple(sampled_success)
+        if sampled_success and not any(sampled_success):
+            logger.warning(
+                "%s succeeded in 0 of %d sampled episodes on %s: the first update's episodes "
+                "decide whether there is anything to learn from",
+                self.policy.name,
+                len(sampled_success),
+                self.config.task,
+            )
+
+    def _refuse_hopeless(self, batch: EpisodeBatch) -> None:
+        """Stop at the first update when no sampled episode of the base ever succeeded.
 
         Raises:
             TrainingError: PPO with a sparse reward learns nothing from failures alone.
         """
-        n = len(sampled_success)
-        if n and not any(sampled_success) and self.config.env.reward_type == "sparse":
-            upper = 1.0 - 0.05 ** (1.0 / n)
-            raise TrainingError(
-                f"The base {self.policy.name!r} succeeded in 0 of {n} sampled episodes on "
-                f"{self.config.task!r} (with 95 % confidence below {upper:.1%}): PPO learns nothing "
-                "from failures alone",
-                remedy="Start with demonstrations (`--method bc`) and go on with PPO from that "
-                "checkpoint (`--policy RUN`), choose a task closer to the base's skills, or try "
-                "`--env.reward-type shaped`.",
-            )
+        outcomes = [*self.base_outcomes, *batch.success]
+        if any(outcomes) or batch.episode_return.any():
+            return
+        n = len(outcomes)
+        raise TrainingError(
+            f"The base {self.policy.name!r} succeeded in 0 of {n} sampled episodes on "
+            f"{self.config.task!r} (with 95 % confidence below {1.0 - 0.05 ** (1.0 / n):.1%}): PPO "
+            "learns nothing from failures alone",
+            remedy="Start with demonstrations (`--method bc`) and go on with PPO from that run "
+            "(`--policy RUN`), choose a task closer to the base's skills, or try "
+            "`--env.reward-type shaped`.",
+        )
 
     def update(self, update: int) -> Metrics:
         """Collect episodes, learn from them, and return what to log."""
         start = time.perf_counter()
         batch = self._collect(update)
         collected = time.perf_counter()
+        if update == 1:
+            self._refuse_hopeless(batch)
         metrics = self._rollout_metrics(batch)
         metrics |= self._learn(batch, update)
         now = time.perf_counter()
@@ -292,7 +313,7 @@ class PPO(Method):
                 loss = loss + ppo.kl_coef * self._penalty(distribution, inputs)
         self._check_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         policy_norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, ppo.max_grad_norm)
         torch.nn.utils.clip_grad_norm_(self.value_parameters, ppo.max_grad_norm)
         self.optimizer.step()
@@ -317,8 +338,8 @@ class PPO(Method):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The PPO loss became {float(loss)}",
-                remedy="Lower `ppo.learning_rate`, or set `ppo.bf16: false`. The last checkpoint is "
-                "intact.",
+                remedy="Lower `ppo.learning_rate`, or set `ppo.bf16: false`. The last checkpoint "
+                "is intact.",
             )
 
     @torch.no_grad()
@@ -337,7 +358,8 @@ class PPO(Method):
         self, history: list[Metrics], batch: EpisodeBatch, targets: Targets, update: int
     ) -> Metrics:
         record = batch.record
-        assert record is not None and record.value is not None
+        assert record is not None
+        assert record.value is not None
         steps = [step for step in history if "stopped" not in step]
         metrics = {
             f"train/{key}": float(np.mean([step[key] for step in steps]))

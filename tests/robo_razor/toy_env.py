@@ -68,13 +68,17 @@ class ToyVectorEnv(gym.vector.VectorEnv):
         options = options or {}
         n = self.num_envs
         mask = np.asarray(options.get("reset_mask", np.ones(n, bool)))
-        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(n)]
+        seeds = (
+            seed
+            if isinstance(seed, list)
+            else [None if seed is None else seed + i for i in range(n)]
+        )
         for i in np.flatnonzero(mask):
             if options.get("tasks") and options["tasks"][i]:
                 self.tasks[i] = options["tasks"][i]
             words = options.get("instructions")
             name = list(COLOURS)[TASKS[self.tasks[i]]].lower()
-            self._words[i] = (words and words[i]) or f"reach the {name} dot"
+            self._words[i] = (words and words[i]) or f"lift the {name} block"
             rng = np.random.default_rng([zlib.crc32(self.tasks[i].encode()), seeds[i] or 0])
             self.point[i] = rng.uniform(-0.9, 0.9, 2)
             self.dots[i] = rng.uniform(-0.9, 0.9, (3, 2))
@@ -157,7 +161,10 @@ class ToyVectorEnv(gym.vector.VectorEnv):
         image = np.full((len(ids), size, size, 3), 30, np.uint8)
         half = max(1, size // 24)
         for row, i in enumerate(ids):
-            spots = [*zip(self.dots[i], COLOURS.values(), strict=True), (self.point[i], (240, 240, 240))]
+            spots = [
+                *zip(self.dots[i], COLOURS.values(), strict=True),
+                (self.point[i], (240, 240, 240)),
+            ]
             for (x, y), colour in spots:
                 c = int(np.clip((x + 1) / 2 * size, half, size - half - 1))
                 r = int(np.clip((y + 1) / 2 * size, half, size - half - 1))
@@ -168,7 +175,7 @@ class ToyVectorEnv(gym.vector.VectorEnv):
 class ToyEnv(gym.Env):
     """One point with one action per step, for the serial fallback."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, task: str = "toy/ReachRed-v0", render_mode: str | None = None) -> None:
         self.vector = ToyVectorEnv(1, 1, chunk_size=1, task=task, max_episode_steps=10**9)
@@ -186,7 +193,13 @@ class ToyEnv(gym.Env):
 
     def step(self, action):
         observation, r, te, _, infos = self.vector.step(np.asarray(action)[None, None])
-        return self._row(observation), float(r[0]), bool(te[0]), False, {"is_success": bool(infos["is_success"][0])}
+        return (
+            self._row(observation),
+            float(r[0]),
+            bool(te[0]),
+            False,
+            {"is_success": bool(infos["is_success"][0])},
+        )
 
     def render(self):
         return self.vector.render()[0]

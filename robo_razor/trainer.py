@@ -1,0 +1,454 @@
+"""The one training loop: update -> log -> checkpoint -> track, for every method.
+
+Everything that can be wrong is checked before anything is written. All random numbers are derived
+from (seed, purpose, update), so a checkpoint needs weights, optimizer and counters only, and a
+resumed run equals the uninterrupted one bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from robo_razor.checkpoint import RunDirectory, refuse_used_directory
+from robo_razor.config import FinetuneConfig, from_dict, replace
+from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
+from robo_razor.errors import ConfigError, PolicyError
+from robo_razor.evaluation import resolve_device, torch_threads
+from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
+from robo_razor.rollout import Mode, run_episodes
+from robo_razor.run_log import RunLog, format_seconds
+from robo_razor.seeding import derive
+from robo_razor.tracking import Tracker, read_summary
+from robo_razor.training_state import TrainingState
+from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
+
+SNAPSHOT_PARAMETERS = 100_000_000
+"""Up to this size an update can be undone from RAM, so Ctrl-C need not wait for its end."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run left behind.
+
+    Attributes:
+        run: The run directory.
+        step: Updates done.
+        best_step: Step of the checkpoint with the best lower bound on the new task.
+        summary: The last checkpoint's `summary.json`.
+        tracking_share: Share of the wall time that tracking took.
+    """
+
+    run: Path
+    step: int
+    best_step: int | None
+    summary: dict[str, Any]
+    tracking_share: float
+
+
+def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
+    """Fine-tune a policy and measure at every checkpoint what it forgets.
+
+    Args:
+        config: The run's settings. With `resume`, those stored in the run directory count instead.
+        console: Where progress is shown; default: standard output.
+
+    Returns:
+        What the run left behind.
+
+    Raises:
+        RoboRazorError: Something does not fit; nothing was overwritten.
+        KeyboardInterrupt: The run was interrupted; a checkpoint was saved first.
+    """
+    if config.resume:
+        config = stored_config(config)
+    prior = validate(config)
+    if not config.resume and config.out is not None:
+        refuse_used_directory(config.out, resumable=True)
+    with torch_threads(config.torch_threads) as threads, contextlib.ExitStack() as stack:
+        trainer = Trainer(config, prior, threads, console or Console(), stack)
+        return trainer.run()
+
+
+def stored_config(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the settings of the run that `config` asks to go on with."""
+    assert config.out is not None  # FinetuneConfig checks it
+    run = RunDirectory.open(config.out)
+    stored = from_dict(FinetuneConfig, run.config_data(), source=str(run.path))
+    return replace(stored, out=config.out, resume=True)
+
+
+def validate(config: FinetuneConfig) -> dict[str, str]:
+    """Check names and settings before anything is loaded; return the prior skills' tasks.
+
+    Raises:
+        RoboRazorError: A method, task or setting cannot be used.
+    """
+    method = METHODS.get(config.method)
+    import_env_packages(config.env.env_packages)
+    check_tasks([config.task])
+    prior = named_tasks(config.prior_tasks, config.env.env_packages)
+    if config.prior_tasks.strip() == "prior":
+        prior = {skill: task for skill, task in prior.items() if task != config.task}
+    if config.task in prior.values():
+        raise ConfigError(
+            f"`prior_tasks` contains the new task {config.task!r}",
+            remedy="Remove it there: one does not forget what one is learning.",
+        )
+    method.validate(config)
+    return prior
+
+
+class Trainer:
+    """One run of `finetune`: owns the environment, the policy, the method and the log.
+
+    Args:
+        config: The run's settings, validated.
+        prior: Skill name -> task id of the skills that may be forgotten.
+        threads: CPU threads of torch for updates.
+        console: Where progress is shown.
+        stack: Closes what is opened here.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        prior: dict[str, str],
+        threads: int,
+        console: Console,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        from robo_razor.policies import load_policy
+
+        self.config, self.console, self.threads = config, console, threads
+        # The workers need the cores while episodes run.
+        self.rollout_threads = max(1, threads - config.env.num_workers)
+        device = resolve_device(config.device)
+        self.base = load_policy(config.policy, device).frozen_copy()
+        method = METHODS.get(config.method)
+        if method.needs_density and not self.base.has_density:
+            raise PolicyError(
+                f"The policy {config.policy!r} has no action density, which the method "
+                f"{config.method!r} needs",
+                remedy="Clone it instead (`--method bc`), or choose a policy with action tokens "
+                "such as razor-base.",
+            )
+        self.env = make_env(config.task, config.env, chunk_size=self.base.chunk_size)
+        stack.callback(self.env.close)
+        self.base.check_env(self.env.single_observation_space, self.env.single_action_space)
+        self.run_directory = (
+            RunDirectory.resume(str(config.out)) if config.resume else RunDirectory.create(config)
+        )
+        stack.callback(self.run_directory.close)
+        self.policy = self._tuned_policy(device)
+        self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior)
+        self.method: Method = method(config, self.policy, self.base, self._services())
+        self.log: RunLog | None = None
+        self.step = 0
+        self.tracking_s = 0.0
+        self.earlier_s = 0.0
+        self.began = time.perf_counter()
+        self.episodes = 0
+        self.shown: dict[str, float] = {}
+        self.best_score = -1.0
+
+    # The run ----------------------------------------------------------------------------------
+
+    def run(self) -> FinetuneResult:
+        """Go through all updates."""
+        with _interruptible() as interrupts:
+            self.method.prepare()
+            if self.config.resume:
+                self._resume()
+            total = self.method.num_updates
+            with RunLog(
+                self.run_directory, total=total, start=self.step, console=self.console
+            ) as self.log:
+                self._greet(total)
+                try:
+                    self._loop(total, interrupts)
+                except KeyboardInterrupt:
+                    self._save_interrupted()
+                    raise
+                return self._finish(total)
+
+    def _loop(self, total: int, interrupts: _Interrupts) -> None:
+        if not self.config.resume:
+            self._save()
+        if not self.tracker.is_measured(self.step):
+            self._track(total)
+        self.method.check_start(self.tracker.sampled_success)
+        interval = self.config.tracking.interval(total)
+        while self.step < total:
+            self._update(interrupts)
+            # Not right before the last one, which comes anyway.
+            due = self.step % interval == 0 and total - self.step >= interval / 2
+            if due or self.step == total:
+                self._save()
+                self._track(total)
+
+    def _update(self, interrupts: _Interrupts) -> None:
+        """Make one update, all of it or nothing."""
+        snapshot = self._snapshot()
+        if snapshot is None:
+            interrupts.postponed = True
+        try:
+            metrics = self.method.update(self.step + 1)
+        except BaseException:
+            if snapshot is not None:
+                self._restore(*snapshot)
+            raise
+        self.step += 1
+        self._log_update(metrics)
+        interrupts.release()
+
+    def _log_update(self, metrics: Metrics) -> None:
+        assert self.log is not None
+        self.log.metrics(self.step, metrics)
+        shown = {
+            "success": metrics.get("rollout/success_rate"),
+            "kl": metrics.get("train/kl_base_tuned"),
+            "loss": metrics.get("train/loss"),
+        }
+        self.shown = {key: value for key, value in shown.items() if value is not None}
+        self._show_progress()
+
+    def _show_progress(self) -> None:
+        assert self.log is not None
+        episodes = {"episodes": float(self.episodes)} if self.episodes else {}
+        self.log.progress(self.step, **(self.shown | episodes))
+
+    # Checkpoints and tracking -----------------------------------------------------------------
+
+    def _track(self, total: int) -> None:
+        """Measure the policy as it is, show the table, and mark the best checkpoint."""
+        assert self.log is not None
+        start = time.perf_counter()
+        with self._rollout_threads():
+            summary = self.tracker.measure(
+                self.policy,
+                self.step,
+                final=self.step == total,
+                extra={"elapsed_s": self._elapsed(), "updates": total},
+            )
+        self.tracking_s += time.perf_counter() - start
+        self.log.summary(summary)
+        share = self.tracking_s / self._elapsed()
+        self.log.metrics(self.step, {"time/tracking_share": share})
+        spent = f"Measured in {format_seconds(summary['tracking_s'])}"
+        self.log.note(
+            f"{spent}; tracking took {share:.0%} of {format_seconds(self._elapsed())} so far."
+            if self.step
+            else f"{spent}."
+        )
+        for alarm in self.tracker.alarms(summary):
+            self.log.warn(alarm)
+        score = self.tracker.score(self.step)
+        if score > self.best_score:
+            self.best_score = score
+            self.run_directory.mark_best(self.step)
+
+    def _save(self) -> None:
+        state = self.method.state()
+        tensors = {f"method/{name}": tensor for name, tensor in state.tensors.items()}
+        if self._has_lora():  # the saved policy has them merged
+            tensors |= {f"parameter/{name}": p.detach() for name, p in self._trainable()}
+        extra = {
+            "method": state.extra,
+            "tracking_s": self.tracking_s,
+            "elapsed_s": self._elapsed(),
+            "best_score": self.best_score,
+        }
+        self.run_directory.save_checkpoint(
+            self.policy.save,
+            TrainingState(self.step, state.optimizers, tensors, extra=extra),
+            keep=self.config.checkpoint.keep,
+        )
+
+    def _save_interrupted(self) -> None:
+        """Save after Ctrl-C, unless this very step is on disk."""
+        assert self.log is not None
+        if self.step != self.run_directory.last_step():
+            self._save()
+        self.log.note(
+            f"Interrupted after update {self.step}, which is saved. Go on with: "
+            f"robo-razor finetune --resume --out {self.run_directory.path}"
+        )
+
+    def _resume(self) -> None:
+        """Take over counters and the method's state from the last checkpoint."""
+        state = self.run_directory.load_state()
+        prefix = "method/"
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(prefix)
+        }
+        self.method.load_state(MethodState(state.optimizers, tensors, state.extra["method"]))
+        self.step = state.step
+        self.tracking_s = float(state.extra["tracking_s"])
+        self.earlier_s = float(state.extra["elapsed_s"])
+        self.began = time.perf_counter()
+        if self.tracker.is_measured(0):
+            self.tracker.load_base()
+        measured = [s for s in self.run_directory.steps() if self.tracker.is_measured(s)]
+        best = self.run_directory.best_step()
+        if best in measured:
+            self.best_score = self.tracker.score(int(best))
+
+    def _finish(self, total: int) -> FinetuneResult:
+        assert self.log is not None
+        share = self.tracking_s / max(self._elapsed(), 1e-9)
+        best = self.run_directory.best_step()
+        if share > self.config.tracking.max_share:
+            self.log.warn(
+                f"tracking took {share:.0%} of the wall time, more than `tracking.max_share` = "
+                f"{self.config.tracking.max_share:.0%}: raise `tracking.every` or lower "
+                "`tracking.episodes_prior`."
+            )
+        self.log.note(
+            f"Done: {total} updates in {format_seconds(self._elapsed())}, tracking {share:.0%} of "
+            f"it. Best checkpoint: step {best}. Run directory: {self.run_directory.path}"
+        )
+        summary = read_summary(self.run_directory, self.step)
+        return FinetuneResult(self.run_directory.path, self.step, best, summary, share)
+
+    # What the run is made of ------------------------------------------------------------------
+
+    def _tuned_policy(self, device: str) -> Any:
+        """Return the policy to tune, at a resumed run as it was at the last checkpoint."""
+        from robo_razor.policies import load_policy
+
+        rank = int(getattr(self.config.method_config, "lora_rank", 0))
+        if rank:
+            policy = load_policy(self.config.policy, device)
+            torch.manual_seed(derive(self.config.seed, "lora"))
+            policy.add_lora(rank)
+            if self.config.resume:
+                tensors = self.run_directory.load_state().tensors
+                with torch.no_grad():
+                    for name, parameter in policy.module.named_parameters():
+                        if parameter.requires_grad:
+                            parameter.copy_(tensors[f"parameter/{name}"])
+            return policy
+        source = self.config.policy
+        if self.config.resume:
+            step = self.run_directory.last_step()
+            source = str(self.run_directory.pretrained_model(int(step or 0)))
+        policy = load_policy(source, device)
+        policy.name = self.config.policy
+        return policy
+
+    def _services(self) -> Services:
+        return Services(
+            rollout=self._rollout,
+            demonstrations=self._demonstrations,
+            on_gradient_steps=lambda done, total: None,
+        )
+
+    def _rollout(
+        self, rows: Sequence[EpisodeRow], *, mode: Mode, record: bool, sampling_seed: int
+    ) -> EpisodeBatch:
+        self.policy.module.eval()
+        with self._rollout_threads():
+            batch = run_episodes(
+                self.env, self.policy, rows, mode, record, sampling_seed=sampling_seed
+            )
+        self.episodes += len(batch)
+        return batch
+
+    def _demonstrations(self) -> DemonstrationSet:
+        from robo_razor.demonstrations import demonstrations_for
+
+        with self._rollout_threads():
+            return demonstrations_for(self.config, self.base, self.console)
+
+    @contextlib.contextmanager
+    def _rollout_threads(self) -> Iterator[None]:
+        torch.set_num_threads(self.rollout_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(n, p) for n, p in self.policy.module.named_parameters() if p.requires_grad]
+
+    def _has_lora(self) -> bool:
+        return int(getattr(self.config.method_config, "lora_rank", 0)) > 0
+
+    def _snapshot(self) -> tuple[dict[str, torch.Tensor], MethodState] | None:
+        """Copy weights and optimizer, unless they are too large to keep twice."""
+        trainable = self._trainable()
+        if sum(p.numel() for _, p in trainable) > SNAPSHOT_PARAMETERS:
+            return None
+        weights = {name: p.detach().clone() for name, p in trainable}
+        return weights, copy.deepcopy(self.method.state())
+
+    def _restore(self, weights: dict[str, torch.Tensor], state: MethodState) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trainable():
+                parameter.copy_(weights[name])
+        self.method.load_state(state)
+
+    def _elapsed(self) -> float:
+        return self.earlier_s + time.perf_counter() - self.began
+
+    def _greet(self, total: int) -> None:
+        assert self.log is not None
+        what = "Going on with" if self.config.resume else "Run directory:"
+        self.log.note(f"{what} {self.run_directory.path}")
+        skills = ", ".join(self.tracker.prior) or "none"
+        self.log.note(
+            f"{self.config.method} on {self.config.task} from {self.config.policy}: {total} "
+            f"updates, a checkpoint every {self.config.tracking.interval(total)}. "
+            f"Prior skills: {skills}."
+        )
+
+
+class _Interrupts:
+    """Turns Ctrl-C and SIGTERM into KeyboardInterrupt, at once or after the running update."""
+
+    def __init__(self) -> None:
+        self.postponed = False
+        self.pending = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.postponed and not self.pending:
+            self.pending = True  # a second one does not wait
+            return
+        raise KeyboardInterrupt
+
+    def release(self) -> None:
+        """Raise what was postponed."""
+        self.postponed = False
+        if self.pending:
+            self.pending = False
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Interrupts]:
+    interrupts = _Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    numbers: tuple[Literal[signal.Signals.SIGINT], Literal[signal.Signals.SIGTERM]]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, interrupts.handle) for number in numbers}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
