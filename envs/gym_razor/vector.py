@@ -331,12 +331,12 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         with contextlib.suppress(BrokenPipeError):  # _receive reports the dead worker
             self._connections[index].send((command, arguments))
 
-    def _receive(self) -> tuple[int, Ids, Any]:
-        """Wait for the first worker that answers; returns its index, its env ids and its answer."""
-        waiting = {self._connections[index]: index for index in self._pending}
+    def _receive(self, among: Sequence[int] | None = None) -> tuple[int, Ids, Any]:
+        """Wait for the first worker (of `among`, or of all) that answers: its index, its env ids, its answer."""
+        waiting = {self._connections[index]: index for index in (self._pending if among is None else among)}
         ready = wait(list(waiting), timeout=self._timeout_s)
         if not ready:
-            index = next(iter(self._pending))
+            index = next(iter(waiting.values()))
             self._fail(index, f"gave no answer for {self._timeout_s:.0f} s (a hung OpenGL call?) and was stopped")
         index = min(waiting[connection] for connection in ready)  # type: ignore[index]
         try:
@@ -407,6 +407,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             drawn = seeds[env_id]
             self._seeds[env_id] = int(self._generator.integers(2**31 - 1)) if drawn is None else int(drawn)
             self._history[env_id] = []
+        sent: list[int] = []  # other groups may be in the middle of a step, whose answers are not ours
         for index, group in enumerate(self.groups):
             ids = group[mask[group]]
             rows = [(int(i), self.tasks[i], self._seeds[i], words[i]) for i in ids]
@@ -416,8 +417,10 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
                 self._keep_instructions(ids, self._local.reset(rows))
             else:
                 self._send(index, "reset", ids, rows)
-        while self._pending:
-            _, ids, answer = self._receive()
+                sent.append(index)
+        while sent:
+            index, ids, answer = self._receive(sent)
+            sent.remove(index)
             self._keep_instructions(ids, answer)
         return self._observations(None), self._infos(None)
 
@@ -524,6 +527,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             env_ids: Which envs; all if None.
         """
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
+        sent: list[int] = []
         for index, group in enumerate(self.groups):
             mine = np.intersect1d(group, ids)
             if len(mine) == 0:
@@ -532,8 +536,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
                 self._local.expert([int(i) for i in mine], style)
             else:
                 self._send(index, "expert", mine, [int(i) for i in mine], style)
-        while self._pending and self._local is None:
-            self._receive()
+                sent.append(index)
+        while sent:
+            sent.remove(self._receive(sent)[0])
         chunks: npt.NDArray[np.float32] = self._arrays["expert"][ids]
         return chunks
 
@@ -542,6 +547,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
         pictures = np.empty((len(ids), size, size, 3), dtype=np.uint8)
         place = {int(env_id): row for row, env_id in enumerate(ids)}
+        sent: list[int] = []
         for index, group in enumerate(self.groups):
             mine = np.intersect1d(group, ids)
             if len(mine) == 0:
@@ -550,8 +556,10 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
                 pictures[[place[int(i)] for i in mine]] = self._local.render([int(i) for i in mine], size)
             else:
                 self._send(index, "render", mine, [int(i) for i in mine], size)
-        while self._pending and self._local is None:
-            _, mine, answer = self._receive()
+                sent.append(index)
+        while sent:
+            index, mine, answer = self._receive(sent)
+            sent.remove(index)
             pictures[[place[int(i)] for i in mine]] = answer
         return pictures
 
