@@ -17,17 +17,7 @@ from robo_razor.config import CompareConfig, FinetuneConfig
 from robo_razor.errors import ConfigError, did_you_mean
 from robo_razor.settings import Settings, field_help, from_dict, read_yaml, replace, to_dict
 
-RESUME_MAY_CHANGE = (
-    "out",
-    "resume",
-    "device",
-    "torch_threads",
-    "ppo.num_updates",
-    "env.num_envs",
-    "env.num_workers",
-    "checkpoint.keep",
-    "tracking.max_share",
-)
+RESUME_MAY_CHANGE = ("out", "resume")
 """Keys that may differ from the interrupted run's; any other would make it another run."""
 
 
@@ -66,7 +56,6 @@ def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
         raise ConfigError(
             f"`{key}` = {new[key]!r} differs from the run that is resumed, which has "
             f"{old.get(key)!r}: the result would be another run",
-            allowed="changes of " + ", ".join(RESUME_MAY_CHANGE),
             remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
         )
 

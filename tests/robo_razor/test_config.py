@@ -161,7 +161,7 @@ def test_every_setting_is_read():
 
 
 def _settings_read(tree):
-    """Yield the names read from something called like settings: `config.seed`, `self._ppo.gamma`."""
+    """Yield what is read from something called like settings: `config.seed`, `self._ppo.gamma`."""
     owners = {"settings", *(c.SECTION for c in CLASSES if c.SECTION)}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "_check_together":
