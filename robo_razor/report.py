@@ -342,8 +342,8 @@ def _notes(runs: Sequence[RunSeries]) -> list[str]:
     if math.isfinite(least):
         notes.append(
             f"With {min(run.last.new_n for run in runs)} episodes per checkpoint, differences in "
-            f"new-task success below {least:.0%} go unseen four times out of five or less "
-            "(independent arms, 80 % power)."
+            f"new-task success below {least:.0%} are seen less than four times out of five "
+            "(independent arms)."
         )
     smallest = min((e["n"] for run in runs for e in run.last.skills.values()), default=0)
     if smallest:
