@@ -62,7 +62,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor rollout --policy razor-base --task gym_razor/LiftCube-v0 --video v.mp4 "
             '--instruction "lift the red cube"',
         ),
-        "robo_razor.rollout:run_rollout",
+        "robo_razor.video:run_rollout",
         configs.RolloutConfig,
     ),
     "evaluate": Command(

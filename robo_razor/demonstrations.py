@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,20 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from robo_razor.actors import (
+    Actor,
+    Decision,
+    ExpertActor,
+    NoisyActor,
+    OpenLoopActor,
+    PolicyActor,
+    Request,
+)
 from robo_razor.checkpoint import refuse_used_directory
 from robo_razor.config import CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
-from robo_razor.rollout import (
-    Actor,
-    Decision,
-    ExpertActor,
-    PolicyActor,
-    Request,
-    StepOutcome,
-    episode_bar,
-    run_actor,
-)
+from robo_razor.rollout import StepOutcome, episode_bar, run_actor
 from robo_razor.types import DemonstrationSet, EpisodeBatch, make_rows
 
 logger = logging.getLogger(__name__)
@@ -48,85 +47,6 @@ MAX_ATTEMPTS = 10
 
 
 # --- Making demonstrations ------------------------------------------------------------------------
-
-
-class NoisyActor:
-    """Adds noise to what another actor executes and keeps the clean action as the label.
-
-    As in DART (Laskey et al. 2017): the demonstrations then show how to recover from small errors.
-
-    Args:
-        actor: Chooses the clean actions.
-        standard_deviation: Of the Gaussian noise, in the action's units.
-    """
-
-    def __init__(self, actor: Actor, standard_deviation: float) -> None:
-        self.actor = actor
-        self.standard_deviation = standard_deviation
-
-    def decide(self, request: Request) -> Decision:
-        """Return the noisy chunks, with the clean ones as labels."""
-        clean = self.actor.decide(request).actions
-        noise = np.stack(
-            [
-                np.random.Generator(
-                    np.random.Philox(
-                        key=[zlib.crc32(row.task.encode()), row.seed], counter=[0, int(step), 0, 0]
-                    )
-                ).standard_normal(clean.shape[1:], dtype=np.float32)
-                for row, step in zip(request.rows, request.steps, strict=True)
-            ]
-        )
-        actions = np.clip(clean + self.standard_deviation * noise, -1.0, 1.0)
-        return Decision(actions.astype(np.float32), label=clean)
-
-    def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
-        """Return None: demonstrations need no values."""
-
-
-class OpenLoopActor:
-    """Lets a policy with chunks act in an environment that takes one action at a time.
-
-    Args:
-        actor: Chooses chunks of H actions.
-    """
-
-    def __init__(self, actor: Actor) -> None:
-        self.actor = actor
-        self.chunks: dict[int, NDArray[np.float32]] = {}
-
-    def decide(self, request: Request) -> Decision:
-        """Return each environment's next action, asking for a new chunk where it is used up."""
-        step_in_chunk = request.steps % self._chunk_size() if self.chunks else request.steps * 0
-        asks = np.flatnonzero(step_in_chunk == 0)
-        if len(asks):
-            chunks = self.actor.decide(_subset(request, asks)).actions
-            for row, chunk in zip(asks, chunks, strict=True):
-                self.chunks[int(request.env_ids[row])] = chunk
-            step_in_chunk = request.steps % self._chunk_size()
-        actions = [
-            self.chunks[int(i)][k] for i, k in zip(request.env_ids, step_in_chunk, strict=True)
-        ]
-        return Decision(np.stack(actions)[:, None])
-
-    def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
-        """Return None: demonstrations need no values."""
-
-    def _chunk_size(self) -> int:
-        return len(next(iter(self.chunks.values())))
-
-
-def _subset(request: Request, rows: NDArray[np.int64]) -> Request:
-    from robo_razor.environment import take
-
-    return Request(
-        env=request.env,
-        env_ids=request.env_ids[rows],
-        observation=take(request.observation, rows),
-        instructions=[request.instructions[i] for i in rows],
-        rows=[request.rows[i] for i in rows],
-        steps=request.steps[rows],
-    )
 
 
 @dataclass
@@ -368,13 +288,13 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
 
 
 def _policy_actor(config: CollectConfig) -> tuple[Any, Actor]:
-    from robo_razor.evaluation import resolve_device
+    from robo_razor.device import resolve_device
     from robo_razor.policies import load_policy
 
     policy = load_policy(config.policy, resolve_device(config.device))
     mode = "sample" if policy.has_density else "greedy"
     actor = PolicyActor(policy, mode, sampling_seed=config.seed)  # type: ignore[arg-type]
-    return policy, OpenLoopActor(actor)
+    return policy, OpenLoopActor(actor, policy.chunk_size)
 
 
 def save_demonstrations(demonstrations: DemonstrationSet, directory: str | Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from robo_razor.config import HELD_OUT_SEED, EvaluateConfig
+from robo_razor.device import resolve_device, torch_threads
 from robo_razor.environment import make_env, named_tasks, role_of, skill_name
 from robo_razor.errors import ConfigError
 from robo_razor.files import write_json
@@ -201,37 +201,3 @@ def evaluation_json(config: EvaluateConfig, results: Mapping[str, SkillResult]) 
         "seed_offset": config.seed_offset,
         "environment": fingerprint(),
     }
-
-
-def resolve_device(device: str) -> str:
-    """Return the torch device that a setting means (`auto`: CUDA where there is one)."""
-    if device != "auto":
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(
-                f"`device` = {device!r}, but torch sees no CUDA device here",
-                allowed="auto, cpu",
-            )
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class torch_threads:  # in lower case: it reads like a function where it is used
-    """Set torch's number of CPU threads inside a `with` block.
-
-    Args:
-        threads: Number of threads; None: one per core that this process may use.
-    """
-
-    def __init__(self, threads: int | None) -> None:
-        from robo_razor.fingerprint import cpu_count
-
-        self._threads = threads or cpu_count()
-        self._before = torch.get_num_threads()
-
-    def __enter__(self) -> int:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        return self._threads
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)

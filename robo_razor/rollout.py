@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,61 +26,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from robo_razor.actors import Actor, Decision, ExpertActor, Mode, PolicyActor, Request
 from robo_razor.environment import GroupDriver, concatenate, make_env, put, take
 from robo_razor.types import DecisionRecord, EpisodeBatch, EpisodeRow, Observation
 
 __all__ = [
-    "Decision",
     "EpisodeRow",
     "ExpertActor",
+    "Mode",
     "PolicyActor",
+    "episode_bar",
     "make_env",
     "run_actor",
     "run_episodes",
-    "sampling_uniforms",
 ]
 
-Mode = Literal["greedy", "sample"]
 Progress = Callable[[int, int, int], None]
 """Called with (episodes finished, episodes in all, successes so far)."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The environments that wait for a decision; all lists have one entry per environment."""
-
-    env: Any
-    env_ids: NDArray[np.int64]
-    observation: Observation
-    instructions: list[str]
-    rows: list[EpisodeRow]
-    steps: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Chunks to execute, and what a record needs of the policy at that moment.
-
-    `label` is the chunk to learn from, where it differs from the one that is executed.
-    """
-
-    actions: NDArray[np.float32]
-    label: NDArray[np.float32] | None = None
-    inputs: dict[str, Tensor] | None = None
-    log_prob: Tensor | None = None
-    value: Tensor | None = None
-
-
-class Actor(Protocol):
-    """Chooses chunks for the environments that wait."""
-
-    def decide(self, request: Request) -> Decision:
-        """Return one chunk per waiting environment."""
-        ...
-
-    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
-        """Return the value of true final observations, float32 [n], or None without values."""
-        ...
 
 
 @contextlib.contextmanager
@@ -106,105 +67,6 @@ def episode_bar(console: Console, title: str) -> Iterator[Progress]:
             )
 
         yield progress
-
-
-def sampling_uniforms(
-    rows: Sequence[EpisodeRow],
-    steps: NDArray[np.int64],
-    shape: tuple[int, ...],
-    sampling_seed: int,
-) -> Tensor:
-    """Draw the uniforms of each row's decision, float32 [n, *shape] in (0, 1).
-
-    Counter-based (Philox): a pure function of (sampling_seed, task, seed, sample, decision).
-    """
-    uniforms = np.empty((len(rows), *shape), dtype=np.float32)
-    for i, row in enumerate(rows):
-        bits = np.random.Philox(
-            key=[sampling_seed & 0xFFFF_FFFF_FFFF_FFFF, zlib.crc32(row.task.encode())],
-            counter=[0, row.seed, int(steps[i]), row.sample],
-        )
-        uniforms[i] = np.random.Generator(bits).random(shape, dtype=np.float32)
-    # 2^-25 off both ends: inverse CDFs of densities with tails must not see 0 or 1.
-    return torch.from_numpy(uniforms.clip(2.0**-25, 1.0 - 2.0**-24))
-
-
-class PolicyActor:
-    """Lets a policy act, greedily or by sampling, and notes what a record needs."""
-
-    def __init__(
-        self,
-        policy: Any,
-        mode: Mode,
-        *,
-        sampling_seed: int = 0,
-        record: bool | Literal["inputs"] = False,
-    ) -> None:
-        self.policy = policy
-        self.mode = mode
-        self.sampling_seed = sampling_seed
-        self.record = record
-
-    @torch.no_grad()
-    def decide(self, request: Request) -> Decision:
-        """Return the policy's chunks for the waiting environments."""
-        policy = self.policy
-        if not policy.has_density:
-            return self._decide_without_density(request)
-        inputs = policy.prepare(request.observation, request.instructions)
-        if self.record is True:
-            distribution, value = policy.distribution_and_value(inputs)
-        else:
-            distribution, value = policy.distribution(inputs), None
-        if self.mode == "sample":
-            shape = (policy.chunk_size, policy.action_dim)
-            uniforms = sampling_uniforms(request.rows, request.steps, shape, self.sampling_seed)
-            actions = distribution.sample(uniforms.to(policy.device))
-        else:
-            actions = distribution.mode()
-        chunks = actions.float().cpu().numpy()
-        if not self.record:
-            return Decision(chunks)
-        inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
-        if value is None:
-            return Decision(chunks, inputs=inputs)
-        log_prob = distribution.log_prob(actions).float().cpu()
-        return Decision(chunks, inputs=inputs, log_prob=log_prob, value=value.float().cpu())
-
-    def _decide_without_density(self, request: Request) -> Decision:
-        """Let a policy act in its own way, which may be random whatever the mode."""
-        chunks = self.policy.act(request.observation, request.instructions)
-        inputs = None
-        if self.record:
-            inputs = self.policy.prepare(request.observation, request.instructions)
-            inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
-        return Decision(chunks, inputs=inputs)
-
-    @torch.no_grad()
-    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
-        """Return the policy's value of final observations, float32 [n]."""
-        if self.record is not True:
-            return None
-        inputs = self.policy.prepare(observation, instructions)
-        _, value = self.policy.distribution_and_value(inputs)
-        final: Tensor = value.float().cpu()
-        return final
-
-
-class ExpertActor:
-    """Lets the environment's scripted expert act."""
-
-    def __init__(self, style: str) -> None:
-        self.style = style
-
-    def decide(self, request: Request) -> Decision:
-        """Return the expert's chunks for the waiting environments."""
-        actions = request.env.expert_actions(style=self.style, env_ids=request.env_ids)
-        return Decision(np.asarray(actions, dtype=np.float32))
-
-    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
-        """Return None: an expert has no values."""
-        return None
 
 
 @dataclass(frozen=True)

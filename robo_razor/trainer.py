@@ -23,9 +23,9 @@ from rich.console import Console
 
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
+from robo_razor.device import resolve_device, torch_threads
 from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
 from robo_razor.errors import ConfigError, PolicyError
-from robo_razor.evaluation import resolve_device, torch_threads
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
 from robo_razor.rollout import Mode, run_episodes
 from robo_razor.run_log import RunLog, format_seconds
