@@ -23,23 +23,25 @@ python=$(find_python) || {
 
 "$python" - <<'PY'
 import ctypes
+import os
 import sys
 
 
-def loads(name):
+def loads(library):
     try:
-        ctypes.CDLL(name)
+        ctypes.CDLL(library)
     except OSError:
         return False
     return True
 
 
-if sys.platform.startswith("linux") and not loads("libOSMesa.so.8"):
-    wanted = {"libegl1": "libEGL.so.1", "libgl1": "libGL.so.1"}
-    missing = [package for package, library in wanted.items() if not loads(library)]
-    if missing:
-        packages = " ".join(missing)
-        sys.exit(f"Missing OpenGL: run `apt-get install {packages}` (or libosmesa6), then make again.")
+wanted = {"libegl1": "libEGL.so.1", "libgl1": "libGL.so.1"}
+if os.environ.get("MUJOCO_GL") == "osmesa":
+    wanted = {"libosmesa6": "libOSMesa.so.8"}
+missing = [package for package, library in wanted.items() if not loads(library)]
+if missing and sys.platform.startswith("linux"):
+    hint = " (or libosmesa6 and MUJOCO_GL=osmesa)" if "libegl1" in missing else ""
+    sys.exit(f"OpenGL is missing: apt-get install {' '.join(missing)}{hint}, then make again.")
 PY
 
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
