@@ -350,6 +350,29 @@ class TokenPolicyHandle(PolicyHandle):
         logits, value = self._infer(batch, predict)
         return self._token_distribution(logits), value
 
+    def freeze_vision(self) -> None:
+        """Stop training the image encoder; then `encode` once per observation is enough."""
+        for parameter in self.module.vision_parameters():
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace the images of prepared observations by what the image encoder makes of them.
+
+        The result can be used in place of `batch` for as long as the encoder's weights do not
+        change, and by every policy that shares them, such as a base and a copy of it that was tuned
+        with `freeze_vision`. It halves the time of an update and shrinks a rollout buffer.
+        """
+        names: list[str] = []
+
+        def run(rows: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            encoded = self.module.encode(rows)
+            names[:] = encoded
+            return tuple(encoded.values())
+
+        values = self._infer(batch, run)
+        return dict(zip(names, values, strict=True))
+
     def _token_distribution(self, logits: Tensor) -> TokenChunkDistribution:
         executed = logits[:, : self.chunk_size]
         return TokenChunkDistribution(executed, self.module.bin_centers, self.temperature)

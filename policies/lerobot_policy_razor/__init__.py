@@ -1,9 +1,11 @@
 """LeRobot plugin of the compact vision-language-action policy `razor`.
 
-Importing this package registers the configuration, which is all that LeRobot needs: it finds the
-model and the processors by the names of the sibling modules.
+Importing this package registers the configuration and the step that tokenises instructions: a saved
+pipeline is looked up in the registry of steps without any import. LeRobot finds the model itself by
+the name of its module.
 """
 
+from lerobot_policy_razor import processor_razor as _processor_razor  # noqa: F401
 from lerobot_policy_razor.configuration_razor import RazorConfig
 
 __all__ = ["RazorConfig"]

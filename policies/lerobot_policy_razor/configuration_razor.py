@@ -8,6 +8,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
 from lerobot_policy_razor.tokenizer import WordTokenizer
 
+KEYPOINTS = "observation.keypoints"
 LANDMARKS = "observation.landmarks"
 LANDMARKS_PRESENT = "observation.landmarks_present"
 

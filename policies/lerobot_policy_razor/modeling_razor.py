@@ -27,7 +27,12 @@ from lerobot.utils.constants import (
 )
 from torch import Tensor, nn
 
-from lerobot_policy_razor.configuration_razor import LANDMARKS, LANDMARKS_PRESENT, RazorConfig
+from lerobot_policy_razor.configuration_razor import (
+    KEYPOINTS,
+    LANDMARKS,
+    LANDMARKS_PRESENT,
+    RazorConfig,
+)
 
 
 class RazorOutput(NamedTuple):
@@ -132,7 +137,11 @@ class Block(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """One learned query reads the trunk's tokens and predicts the expected return."""
+    """One learned query reads the trunk's tokens and predicts the expected return.
+
+    Written out in element-wise products and sums: attention with a single query and a linear layer
+    with a single output both round differently with another number of threads.
+    """
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -140,21 +149,24 @@ class ValueHead(nn.Module):
         self.query = nn.Parameter(torch.randn(dim) * 0.02)
         self.norm = nn.LayerNorm(dim)
         self.key_value = nn.Linear(dim, 2 * dim)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU())
+        self.weight = nn.Parameter(torch.zeros(hidden))
+        self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return values [B] from tokens [B, N, D] and mask bool [B, 1, 1, N]."""
-        k, v = rearrange(
-            self.key_value(self.norm(tokens)),
-            "b n (two h d) -> two b h n d",
+        key, value = rearrange(
+            self.key_value(self.norm(tokens)).float(),
+            "b n (two h d) -> two b n h d",
             two=2,
             h=self.heads,
         )
-        query = repeat(self.query.to(k.dtype), "(h d) -> b h 1 d", b=len(tokens), h=self.heads)
-        read = _attend(query, k, v, mask)
-        return self.mlp(rearrange(read, "b h 1 d -> b (h d)")).squeeze(-1).float()
+        query = rearrange(self.query, "(h d) -> h d", h=self.heads)
+        scores = (key * query).sum(-1) * query.shape[-1] ** -0.5
+        scores = scores.masked_fill(~rearrange(mask, "b 1 1 n -> b n 1"), float("-inf"))
+        read = (torch.softmax(scores, dim=1)[..., None] * value).sum(1)
+        hidden = self.mlp(rearrange(read, "b h d -> b (h d)")).float()
+        return (hidden * self.weight).sum(-1) + self.bias
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -181,7 +193,7 @@ class RazorPolicy(PreTrainedPolicy):
     int64 [B, 12] and `observation.language.attention_mask` bool [B, 12] (True means a word). For
     training also `action` float [B, H, A] in [-1, 1], and optionally `action_is_pad` bool [B, H],
     `observation.landmarks` float [B, L, 3] (metres, base frame) and
-    `observation.landmarks_present` bool [B, L].
+    `observation.landmarks_present` bool [B, L]. What `encode` returns can stand for the images.
     """
 
     config_class = RazorConfig
@@ -257,8 +269,6 @@ class RazorPolicy(PreTrainedPolicy):
             nn.init.normal_(self.slot_embedding, std=0.02)
         nn.init.normal_(self.action_head[-1].weight, std=0.01)
         nn.init.zeros_(self.action_head[-1].bias)
-        nn.init.zeros_(self.value_head.mlp[-1].weight)
-        nn.init.zeros_(self.value_head.mlp[-1].bias)
 
     # Tokens ---------------------------------------------------------------------------------
 
@@ -298,10 +308,13 @@ class RazorPolicy(PreTrainedPolicy):
         state = batch[OBS_STATE]
         if augment and self.config.state_noise:
             state = state + self.config.state_noise * torch.randn_like(state)
-        keypoints = [
-            stem(self._images(batch[key], augment))
-            for key, stem in zip(self.config.camera_keys, self.stems, strict=True)
-        ]
+        if KEYPOINTS in batch:
+            keypoints = list(batch[KEYPOINTS].unbind(1))
+        else:
+            keypoints = [
+                stem(self._images(batch[key], augment))
+                for key, stem in zip(self.config.camera_keys, self.stems, strict=True)
+            ]
         if self.config.num_landmarks:
             positions, presence = self.landmark_readout(torch.cat([*keypoints, state], dim=-1))
         else:
@@ -373,6 +386,15 @@ class RazorPolicy(PreTrainedPolicy):
             landmarks=self._landmarks(trunk.positions),
             landmark_logits=trunk.landmark_logits,
         )
+
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace the images by `observation.keypoints` [B, cameras, 3C], which stand for them.
+
+        The convolutions take half of the time, and while they are frozen once per image is enough.
+        """
+        keypoints, *_ = self._perceive(batch, augment=False)
+        kept = {key: value for key, value in batch.items() if key not in self.config.camera_keys}
+        return {**kept, KEYPOINTS: torch.stack(keypoints, dim=1)}
 
     def action_logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, H, A, K] alone, which is what imitation and KL need."""
@@ -495,6 +517,10 @@ class RazorPolicy(PreTrainedPolicy):
     def value_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that only the value depends on."""
         return list(self.value_head.parameters())
+
+    def vision_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that `encode` depends on."""
+        return list(self.stems.parameters())
 
     def lora_targets(self) -> list[nn.Linear]:
         """Return the layers that low-rank fine-tuning updates: transformer and action head."""
