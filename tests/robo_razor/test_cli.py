@@ -65,6 +65,11 @@ def test_examples_in_help_are_valid(name, called, tmp_path, monkeypatch):
     assert len(called) == len(cli.COMMANDS[name].examples)
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_calls_something_that_exists(name):
+    assert callable(cli._load(cli.COMMANDS[name].target))
+
+
 def test_help_shows_the_chosen_method_only(capsys):
     run("finetune", "--method", "bc", "--help")
     output = capsys.readouterr().out
