@@ -308,6 +308,9 @@ def save_demonstrations(demonstrations: DemonstrationSet, directory: str | Path)
 def _create_dataset(directory: Path, like: DemonstrationSet) -> Any:
     """Create an empty dataset with the features that `like` has."""
     import datasets
+
+    # It reports at length that a video library which images do not need is missing.
+    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     from lerobot.datasets import LeRobotDataset
 
     datasets.disable_progress_bars()

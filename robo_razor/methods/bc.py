@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,21 @@ class BC(Method):
             self.parameters, lr=self.bc.learning_rate, weight_decay=self.bc.weight_decay
         )
         self.sampler: WindowSampler | None = None
+
+    @classmethod
+    def validate(cls, config: FinetuneConfig) -> None:
+        """Refuse a directory that holds no dataset.
+
+        Raises:
+            DemonstrationError: There is none.
+        """
+        source = config.bc.demonstrations
+        if source != "expert" and not (Path(source) / "meta" / "info.json").is_file():
+            raise DemonstrationError(
+                f"There are no demonstrations in {source!r} (`bc.demonstrations`)",
+                allowed="the directory of a LeRobotDataset v3, or `expert`",
+                remedy=f"Make one: `robo-razor collect --task {config.task} --out {source}`.",
+            )
 
     def prepare(self) -> None:
         """Load or make the demonstrations.

@@ -19,6 +19,8 @@ def tiny_policy(seed: int = 0, **settings):
         "stem_channels": (4, 4, 8),
         "num_landmarks": 0,
         "num_bins": 7,
+        "image_size": 16,
+        "image_jitter": 0.0,
     }
     return create_policy([0.0] * 7, [0.7] * 6 + [1.0], **(sizes | settings))
 

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toy_policy import NEW, tiny_policy
+
+from robo_razor.actors import ExpertActor
+from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig
+from robo_razor.demonstrations import collect_demonstrations
+from robo_razor.errors import ConfigError, DemonstrationError
+from robo_razor.methods import METHODS, Services
+from robo_razor.methods.bc import BC, WindowSampler, chunk_windows, learning_rate_factor
+from robo_razor.rollout import make_env, run_episodes
+from robo_razor.types import make_rows
+
+ENV = EnvConfig(num_envs=16, image_size=16, env_packages=("toy_env",))
+
+
+@pytest.fixture(scope="module")
+def demonstrations():
+    return collect_demonstrations(make_env(NEW, ENV, chunk_size=1), ExpertActor("a"), NEW, 150)
+
+
+def make_bc(demonstrations, **settings):
+    policy = tiny_policy()
+    defaults = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3, "warmup_steps": 5}
+    config = FinetuneConfig(method="bc", task=NEW, bc=BCConfig(**(defaults | settings)))
+    services = Services(lambda *_, **__: None, lambda: demonstrations)
+    method = BC(config, policy, policy.frozen_copy(), services)
+    method.prepare()
+    return method, policy
+
+
+def test_windows_repeat_the_last_action_of_their_episode_as_padding():
+    windows, is_pad = chunk_windows(np.array([0, 3, 5]), 3)
+    assert windows.tolist() == [[0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 4], [4, 4, 4]]
+    assert is_pad.sum(1).tolist() == [0, 1, 2, 1, 2]
+
+
+def test_a_batch_holds_the_actions_that_followed(demonstrations):
+    policy = tiny_policy()
+    sampler = WindowSampler(demonstrations, policy)
+    last = int(demonstrations.offsets[1]) - 1
+    batch = sampler.batch(np.array([0, last]))
+    np.testing.assert_array_equal(batch["action"][0], demonstrations.actions[:4])
+    assert batch["action_is_pad"].tolist() == [[False] * 4, [False, True, True, True]]
+    images = batch["observation.images.front"]
+    assert images.dtype == torch.uint8
+    np.testing.assert_array_equal(images[1], demonstrations.images["front"][last])
+
+
+def test_padding_has_no_part_in_the_loss(demonstrations):
+    policy = tiny_policy()
+    sampler = WindowSampler(demonstrations, policy)
+    batch = sampler.batch(np.array([int(demonstrations.offsets[1]) - 1]))
+    loss, _ = policy.bc_loss(batch)
+    other = dict(batch, action=torch.where(batch["action_is_pad"][..., None], 0.7, batch["action"]))
+    assert torch.equal(policy.bc_loss(other)[0], loss)
+
+
+def test_cloning_learns_the_task(demonstrations):
+    method, policy = make_bc(demonstrations)
+    losses = [method.update(k)["train/loss"] for k in range(1, method.num_updates + 1)]
+    assert losses[-1] < 0.5 * losses[0]
+    rows = make_rows(NEW, range(1_000_000, 1_000_050))
+    found = run_episodes(make_env(NEW, ENV, chunk_size=4), policy, rows)
+    assert found.success_rate > 0.8
+
+
+def test_every_epoch_sees_every_window_once(demonstrations):
+    method, _ = make_bc(demonstrations, batch_size=50)
+    rows = [method._rows(step) for step in range(method.steps_per_epoch)]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(method.sampler)))
+    again = np.concatenate([method._rows(method.steps_per_epoch + k) for k in range(2)])
+    assert not np.array_equal(again, np.concatenate(rows[:2]))
+
+
+def test_the_value_head_stays_as_it_was(demonstrations):
+    method, policy = make_bc(demonstrations, weight_decay=0.1)
+    before = [p.clone() for p in policy.value_parameters()]
+    method.update(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.value_parameters(), strict=True))
+
+
+def test_the_schedule_warms_up_and_comes_down():
+    cosine = BCConfig(warmup_steps=10, schedule="cosine")
+    factors = [learning_rate_factor(step, 110, cosine) for step in range(110)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[-1] < 0.001
+    constant = BCConfig(warmup_steps=0, schedule="constant")
+    assert learning_rate_factor(0, 10, constant) == learning_rate_factor(9, 10, constant) == 1.0
+
+
+def test_no_demonstrations_is_an_error_before_anything_starts(tmp_path):
+    config = FinetuneConfig(method="bc", bc=BCConfig(demonstrations=str(tmp_path / "none")))
+    with pytest.raises(DemonstrationError, match=r"robo-razor collect"):
+        METHODS.get("bc").validate(config)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ConfigError, match="cosine"):
+        BCConfig(schedule="linear")
