@@ -7,6 +7,7 @@ mujoco or lerobot.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -95,12 +96,13 @@ class TrackingConfig(Settings):
     final_episodes_new: int = setting(200, low=1)
     """Episodes on the new task at the last checkpoint (greedy)."""
     alarm_retention: float = setting(0.8, low=0.0)
-    """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0: never."""
+    """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0:
+    never."""
 
     def interval(self, num_updates: int) -> int:
         """Return the number of updates between two checkpoints in a run of `num_updates`."""
         updates = self.every if self.every >= 1 else self.every * num_updates
-        return max(1, min(round(updates), num_updates))
+        return max(1, min(math.ceil(round(updates, 6)), num_updates))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,8 @@ class PPOConfig(Settings):
     gae_lambda: float = setting(0.95, low=0.0, high=1.0)
     """Lambda of generalised advantage estimation, [0, 1]."""
     baseline: Literal["value", "group"] = "value"
-    """What outcomes are compared with: the `value` head (GAE), or the other episodes of a `group`."""
+    """What outcomes are compared with: the `value` head (GAE), or the other episodes of a
+    `group`."""
     group_size: int = setting(8, low=2)
     """Episodes from the same start state with `baseline: group` (>= 2)."""
     clip_low: float = setting(0.2, above=0.0, high=1.0)
@@ -366,7 +369,8 @@ class PretrainConfig(Settings):
     episodes: int = setting(800, low=1)
     """Demonstrations per task (>= 1)."""
     disturbance: float = setting(0.3, low=0.0, high=1.0)
-    """Probability that an expert's decision is disturbed; the clean one is the label (as in DART)."""
+    """Probability that an expert's decision is disturbed; the clean one is the label (as in
+    DART)."""
     noise: float = setting(0.5, low=0.0, high=1.0)
     """Standard deviation of disturbances, in action units [0, 1]."""
     seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
@@ -376,7 +380,8 @@ class PretrainConfig(Settings):
     epochs: float = setting(4.0, above=0.0)
     """Epochs of cloning before the first round of corrections (> 0)."""
     correction_rounds: int = setting(2, low=0)
-    """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in DAgger."""
+    """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in
+    DAgger."""
     correction_episodes: int = setting(250, low=1)
     """Episodes per task and round (>= 1)."""
     correction_epochs: float = setting(2.0, above=0.0)

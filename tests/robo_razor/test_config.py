@@ -123,7 +123,8 @@ def test_settings_are_frozen():
 
 
 @pytest.mark.parametrize(
-    ("every", "updates", "interval"), [(0.1, 60, 6), (5.0, 60, 5), (0.001, 60, 1), (100.0, 60, 60)]
+    ("every", "updates", "interval"),
+    [(0.1, 60, 6), (0.5, 5, 3), (0.07, 100, 7), (5.0, 60, 5), (0.001, 60, 1), (100.0, 60, 60)],
 )
 def test_distance_between_checkpoints(every, updates, interval):
     assert TrackingConfig(every=every).interval(updates) == interval
