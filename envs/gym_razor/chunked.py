@@ -266,10 +266,14 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         }
         self.render_mode = described["render_mode"]
         self.single_observation_space = described["observation_space"]
-        self.single_action_space = described["action_space"]
+        action_space = described["action_space"]
+        self._chunk_shape = (self.chunk_size, *action_space.shape)
+        # With chunks of one action the environment looks like any other vector environment.
+        self.single_action_space = (
+            action_space if self.chunk_size == 1 else batch_space(action_space, self.chunk_size)
+        )
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        chunk_space = batch_space(self.single_action_space, self.chunk_size)
-        self.action_space = batch_space(chunk_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     @property
     def tasks(self) -> list[str]:
@@ -334,7 +338,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         """Execute one chunk in every environment that is not finished.
 
         Args:
-            actions: float32 [N, H, A] in [-1, 1].
+            actions: float32 [N, H, A] in [-1, 1], or [N, A] if H is 1.
             mask: bool [N]; only environments with True move. None moves all.
 
         Returns:
@@ -342,7 +346,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         """
         moving = np.flatnonzero(_as_mask(mask, self.num_envs, "mask"))
         chunks = np.asarray(actions, np.float32)
-        if chunks.shape != self.action_space.shape:
+        if chunks.shape not in (self.action_space.shape, (self.num_envs, *self._chunk_shape)):
             raise ValueError(
                 f"The actions have shape {chunks.shape}, expected {self.action_space.shape} "
                 "(environments, chunk, action)."
@@ -366,18 +370,19 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         """Start a chunk in some environments; `step_wait` collects the results by group.
 
         Args:
-            actions: float32 [n, H, A], one chunk per id.
+            actions: float32 [n, H, A] (or [n, A] if H is 1), one chunk per id.
             env_ids: int [n]; whole groups, or parts of them, that are not being stepped already.
         """
         ids = np.asarray(env_ids, np.intp)
+        chunks = np.asarray(actions, np.float32).reshape(len(ids), *self._chunk_shape)
         groups = [int(group) for group in np.unique(self._group_of[ids])]
         self._check_idle(groups)
         for group in groups:
             asked = ids[self._group_of[ids] == group]
-            chunks = actions[self._group_of[ids] == group]
+            own_chunks = chunks[self._group_of[ids] == group]
             active = ~(self._terminated[asked] | self._truncated[asked])
             first = self.groups[group][0]
-            self._workers[group].send("step", (asked[active] - first).tolist(), chunks[active])
+            self._workers[group].send("step", (asked[active] - first).tolist(), own_chunks[active])
             self._pending[group] = asked
 
     def step_wait(self) -> StepResult:

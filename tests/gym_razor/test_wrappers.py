@@ -57,6 +57,16 @@ class Reach(gym.Env):
         return self.observation(), -float(np.abs(self.at).sum()), False, self.steps >= 8, info
 
 
+@pytest.fixture
+def one_torch_thread():
+    """Keep Stable-Baselines3 from fighting the other processes of this machine for its cores."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_flat_dict_has_the_cameras_and_the_state():
     env = FlattenForSB3(Reach())
     observation, _ = env.reset(seed=0)
@@ -80,7 +90,7 @@ def test_another_observation_space_is_refused():
         FlattenForSB3(env)
 
 
-def test_stable_baselines3_trains_on_the_flat_dict():
+def test_stable_baselines3_trains_on_the_flat_dict(one_torch_thread):
     sb3 = pytest.importorskip("stable_baselines3")
     model = sb3.PPO(
         "MultiInputPolicy", FlattenForSB3(Reach()), n_steps=32, batch_size=16, n_epochs=1, seed=0
@@ -89,7 +99,7 @@ def test_stable_baselines3_trains_on_the_flat_dict():
     assert model.num_timesteps == 64
 
 
-def test_stable_baselines3_improves_on_the_vector_environment():
+def test_stable_baselines3_improves_on_the_vector_environment(one_torch_thread):
     sb3 = pytest.importorskip("stable_baselines3")
     from gym_razor.sb3 import SB3VecEnv
 
