@@ -1,8 +1,9 @@
-"""Low-rank updates of linear layers, written as weight parametrisations.
+"""Low-rank updates of linear layers.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models": W' = W + scale * B A with A [r, in]
-and B [out, r], B zero at the start. Unlike there, no dropout. A parametrisation leaves the model's
-code as it is and merges exactly, so a saved policy needs no adapter.
+and B [out, r], B zero at the start. Unlike there, no dropout. A layer becomes a `LowRankLinear` in
+place and keeps its name and its weight, so the model's code stays as it is, and merging gives the
+very same numbers: a saved policy needs no adapter.
 """
 
 from __future__ import annotations
@@ -11,36 +12,30 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from robo_razor.errors import PolicyError
 
 
-class LowRankUpdate(nn.Module):
-    """Add a trainable matrix of low rank to a weight.
+class LowRankLinear(nn.Linear):
+    """A linear layer with a trainable update of low rank; made by `add_lora`."""
 
-    Args:
-        weight: The weight [out, in] to update.
-        rank: r, the rank of the update.
-        scale: Factor on the update.
-    """
+    lora_down: nn.Parameter
+    lora_up: nn.Parameter
+    lora_scale: float
 
-    def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
-        super().__init__()
-        out_features, in_features = weight.shape
-        self.down = nn.Parameter(torch.empty(rank, in_features, device=weight.device))
-        self.up = nn.Parameter(torch.zeros(out_features, rank, device=weight.device))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-        self.scale = scale
+    def updated_weight(self) -> Tensor:
+        """Return the weight with its update."""
+        return self.weight + self.lora_scale * (self.lora_up @ self.lora_down)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the updated weight."""
-        return weight + self.scale * (self.up @ self.down)
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer with its updated weight."""
+        return F.linear(input, self.updated_weight(), self.bias)
 
 
 def add_lora(layers: Iterable[nn.Linear], rank: int, scale: float = 1.0) -> list[nn.Parameter]:
-    """Give every layer a low-rank update and freeze its weight.
+    """Give every layer a low-rank update and freeze its weight and bias.
 
     Args:
         layers: The layers to update.
@@ -57,24 +52,34 @@ def add_lora(layers: Iterable[nn.Linear], rank: int, scale: float = 1.0) -> list
         raise PolicyError(f"A LoRA rank of {rank} was given.", allowed="integers from 1 on")
     added: list[nn.Parameter] = []
     for layer in layers:
-        if parametrize.is_parametrized(layer, "weight"):
+        if isinstance(layer, LowRankLinear):
             raise PolicyError(
                 "The policy has LoRA updates already.", remedy="Call merge_lora() first."
             )
-        layer.weight.requires_grad_(False)
-        update = LowRankUpdate(layer.weight, rank, scale)
-        parametrize.register_parametrization(layer, "weight", update)
-        added += [update.down, update.up]
+        layer.requires_grad_(False)
+        down = torch.empty(rank, layer.in_features, device=layer.weight.device)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        layer.__class__ = LowRankLinear
+        layer.lora_down = nn.Parameter(down)
+        layer.lora_up = nn.Parameter(down.new_zeros(layer.out_features, rank))
+        layer.lora_scale = scale  # type: ignore[assignment]
+        added += [layer.lora_down, layer.lora_up]
     return added
 
 
+@torch.no_grad()
 def merge_lora(module: nn.Module) -> None:
     """Write every low-rank update of `module` into its weight and remove it."""
     for layer in list(module.modules()):
         if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            # Not `remove_parametrizations`: that deletes `weight` from the layer's class, which a
+            # deep copy shares with the layer it was copied from.
+            weight = layer.weight.detach().clone()
+            del layer.parametrizations
+            layer.__class__ = type(layer).__bases__[0]
+            layer.weight = nn.Parameter(weight)
 
 
 def has_lora(module: nn.Module) -> bool:
     """Say whether any layer of `module` has a low-rank update."""
-    return any(parametrize.is_parametrized(layer, "weight") for layer in module.modules())
+    return any(isinstance(layer, LowRankLinear) for layer in module.modules())

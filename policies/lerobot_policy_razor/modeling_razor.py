@@ -276,8 +276,10 @@ class RazorPolicy(PreTrainedPolicy):
         """Return images as float [B, 3, W, W] of about zero mean and unit variance."""
         if images.shape[-1] == 3 and images.shape[1] != 3:
             images = rearrange(images, "b h w c -> b c h w")
-        # Float images are 8 bit ones over 255; undoing that gives the same bits for both kinds.
+        # Float images are 8 bit ones over 255; undoing that gives the same bits for both kinds,
+        # and so does one memory layout, which is also the fast one.
         images = images.float() if images.dtype == torch.uint8 else (images * 255.0).round()
+        images = images.contiguous(memory_format=torch.channels_last)
         gain, bias = 1 / (255.0 * self.image_std), -self.image_mean / self.image_std
         if augment and self.config.image_shift_px:
             images = self._shift(images)
