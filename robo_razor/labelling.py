@@ -1,7 +1,9 @@
 """Decisions labelled by a scripted expert, on the states that the expert or a policy visits.
 
-The environment's expert looks ahead in a copy of the state, so every visited state gets a clean label, whatever action
-is then executed there: the expert's own, a disturbed one (as in DART, Laskey et al. 2017), or a policy's (as in DAgger,
+The environment's expert looks ahead in a copy of the state, so every visited state gets a clean
+label, whatever action
+is then executed there: the expert's own, a disturbed one (as in DART, Laskey et al. 2017), or a
+policy's (as in DAgger,
 Ross et al. 2011).
 
 Axis letters: M labelled decisions, N environments, H chunk, A action dimensions, L landmark slots.
@@ -73,7 +75,8 @@ def disturb(
 ) -> NDArray[np.float32]:
     """Return what is executed instead of the expert's chunk float32 [H, A].
 
-    With `probability` a push that lasts the whole chunk is added (standard deviation `noise` per motion dimension), and
+    With `probability` a push that lasts the whole chunk is added (standard deviation `noise` per
+    motion dimension), and
     in one case in eight the gripper does the opposite; small independent noise is always there.
     """
     executed = chunk.copy()
@@ -153,13 +156,16 @@ def collect_labelled(
 
     def start(ids: NDArray[np.int64]) -> tuple[dict[str, Any], dict[str, Any]]:
         mask = np.zeros(count, dtype=bool)
-        seeds, tasks = [0] * count, [None] * count
+        seeds = [0] * count
+        tasks: list[str | None] = [None] * count
         for i in ids:
             e = queue.popleft()
             row = rows[e]
-            mask[i], episode[i], seeds[i], tasks[i] = True, e, row.seed, row.task  # type: ignore[call-overload]
+            mask[i], episode[i], seeds[i], tasks[i] = True, e, row.seed, row.task
             random[i] = generator(sampling_seed, row.task, row.seed)
-        return env.reset(seed=seeds, options={"reset_mask": mask, "tasks": tasks})  # type: ignore[no-any-return]
+        options = {"reset_mask": mask, "tasks": tasks}
+        answer: tuple[dict[str, Any], dict[str, Any]] = env.reset(seed=seeds, options=options)
+        return answer
 
     observation, infos = start(np.arange(min(count, len(queue))))
     while (episode >= 0).any():
@@ -169,16 +175,19 @@ def collect_labelled(
         labels = np.asarray(env.expert_actions(style=style, env_ids=ids), dtype=np.float32)
         inputs = policy.prepare(seen, words)
         inputs = {key: value.cpu() for key, value in inputs.items()}
-        store.add(inputs, labels, {key: infos[key][ids] for key in ("landmarks", "landmarks_present")})
+        store.add(
+            inputs, labels, {key: infos[key][ids] for key in ("landmarks", "landmarks_present")}
+        )
         if act_with_policy:
-            uniforms = np.stack([random[i].random(labels.shape[1:], dtype=np.float32) for i in ids])  # type: ignore[union-attr]
+            uniforms = np.stack([random[i].random(labels.shape[1:], dtype=np.float32) for i in ids])
+          
             with torch.no_grad():
                 clipped = torch.from_numpy(uniforms).clamp(1e-6, 1 - 1e-6)
                 executed = policy.distribution(inputs).sample(clipped).numpy()
         else:
             executed = np.stack(
                 [
-                    disturb(label, random[i], probability=disturbance, noise=noise)  # type: ignore[arg-type]
+                    disturb(label, random[i], probability=disturbance, noise=noise)
                     for label, i in zip(labels, ids, strict=True)
                 ]
             )
@@ -195,5 +204,8 @@ def collect_labelled(
         if progress and over.any():
             progress(finished, len(rows))
     names = [skill_name(row.task) for row in rows]
-    rates = {name: float(np.mean([s for s, n in zip(success, names, strict=True) if n == name])) for name in set(names)}
+    rates = {
+        name: float(np.mean([s for s, n in zip(success, names, strict=True) if n == name]))
+        for name in set(names)
+    }
     return store.finish(dict(sorted(rates.items())))

@@ -1,11 +1,13 @@
-"""Make the base policy from scratch: demonstrations, perception, cloning, and corrections on its own states.
+"""Make the base policy from scratch: demonstrations, perception, cloning, corrections.
 
 1. The scripted experts of the prior skills act, with disturbances, and label every state they pass.
 2. The image encoder learns where the landmarks are (simulation gives those labels for free).
 3. The policy is cloned, with the landmark loss as an auxiliary.
-4. Rounds of corrections: the policy acts, the experts label where it gets to, and cloning goes on with all data.
+4. Rounds of corrections: the policy acts, the experts label where it gets to, and cloning goes on
+with all data.
 
-The weights that are saved are an exponential moving average over the gradient steps. New tasks are never in the data.
+The weights that are saved are an exponential moving average over the gradient steps. New tasks are
+never in the data.
 """
 
 from __future__ import annotations
@@ -85,9 +87,14 @@ class Pretraining:
     # ---- data ----------------------------------------------------------------------------------
 
     def rows(self, episodes: int, *purpose: int | str) -> list[EpisodeRow]:
-        """Return `episodes` start states of every task, interleaved so that all workers stay busy."""
-        seeds = {t: training_seeds(episodes, self.config.seed, "pretrain", *purpose, t) for t in self.tasks}
-        return [EpisodeRow(task, int(seeds[task][i])) for i in range(episodes) for task in self.tasks]
+        """Return `episodes` start states of every task, interleaved."""
+        seeds = {
+            t: training_seeds(episodes, self.config.seed, "pretrain", *purpose, t)
+            for t in self.tasks
+        }
+        return [
+            EpisodeRow(task, int(seeds[task][i])) for i in range(episodes) for task in self.tasks
+        ]
 
     def collect(self, env: Any, episodes: int, round_: int) -> LabelledDecisions:
         """Collect one round of labelled decisions: 0 by the experts, later ones by the policy."""
@@ -114,9 +121,12 @@ class Pretraining:
         who = "policy" if round_ else "experts"
         rates = ", ".join(f"{name} {rate:.0%}" for name, rate in data.success.items())
         self.console.print(
-            f"round {round_}: {len(data)} decisions of {len(rows)} episodes by the {who} in {seconds:.0f} s ({rates})"
+            f"round {round_}: {len(data)} decisions of {len(rows)} episodes by the {who} "
+            f"in {seconds:.0f} s ({rates})"
         )
-        self.history.append({"round": round_, "decisions": len(data), "success": data.success, "seconds": seconds})
+        self.history.append(
+            {"round": round_, "decisions": len(data), "success": data.success, "seconds": seconds}
+        )
         return data
 
     def averaged(self) -> Any:
@@ -131,7 +141,7 @@ class Pretraining:
     # ---- training ------------------------------------------------------------------------------
 
     def normalise_state(self, data: LabelledDecisions) -> None:
-        """Rebuild the policy with the state statistics of the first data, and normalise that data."""
+        """Rebuild the policy with the data's state statistics, and normalise the data."""
         state = data.inputs["observation.state"]
         mean, std = state.mean(0), state.std(0).clamp_min(0.02)
         self.handle = self._create(mean, std)
@@ -151,7 +161,15 @@ class Pretraining:
             label_smoothing_bins=self.config.label_smoothing_bins,
         )
 
-    def train(self, data: LabelledDecisions, epochs: float, phase: str, *, perception_only: bool, last: bool) -> None:
+    def train(
+        self,
+        data: LabelledDecisions,
+        epochs: float,
+        phase: str,
+        *,
+        perception_only: bool,
+        last: bool,
+    ) -> None:
         """Make gradient steps for `epochs` passes over the data."""
         config, module = self.config, self.handle.module
         per_epoch = math.ceil(len(data) / config.batch_size)
@@ -165,8 +183,12 @@ class Pretraining:
             for index in range(total):
                 epoch, place = divmod(index, per_epoch)
                 if place == 0:
-                    order = generator(config.seed, "pretrain order", phase, epoch).permutation(len(data))
-                rows = torch.from_numpy(order[place * config.batch_size : (place + 1) * config.batch_size])
+                    order = generator(config.seed, "pretrain order", phase, epoch).permutation(
+                        len(data)
+                    )
+                rows = torch.from_numpy(
+                    order[place * config.batch_size : (place + 1) * config.batch_size]
+                )
                 self._set_rate(index, total, last)
                 batch = data.batch(rows)
                 loss, info = module.landmark_loss(batch) if perception_only else module(batch)
@@ -179,7 +201,9 @@ class Pretraining:
                 for key, value in info.items():
                     sums[key] = sums.get(key, 0.0) + value / LOG_EVERY_STEPS
                 if (index + 1) % LOG_EVERY_STEPS == 0:
-                    self.log.metrics(self.step, {f"train/{key}": value for key, value in sums.items()})
+                    self.log.metrics(
+                        self.step, {f"train/{key}": value for key, value in sums.items()}
+                    )
                     last_info, sums = sums, {}
                 log.progress(index + 1)
         module.eval()
@@ -189,7 +213,9 @@ class Pretraining:
         self.history.append({"phase": phase, "steps": total, "seconds": seconds, **last_info})
 
     def _set_rate(self, index: int, total: int, last: bool) -> None:
-        rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        rate = self.config.learning_rate * min(
+            1.0, (self.step + 1) / max(1, self.config.warmup_steps)
+        )
         if last:
             rate *= 0.5 * (1.0 + math.cos(math.pi * index / total)) * 0.98 + 0.02
         for group in self.optimizer.param_groups:
@@ -204,7 +230,7 @@ class Pretraining:
         env = make_env(self.tasks[0], config.env, chunk_size=config.chunk_size)
         if not hasattr(env, "expert_actions"):
             raise EnvError(
-                f"The environment of {self.tasks[0]!r} has no scripted expert, so there is nothing to clone.",
+                f"The environment of {self.tasks[0]!r} has no scripted expert to clone.",
                 remedy="Choose tasks of gym_razor.",
             )
         try:
@@ -216,15 +242,21 @@ class Pretraining:
 
     def _phases(self, env: Any, run: RunDirectory) -> None:
         config = self.config
-        self.handle = self._create(torch.zeros(self._state_size(env)), torch.ones(self._state_size(env)))
+        self.handle = self._create(
+            torch.zeros(self._state_size(env)), torch.ones(self._state_size(env))
+        )
         data = self.collect(env, config.episodes, 0)
         self.normalise_state(data)
         module = self.handle.module
         groups = module.get_optim_params()
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
         self.average = MovingAverage(module, config.ema_decay)
         if config.perception_epochs:
-            self.train(data, config.perception_epochs, "perception", perception_only=True, last=False)
+            self.train(
+                data, config.perception_epochs, "perception", perception_only=True, last=False
+            )
         rounds = config.correction_rounds
         self.train(data, config.epochs, "cloning", perception_only=False, last=rounds == 0)
         self.save(run)

@@ -1,7 +1,8 @@
 """Skills on a table for a Franka Panda, as Gymnasium environments.
 
-`gym.make("gym_razor/LiftCube-v0")` gives one environment, `gym.make_vec(..., vectorization_mode="vector_entry_point")`
-many in parallel worker processes. Importing this package only registers ids; MuJoCo is imported when one is made.
+`gym.make("gym_razor/LiftCube-v0")` gives one environment; with
+`gym.make_vec(..., vectorization_mode="vector_entry_point")` many run in parallel worker processes.
+Importing this package only registers ids; MuJoCo is imported when an environment is made.
 """
 
 from __future__ import annotations

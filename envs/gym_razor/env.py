@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -37,15 +37,20 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     """One task on the table.
 
     Task: see the task's class in `gym_razor.tasks`; `task_description` is the instruction in words.
-    Observation: `pixels` {`front`, `wrist`}: uint8 [S, S, 3]; `agent_pos`: float32 [7], tip x, y, z (m, robot base
-        frame), sin and cos of the gripper's yaw, finger opening in [0, 1], last gripper command in [-1, 1].
-    Action: float32 [5] in [-1, 1] at 10 Hz: tip displacement dx, dy, dz (1 is 0.05 m), dyaw (1 is 0.3 rad), gripper
-        (+1 closes, -1 opens).
-    Randomisation: object pair, colours, positions and yaws, fixture positions, drawer opening, start pose, wording; a
-        pure function of (task, seed). `reset()` without a seed draws one from the environment's own generator.
-    Success: `info["is_success"]`; it must last a few steps to count. The reward is 1 then, else 0 (`sparse`), or adds
+    Observation: `pixels` {`front`, `wrist`}: uint8 [S, S, 3]; `agent_pos`: float32 [7], tip x, y, z
+        (m, robot base frame), sin and cos of the gripper's yaw, finger opening in [0, 1], last
+        gripper command in [-1, 1].
+    Action: float32 [5] in [-1, 1] at 10 Hz: tip displacement dx, dy, dz (1 is 0.05 m), dyaw (1 is
+        0.3 rad), gripper (+1 closes, -1 opens).
+    Randomisation: object pair, colours, positions and yaws, fixture positions, drawer opening,
+    start pose, wording; a
+        pure function of (task, seed). `reset()` without a seed draws one from the environment's own
+        generator.
+    Success: `info["is_success"]`; it must last a few steps to count. The reward is 1 then, else 0
+    (`sparse`), or adds
         the change of a potential (`shaped`).
-    Termination: at success, or when the physics diverges (`info["physics_error"]`). Truncation: at the time limit only.
+    Termination: at success, or when the physics diverges (`info["physics_error"]`). Truncation: at
+    the time limit only.
 
     Args:
         task: Gymnasium id of the task, set by the registration.
@@ -57,7 +62,7 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         role: Of the task; only there so that `gym.spec(id).kwargs` tells it.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
         "render_fps": 10,
         "landmark_names": list(scene.LANDMARKS),
@@ -104,7 +109,9 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**31 - 1))
-        self._episode.reset(self.task, seed, (options or {}).get("instruction"), self._max_episode_steps)
+        self._episode.reset(
+            self.task, seed, (options or {}).get("instruction"), self._max_episode_steps
+        )
         return self._observe(), self._info(physics_error=False)
 
     def step(
@@ -119,9 +126,13 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         """Return the scripted expert's next actions, float32 [length, 5]."""
         return self._episode.expert_actions(style, length)
 
-    def render(self) -> npt.NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8]:
         """Return a picture for people, uint8 [render_size, render_size, 3]."""
-        return self._view().render(self._episode.world, ("show",), self.render_size, fine=True)[0]
+        world = self._episode.world
+        picture: npt.NDArray[np.uint8] = self._view().render(
+            world, ("show",), self.render_size, fine=True
+        )[0]
+        return picture
 
     def close(self) -> None:
         """Free the OpenGL context."""
@@ -138,7 +149,10 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         views = self._view().render(self._episode.world, POLICY_CAMERAS, self.image_size)
         return {
             "agent_pos": self._episode.world.proprioception(),
-            "pixels": {name: np.ascontiguousarray(view) for name, view in zip(POLICY_CAMERAS, views, strict=True)},
+            "pixels": {
+                name: np.ascontiguousarray(view)
+                for name, view in zip(POLICY_CAMERAS, views, strict=True)
+            },
         }
 
     def _info(self, physics_error: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One running episode of one task: counts steps, decides success and the time limit, asks the expert."""
+"""One running episode of a task: step count, success, time limit, and the expert's advice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class Episode:
         self._potential = 0.0
 
     def reset(
-        self, task_id: str, seed: int, instruction: str | None = None, max_episode_steps: int | None = None
+        self,
+        task_id: str,
+        seed: int,
+        instruction: str | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
         """Start the episode that (task, seed) names.
 
@@ -84,7 +88,9 @@ class Episode:
                 self.world.step(action)
             except PhysicsError:
                 self.elapsed_steps += 1
-                return StepResult(reward, terminated=True, truncated=False, is_success=False, physics_error=True)
+                return StepResult(
+                    reward, terminated=True, truncated=False, is_success=False, physics_error=True
+                )
             self.elapsed_steps += 1
             self._held = self._held + 1 if self.task.succeeded(self.world) else 0
             self.is_success = self._held >= self.task.hold_steps

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import mujoco
 import numpy as np
 import numpy.typing as npt
 
-if sys.platform == "linux":
-    # Must be set before mujoco is imported; a user's own choice wins.
-    os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one thread per process, the workers are the parallelism
-
-import mujoco  # noqa: E402
-
-from gym_razor.world import World  # noqa: E402
+from gym_razor.world import World
 
 Image = npt.NDArray[np.uint8]
 
@@ -30,6 +25,20 @@ _UNUSED_EFFECTS = (
     mujoco.mjtRndFlag.mjRND_SKYBOX,
     mujoco.mjtRndFlag.mjRND_HAZE,
 )
+
+
+def _gl_context(size: int) -> Any:
+    """Make an off-screen OpenGL context.
+
+    MuJoCo picks its context class when it is imported, and without `MUJOCO_GL` it picks one that
+    needs a display. So the class is chosen here, which works whatever was imported first.
+    """
+    backend = os.environ.get("MUJOCO_GL") or ("egl" if sys.platform == "linux" else "")
+    # Software OpenGL: one thread per process, the worker processes are the parallelism.
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    if backend in ("egl", "osmesa"):
+        return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+    return mujoco.GLContext(size, size)
 
 
 class Renderer:
@@ -45,14 +54,15 @@ class Renderer:
     def __init__(self, world: World) -> None:
         model = world.model
         try:
-            self._gl = mujoco.GLContext(MAX_SIZE_PX, MAX_SIZE_PX)
+            self._gl = _gl_context(MAX_SIZE_PX)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         except Exception as error:
             raise RuntimeError(
-                f"No OpenGL context for off-screen rendering (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}: {error}). "
-                "Install the Debian package libegl1 (and libgl1-mesa-dri for software rendering), or set MUJOCO_GL=osmesa "
-                "with libosmesa6."
+                "No OpenGL context for off-screen rendering "
+                f"(MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}: {error}). Install the Debian "
+                "package libegl1 (and libgl1-mesa-dri for software rendering), or set "
+                "MUJOCO_GL=osmesa with libosmesa6."
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=120)
@@ -97,11 +107,19 @@ class Renderer:
         for index, name in enumerate(cameras):
             if index == 0:
                 mujoco.mjv_updateScene(
-                    world.model, world.data, self._option, self._perturb, self._cameras[name], category, self._scene
+                    world.model,
+                    world.data,
+                    self._option,
+                    self._perturb,
+                    self._cameras[name],
+                    category,
+                    self._scene,
                 )
             else:
                 mujoco.mjv_updateCamera(world.model, world.data, self._cameras[name], self._scene)
-            mujoco.mjr_render(mujoco.MjrRect(index * size, 0, size, size), self._scene, self._context)
+            mujoco.mjr_render(
+                mujoco.MjrRect(index * size, 0, size, size), self._scene, self._context
+            )
         strip = np.empty((size, width, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(strip, None, mujoco.MjrRect(0, 0, width, size), self._context)
         views: Image = strip[::-1].reshape(size, len(cameras), size, 3).transpose(1, 0, 2, 3)

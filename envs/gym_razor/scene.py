@@ -129,13 +129,55 @@ ZONE_HALF_M = 0.06
 
 # position, quaternion of each link's body, then inertial, then joint range; from robosuite's Panda.
 _LINKS: tuple[tuple[str, str, str, str, str], ...] = (
-    ("1", "0 0 .333", "1 0 0 0", '<inertial pos="0 0 -.07" mass="3" diaginertia=".3 .3 .3"/>', "-2.8973 2.8973"),
-    ("2", "0 0 0", ".707107 -.707107 0 0", '<inertial pos="0 -.1 0" mass="3" diaginertia=".3 .3 .3"/>', "-1.7628 1.7628"),
-    ("3", "0 -.316 0", ".707107 .707107 0 0", '<inertial pos=".04 0 -.05" mass="2" diaginertia=".2 .2 .2"/>', "-2.8973 2.8973"),
-    ("4", ".0825 0 0", ".707107 .707107 0 0", '<inertial pos="-.04 .05 0" mass="2" diaginertia=".2 .2 .2"/>', "-3.0718 -.0698"),
-    ("5", "-.0825 .384 0", ".707107 -.707107 0 0", '<inertial pos="0 0 -.15" mass="2" diaginertia=".2 .2 .2"/>', "-2.8973 2.8973"),
-    ("6", "0 0 0", ".707107 .707107 0 0", '<inertial pos=".06 0 0" mass="1.5" diaginertia=".1 .1 .1"/>', "-.0175 3.7525"),
-    ("7", ".088 0 0", ".707107 .707107 0 0", '<inertial pos="0 0 .08" mass=".5" diaginertia=".05 .05 .05"/>', "-2.8973 2.8973"),
+    (
+        "1",
+        "0 0 .333",
+        "1 0 0 0",
+        '<inertial pos="0 0 -.07" mass="3" diaginertia=".3 .3 .3"/>',
+        "-2.8973 2.8973",
+    ),
+    (
+        "2",
+        "0 0 0",
+        ".707107 -.707107 0 0",
+        '<inertial pos="0 -.1 0" mass="3" diaginertia=".3 .3 .3"/>',
+        "-1.7628 1.7628",
+    ),
+    (
+        "3",
+        "0 -.316 0",
+        ".707107 .707107 0 0",
+        '<inertial pos=".04 0 -.05" mass="2" diaginertia=".2 .2 .2"/>',
+        "-2.8973 2.8973",
+    ),
+    (
+        "4",
+        ".0825 0 0",
+        ".707107 .707107 0 0",
+        '<inertial pos="-.04 .05 0" mass="2" diaginertia=".2 .2 .2"/>',
+        "-3.0718 -.0698",
+    ),
+    (
+        "5",
+        "-.0825 .384 0",
+        ".707107 -.707107 0 0",
+        '<inertial pos="0 0 -.15" mass="2" diaginertia=".2 .2 .2"/>',
+        "-2.8973 2.8973",
+    ),
+    (
+        "6",
+        "0 0 0",
+        ".707107 .707107 0 0",
+        '<inertial pos=".06 0 0" mass="1.5" diaginertia=".1 .1 .1"/>',
+        "-.0175 3.7525",
+    ),
+    (
+        "7",
+        ".088 0 0",
+        ".707107 .707107 0 0",
+        '<inertial pos="0 0 .08" mass=".5" diaginertia=".05 .05 .05"/>',
+        "-2.8973 2.8973",
+    ),
 )
 _LINK_COLOURS = {"light": ".93 .94 .95 1", "dark": ".25 .25 .25 1", "accent": ".04 .54 .78 1"}
 
@@ -150,7 +192,9 @@ def _link_visuals(part: str, extra: str = "") -> str:
         link, colour, level = name.rsplit("_", 2)
         if link == part:
             css = "fine" if level == "hd" else "coarse"
-            geoms.append(f'<geom class="{css}" mesh="{name}" rgba="{_LINK_COLOURS[colour]}" {extra}/>')
+            geoms.append(
+                f'<geom class="{css}" mesh="{name}" rgba="{_LINK_COLOURS[colour]}" {extra}/>'
+            )
     return "".join(geoms)
 
 
@@ -186,7 +230,11 @@ def _arm(index: int = 0) -> str:
     if index == len(_LINKS):
         return _hand()
     number, pos, quat, inertial, limits = _LINKS[index]
-    collision = '<geom class="shell" type="capsule" size=".05" fromto="0 0 -.02 0 0 .04"/>' if number == "7" else ""
+    collision = (
+        '<geom class="shell" type="capsule" size=".05" fromto="0 0 -.02 0 0 .04"/>'
+        if number == "7"
+        else ""
+    )
     return f"""
 <body name="link{number}" pos="{pos}" quat="{quat}" gravcomp="1">{inertial}
   <joint name="joint{number}" class="arm" axis="0 0 1" range="{limits}"/>{_link_visuals("link" + number)}{collision}
@@ -214,8 +262,14 @@ def _box(pos: tuple[float, float, float], size: tuple[float, float, float], css:
 def _bin() -> str:
     inner, height, wall = BIN_INNER_HALF_M, BIN_WALL_HEIGHT_M / 2, 0.005
     outer = inner + wall
-    walls = [((outer, 0, height), (wall, outer, height)), ((-outer, 0, height), (wall, outer, height))]
-    walls += [((0, outer, height), (outer, wall, height)), ((0, -outer, height), (outer, wall, height))]
+    walls: list[tuple[tuple[float, float, float], tuple[float, float, float]]] = [
+        ((outer, 0, height), (wall, outer, height)),
+        ((-outer, 0, height), (wall, outer, height)),
+    ]
+    walls += [
+        ((0, outer, height), (outer, wall, height)),
+        ((0, -outer, height), (outer, wall, height)),
+    ]
     floor = _box((0, 0, 0.002), (inner, inner, 0.002), "binfloor")
     return f'<body name="bin" mocap="true">{floor}{"".join(_box(p, s, "bin") for p, s in walls)}</body>'
 
@@ -236,7 +290,9 @@ def _cabinet() -> str:
     stem_half = (front - 0.005 - handle_x) / 2
     handle = _box((handle_x, 0, HANDLE_OFFSET_M[2]), (0.006, 0.045, 0.008), "handle")
     for side in (-0.039, 0.039):
-        handle += _box((handle_x + stem_half, side, HANDLE_OFFSET_M[2]), (stem_half, 0.006, 0.006), "handle")
+        handle += _box(
+            (handle_x + stem_half, side, HANDLE_OFFSET_M[2]), (stem_half, 0.006, 0.006), "handle"
+        )
     return f"""
 <body name="cabinet" mocap="true">{sides}{shelf}
   <body name="drawer">
@@ -266,7 +322,9 @@ def scene_xml(pair: tuple[str, str]) -> str:
     motors = "".join(
         f'<position name="joint{i + 1}" joint="joint{i + 1}" kp="{gain}" dampratio="1" '
         f'forcerange="-{force} {force}" ctrlrange="-3.1 3.8"/>'
-        for i, (gain, force) in enumerate(zip(arm_gains, (120, 120, 120, 120, 40, 40, 40), strict=True))
+        for i, (gain, force) in enumerate(
+            zip(arm_gains, (120, 120, 120, 120, 40, 40, 40), strict=True)
+        )
     )
     return f"""
 <mujoco model="gym_razor">

@@ -1,8 +1,11 @@
 """Many tables in parallel: worker processes with shared memory, one OpenGL context each.
 
-A call executes a whole chunk of actions in the worker and renders once at its end. Workers are spawned, never forked
-(a forked OpenGL context hangs), and watched: a worker that dies or stays silent is reported with the tasks, seeds and
-actions of its episodes, which are enough to replay them because a start state is a pure function of (task, seed).
+A call executes a whole chunk of actions in the worker and renders once at its end. Workers are
+spawned, never forked
+(a forked OpenGL context hangs), and watched: a worker that dies or stays silent is reported with
+the tasks, seeds and
+actions of its episodes, which are enough to replay them because a start state is a pure function of
+(task, seed).
 """
 
 from __future__ import annotations
@@ -37,10 +40,12 @@ _WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_
 
 
 class WorkerError(RuntimeError):
-    """A worker process died, hung or raised; the text names its episodes and the file with their dump."""
+    """A worker process died, hung or raised; the text names its episodes and their dump."""
 
 
-def _layout(num_envs: int, image_size: int, chunk_size: int, num_landmarks: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+def _layout(
+    num_envs: int, image_size: int, chunk_size: int, num_landmarks: int
+) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return shape and dtype of each shared array."""
     image = (num_envs, image_size, image_size, 3)
     return {
@@ -75,13 +80,18 @@ def _map_arrays(
 
 
 def _memory_size(layout: dict[str, tuple[tuple[int, ...], Any]]) -> int:
-    return sum(-(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64 for shape, dtype in layout.values())
+    return sum(
+        -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
+        for shape, dtype in layout.values()
+    )
 
 
 class _Worker:
     """The episodes of one process; also used in-process when `num_workers` is 0."""
 
-    def __init__(self, arrays: dict[str, npt.NDArray[Any]], env_ids: Sequence[int], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, arrays: dict[str, npt.NDArray[Any]], env_ids: Sequence[int], settings: dict[str, Any]
+    ) -> None:
         from gym_razor.episode import Episode
 
         self._arrays = arrays
@@ -89,7 +99,9 @@ class _Worker:
         self._max_episode_steps: int | None = settings["max_episode_steps"]
         self._render: bool = settings["render_observations"]
         self._free: dict[tuple[str, str], list[Any]] = {}
-        self._episodes = {env_id: Episode(self._take_world, settings["reward_type"]) for env_id in env_ids}
+        self._episodes = {
+            env_id: Episode(self._take_world, settings["reward_type"]) for env_id in env_ids
+        }
         self._renderer: Any = None
 
     def _take_world(self, pair: tuple[str, str]) -> Any:
@@ -99,7 +111,7 @@ class _Worker:
         return free.pop() if free else World(pair)
 
     def reset(self, rows: Sequence[tuple[int, str, int, str | None]]) -> list[str]:
-        """Start episodes; each row is env id, task id, seed, own instruction. Returns the instructions."""
+        """Start episodes (rows: env id, task id, seed, own words); returns the instructions."""
         words = []
         for env_id, task, seed, instruction in rows:
             episode = self._episodes[env_id]
@@ -156,7 +168,9 @@ class _Worker:
     def render(self, env_ids: Sequence[int], size: int) -> npt.NDArray[np.uint8]:
         """Return pictures for people, uint8 [n, size, size, 3]."""
         worlds = [self._episodes[env_id].world for env_id in env_ids]
-        return np.stack([self._view(world).render(world, ("show",), size, fine=True)[0] for world in worlds])
+        return np.stack(
+            [self._view(world).render(world, ("show",), size, fine=True)[0] for world in worlds]
+        )
 
     def close(self) -> None:
         """Free the OpenGL context."""
@@ -164,12 +178,14 @@ class _Worker:
             self._renderer.close()
 
 
-def _serve(connection: Connection, memory_name: str, env_ids: list[int], settings: dict[str, Any]) -> None:
+def _serve(
+    connection: Connection, memory_name: str, env_ids: list[int], settings: dict[str, Any]
+) -> None:
     """Run a worker process until told to close or until the parent is gone."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    memory = SharedMemory(name=memory_name, track=False) if _TRACK_ARGUMENT else SharedMemory(name=memory_name)
+    memory = SharedMemory(name=memory_name)
     try:
         worker = _Worker(_map_arrays(memory, settings["layout"]), env_ids, settings)
         connection.send(("ok", None))
@@ -188,9 +204,6 @@ def _serve(connection: Connection, memory_name: str, env_ids: list[int], setting
 
         with contextlib.suppress(OSError):
             connection.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-
-
-_TRACK_ARGUMENT = "track" in (SharedMemory.__init__.__kwdefaults__ or {})
 
 
 @contextlib.contextmanager
@@ -215,11 +228,12 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
     """Parallel tables that execute a chunk of H actions per call and render once at its end.
 
     Autoreset is DISABLED: a finished env keeps its true final observation until it is reset through
-    `reset(options={"reset_mask": ...})`, so that nothing about the time limit is hidden from a learner.
+    `reset(options={"reset_mask": ...})`, so that a learner sees what the time limit cut off.
 
     Args:
         num_envs: Number of environments N.
-        task: Gymnasium id that envs start with; `reset` can switch each env to another task of the suite.
+        task: Gymnasium id that envs start with; `reset` can switch each env to another task of the
+            suite.
         num_workers: Worker processes; 0 runs everything in this process.
         chunk_size: Actions per call, H.
         image_size: Edge of the square images in pixels.
@@ -287,7 +301,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             "render_observations": render_observations,
         }
         count = max(1, min(num_workers, num_envs))
-        self.groups: list[Ids] = [ids.astype(np.int64) for ids in np.array_split(np.arange(num_envs), count)]
+        self.groups: list[Ids] = [
+            ids.astype(np.int64) for ids in np.array_split(np.arange(num_envs), count)
+        ]
         self._memory: SharedMemory | None = None
         self._local: _Worker | None = None
         self._connections: list[Connection] = []
@@ -322,22 +338,29 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         while self._pending:
             self._receive()
 
-    # ---- messages ----------------------------------------------------------------------------------------------
+    # ---- messages ----
 
     def _send(self, index: int, command: str, ids: Ids, *arguments: Any) -> None:
         if index in self._pending:
-            raise RuntimeError("step_wait() must be called before this worker gets another command.")
+            raise RuntimeError(
+                "step_wait() must be called before this worker gets another command."
+            )
         self._pending[index] = (command, ids)
         with contextlib.suppress(BrokenPipeError):  # _receive reports the dead worker
             self._connections[index].send((command, arguments))
 
     def _receive(self, among: Sequence[int] | None = None) -> tuple[int, Ids, Any]:
-        """Wait for the first worker (of `among`, or of all) that answers: its index, its env ids, its answer."""
-        waiting = {self._connections[index]: index for index in (self._pending if among is None else among)}
+        """Wait for the first worker (of `among`, or all): its index, env ids and answer."""
+        waiting = {
+            self._connections[index]: index for index in (self._pending if among is None else among)
+        }
         ready = wait(list(waiting), timeout=self._timeout_s)
         if not ready:
             index = next(iter(waiting.values()))
-            self._fail(index, f"gave no answer for {self._timeout_s:.0f} s (a hung OpenGL call?) and was stopped")
+            self._fail(
+                index,
+                f"gave no answer for {self._timeout_s:.0f} s (a hung OpenGL call?) and was stopped",
+            )
         index = min(waiting[connection] for connection in ready)  # type: ignore[index]
         try:
             status, answer = self._connections[index].recv()
@@ -356,11 +379,14 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
         self.close(terminate=True)
         raise WorkerError(
-            f"Environment worker {index} {what}. Its episodes ({episodes}{more}) with the actions so far are in {path}; "
+            f"Environment worker {index} {what}. Its episodes ({episodes}{more}) with the actions "
+            f"so far are in {path}; "
             "replay one by resetting its task with its seed and stepping those actions."
         )
 
-    def _dump(self, env_ids: Sequence[int], reason: str, states: dict[int, Any] | None = None) -> Path:
+    def _dump(
+        self, env_ids: Sequence[int], reason: str, states: dict[int, Any] | None = None
+    ) -> Path:
         """Write what is needed to replay the episodes."""
         rows = [
             {
@@ -377,23 +403,29 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         path.write_text(json.dumps({"reason": reason, "episodes": rows}))
         return path
 
-    # ---- Gymnasium ---------------------------------------------------------------------------------------------
+    # ---- Gymnasium ----
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[dict[str, Any], Infos]:
         """Start episodes.
 
         Args:
             seed: One seed per env, or one integer s for s, s+1, ...; None draws them.
-            options: `reset_mask` bool [N]: only these; `tasks`: per env a task id or None to keep; `instructions`: per
+            options: `reset_mask` bool [N]: only these; `tasks`: per env a task id or None to keep;
+                `instructions`: per
                 env own words or None; lists have length N.
 
         Returns:
             Observations and infos of all envs.
         """
         options = options or {}
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=np.bool_)), dtype=np.bool_)
+        mask = np.asarray(
+            options.get("reset_mask", np.ones(self.num_envs, dtype=np.bool_)), dtype=np.bool_
+        )
         tasks = options.get("tasks") or [None] * self.num_envs
         words = options.get("instructions") or [None] * self.num_envs
         seeds = self._spread_seed(seed)
@@ -405,9 +437,13 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
                 raise ValueError(f"Unknown task {task!r}; the suite has {', '.join(TASKS)}.")
             self.tasks[env_id] = task
             drawn = seeds[env_id]
-            self._seeds[env_id] = int(self._generator.integers(2**31 - 1)) if drawn is None else int(drawn)
+            self._seeds[env_id] = (
+                int(self._generator.integers(2**31 - 1)) if drawn is None else int(drawn)
+            )
             self._history[env_id] = []
-        sent: list[int] = []  # other groups may be in the middle of a step, whose answers are not ours
+        sent: list[
+            int
+        ] = []  # other groups may be in the middle of a step, whose answers are not ours
         for index, group in enumerate(self.groups):
             ids = group[mask[group]]
             rows = [(int(i), self.tasks[i], self._seeds[i], words[i]) for i in ids]
@@ -435,12 +471,16 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             self._generator = np.random.default_rng(int(seed))
             return [int(seed) + index for index in range(self.num_envs)]
         if len(seed) != self.num_envs:
-            raise ValueError(f"Got {len(seed)} seeds for {self.num_envs} environments; give one for each.")
+            raise ValueError(
+                f"Got {len(seed)} seeds for {self.num_envs} environments; give one for each."
+            )
         return seed
 
-    def step(  # type: ignore[override]
+    def step(
         self, actions: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[dict[str, Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Infos]:
+    ) -> tuple[
+        dict[str, Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Infos
+    ]:
         """Execute a chunk in every env (or in those with `mask` True).
 
         Args:
@@ -470,7 +510,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             actions: float32 [len(env_ids), H, 5] (or [len(env_ids), 5] if H is 1).
             env_ids: Envs to step; whole groups or parts of them, see `groups`.
         """
-        chunks = np.asarray(actions, dtype=np.float32).reshape(len(env_ids), self.chunk_size, ACTION_DIM)
+        chunks = np.asarray(actions, dtype=np.float32).reshape(
+            len(env_ids), self.chunk_size, ACTION_DIM
+        )
         if not np.isfinite(chunks).all():
             raise ValueError("Actions must be finite; got NaN or infinity from the policy.")
         self._arrays["actions"][env_ids] = chunks
@@ -488,7 +530,14 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
 
     def step_wait(
         self,
-    ) -> tuple[Ids, dict[str, Any], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Infos]:
+    ) -> tuple[
+        Ids,
+        dict[str, Any],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.bool_],
+        Infos,
+    ]:
         """Wait for the next group that `step_async` sent.
 
         Returns:
@@ -513,14 +562,17 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         for env_id, state in faults:
             path = self._dump([env_id], "the physics diverged", {env_id: state})
             logger.warning(
-                "The physics of %s (seed %d) diverged; the episode ends as a failure. State and actions: %s",
+                "The physics of %s (seed %d) diverged; the episode ends as a failure. "
+                "State and actions: %s",
                 self.tasks[env_id],
                 self._seeds[env_id],
                 path,
             )
 
-    def expert_actions(self, style: str = "a", env_ids: Ids | None = None) -> npt.NDArray[np.float32]:
-        """Return the scripted expert's next chunk of each env by look-ahead, float32 [n, H, 5]; states stay as they are.
+    def expert_actions(
+        self, style: str = "a", env_ids: Ids | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the scripted expert's next chunks float32 [n, H, 5]; states stay as they are.
 
         Args:
             style: `a` (the pretraining data's annotator) or `b` (the other one).
@@ -542,7 +594,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         chunks: npt.NDArray[np.float32] = self._arrays["expert"][ids]
         return chunks
 
-    def render(self, env_ids: Ids | None = None, size: int = 256) -> npt.NDArray[np.uint8]:  # type: ignore[override]
+    def render(  # type: ignore[override]
+        self, env_ids: Ids | None = None, size: int = 256
+    ) -> npt.NDArray[np.uint8]:
         """Return pictures for people, uint8 [n, size, size, 3]."""
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
         pictures = np.empty((len(ids), size, size, 3), dtype=np.uint8)
@@ -553,7 +607,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             if len(mine) == 0:
                 continue
             if self._local is not None:
-                pictures[[place[int(i)] for i in mine]] = self._local.render([int(i) for i in mine], size)
+                pictures[[place[int(i)] for i in mine]] = self._local.render(
+                    [int(i) for i in mine], size
+                )
             else:
                 self._send(index, "render", mine, [int(i) for i in mine], size)
                 sent.append(index)

@@ -1,7 +1,9 @@
 """One simulated table: reset, Cartesian control, state read-out, and copies for look-ahead.
 
-Control: an action is a displacement of the gripper tip from where it *is* (so the next state depends on the observed
-state and the action only), solved to joint targets by one damped least-squares step and reached by position servos
+Control: an action is a displacement of the gripper tip from where it *is* (so the next state
+depends on the observed
+state and the action only), solved to joint targets by one damped least-squares step and reached by
+position servos
 whose targets are ramped over the control period.
 """
 
@@ -80,7 +82,7 @@ class World:
         self.colours = dict.fromkeys(pair, "red")
         self._ctrl = np.zeros(model.nu)
 
-    # ---- reset -------------------------------------------------------------------------------------------------
+    # ---- reset ----
 
     def reset(self, layout: Layout) -> None:
         """Put everything where `layout` says; all derived state is made anew."""
@@ -115,13 +117,14 @@ class World:
         for kind, colour in self.colours.items():
             self.model.geom_rgba[self._geoms[kind], :3] = scene.COLOURS[colour]
 
-    # ---- control -----------------------------------------------------------------------------------------------
+    # ---- control ----
 
     def step(self, action: npt.NDArray[np.float32]) -> None:
         """Run one control step of 0.1 s.
 
         Args:
-            action: float [5] in [-1, 1]: dx, dy, dz (times 0.05 m), dyaw (times 0.3 rad), gripper (+1 closes).
+            action: float [5] in [-1, 1]: dx, dy, dz (times 0.05 m), dyaw (times 0.3 rad), gripper
+                (+1 closes).
 
         Raises:
             PhysicsError: The state is not finite any more.
@@ -147,7 +150,7 @@ class World:
         self._refresh()
 
     def _joint_step(self, target: Array, yaw: float) -> Array:
-        """Solve (J J^T + d^2 I) w = e for the joint displacement J^T w towards a tip pose, gripper pointing down."""
+        """Solve (J J^T + d^2 I) w = e; J^T w moves the joints towards a pose pointing down."""
         data = self.data
         mujoco.mj_jacSite(self.model, data, self._jacobian[:3], self._jacobian[3:], self._tip)
         jacobian = self._jacobian[:, :7]
@@ -171,12 +174,13 @@ class World:
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
 
-    # ---- state -------------------------------------------------------------------------------------------------
+    # ---- state ----
 
     @property
     def tip(self) -> Array:
         """Gripper tip, base frame, metres, [3]."""
-        return self.data.site_xpos[self._tip]
+        position: Array = self.data.site_xpos[self._tip]
+        return position
 
     @property
     def yaw(self) -> float:
@@ -187,7 +191,9 @@ class World:
     @property
     def opening(self) -> float:
         """Finger opening, 0 (closed) to 1 (0.08 m)."""
-        return float(self.data.qpos[self._finger] - self.data.qpos[self._finger + 1]) / (2 * FINGER_TRAVEL_M)
+        return float(self.data.qpos[self._finger] - self.data.qpos[self._finger + 1]) / (
+            2 * FINGER_TRAVEL_M
+        )
 
     @property
     def finger_speed(self) -> float:
@@ -207,7 +213,8 @@ class World:
     def object_position(self, kind: str) -> Array:
         """Return the resting point (bottom centre) of an object, metres, [3]."""
         address = self._object_qpos[kind]
-        return self.data.qpos[address : address + 3]
+        position: Array = self.data.qpos[address : address + 3]
+        return position
 
     def object_yaw(self, kind: str) -> float:
         """Return an object's yaw in radians."""
@@ -226,23 +233,26 @@ class World:
 
     def fixture(self, name: str) -> Array:
         """Return a fixture's origin on the table, metres, [3]."""
-        return self.data.mocap_pos[self._mocap[name]]
+        position: Array = self.data.mocap_pos[self._mocap[name]]
+        return position
 
     def handle(self) -> Array:
         """Return the centre of the drawer's handle bar, metres, [3]."""
         offset = np.array(scene.HANDLE_OFFSET_M)
         offset[0] -= self.drawer_m
-        return self.fixture("cabinet") + offset
+        position: Array = self.fixture("cabinet") + offset
+        return position
 
     def proprioception(self) -> npt.NDArray[np.float32]:
-        """Return `agent_pos`: tip x, y, z (m), sin yaw, cos yaw, opening in [0, 1], last gripper command."""
+        """Return `agent_pos`: tip x, y, z (m), sin, cos of yaw, opening, last gripper command."""
         yaw = self.yaw
         return np.array(
-            [*self.tip, np.sin(yaw), np.cos(yaw), self.opening, self.gripper_command], dtype=np.float32
+            [*self.tip, np.sin(yaw), np.cos(yaw), self.opening, self.gripper_command],
+            dtype=np.float32,
         )
 
     def landmarks(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Return positions float32 [L, 3] in metres of `scene.LANDMARKS` and bool [L], True where it is in the scene.
+        """Return positions float32 [L, 3] (m) of `scene.LANDMARKS` and bool [L], True if present.
 
         Objects are given by the point where they are held, which is also what a picture shows best.
         """
@@ -260,7 +270,7 @@ class World:
                 positions[index] = self.fixture(name)
         return positions, present
 
-    # ---- copies ------------------------------------------------------------------------------------------------
+    # ---- copies ----
 
     def save(self) -> tuple[Array, float]:
         """Return everything that the next step depends on."""
@@ -277,4 +287,8 @@ class World:
     def snapshot(self) -> dict[str, Any]:
         """Return the full state as plain arrays, for a dump after a fault."""
         state, command = self.save()
-        return {"pair": list(self.pair), "integration_state": state.tolist(), "gripper_command": command}
+        return {
+            "pair": list(self.pair),
+            "integration_state": state.tolist(),
+            "gripper_command": command,
+        }

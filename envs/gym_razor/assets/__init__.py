@@ -1,0 +1,1 @@
+"""Meshes of the scene and the script that makes them."""

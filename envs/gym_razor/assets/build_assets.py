@@ -1,7 +1,11 @@
-"""Rebuild the decimated Panda meshes from an installed robosuite: `python -m gym_razor.assets.build_assets`.
+"""Rebuild the decimated Panda meshes from an installed robosuite.
 
-Needs the `assets` extra (fast-simplification, trimesh). Sub-meshes of a link are merged by colour class
-(light, dark, accent) and decimated twice: `*_hd` for pictures that people look at, `*_lo` for the policy cameras.
+Usage: `python -m gym_razor.assets.build_assets`.
+
+Needs the `assets` extra (fast-simplification, trimesh). Sub-meshes of a link are merged by colour
+class
+(light, dark, accent) and decimated twice: `*_hd` for pictures that people look at, `*_lo` for the
+policy cameras.
 The collision shapes are primitives in `scene.xml.in`, so no collision mesh is needed.
 """
 
@@ -10,8 +14,12 @@ from __future__ import annotations
 import importlib.util
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Mesh = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 OUT = Path(__file__).parent / "meshes"
 # Faces kept per part: (links light, links dark, hand, finger).
@@ -20,7 +28,7 @@ MIN_DARK_FACES = 12
 
 
 def robosuite_assets() -> Path:
-    """Return robosuite's asset folder without importing robosuite (its import is slow and noisy)."""
+    """Return robosuite's asset folder without the slow and noisy import of robosuite."""
     spec = importlib.util.find_spec("robosuite")
     if spec is None or spec.origin is None:
         raise SystemExit("robosuite is not installed: run `make setup` first")
@@ -28,22 +36,23 @@ def robosuite_assets() -> Path:
 
 
 def colour_class(rgba: str) -> str:
-    """Name the colour class of a robosuite material: light, dark or accent (the blue status parts)."""
+    """Name the colour class of a material: light, dark or accent (the blue parts)."""
     red, green, blue = (float(v) for v in rgba.split()[:3])
     if red < 0.1 and blue > 0.5:
         return "accent"
     return "light" if (red + green + blue) / 3 > 0.5 else "dark"
 
 
-def decimate(vertices: np.ndarray, faces: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decimate by quadric error to about `target` faces; fewer faces than that are returned as they are."""
+def decimate(vertices: npt.NDArray[Any], faces: npt.NDArray[Any], target: int) -> Mesh:
+    """Decimate by quadric error to about `target` faces."""
     import fast_simplification
 
     if len(faces) <= target:
         return vertices, faces
-    return fast_simplification.simplify(
+    simplified: Mesh = fast_simplification.simplify(
         vertices.astype(np.float32), faces.astype(np.int32), 1.0 - target / len(faces), agg=4
     )
+    return simplified
 
 
 def main() -> None:
@@ -54,7 +63,7 @@ def main() -> None:
     robot = ET.parse(root / "robots/panda/robot.xml").getroot()
     rgba = {m.get("name"): m.get("rgba", "1 1 1 1") for m in robot.iter("material")}
     files = {m.get("name"): m.get("file", "") for m in robot.iter("mesh")}
-    parts: dict[str, list[trimesh.Trimesh]] = {}
+    parts: dict[str, list[Any]] = {}
     for geom in robot.iter("geom"):
         name = geom.get("mesh", "")
         if "_vis" not in name:
@@ -73,7 +82,8 @@ def main() -> None:
             mesh = trimesh.util.concatenate(meshes)
             mesh.merge_vertices(merge_tex=True, merge_norm=True)
             link, colour = key.split("_")
-            target = {"hand": hand, "finger": finger}.get(link, light if colour == "light" else dark)
+            by_colour = light if colour == "light" else dark
+            target = {"hand": hand, "finger": finger}.get(link, by_colour)
             if colour != "light" and level == "lo" and len(mesh.faces) < MIN_DARK_FACES:
                 continue
             vertices, faces = decimate(mesh.vertices, mesh.faces, target)

@@ -1,4 +1,4 @@
-"""The suite: prior skills, which the base policy is trained on, and new tasks, which it never sees."""
+"""The suite: prior skills, which the base policy is trained on, and new tasks."""
 
 from __future__ import annotations
 

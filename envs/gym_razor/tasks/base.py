@@ -1,7 +1,7 @@
-"""What every task shares: start-state sampling, instructions, and motion primitives for scripted experts.
+"""What every task shares: start states, instructions, motion primitives for scripted experts.
 
-Experts are reactive: their action is a function of the present state and of a few per-episode preferences, so they
-can label any state a policy gets into, not only those on their own path.
+Experts are reactive: their action is a function of the present state and of a few per-episode
+preferences, so they can label any state a policy gets into, not only those on their own path.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Style:
         hover_m: Height above the grasp point at which it lines up.
         carry_m: Tip height when carrying.
         axis_by_axis: Moves along one horizontal axis at a time.
-        yaw_offset: Grasp yaw added to the nearest one, in units of the object's symmetry (round objects: quarter turns).
+        yaw_offset: Grasp yaw added to the nearest one, in units of the object's symmetry (round
+            objects: quarter turns).
         place_offset: Where in the bin it puts things, in units of the free half width, per axis.
         release_m: Height above the ground at which it lets go.
     """
@@ -97,7 +98,7 @@ class Task:
         return f"gym_razor/{self.name}-v0"
 
     def rng(self, seed: int) -> np.random.Generator:
-        """Return the generator that a start state is drawn from: a function of (task, seed) only."""
+        """Return the generator of a start state: a function of (task, seed) only."""
         return np.random.default_rng([zlib.crc32(self.name.encode()), seed])
 
     def sample(self, seed: int) -> tuple[tuple[str, str], Layout, str]:
@@ -151,18 +152,28 @@ def sample_layout(rng: np.random.Generator, pair: tuple[str, str]) -> Layout:
         free = [colour for colour in scene.OBJECTS[kind].colours if colour not in colours.values()]
         colours[kind] = free[int(rng.integers(len(free)))]
     objects = {
-        kind: (x, y, float(rng.uniform(-np.pi / 4, np.pi / 4))) for kind, (x, y) in zip(pair, points, strict=True)
+        kind: (x, y, float(rng.uniform(-np.pi / 4, np.pi / 4)))
+        for kind, (x, y) in zip(pair, points, strict=True)
     }
     drawer = float(rng.uniform(0.05, scene.DRAWER_TRAVEL_M)) if rng.random() < 0.35 else 0.0
-    tip = (float(rng.uniform(0.42, 0.50)), float(rng.uniform(-0.05, 0.05)), float(rng.uniform(0.19, 0.25)))
+    tip = (
+        float(rng.uniform(0.42, 0.50)),
+        float(rng.uniform(-0.05, 0.05)),
+        float(rng.uniform(0.19, 0.25)),
+    )
     return Layout(fixtures, objects, colours, drawer, tip, float(rng.uniform(-0.15, 0.15)))
 
 
-# ---- primitives for experts ----------------------------------------------------------------------------------------
+# ---- primitives for experts ----
 
 
 def towards(
-    world: World, target: Array, yaw: float | None, gripper: float, style: Style, speed: float | None = None
+    world: World,
+    target: Array,
+    yaw: float | None,
+    gripper: float,
+    style: Style,
+    speed: float | None = None,
 ) -> Action:
     """Return the action that moves the tip towards a pose.
 
@@ -210,7 +221,12 @@ def holding(world: World, kind: str) -> bool:
     half = scene.OBJECTS[kind].half_width_m
     finger = world.opening * 0.04
     near = np.linalg.norm(world.tip - grasp_point(world, kind)) < 0.03
-    return bool(near and world.gripper_command > 0.2 and abs(finger - half) < 0.007 and abs(world.finger_speed) < 0.03)
+    return bool(
+        near
+        and world.gripper_command > 0.2
+        and abs(finger - half) < 0.007
+        and abs(world.finger_speed) < 0.03
+    )
 
 
 def pick(world: World, kind: str, style: Style) -> Action:
@@ -225,19 +241,23 @@ def pick(world: World, kind: str, style: Style) -> Action:
         return towards(world, point, None, CLOSED, style, speed=0.05)
     target = point.copy()
     lined_up = distance < 0.010 and yaw_error < 0.15
-    if not lined_up and (distance > 0.016 or yaw_error > 0.25 or world.tip[2] > point[2] + style.hover_m * 0.6):
+    if not lined_up and (
+        distance > 0.016 or yaw_error > 0.25 or world.tip[2] > point[2] + style.hover_m * 0.6
+    ):
         top = scene.OBJECTS[kind].height_m - scene.OBJECTS[kind].grasp_height_m
         target[2] += max(style.hover_m, top + 0.025) + 0.3 * max(distance - 0.02, 0.0)
         if world.tip[2] < target[2] - 0.03 and distance > 0.016:
             # Too low to pass over things: rise first, drift only a little.
             target[:2] = world.tip[:2] + 0.2 * (target[:2] - world.tip[:2])
     elif world.opening * 0.04 < half + 0.006:
-        target[2] = max(world.tip[2], point[2] + style.hover_m)  # the jaws must open before going down
+        target[2] = max(
+            world.tip[2], point[2] + style.hover_m
+        )  # the jaws must open before going down
     return towards(world, target, yaw, OPEN, style)
 
 
 def carry(world: World, target: Array, style: Style, carry_m: float) -> Action:
-    """Carry what is held to a point: up first, then across, then down to `target` (tip position, metres, [3])."""
+    """Carry what is held: up, across, down to `target` (tip position, metres, [3])."""
     distance = float(np.linalg.norm((world.tip - target)[:2]))
     waypoint = target.copy()
     if distance > 0.035:
@@ -249,8 +269,10 @@ def carry(world: World, target: Array, style: Style, carry_m: float) -> Action:
     return towards(world, waypoint, None, CLOSED, style)
 
 
-def descend_beside(world: World, start: Array, style: Style, tolerance_m: float = 0.02) -> Action | None:
-    """With closed fingers go above `start`, then down to it; None once there (within `tolerance_m` across, 0.02 down)."""
+def descend_beside(
+    world: World, start: Array, style: Style, tolerance_m: float = 0.02
+) -> Action | None:
+    """Go above `start` with closed fingers, then down; None once there."""
     distance = float(np.linalg.norm((world.tip - start)[:2]))
     if distance < tolerance_m and world.tip[2] < start[2] + 0.02:
         return None

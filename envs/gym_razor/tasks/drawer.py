@@ -33,7 +33,9 @@ class OpenDrawer(Task):
         hook = world.handle() + np.array([0.024, 0.0, -0.014])
         behind = world.tip[0] > hook[0] - 0.016 and abs(world.tip[1] - hook[1]) < 0.035
         if not (behind and world.tip[2] < hook[2] + 0.02 and world.tip[0] < hook[0] + 0.02):
-            action = descend_beside(world, hook + np.array([0.002, 0.0, 0.0]), style, tolerance_m=0.01)
+            action = descend_beside(
+                world, hook + np.array([0.002, 0.0, 0.0]), style, tolerance_m=0.01
+            )
             if action is not None:
                 return action
         pull = world.tip.copy()
@@ -54,7 +56,9 @@ class CloseDrawer(Task):
 
     def progress(self, world: World) -> float:  # noqa: D102
         reach = np.exp(-8.0 * np.linalg.norm(world.tip - world.handle()))
-        return float(0.3 * reach + 0.7 * np.clip(1.0 - world.drawer_m / scene.DRAWER_TRAVEL_M, 0.0, 1.0))
+        return float(
+            0.3 * reach + 0.7 * np.clip(1.0 - world.drawer_m / scene.DRAWER_TRAVEL_M, 0.0, 1.0)
+        )
 
     def expert(self, world: World, style: Style) -> Action:  # noqa: D102
         front = world.handle() + np.array([-0.045, 0.0, -0.010])

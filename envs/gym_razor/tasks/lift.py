@@ -36,7 +36,9 @@ class Lift(Task):
         if not holding(world, self.target):
             return pick(world, self.target, style)
         target = world.tip.copy()
-        target[2] = max(style.carry_m, scene.OBJECTS[self.target].grasp_height_m + LIFT_HEIGHT_M + 0.06)
+        target[2] = max(
+            style.carry_m, scene.OBJECTS[self.target].grasp_height_m + LIFT_HEIGHT_M + 0.06
+        )
         return towards(world, target, None, CLOSED, style)
 
 

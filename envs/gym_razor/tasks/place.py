@@ -70,7 +70,9 @@ class Place(Task):
     def expert(self, world: World, style: Style) -> Action:  # noqa: D102
         if self.inside(world) and world.gripper_command < 0.2:
             target = world.tip.copy()
-            target[2] = max(target[2], self.clearance() + scene.OBJECTS[self.target].grasp_height_m + 0.08)
+            target[2] = max(
+                target[2], self.clearance() + scene.OBJECTS[self.target].grasp_height_m + 0.08
+            )
             return towards(world, target, None, OPEN, style)
         if not holding(world, self.target):
             return pick(world, self.target, style)
@@ -126,7 +128,11 @@ class PlaceOnShelf(Place):
         position = world.object_position(self.target)
         offset = np.abs((position - world.fixture("cabinet"))[:2])
         on_top = abs(position[2] - scene.CABINET_HEIGHT_M) < 0.015
-        return bool(np.all(offset < scene.CABINET_HALF_M) and on_top and world.object_upright(self.target) > 0.9)
+        return bool(
+            np.all(offset < scene.CABINET_HALF_M)
+            and on_top
+            and world.object_upright(self.target) > 0.9
+        )
 
     def clearance(self) -> float:  # noqa: D102
         return scene.CABINET_HEIGHT_M

@@ -25,7 +25,7 @@ ON_ZONE_M = 0.04
 
 @dataclass(frozen=True)
 class PushBlock(Task):
-    """Success: the block's centre is within 0.04 m of the zone's for three control steps, on the table."""
+    """Success: the block is within 0.04 m of the zone's centre for three steps, on the table."""
 
     def adjust(self, rng: np.random.Generator, layout: Layout) -> None:  # noqa: D102
         (x_low, x_high), (y_low, y_high) = OBJECT_AREA
