@@ -70,14 +70,11 @@ def add_lora(layers: Iterable[nn.Linear], rank: int, scale: float = 1.0) -> list
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> None:
     """Write every low-rank update of `module` into its weight and remove it."""
-    for layer in list(module.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            # Not `remove_parametrizations`: that deletes `weight` from the layer's class, which a
-            # deep copy shares with the layer it was copied from.
-            weight = layer.weight.detach().clone()
-            del layer.parametrizations
-            layer.__class__ = type(layer).__bases__[0]
-            layer.weight = nn.Parameter(weight)
+    for layer in module.modules():
+        if isinstance(layer, LowRankLinear):
+            layer.weight.copy_(layer.updated_weight())
+            del layer.lora_down, layer.lora_up, layer.lora_scale
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
 
 
 def has_lora(module: nn.Module) -> bool:
