@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+from toy_policy import GREEN, NEW, RED, save_tiny_policy
+
+from robo_razor.config import (
+    BCConfig,
+    CheckpointConfig,
+    EnvConfig,
+    FinetuneConfig,
+    PPOConfig,
+    TrackingConfig,
+)
+from robo_razor.errors import (
+    CheckpointError,
+    ConfigError,
+    PolicyEnvMismatchError,
+    PolicyError,
+    RunDirectoryError,
+    TrainingError,
+    UnknownNameError,
+)
+from robo_razor.methods.bc import BC
+from robo_razor.methods.ppo import PPO
+from robo_razor.policies import load_policy
+from robo_razor.trainer import finetune
+
+ENV = EnvConfig(num_envs=16, image_size=16, env_packages=("toy_env",))
+TRACKING = TrackingConfig(
+    every=2,
+    episodes_new=8,
+    episodes_new_sampled=6,
+    episodes_prior=4,
+    kl_states=16,
+    final_episodes_new=12,
+    max_share=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_policy(tmp_path_factory.mktemp("base"))
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=200)
+
+
+def settings(base, out, method="ppo", **changes):
+    ppo = PPOConfig(
+        num_updates=4,
+        episodes_per_update=24,
+        minibatch_size=64,
+        learning_rate=1e-3,
+        value_warmup_updates=1,
+    )
+    bc = BCConfig(episodes=20, epochs=4, batch_size=16, learning_rate=1e-3)
+    section = {"ppo": ppo} if method == "ppo" else {"bc": bc}
+    return FinetuneConfig(
+        **{
+            "method": method,
+            "policy": base,
+            "task": NEW,
+            "out": str(out),
+            "env": ENV,
+            "tracking": TRACKING,
+            "torch_threads": 1,
+            **section,
+            **changes,
+        }
+    )
+
+
+def weights(run, step):
+    return load_policy(str(run / "checkpoints" / f"{step:06d}")).module.state_dict()
+
+
+def assert_same_weights(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def summary(run, step):
+    return json.loads((run / "eval" / f"{step:06d}" / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    console = quiet()
+    result = finetune(settings(base, out), console)
+    return out, result, console.file.getvalue()
+
+
+def test_every_checkpoint_is_measured_as_the_issue_asks(finished):
+    run, _, _ = finished
+    for step in (0, 2, 4):
+        found = summary(run, step)
+        assert found["step"] == step
+        new = found["new"]["ReachBlue"]
+        assert new["n"] == (12 if step == 4 else 8)
+        assert new["interval"][0] <= new["success_rate"] <= new["interval"][1]
+        assert new["sampled"]["n"] == 6
+        assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
+        for skill in found["prior"].values():
+            assert skill["n"] == 4
+            assert "retention" in skill
+        for direction in ("kl_base_tuned", "kl_tuned_base"):
+            assert set(found[direction]) == {"new_base_visited", "new_tuned_visited", "prior"}
+        assert found["kl_kind"] == "exact"
+        rows = (run / "eval" / f"{step:06d}" / "episodes.jsonl").read_text().splitlines()
+        assert len(rows) == new["n"] + 6 + 2 * 4
+        kl = json.loads((run / "eval" / f"{step:06d}" / "action_kl.json").read_text())
+        assert kl["prior"]["kl_base_tuned"]["n"] == 16
+
+
+def test_at_step_zero_nothing_is_forgotten_and_the_kl_is_zero(finished):
+    found = summary(finished[0], 0)
+    assert set(found["kl_base_tuned"].values()) == {0.0}
+    assert set(found["kl_tuned_base"].values()) == {0.0}
+    assert all(skill["forgetting"] == 0.0 for skill in found["prior"].values())
+    assert all(skill["retention"] in (1.0, None) for skill in found["prior"].values())
+
+
+def test_kl_is_measured_without_a_penalty(finished):
+    assert finished[1].summary["kl_base_tuned"]["new_base_visited"] > 0.0
+
+
+def test_the_run_directory_is_complete(finished):
+    run, result, shown = finished
+    assert (run / "checkpoints" / "last").resolve().name == "000004"
+    assert (run / "checkpoints" / "best").resolve().name == f"{result.best_step:06d}"
+    assert (run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors").is_file()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if "rollout/success_rate" in line]
+    assert [line["step"] for line in updates] == [1, 2, 3, 4]
+    for key in (
+        "rollout/mean_control_steps",
+        "train/approx_kl",
+        "train/clip_fraction",
+        "train/entropy",
+        "train/explained_variance",
+        "train/grad_norm",
+        "train/kl_base_tuned",
+        "time/rollout_s",
+        "time/update_s",
+    ):
+        assert key in updates[-1]
+    assert "ReachGreen" in shown
+    assert "tracking took" in shown
+
+
+def test_the_warm_up_leaves_the_policy_alone(finished):
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    kl = {line["step"]: line["train/kl_base_tuned"] for line in lines if "train/entropy" in line}
+    assert kl[1] == 0.0
+    assert kl[2] > 0.0
+
+
+def test_training_episodes_start_where_no_evaluation_does(finished, base, tmp_path, monkeypatch):
+    seeds = []
+    collect = PPO._collect
+
+    def watch(self, update):
+        batch = collect(self, update)
+        seeds.extend(row.seed for row in batch.rows)
+        return batch
+
+    monkeypatch.setattr(PPO, "_collect", watch)
+    finetune(settings(base, tmp_path / "run"), quiet())
+    assert len(set(seeds)) > 90
+    assert max(seeds) < 1_000_000
+
+
+def test_the_same_seed_gives_the_same_run(finished, base, tmp_path):
+    other = dataclasses.replace(ENV, num_envs=5, num_workers=3)
+    finetune(settings(base, tmp_path / "run", env=other), quiet())
+    assert_same_weights(weights(finished[0], 4), weights(tmp_path / "run", 4))
+
+
+class StopAt:
+    """Presses Ctrl-C in the middle of an update."""
+
+    def __init__(self, monkeypatch, method, name, update):
+        original = getattr(method, name)
+        self.calls = 0
+
+        def stop(instance, *arguments):
+            result = original(instance, *arguments)
+            self.calls += 1
+            if self.calls == update:
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        monkeypatch.setattr(method, name, stop)
+
+
+@pytest.mark.parametrize("method", ["ppo", "bc"])
+def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch, method):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    tracking = dataclasses.replace(TRACKING, every=0.5)
+    expected = finetune(settings(base, whole, method, tracking=tracking), quiet())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # In the middle of a gradient loop: nothing of that update may stay.
+        StopAt(patch, PPO if method == "ppo" else BC, "_gradient_step", 25)
+        finetune(settings(base, parted, method, tracking=tracking), quiet())
+    saved = int((parted / "checkpoints" / "last").resolve().name)
+    assert 0 < saved < expected.step
+    console = quiet()
+    again = finetune(settings(base, parted, method, resume=True), console)
+    assert again.step == expected.step
+    assert_same_weights(weights(whole, expected.step), weights(parted, expected.step))
+    ignored = {"elapsed_s", "tracking_s"}
+    one, two = expected.summary, again.summary
+    assert {k: v for k, v in one.items() if k not in ignored} == {
+        k: v for k, v in two.items() if k not in ignored
+    }
+    steps = [json.loads(line)["step"] for line in (parted / "metrics.jsonl").open()]
+    assert sorted(set(steps)) == list(range(expected.step + 1))
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(base, tmp_path, monkeypatch, finished):
+    run = tmp_path / "run"
+
+    def die(self, update):
+        raise RuntimeError("the machine went away")
+
+    collect = PPO._collect
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "_collect", lambda s, k: collect(s, k) if k < 4 else die(s, k))
+        with pytest.raises(RuntimeError, match="went away"):
+            finetune(settings(base, run), quiet())
+    shutil.rmtree(run / "eval" / "000002")  # it died before that was measured
+    finetune(settings(base, run, resume=True), quiet())
+    assert_same_weights(weights(finished[0], 4), weights(run, 4))
+    assert summary(run, 2)["kl_base_tuned"] == summary(finished[0], 2)["kl_base_tuned"]
+
+
+def test_low_rank_updates_resume_too(base, tmp_path, monkeypatch):
+    ppo = PPOConfig(
+        num_updates=3, episodes_per_update=24, lora_rank=2, value_warmup_updates=0,
+        learning_rate=1e-2, minibatch_size=64,
+    )  # fmt: skip
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    expected = finetune(settings(base, whole, ppo=ppo), quiet())
+    assert expected.summary["kl_base_tuned"]["new_base_visited"] > 0.0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, PPO, "_collect", 2)
+        finetune(settings(base, parted, ppo=ppo), quiet())
+    finetune(settings(base, parted, ppo=ppo, resume=True), quiet())
+    assert_same_weights(weights(whole, 3), weights(parted, 3))
+
+
+def test_old_checkpoints_go_and_the_best_stays(base, tmp_path):
+    tracking = dataclasses.replace(TRACKING, every=1)
+    config = settings(
+        base, tmp_path / "run", tracking=tracking, checkpoint=CheckpointConfig(keep=1)
+    )
+    result = finetune(config, quiet())
+    kept = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if not p.is_symlink()}
+    assert kept == {"000004", f"{result.best_step:06d}"}
+    assert len(list((tmp_path / "run" / "eval").iterdir())) == 5
+
+
+def test_forgetting_raises_an_alarm(base, tmp_path, monkeypatch):
+    original = PPO.update
+
+    def destroy(self, update):
+        metrics = original(self, update)
+        with torch.no_grad():
+            for parameter in self.policy_parameters:
+                parameter.zero_()
+        return metrics
+
+    tracking = dataclasses.replace(TRACKING, episodes_prior=40)
+    expert = save_good_policy(tmp_path / "good")
+    monkeypatch.setattr(PPO, "update", destroy)
+    console = quiet()
+    finetune(settings(expert, tmp_path / "run", tracking=tracking), console)
+    found = summary(tmp_path / "run", 4)
+    assert found["prior_mean"]["forgetting"] > 0.3
+    assert "is being forgotten" in console.file.getvalue()
+
+
+def save_good_policy(directory):
+    """Clone the expert on both prior skills for a few seconds."""
+    from toy_policy import tiny_policy
+
+    from robo_razor.actors import ExpertActor
+    from robo_razor.demonstrations import collect_demonstrations
+    from robo_razor.environment import make_env
+    from robo_razor.methods import Services
+
+    policy = tiny_policy()
+    env = make_env(RED, ENV, chunk_size=1)
+    for task in (RED, GREEN):
+        demos = collect_demonstrations(env, ExpertActor("a"), task, 150, console=quiet())
+        config = FinetuneConfig(
+            method="bc",
+            task=task,
+            bc=BCConfig(epochs=12, batch_size=64, learning_rate=4e-3, warmup_steps=5),
+        )
+        method = BC(config, policy, policy, Services(lambda *_, **__: None, lambda d=demos: d))
+        method.prepare()
+        for update in range(1, method.num_updates + 1):
+            method.update(update)
+    policy.save(directory)
+    return str(directory)
+
+
+def test_zero_base_success_stops_before_anything_is_learnt(base, tmp_path):
+    # Two control steps are not enough to get anywhere.
+    env = dataclasses.replace(ENV, max_episode_steps=1)
+    with pytest.raises(TrainingError, match=r"0 of \d+ sampled.*--method bc"):
+        finetune(settings(base, tmp_path / "run", env=env), quiet())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"task": "toy/ReachBlu-v0"}, UnknownNameError, "Did you mean 'toy/ReachBlue-v0'"),
+        ({"prior_tasks": "ReachRad"}, UnknownNameError, "Did you mean 'ReachRed'"),
+        ({"prior_tasks": "ReachBlue,ReachRed"}, ConfigError, "contains the new task"),
+        ({"policy": "no-such-policy"}, UnknownNameError, "no-such-policy"),
+        ({"env": EnvConfig(env_packages=("toy_env",))}, PolicyEnvMismatchError, "16x16"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(base, tmp_path, change, error, text):
+    with pytest.raises(error, match=text):
+        finetune(settings(base, tmp_path / "run", **change), quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_output_directory_is_refused(base, finished, tmp_path):
+    with pytest.raises(RunDirectoryError, match="--resume"):
+        finetune(settings(base, finished[0]), quiet())
+    with pytest.raises(RunDirectoryError, match="does not exist"):
+        finetune(settings(base, tmp_path / "none", resume=True), quiet())
+
+
+def test_a_truncated_checkpoint_is_refused(base, finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy, symlinks=True)
+    file = copy / "checkpoints" / "last" / "pretrained_model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="truncated"):
+        finetune(settings(base, copy, resume=True), quiet())
+
+
+def test_a_finished_run_can_be_resumed_without_harm(base, finished):
+    before = weights(finished[0], 4)
+    result = finetune(settings(base, finished[0], resume=True), quiet())
+    assert result.step == 4
+    assert_same_weights(before, weights(finished[0], 4))
+
+
+def test_ppo_needs_a_density(base, tmp_path, monkeypatch):
+    import robo_razor.policies
+
+    original = robo_razor.policies.load_policy
+
+    def without_density(*arguments):
+        handle = original(*arguments)
+        handle.has_density = False
+        return handle
+
+    monkeypatch.setattr(robo_razor.policies, "load_policy", without_density)
+    with pytest.raises(PolicyError, match="--method bc"):
+        finetune(settings(base, tmp_path / "run"), quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_starts_from_another_runs_checkpoint(base, finished, tmp_path):
+    result = finetune(settings(str(finished[0]), tmp_path / "run", "bc"), quiet())
+    first, last = summary(tmp_path / "run", 0), summary(finished[0], 4)
+    assert first["prior"]["ReachRed"]["success_rate"] == last["prior"]["ReachRed"]["success_rate"]
+    assert result.summary["method"] == "bc"
