@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 25
 KEPT_CHECKPOINTS = 10
+PRESENCE_WEIGHT = 0.3
 
 
 class MovingAverage:
@@ -158,6 +159,7 @@ class Pretraining:
             chunk_size=self.config.chunk_size,
             n_action_steps=self.config.chunk_size,
             image_size=self.config.env.image_size,
+            presence_weight=PRESENCE_WEIGHT,
             label_smoothing_bins=self.config.label_smoothing_bins,
         )
 

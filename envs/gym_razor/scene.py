@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "green": (0.10, 0.62, 0.20),
     "blue": (0.12, 0.30, 0.85),
     "yellow": (0.95, 0.80, 0.10),
-    "orange": (0.95, 0.45, 0.05),
+    "orange": (1.00, 0.50, 0.00),
     "purple": (0.50, 0.20, 0.65),
     "white": (0.95, 0.95, 0.95),
     "black": (0.12, 0.12, 0.12),
@@ -41,7 +41,8 @@ class ObjectKind:
         grasp_height_m: Height of the gripper tip above the resting point for a grasp.
         height_m: Height of the object.
         half_width_m: Half the width between the fingers at the grasp.
-        colours: Colours it comes in.
+        colours: Colours it comes in; each kind has its own, because at 64 px a far object is a
+            handful of pixels and its colour tells more than its shape.
         yaw_symmetry: Number of equal grasp yaws in a full turn (4 for a cube, 0 for a round object).
     """
 
@@ -63,7 +64,7 @@ OBJECTS: dict[str, ObjectKind] = {
         0.020,
         0.042,
         0.021,
-        ("red", "green", "blue", "yellow"),
+        ("red", "yellow"),
         4,
     ),
     "can": ObjectKind(
@@ -74,7 +75,7 @@ OBJECTS: dict[str, ObjectKind] = {
         0.050,
         0.076,
         0.026,
-        ("red", "green", "blue", "orange"),
+        ("green", "white"),
         0,
     ),
     "bottle": ObjectKind(
@@ -85,7 +86,7 @@ OBJECTS: dict[str, ObjectKind] = {
         0.046,
         0.115,
         0.024,
-        ("green", "purple", "blue", "black"),
+        ("blue", "purple"),
         0,
     ),
     "block": ObjectKind(
@@ -95,7 +96,7 @@ OBJECTS: dict[str, ObjectKind] = {
         0.018,
         0.040,
         0.030,
-        ("yellow", "purple", "orange", "white"),
+        ("orange", "black"),
         4,
     ),
 }
