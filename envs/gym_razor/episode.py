@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gym_razor.tasks import STYLES, TASKS
+from gym_razor.tasks import TASKS
 from gym_razor.tasks.base import Task
 from gym_razor.world import ACTION_DIM, PhysicsError, World
 
@@ -119,7 +119,7 @@ class Episode:
         saved = self.world.save()
         actions = np.zeros((length, ACTION_DIM), dtype=np.float32)
         for index in range(length):
-            actions[index] = np.clip(self.task.expert(self.world, STYLES[style]), -1.0, 1.0)
+            actions[index] = self.task.expert_action(self.world, style)
             try:
                 self.world.step(actions[index])
             except PhysicsError:

@@ -132,6 +132,12 @@ class Task:
         """Return the scripted expert's action, float32 [5]."""
         raise NotImplementedError
 
+    def expert_action(self, world: World, style: str) -> Action:
+        """Return the expert's action in the style of that name, within [-1, 1], float32 [5]."""
+        if style not in STYLES:
+            raise ValueError(f"Unknown style {style!r}; there are {', '.join(STYLES)}.")
+        return np.clip(self.expert(world, STYLES[style]), -1.0, 1.0)
+
 
 def sample_layout(rng: np.random.Generator, pair: tuple[str, str]) -> Layout:
     """Draw the layout that all tasks share, so that the scene does not tell the task."""
