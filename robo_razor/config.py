@@ -130,6 +130,8 @@ class PPOConfig(Settings):
     """AdamW's learning rate of the value head (> 0)."""
     anneal_lr: bool = False
     """Lower the learning rates linearly to 0 over the run."""
+    adapt_lr: bool = False
+    """Keep each update's `approx_kl` near half of `target_kl` by changing the policy's rate."""
     episodes_per_update: int = setting(256, low=2)
     """Complete episodes collected before each update (>= 2)."""
     num_updates: int = setting(60, low=1)

@@ -354,7 +354,7 @@ class Trainer:
         return Services(
             rollout=self._rollout,
             demonstrations=self._demonstrations,
-            on_gradient_steps=lambda done, total: None,
+            on_gradient_steps=self._on_gradient_steps,
         )
 
     def _rollout(
@@ -363,10 +363,29 @@ class Trainer:
         self.policy.module.eval()
         with self._rollout_threads():
             batch = run_episodes(
-                self.env, self.policy, rows, mode, record, sampling_seed=sampling_seed
+                self.env,
+                self.policy,
+                rows,
+                mode,
+                record,
+                progress=self._on_episodes,
+                sampling_seed=sampling_seed,
             )
         self.episodes += len(batch)
         return batch
+
+    def _on_episodes(self, finished: int, total: int, successes: int) -> None:
+        """Show how far the episodes of an update are."""
+        if self.log is not None:
+            now = {"success": successes / finished, "episode": float(finished)}
+            self.log.progress(
+                self.step, **(self.shown | now | {"episodes": float(self.episodes + finished)})
+            )
+
+    def _on_gradient_steps(self, done: int, total: int) -> None:
+        """Show how far the gradient steps of an update are."""
+        if self.log is not None:
+            self.log.progress(self.step, **(self.shown | {"gradient_step": float(done)}))
 
     def _demonstrations(self) -> DemonstrationSet:
         from robo_razor.demonstrations import demonstrations_for

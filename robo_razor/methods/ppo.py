@@ -10,16 +10,22 @@ Differences from Schulman et al. 2017 and why:
 - An update stops when `approx_kl` passes `target_kl`, checked before every gradient step.
 - The value head trains alone at first and, by default, on features it cannot change: a value loss
   through a shared trunk moves the policy by itself.
-- `baseline="group"` replaces the critic by the other episodes from the same start state.
+- `baseline="group"` replaces the critic by the other episodes from the same start state; groups
+  that all ended alike teach nothing and are left out of the gradient steps.
+- `adapt_lr` changes the policy's learning rate by what the last update did (as in rsl_rl, but once
+  per update and bounded to a factor of 10 around the setting).
+- With a `temperature` the sampled distribution is the one that is trained, and the KL penalty is
+  between sampled distributions; `kl_base_tuned` is always that of the policies themselves.
 - The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,16 +116,19 @@ def compute_targets(batch: EpisodeBatch, config: PPOConfig) -> Targets:
         outcomes = returns[torch.from_numpy(record.offsets[:-1])]
         per_episode = group_advantages(outcomes, config.group_size)
         advantages = per_episode[torch.from_numpy(record.episode)]
-    else:
-        advantages, returns = episode_gae(
-            record.reward,
-            record.value,
-            record.final_value,
-            terminated,
-            record.offsets,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        useful = advantages != 0
+        # Scaled over what is learnt from, and not shifted: 0 stays "nothing to learn here".
+        scale = advantages[useful].square().mean().sqrt() if useful.any() else torch.ones(())
+        return Targets(advantages / scale, returns, record.log_prob)
+    advantages, returns = episode_gae(
+        record.reward,
+        record.value,
+        record.final_value,
+        terminated,
+        record.offsets,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
     return Targets(normalise(advantages), returns, record.log_prob)
 
 
@@ -131,8 +140,7 @@ class PPO(Method):
         super().__init__(config, policy, base, services)
         self.ppo = config.ppo
         self.base_outcomes: tuple[bool, ...] = ()
-        self.policy.temperature = self.ppo.temperature
-        self.base.temperature = self.ppo.temperature
+        self.rate_factor = 1.0
         self.policy_parameters = [p for p in policy.policy_parameters() if p.requires_grad]
         self.value_parameters = [p for p in policy.value_parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -146,8 +154,13 @@ class PPO(Method):
 
     @classmethod
     def validate(cls, config: FinetuneConfig) -> None:
-        """Refuse groups that do not divide the episodes of an update."""
+        """Refuse settings that contradict each other."""
         ppo = config.ppo
+        if ppo.adapt_lr and ppo.target_kl is None:
+            raise ConfigError(
+                "ppo.adapt_lr is set, but ppo.target_kl is not: there is nothing to adapt to",
+                remedy="Set `ppo.target_kl`, e.g. 0.05.",
+            )
         if ppo.baseline == "group" and ppo.episodes_per_update % ppo.group_size:
             raise ConfigError(
                 f"ppo.episodes_per_update = {ppo.episodes_per_update} is not a multiple of "
@@ -194,12 +207,14 @@ class PPO(Method):
     def update(self, update: int) -> Metrics:
         """Collect episodes, learn from them, and return what to log."""
         start = time.perf_counter()
-        batch = self._collect(update)
-        collected = time.perf_counter()
-        if update == 1:
-            self._refuse_hopeless(batch)
+        with self._sampling_temperature():
+            batch = self._collect(update)
+            collected = time.perf_counter()
+            if update == 1:
+                self._refuse_hopeless(batch)
+            history, targets = self._learn(batch, update)
         metrics = self._rollout_metrics(batch)
-        metrics |= self._learn(batch, update)
+        metrics |= self._learn_metrics(history, batch, targets, update)
         now = time.perf_counter()
         metrics |= {
             "time/rollout_s": collected - start,
@@ -210,12 +225,29 @@ class PPO(Method):
         return metrics
 
     def state(self) -> MethodState:
-        """Return the optimizer's state."""
-        return MethodState(optimizers={"ppo": self.optimizer.state_dict()})
+        """Return the optimizer's state and the adapted rate."""
+        return MethodState(
+            optimizers={"ppo": self.optimizer.state_dict()},
+            extra={"rate_factor": self.rate_factor},
+        )
 
     def load_state(self, state: MethodState) -> None:
-        """Take over the optimizer's state."""
+        """Take over the optimizer's state and the adapted rate."""
         self.optimizer.load_state_dict(state.optimizers["ppo"])
+        self.rate_factor = float(state.extra["rate_factor"])
+
+    @contextlib.contextmanager
+    def _sampling_temperature(self) -> Iterator[None]:
+        """Let policy and base be what is sampled; outside they are the policies themselves."""
+        handles = (self.policy, self.base)
+        before = [handle.temperature for handle in handles]
+        for handle in handles:
+            handle.temperature = self.ppo.temperature
+        try:
+            yield
+        finally:
+            for handle, temperature in zip(handles, before, strict=True):
+                handle.temperature = temperature
 
     def _collect(self, update: int) -> EpisodeBatch:
         seed, ppo = self.config.seed, self.ppo
@@ -240,7 +272,8 @@ class PPO(Method):
             "rollout/decisions": float(batch.decisions.sum()),
         }
 
-    def _learn(self, batch: EpisodeBatch, update: int) -> Metrics:
+    def _learn(self, batch: EpisodeBatch, update: int) -> tuple[list[Metrics], Targets]:
+        """Make the gradient steps; return their diagnostics and what was learnt from."""
         record = batch.record
         assert record is not None
         warming_up = update <= self.ppo.value_warmup_updates and self.ppo.baseline == "value"
@@ -250,35 +283,47 @@ class PPO(Method):
             targets = Targets(targets.advantages, targets.returns, self._log_probs(record))
         self.policy.module.eval()  # dropout would make the ratio noise
         history: list[Metrics] = []
-        for rows in self._minibatches(len(record), update):
-            diagnostics = self._gradient_step(record, targets, rows, warming_up)
-            history.append(diagnostics)
-            total = self._steps_per_epoch(len(record)) * self.ppo.update_epochs
-            self.services.on_gradient_steps(len(history), total)
-            if diagnostics.get("stopped"):
+        minibatches = self._minibatches(self._useful(targets), update)
+        for rows in minibatches:
+            history.append(self._gradient_step(record, targets, rows, warming_up))
+            self.services.on_gradient_steps(len(history), len(minibatches))
+            if "stopped" in history[-1]:
                 break
-        return self._learn_metrics(history, batch, targets, update)
+        if not warming_up and history:
+            self._adapt_rate(history[-1]["approx_kl"])
+        return history, targets
+
+    def _useful(self, targets: Targets) -> Tensor:
+        """Return the decisions to learn from, int64 [m]: with groups, those with an advantage."""
+        if self.ppo.baseline == "value":
+            return torch.arange(len(targets.advantages))
+        return torch.nonzero(targets.advantages).squeeze(1)
+
+    def _adapt_rate(self, approx_kl: float) -> None:
+        if not self.ppo.adapt_lr or self.ppo.target_kl is None:
+            return
+        wanted = 0.5 * self.ppo.target_kl
+        if approx_kl > 1.5 * wanted:
+            self.rate_factor = max(0.1, self.rate_factor / 1.5)
+        elif approx_kl < wanted / 1.5:
+            self.rate_factor = min(10.0, self.rate_factor * 1.5)
 
     def _set_learning_rates(self, update: int) -> None:
         factor = 1.0
         if self.ppo.anneal_lr:
             factor = 1.0 - (update - 1) / self.ppo.num_updates
-        rates = (self.ppo.learning_rate, self.ppo.value_learning_rate)
+        rates = (self.ppo.learning_rate * self.rate_factor, self.ppo.value_learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
 
-    def _steps_per_epoch(self, num_decisions: int) -> int:
-        return math.ceil(num_decisions / self.ppo.minibatch_size)
-
-    def _minibatches(self, num_decisions: int, update: int) -> list[Tensor]:
+    def _minibatches(self, useful: Tensor, update: int) -> list[Tensor]:
         """Return the rows of every gradient step; each epoch in its own fixed random order."""
-        steps = self._steps_per_epoch(num_decisions)
+        steps = math.ceil(len(useful) / self.ppo.minibatch_size)
         minibatches: list[Tensor] = []
         for epoch in range(self.ppo.update_epochs):
-            order = generator(self.config.seed, "ppo order", update, epoch).permutation(
-                num_decisions
-            )
-            minibatches += [torch.from_numpy(rows) for rows in np.array_split(order, steps)]
+            random = generator(self.config.seed, "ppo order", update, epoch)
+            order = useful[torch.from_numpy(random.permutation(len(useful)))]
+            minibatches += list(order.tensor_split(steps)) if steps else []
         return minibatches
 
     def _gradient_step(
@@ -366,9 +411,9 @@ class PPO(Method):
             for key in (steps[0] if steps else {})
         }
         return metrics | {
-            "train/approx_kl": history[-1]["approx_kl"],
+            "train/approx_kl": history[-1]["approx_kl"] if history else 0.0,
             "train/gradient_steps": float(len(steps)),
-            "train/stopped_by_target_kl": float("stopped" in history[-1]),
+            "train/stopped_by_target_kl": float(bool(history) and "stopped" in history[-1]),
             "train/explained_variance": explained_variance(record.value, targets.returns),
             "train/advantage_nonzero": float((targets.advantages != 0).float().mean()),
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),

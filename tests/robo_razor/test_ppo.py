@@ -181,6 +181,61 @@ def test_the_learning_rate_is_annealed_to_zero():
     np.testing.assert_allclose(rates, [0.1, 0.075, 0.05, 0.025])
 
 
+def test_the_rate_is_adapted_to_the_target_kl_and_kept():
+    method, _ = make_bandit(adapt_lr=True, target_kl=0.2, learning_rate=1e-4, update_epochs=1)
+    rates = [method.update(k)["train/learning_rate"] for k in range(1, 5)]
+    np.testing.assert_allclose(rates, [1e-4 * 1.5**k for k in range(4)])
+    other, _ = make_bandit(adapt_lr=True, target_kl=0.2, learning_rate=1e-4)
+    other.load_state(method.state())
+    assert other.rate_factor == pytest.approx(1.5**4)
+    method, _ = make_bandit(adapt_lr=True, target_kl=1e-5)
+    rates = [method.update(k)["train/learning_rate"] for k in range(1, 9)]
+    assert rates[-1] == pytest.approx(0.01)
+    config = FinetuneConfig(method="ppo", ppo=PPOConfig(adapt_lr=True, target_kl=None))
+    with pytest.raises(ConfigError, match="target_kl"):
+        METHODS.get("ppo").validate(config)
+
+
+def test_groups_that_all_ended_alike_teach_nothing():
+    method, _ = make_bandit(baseline="group", group_size=4)
+    batch = method.services.rollout(
+        make_rows("bandit", range(8)), mode="sample", record=True, sampling_seed=0
+    )
+    reward = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+    batch = dataclasses.replace(batch, record=dataclasses.replace(batch.record, reward=reward))
+    targets = compute_targets(batch, method.ppo)
+    assert targets.advantages[:4].tolist() == [0.0] * 4
+    assert targets.advantages[4:].sign().tolist() == [1.0, -1.0, -1.0, 1.0]
+    assert method._useful(targets).tolist() == [4, 5, 6, 7]
+
+
+def test_episodes_of_a_group_share_a_start_state_and_differ_in_their_noise():
+    method, _ = make_bandit(baseline="group", group_size=8)
+    rows = method._collect(1).rows
+    assert len({row.seed for row in rows[:8]}) == 1
+    assert [row.sample for row in rows[:8]] == list(range(8))
+    assert len({row.seed for row in rows}) == 8
+
+
+def test_a_temperature_sharpens_what_is_sampled_and_trained_but_not_the_policy():
+    method, policy = make_bandit(temperature=0.25)
+    seen = []
+    rollout = method.services.rollout
+
+    def watch(rows, **settings):
+        seen.append(policy.temperature)
+        return rollout(rows, **settings)
+
+    method.services = dataclasses.replace(method.services, rollout=watch)
+    with torch.no_grad():
+        policy.module["policy"].weight.normal_()
+    metrics = method.update(1)
+    assert seen == [0.25]
+    assert policy.temperature == 1.0
+    entropy = policy.distribution({"context": torch.eye(CONTEXTS)}).entropy().mean()
+    assert metrics["train/entropy"] < entropy.item()
+
+
 def test_the_optimizer_state_goes_on_elsewhere():
     method, policy = make_bandit()
     for k in (1, 2):
