@@ -100,6 +100,7 @@ class Renderer:
         if groups != self._groups:
             self._option.geomgroup[:] = 0
             self._option.geomgroup[list(groups)] = 1
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = fine
             self._groups = groups
         world.apply_colours()
         mujoco.mj_camlight(world.model, world.data)

@@ -364,6 +364,7 @@ def scene_xml(pair: tuple[str, str]) -> str:
     <default class="finger"><joint type="slide" armature=".4" damping="40" frictionloss=".5"/></default>
   </default>
   <asset>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".80 .86 .92" rgb2=".55 .62 .70" width="32" height="192"/>
     <texture name="wood" type="2d" builtin="flat" rgb1=".78 .74 .68" width="8" height="8"/>
     <material name="table" texture="wood" specular="0" shininess="0"/>
     {meshes}
@@ -371,7 +372,7 @@ def scene_xml(pair: tuple[str, str]) -> str:
   <worldbody>
     <light pos=".6 -.4 1.6" dir="-.1 .3 -1" directional="true" diffuse=".45 .45 .45" specular=".1 .1 .1" castshadow="false"/>
     <camera name="front" pos="1.12 0 .66" xyaxes="0 1 0 -.72 0 .69" fovy="50"/>
-    <camera name="show" pos="1.25 -.62 .72" xyaxes=".62 .78 0 -.42 .33 .84" fovy="42"/>
+    <camera name="show" pos="1.42 -.70 .86" xyaxes=".62 .78 0 -.42 .33 .84" fovy="42"/>
     <geom name="table" type="plane" size="1.2 1.2 .1" pos=".3 0 0" material="table" contype="4" conaffinity="3" friction=".8 .01 .0001" solref=".01 1" group="1"/>
     <body name="link0">{_link_visuals("link0")}{_arm()}</body>
     {_bin()}{_cabinet()}{_button()}
