@@ -228,7 +228,7 @@ def test_a_temperature_sharpens_what_is_sampled_and_trained_but_not_the_policy()
 
     method.services = dataclasses.replace(method.services, rollout=watch)
     with torch.no_grad():
-        policy.module["policy"].weight.normal_()
+        policy.module["policy"].weight.copy_(torch.eye(BINS, CONTEXTS))
     metrics = method.update(1)
     assert seen == [0.25]
     assert policy.temperature == 1.0
