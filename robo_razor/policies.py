@@ -7,6 +7,7 @@ the functions, because that takes seconds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -185,6 +186,7 @@ def _make_handle(
     return kind(module.eval(), preprocessor, postprocessor, name, device)
 
 
+@functools.cache  # looking through all installed distributions takes a while
 def _register_policies() -> None:
     """Make LeRobot know its plugins, ours first."""
     from lerobot.utils.import_utils import register_third_party_plugins

@@ -34,7 +34,7 @@ from robo_razor.methods.ppo import PPO
 from robo_razor.policies import load_policy
 from robo_razor.trainer import finetune
 
-ENV = EnvConfig(num_envs=16, image_size=16, env_packages=("toy_env",))
+ENV = EnvConfig(num_envs=32, num_workers=1, image_size=16, env_packages=("toy_env",))
 TRACKING = TrackingConfig(
     every=2,
     episodes_new=8,
@@ -307,7 +307,7 @@ def save_good_policy(directory):
         config = FinetuneConfig(
             method="bc",
             task=task,
-            bc=BCConfig(epochs=12, batch_size=64, learning_rate=4e-3, warmup_steps=5),
+            bc=BCConfig(epochs=8, batch_size=64, learning_rate=4e-3, warmup_steps=5),
         )
         method = BC(config, policy, policy, Services(lambda *_, **__: None, lambda d=demos: d))
         method.prepare()
