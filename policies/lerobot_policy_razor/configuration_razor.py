@@ -39,8 +39,8 @@ class RazorConfig(PreTrainedConfig):
 
     # Vision.
     image_size: int = 64  # Height and width of every camera image, pixels.
-    image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)  # Per channel, of [0, 1] images.
-    image_std: tuple[float, float, float] = (0.22, 0.22, 0.22)
+    image_mean: tuple[float, float, float] = (0.70, 0.67, 0.64)  # Per channel, of [0, 1] images.
+    image_std: tuple[float, float, float] = (0.19, 0.17, 0.16)
     stem_channels: tuple[int, int, int] = (32, 48, 64)  # The last is the number of keypoints.
     softmax_temperature: float = 10.0  # Factor on the logits of the spatial softmax.
 
