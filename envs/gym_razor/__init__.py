@@ -9,33 +9,44 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-PRIOR_TASKS: tuple[str, ...] = tuple(
-    f"gym_razor/{name}-v0"
-    for name in (
-        "OpenDrawer",
-        "CloseDrawer",
-        "PressButton",
-        "PushBlock",
-        "LiftCube",
-        "LiftCan",
-        "LiftBottle",
-        "PlaceCubeInBin",
-        "PlaceBottleInBin",
-        "PlaceCubeOnShelf",
-    )
-)
+from gym_razor.robosuite_tasks import register_robosuite_tasks
+
+TIME_LIMITS: dict[str, dict[str, int]] = {
+    "prior": {
+        "OpenDrawer": 60,
+        "CloseDrawer": 60,
+        "PressButton": 40,
+        "PushBlock": 64,
+        "LiftCube": 48,
+        "LiftCan": 48,
+        "LiftBottle": 48,
+        "PlaceCubeInBin": 80,
+        "PlaceBottleInBin": 80,
+        "PlaceCubeOnShelf": 80,
+    },
+    "new": {"PlaceCanInBin": 80, "PlaceBottleOnShelf": 80},
+}
+"""Per role and task the time limit in control steps of 0.1 s."""
+
+
+def _ids(role: str) -> tuple[str, ...]:
+    return tuple(f"gym_razor/{name}-v0" for name in TIME_LIMITS[role])
+
+
+PRIOR_TASKS = _ids("prior")
 """Ids of the skills that the base policy is trained on."""
 
-NEW_TASKS: tuple[str, ...] = ("gym_razor/PlaceCanInBin-v0", "gym_razor/PlaceBottleOnShelf-v0")
+NEW_TASKS = _ids("new")
 """Ids of the tasks that no base policy of ours has seen; the first is the main one."""
 
 
 def _register() -> None:
-    for role, ids in (("prior", PRIOR_TASKS), ("new", NEW_TASKS)):
-        for env_id in ids:
+    for role, limits in TIME_LIMITS.items():
+        for env_id, limit in zip(_ids(role), limits.values(), strict=True):
             if env_id not in gym.registry:
                 gym.register(
                     env_id,
+                    max_episode_steps=limit,
                     entry_point="gym_razor.env:TableEnv",
                     vector_entry_point="gym_razor.vector:RazorVectorEnv",
                     kwargs={"task": env_id, "role": role},
@@ -43,3 +54,4 @@ def _register() -> None:
 
 
 _register()
+register_robosuite_tasks()

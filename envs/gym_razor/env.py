@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -55,7 +56,8 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     Args:
         task: Gymnasium id of the task, set by the registration.
         image_size: Edge of the square images in pixels.
-        max_episode_steps: Time limit in control steps; the task's own if None.
+        max_episode_steps: Own time limit in control steps; None for none, as under `gym.make`,
+            which adds the limit from outside (`gym.make(id, max_episode_steps=...)`).
         reward_type: `sparse` or `shaped`.
         render_mode: `rgb_array` or None.
         render_size: Edge of what `render()` returns, in pixels.
@@ -87,7 +89,7 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self.render_size = render_size
         self.observation_space = observation_space(image_size)
         self.action_space = ACTION_SPACE
-        self._max_episode_steps = max_episode_steps or TASKS[task].max_episode_steps
+        self._max_episode_steps = math.inf if max_episode_steps is None else max_episode_steps
         self._worlds: dict[tuple[str, str], World] = {}
         self._episode = Episode(self._take_world, reward_type)
         self._renderer: Renderer | None = None

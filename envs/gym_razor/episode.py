@@ -43,7 +43,7 @@ class Episode:
         self.world: World
         self.seed = 0
         self.instruction = ""
-        self.max_episode_steps = 0
+        self.max_episode_steps: float = 0
         self.elapsed_steps = 0
         self.is_success = False
         self._held = 0
@@ -54,7 +54,7 @@ class Episode:
         task_id: str,
         seed: int,
         instruction: str | None = None,
-        max_episode_steps: int | None = None,
+        max_episode_steps: float | None = None,
     ) -> None:
         """Start the episode that (task, seed) names.
 
@@ -62,7 +62,7 @@ class Episode:
             task_id: Gymnasium id of a task of the suite.
             seed: Start-state seed.
             instruction: Own words instead of the drawn variant.
-            max_episode_steps: Time limit in control steps; the task's if None.
+            max_episode_steps: Time limit in control steps (may be infinite); the task's if None.
         """
         self.task = TASKS[task_id]
         pair, layout, words = self.task.sample(seed)

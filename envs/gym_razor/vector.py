@@ -488,16 +488,18 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             mask: bool [N], True steps that env.
 
         Returns:
-            Observations, summed rewards [N], terminated [N], truncated [N], infos, for all envs.
+            Observations, summed rewards [N] (0 where not stepped), terminated [N], truncated [N]
+            (as they last were where not stepped), infos, for all envs.
         """
-        ids = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        moved = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask, np.bool_)
+        ids = np.flatnonzero(moved)
         self.step_async(np.asarray(actions)[ids], ids)
         while self._pending:
             self.step_wait()
         arrays = self._arrays
         return (
             self._observations(None),
-            arrays["reward"].copy(),
+            np.where(moved, arrays["reward"], 0.0),
             arrays["terminated"].copy(),
             arrays["truncated"].copy(),
             self._infos(None),

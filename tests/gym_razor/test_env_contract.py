@@ -135,7 +135,6 @@ def test_the_time_limit_truncates_and_does_not_terminate(task_id):
         env.close()
 
 
-@pytest.mark.xfail(reason="gym.make keeps max_episode_steps for its TimeLimit", strict=False)
 def test_a_longer_time_limit_than_the_default_is_kept():
     env = make(MAIN)
     own_limit = env.get_wrapper_attr("_max_episode_steps")
@@ -295,7 +294,6 @@ def test_a_finished_environment_keeps_its_final_observation_and_pays_no_reward_t
     vector.close()
 
 
-@pytest.mark.xfail(reason="masked rows repeat the reward of an earlier call", strict=False)
 def test_success_ends_the_chunk_with_one_reward_and_is_not_paid_again():
     vector = make_vec("gym_razor/PressButton-v0", num_envs=2, num_workers=0, chunk_size=4)
     vector.reset(seed=[0, 1])

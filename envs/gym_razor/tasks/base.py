@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gym_razor import scene
+from gym_razor import TIME_LIMITS, scene
 from gym_razor.world import MAX_STEP_M, MAX_TURN_RAD, Array, World
 
 Role = Literal["prior", "new"]
@@ -79,7 +79,6 @@ class Task:
         pairs: Pairs of movable objects its scenes are drawn from.
         templates: Instruction variants; `{colour}` is replaced where it stands.
         target: The movable object that the instruction names, if any.
-        max_episode_steps: Time limit in control steps of 0.1 s.
         hold_steps: Control steps for which success must last.
     """
 
@@ -88,7 +87,6 @@ class Task:
     pairs: tuple[tuple[str, str], ...]
     templates: tuple[str, ...]
     target: str = ""
-    max_episode_steps: int = 80
     hold_steps: int = 3
     entry: ClassVar[str] = "gym_razor.env:TableEnv"
 
@@ -96,6 +94,11 @@ class Task:
     def id(self) -> str:
         """Gymnasium id."""
         return f"gym_razor/{self.name}-v0"
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Time limit in control steps of 0.1 s."""
+        return TIME_LIMITS[self.role][self.name]
 
     def rng(self, seed: int) -> np.random.Generator:
         """Return the generator of a start state: a function of (task, seed) only."""

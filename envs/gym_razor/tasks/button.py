@@ -40,6 +40,5 @@ PRESS_BUTTON = PressButton(
     role="prior",
     pairs=scene.OBJECT_PAIRS,
     templates=("press the button", "push the button", "push down the button"),
-    max_episode_steps=40,
     hold_steps=2,
 )

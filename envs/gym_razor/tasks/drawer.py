@@ -78,12 +78,10 @@ OPEN_DRAWER = OpenDrawer(
     role="prior",
     pairs=_ALL_PAIRS,
     templates=("open the drawer", "pull the drawer open", "slide the drawer open"),
-    max_episode_steps=60,
 )
 CLOSE_DRAWER = CloseDrawer(
     name="CloseDrawer",
     role="prior",
     pairs=_ALL_PAIRS,
     templates=("close the drawer", "push the drawer shut", "shut the drawer"),
-    max_episode_steps=60,
 )

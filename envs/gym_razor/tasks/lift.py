@@ -50,6 +50,5 @@ def lift_task(kind: str) -> Lift:
         pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
         templates=tuple(template.format(kind=kind) for template in TEMPLATES),
         target=kind,
-        max_episode_steps=48,
         hold_steps=5,
     )

@@ -146,7 +146,6 @@ def bin_task(kind: str, role: Role) -> PlaceInBin:
         pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
         templates=tuple(template.format(kind=kind) for template in BIN_TEMPLATES),
         target=kind,
-        max_episode_steps=80,
     )
 
 
@@ -158,6 +157,5 @@ def shelf_task(kind: str, role: Role) -> PlaceOnShelf:
         pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
         templates=tuple(template.format(kind=kind) for template in SHELF_TEMPLATES),
         target=kind,
-        max_episode_steps=80,
         max_drop_m=0.006,
     )

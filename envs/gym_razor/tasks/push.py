@@ -85,5 +85,4 @@ PUSH_BLOCK = PushBlock(
         "move the block onto the zone",
     ),
     target="block",
-    max_episode_steps=64,
 )
