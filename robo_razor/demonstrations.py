@@ -15,7 +15,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +201,13 @@ def demonstrations_for(
     if bc.demonstrations == "expert":
         env = make_env(config.task, config.env, chunk_size=1)
         try:
-            return collect_demonstrations(
-                env,
-                ExpertActor(bc.style),
-                config.task,
-                bc.episodes,
-                first_seed=0,
-                console=console,
+            found = collect_demonstrations(
+                env, ExpertActor(bc.style), config.task, bc.episodes, console=console
             )
         finally:
             env.close()
+        # A dataset would not have them either: demonstrations are observations and actions.
+        return replace(found, landmarks=None, landmarks_present=None)
     demonstrations = load_demonstrations(bc.demonstrations, max_episodes=bc.episodes)
     check_fit(demonstrations, policy, bc.demonstrations)
     return demonstrations

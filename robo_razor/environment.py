@@ -8,8 +8,10 @@ and a final observation that is not replaced (autoreset disabled). Environments 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -132,15 +134,32 @@ def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) ->
         kwargs["reward_type"] = config.reward_type
     if gym.spec(task).vector_entry_point is None:
         return SerialVectorEnv(task, config.num_envs, chunk_size=chunk_size, env_kwargs=kwargs)
-    return gym.make_vec(
-        task,
-        num_envs=config.num_envs,
-        vectorization_mode="vector_entry_point",
-        num_workers=min(config.num_workers, config.num_envs),
-        chunk_size=chunk_size,
-        image_size=config.image_size,
-        **kwargs,
-    )
+    with worker_errors():
+        return gym.make_vec(
+            task,
+            num_envs=config.num_envs,
+            vectorization_mode="vector_entry_point",
+            num_workers=min(config.num_workers, config.num_envs),
+            chunk_size=chunk_size,
+            image_size=config.image_size,
+            **kwargs,
+        )
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Tell the fault of an environment's worker process as an error for the user.
+
+    Environments call it `WorkerError` (dead, hung, or an exception inside); the traceback of the
+    worker is left to `--debug`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "WorkerError":
+            raise
+        text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", str(error), flags=re.DOTALL)
+        raise EnvError(text, remedy="`robo-razor doctor` checks OpenGL and memory.") from error
 
 
 class SerialVectorEnv:
@@ -285,9 +304,10 @@ class GroupDriver:
             "tasks": _spread(n, env_ids, tasks),
             "instructions": _spread(n, env_ids, instructions),
         }
-        observation, infos = self.env.reset(
-            seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
-        )
+        with worker_errors():
+            observation, infos = self.env.reset(
+                seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
+            )
         words = self.env.instructions
         rows = {key: value[env_ids] for key, value in infos.items() if _is_per_env(value, n)}
         return take(observation, env_ids), [str(words[i]) for i in env_ids], rows
@@ -302,7 +322,8 @@ class GroupDriver:
     def wait(self) -> StepResult:
         """Return the rows of the next group that is ready."""
         if self._split:
-            result: StepResult = self.env.step_wait()
+            with worker_errors():
+                result: StepResult = self.env.step_wait()
             return result
         assert self._pending is not None
         (actions, env_ids), self._pending = self._pending, None
@@ -310,7 +331,8 @@ class GroupDriver:
         full[env_ids] = actions
         mask = np.zeros(self.num_envs, dtype=bool)
         mask[env_ids] = True
-        observation, rewards, terminated, truncated, infos = self.env.step(full, mask=mask)
+        with worker_errors():
+            observation, rewards, terminated, truncated, infos = self.env.step(full, mask=mask)
         rows = {
             key: value[env_ids] for key, value in infos.items() if _is_per_env(value, self.num_envs)
         }

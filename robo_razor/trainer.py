@@ -25,7 +25,7 @@ from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
 from robo_razor.device import resolve_device, torch_threads
 from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
-from robo_razor.errors import ConfigError, PolicyError
+from robo_razor.errors import ConfigError, EnvError, PolicyError
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
 from robo_razor.rollout import Mode, run_episodes
 from robo_razor.run_log import RunLog, format_seconds
@@ -178,7 +178,7 @@ class Trainer:
                 self._greet(total)
                 try:
                     self._loop(total, interrupts)
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, EnvError):
                     self._save_interrupted()
                     raise
                 return self._finish(total)
@@ -277,7 +277,7 @@ class Trainer:
         )
 
     def _save_interrupted(self) -> None:
-        """Save after Ctrl-C, unless this very step is on disk."""
+        """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""
         assert self.log is not None
         if self.step != self.run_directory.last_step():
             self._save()
@@ -377,10 +377,9 @@ class Trainer:
     def _on_episodes(self, finished: int, total: int, successes: int) -> None:
         """Show how far the episodes of an update are."""
         if self.log is not None:
-            now = {"success": successes / finished, "episode": float(finished)}
-            self.log.progress(
-                self.step, **(self.shown | now | {"episodes": float(self.episodes + finished)})
-            )
+            # Not their success so far: the first to finish are the successful ones.
+            now = {"episode": float(finished), "episodes": float(self.episodes + finished)}
+            self.log.progress(self.step, **(self.shown | now))
 
     def _on_gradient_steps(self, done: int, total: int) -> None:
         """Show how far the gradient steps of an update are."""

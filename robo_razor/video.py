@@ -197,6 +197,8 @@ def _actor(config: RolloutConfig) -> tuple[Any, Actor, int]:
     if config.policy == "expert":
         return None, ExpertActor("a"), 1
     policy = load_policy(config.policy, resolve_device(config.device))
+    if config.instruction is not None:
+        policy.check_instruction(config.instruction)
     return policy, PolicyActor(policy, config.mode), policy.chunk_size
 
 

@@ -10,7 +10,7 @@ from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
 from robo_razor.config import EnvConfig, EvaluateConfig, RolloutConfig
 from robo_razor.environment import named_tasks, resolve_tasks, role_of, skill_name
-from robo_razor.errors import ConfigError, PolicyEnvMismatchError, UnknownNameError
+from robo_razor.errors import ConfigError, PolicyEnvMismatchError, PolicyError, UnknownNameError
 from robo_razor.evaluation import evaluate, manifest, run_evaluate
 from robo_razor.rollout import make_env
 from robo_razor.statistics import wilson_interval
@@ -141,6 +141,12 @@ def test_the_outcome_is_drawn_when_an_episode_is_over():
     assert late.max() < 60  # dark: still running
     end = pictures[-1][45, 44]
     assert end[0] > end[1]  # red: over, failure
+
+
+def test_an_instruction_without_a_known_word_is_refused(base):
+    config = RolloutConfig(policy=base, task=RED, instruction="xyzzy plugh", env=ENV)
+    with pytest.raises(PolicyError, match="knows no word"):
+        run_rollout(config, quiet())
 
 
 def test_a_video_needs_a_name_that_says_its_kind(base):

@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from rich.console import Console
+from toy_env import ToyVectorEnv
 from toy_policy import GREEN, NEW, RED, save_tiny_policy
 
 from robo_razor.config import (
@@ -23,6 +24,7 @@ from robo_razor.config import (
 from robo_razor.errors import (
     CheckpointError,
     ConfigError,
+    EnvError,
     PolicyEnvMismatchError,
     PolicyError,
     RunDirectoryError,
@@ -243,6 +245,34 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(base, tmp_path, monkeypat
     finetune(settings(base, run, resume=True), quiet())
     assert_same_weights(weights(finished[0], 4), weights(run, 4))
     assert summary(run, 2)["kl_base_tuned"] == summary(finished[0], 2)["kl_base_tuned"]
+
+
+def test_a_fault_of_the_environment_loses_no_update(base, tmp_path, monkeypatch, finished):
+    class WorkerError(RuntimeError):
+        pass
+
+    step_wait = ToyVectorEnv.step_wait
+    collect = PPO._collect
+
+    def fail(self):
+        raise WorkerError(
+            "worker 0 raised X: no GL\nTraceback (most)\n  File\nX\n. Its episodes (a)."
+        )
+
+    def break_at_three(self, update):
+        if update == 3:
+            monkeypatch.setattr(ToyVectorEnv, "step_wait", fail)
+        return collect(self, update)
+
+    monkeypatch.setattr(PPO, "_collect", break_at_three)
+    tracking = dataclasses.replace(TRACKING, every=4)
+    with pytest.raises(EnvError, match=r"X: no GL\. Its episodes \(a\)\. `robo-razor doctor`"):
+        finetune(settings(base, tmp_path / "run", tracking=tracking), quiet())
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "000002"
+    monkeypatch.setattr(ToyVectorEnv, "step_wait", step_wait)
+    monkeypatch.setattr(PPO, "_collect", collect)
+    finetune(settings(base, tmp_path / "run", resume=True), quiet())
+    assert_same_weights(weights(finished[0], 4), weights(tmp_path / "run", 4))
 
 
 def test_low_rank_updates_resume_too(base, tmp_path, monkeypatch):
