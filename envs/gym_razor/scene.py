@@ -14,8 +14,8 @@ from pathlib import Path
 
 MESH_DIR = Path(__file__).parent / "assets" / "meshes"
 
-PHYSICS_DT_S = 0.004
-SUBSTEPS_PER_CONTROL = 25  # 10 Hz control
+PHYSICS_DT_S = 0.005
+SUBSTEPS_PER_CONTROL = 20  # 10 Hz control
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.12, 0.12),
@@ -330,8 +330,8 @@ def scene_xml(pair: tuple[str, str]) -> str:
     return f"""
 <mujoco model="gym_razor">
   <compiler angle="radian" meshdir="{MESH_DIR}" autolimits="true"/>
-  <option timestep="{PHYSICS_DT_S}" integrator="implicitfast" iterations="12" ls_iterations="8" tolerance="1e-6">
-    <flag nativeccd="enable"/>
+  <option timestep="{PHYSICS_DT_S}" integrator="implicitfast" cone="elliptic" iterations="12" ls_iterations="8" tolerance="1e-6">
+    <flag nativeccd="enable" multiccd="disable"/>
   </option>
   <size memory="4M"/>
   <visual>
@@ -349,7 +349,7 @@ def scene_xml(pair: tuple[str, str]) -> str:
             solref=".01 1" solimp=".9 .95 .002"/>
     </default>
     <default class="object">
-      <geom group="1" contype="2" conaffinity="7" condim="4" friction=".9 .01 .0001" solref=".01 1" solimp=".9 .95 .002"/>
+      <geom group="1" contype="2" conaffinity="7" condim="3" friction=".9 .01 .0001" solref=".01 1" solimp=".9 .95 .002"/>
     </default>
     <default class="fixture"><geom group="1" contype="6" conaffinity="3" friction=".6 .005 .0001" solref=".01 1"/></default>
     <default class="bin"><geom group="1" contype="6" conaffinity="3" friction=".5 .005 .0001" rgba=".35 .42 .5 1"/></default>

@@ -76,6 +76,7 @@ class World:
         self._finger_dof = int(model.joint("finger_left").dofadr[0])
         self._geoms = {kind: model.geom(kind).id for kind in pair}
         self._jacobian = np.zeros((6, model.nv))
+        self._solution = np.zeros(6)
         self._home = np.array(scene.HOME_QPOS)
         self._state_size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
         self.gripper_command = -1.0
@@ -130,7 +131,7 @@ class World:
             PhysicsError: The state is not finite any more.
         """
         data = self.data
-        command = np.clip(action, -1.0, 1.0).astype(np.float64)
+        command = np.minimum(np.maximum(action.astype(np.float64), -1.0), 1.0)
         low, high = WORKSPACE
         target = np.minimum(np.maximum(self.tip + command[:3] * MAX_STEP_M, low), high)
         yaw = min(max(self.yaw + command[3] * MAX_TURN_RAD, -YAW_LIMIT_RAD), YAW_LIMIT_RAD)
@@ -167,8 +168,10 @@ class World:
         gram = jacobian @ jacobian.T
         gram.flat[::7] += _IK_DAMPING**2
         posture = _NULLSPACE_GAIN * (self._home - data.qpos[:7])
-        step: Array = jacobian.T @ np.linalg.solve(gram, error - jacobian @ posture) + posture
-        return np.clip(step, -_MAX_JOINT_STEP_RAD, _MAX_JOINT_STEP_RAD)
+        mujoco.mju_cholFactor(gram, 0.0)
+        mujoco.mju_cholSolve(self._solution, gram, error - jacobian @ posture)
+        step: Array = jacobian.T @ self._solution + posture
+        return np.minimum(np.maximum(step, -_MAX_JOINT_STEP_RAD), _MAX_JOINT_STEP_RAD)
 
     def _refresh(self) -> None:
         mujoco.mj_kinematics(self.model, self.data)
