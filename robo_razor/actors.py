@@ -103,6 +103,8 @@ class PolicyActor:
         if not policy.has_density:
             return self._decide_without_density(request)
         inputs = policy.prepare(request.observation, request.instructions)
+        if self.record and getattr(policy, "vision_frozen", False):
+            inputs = policy.encode(inputs)  # smaller to keep, and an update need not see again
         if self.record is True:
             distribution, value = policy.distribution_and_value(inputs)
         else:

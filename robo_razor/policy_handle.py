@@ -46,6 +46,8 @@ class PolicyHandle:
     """
 
     has_density = False
+    vision_frozen = False
+    """True once `freeze_vision` was called: then `encode` may stand for the images."""
 
     def __init__(
         self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
@@ -117,6 +119,29 @@ class PolicyHandle:
             for key, value in batch.items()
             if key.startswith("observation.") and isinstance(value, Tensor)
         }
+
+    def unknown_words(self, instruction: str) -> list[str]:
+        """Return the words that the policy never learnt; empty if it does not read by words."""
+        for step in self.preprocessor.steps:
+            tokenizer = getattr(step, "tokenizer", None)
+            if hasattr(tokenizer, "unknown_words"):
+                return list(tokenizer.unknown_words(instruction))
+        return []
+
+    def check_instruction(self, instruction: str) -> None:
+        """Check that an instruction of the user's own says anything to the policy.
+
+        Raises:
+            PolicyError: If it has no word that the policy knows.
+        """
+        words = instruction.lower().split()
+        unknown = self.unknown_words(instruction)
+        if not words or len(unknown) >= len(set(words)):
+            raise PolicyError(
+                f"The policy {self.name!r} knows no word of the instruction {instruction!r}.",
+                allowed="words as in the tasks' own instructions (robo-razor list)",
+                remedy='Say it in other words, such as "pick up the red can".',
+            )
 
     # Acting ---------------------------------------------------------------------------------
 
@@ -354,6 +379,7 @@ class TokenPolicyHandle(PolicyHandle):
         """Stop training the image encoder; then `encode` once per observation is enough."""
         for parameter in self.module.vision_parameters():
             parameter.requires_grad_(False)
+        self.vision_frozen = True
 
     @torch.no_grad()
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

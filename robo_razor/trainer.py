@@ -152,6 +152,8 @@ class Trainer:
         )
         stack.callback(self.run_directory.close)
         self.policy = self._tuned_policy(device)
+        if config.freeze_vision and hasattr(self.policy, "freeze_vision"):
+            self.policy.freeze_vision()
         self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior)
         self.method: Method = method(config, self.policy, self.base, self._services())
         self.log: RunLog | None = None

@@ -26,6 +26,7 @@ from robo_razor.types import DemonstrationSet
 
 STEPS_PER_UPDATE = 10
 """Gradient steps between two lines of the log."""
+ENCODING_BATCH = 512
 
 
 def chunk_windows(
@@ -69,6 +70,7 @@ class WindowSampler:
         self.policy = policy
         lengths = np.diff(demonstrations.offsets)
         self.episode = np.repeat(np.arange(demonstrations.num_episodes), lengths)
+        self.encoded = self._encode() if getattr(policy, "vision_frozen", False) else None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -76,12 +78,10 @@ class WindowSampler:
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the training batch of the windows that start at frames `rows`, int64 [B]."""
         demos, policy = self.demonstrations, self.policy
-        observation = {
-            "pixels": {name: images[rows] for name, images in demos.images.items()},
-            "agent_pos": demos.state[rows],
-        }
-        words = [demos.instructions[e] for e in self.episode[rows]]
-        batch: dict[str, Tensor] = dict(policy.prepare(observation, words))
+        if self.encoded is None:
+            batch = self._prepare(rows)
+        else:
+            batch = {key: value[torch.from_numpy(rows)] for key, value in self.encoded.items()}
         batch["action"] = torch.from_numpy(self.actions[self.windows[rows]]).to(policy.device)
         batch["action_is_pad"] = torch.from_numpy(self.is_pad[rows]).to(policy.device)
         if demos.landmarks is not None and demos.landmarks_present is not None:
@@ -92,6 +92,22 @@ class WindowSampler:
                 demos.landmarks_present[rows]
             ).to(policy.device)
         return batch
+
+
+    def _prepare(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        demos = self.demonstrations
+        observation = {
+            "pixels": {name: images[rows] for name, images in demos.images.items()},
+            "agent_pos": demos.state[rows],
+        }
+        words = [demos.instructions[e] for e in self.episode[rows]]
+        return dict(self.policy.prepare(observation, words))
+
+    def _encode(self) -> dict[str, Tensor]:
+        """Run the frozen image encoder once over all frames."""
+        parts = np.array_split(np.arange(len(self)), max(1, len(self) // ENCODING_BATCH))
+        encoded = [self.policy.encode(self._prepare(rows)) for rows in parts]
+        return {key: torch.cat([part[key] for part in encoded]) for key in encoded[0]}
 
 
 @METHODS.register("bc")
