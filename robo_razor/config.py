@@ -81,15 +81,15 @@ class TrackingConfig(Settings):
 
     SECTION: ClassVar[str] = "tracking"
 
-    every: float = setting(0.1, above=0.0)
+    every: float = setting(0.2, above=0.0)
     """Distance between checkpoints: below 1 a fraction of the run, else a number of updates."""
-    episodes_new: int = setting(100, low=1)
+    episodes_new: int = setting(50, low=1)
     """Episodes on the new task per checkpoint (greedy), on held-out start states."""
-    episodes_new_sampled: int = setting(50, low=0)
+    episodes_new_sampled: int = setting(25, low=0)
     """Episodes on the new task per checkpoint with sampled actions; 0: none."""
-    episodes_prior: int = setting(20, low=0)
+    episodes_prior: int = setting(10, low=0)
     """Episodes per prior skill and checkpoint, on the same start states as the base; 0: none."""
-    kl_states: int = setting(256, low=1)
+    kl_states: int = setting(128, low=1)
     """Observations per probe set on which the KL divergence to the base is computed."""
     max_share: float = setting(0.15, above=0.0, high=1.0)
     """Share of wall time that tracking should stay under (0, 1]; exceeding it is warned of."""
@@ -124,7 +124,7 @@ class PPOConfig(Settings):
 
     SECTION: ClassVar[str] = "ppo"
 
-    learning_rate: float = setting(5e-5, above=0.0)
+    learning_rate: float = setting(3e-5, above=0.0)
     """AdamW's learning rate of the policy (> 0)."""
     value_learning_rate: float = setting(1e-3, above=0.0)
     """AdamW's learning rate of the value head (> 0)."""
@@ -134,7 +134,7 @@ class PPOConfig(Settings):
     """Keep each update's `approx_kl` near half of `target_kl` by changing the policy's rate."""
     episodes_per_update: int = setting(256, low=2)
     """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(60, low=1)
+    num_updates: int = setting(30, low=1)
     """Updates in the run (>= 1)."""
     gamma: float = setting(0.99, low=0.0, high=1.0)
     """Discount per decision (one action chunk), [0, 1]."""
@@ -157,7 +157,7 @@ class PPOConfig(Settings):
     """Passes over the collected decisions per update (>= 1)."""
     minibatch_size: int = setting(512, low=1)
     """Decisions per gradient step (>= 1)."""
-    target_kl: float | None = setting(0.05, above=0.0)
+    target_kl: float | None = setting(0.15, above=0.0)
     """An update stops early when `approx_kl` to the collecting policy exceeds this; None: never."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
@@ -165,7 +165,7 @@ class PPOConfig(Settings):
     """Weight of the KL penalty to the base (>= 0). The KL is measured with 0 too."""
     kl_direction: Literal["forward", "reverse"] = "forward"
     """Penalised KL: `forward` = KL(base || tuned), `reverse` = KL(tuned || base)."""
-    value_warmup_updates: int = setting(2, low=0)
+    value_warmup_updates: int = setting(1, low=0)
     """First updates that train the value head only (>= 0)."""
     detach_value: bool = True
     """Keep the value loss out of the trunk that the policy shares."""
@@ -370,7 +370,7 @@ class PretrainConfig(Settings):
     """The scripted experts' style."""
     chunk_size: int = setting(4, low=1)
     """Actions per decision (>= 1)."""
-    episodes: int = setting(800, low=1)
+    episodes: int = setting(500, low=1)
     """Demonstrations per task (>= 1)."""
     disturbance: float = setting(0.3, low=0.0, high=1.0)
     """Probability that an expert's decision is disturbed; the clean one is the label (as in
@@ -379,18 +379,18 @@ class PretrainConfig(Settings):
     """Standard deviation of disturbances, in action units [0, 1]."""
     seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
     """Seed of start states, noise and initialisation."""
-    perception_epochs: float = setting(3.0, low=0.0)
+    perception_epochs: float = setting(2.0, low=0.0)
     """Epochs on landmark positions alone, before cloning (>= 0)."""
-    epochs: float = setting(4.0, above=0.0)
+    epochs: float = setting(3.0, above=0.0)
     """Epochs of cloning before the first round of corrections (> 0)."""
-    correction_rounds: int = setting(2, low=0)
+    correction_rounds: int = setting(1, low=0)
     """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in
     DAgger."""
     correction_episodes: int = setting(250, low=1)
     """Episodes per task and round (>= 1)."""
     correction_epochs: float = setting(2.0, above=0.0)
     """Epochs over all data after each round but the last (> 0)."""
-    final_epochs: float = setting(4.0, above=0.0)
+    final_epochs: float = setting(3.0, above=0.0)
     """Epochs over all data after the last round, with a falling learning rate (> 0)."""
     label_smoothing_bins: float = setting(0.0, low=0.0)
     """Standard deviation of soft action labels, in bins; 0: hard labels."""
