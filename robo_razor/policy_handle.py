@@ -123,9 +123,9 @@ class PolicyHandle:
     def unknown_words(self, instruction: str) -> list[str]:
         """Return the words that the policy never learnt; empty if it does not read by words."""
         for step in self.preprocessor.steps:
-            tokenizer = getattr(step, "tokenizer", None)
-            if hasattr(tokenizer, "unknown_words"):
-                return list(tokenizer.unknown_words(instruction))
+            unknown = getattr(getattr(step, "tokenizer", None), "unknown_words", None)
+            if unknown is not None:
+                return list(unknown(instruction))
         return []
 
     def check_instruction(self, instruction: str) -> None:

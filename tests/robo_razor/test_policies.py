@@ -164,6 +164,15 @@ def test_encoded_observations_act_alike():
     assert handle.distribution(encoded).kl(expected).abs().max() < 1e-5
 
 
+def test_an_instruction_without_any_known_word_is_an_error():
+    handle = make_tiny()
+    assert handle.unknown_words("defenestrate the can") == ["defenestrate"]
+    handle.check_instruction("defenestrate the can")
+    for nothing in ("Defenestrate!", "", "apportez bouteille"):
+        with pytest.raises(PolicyError, match="knows no word"):
+            handle.check_instruction(nothing)
+
+
 # Training -----------------------------------------------------------------------------------
 
 
