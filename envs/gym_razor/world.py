@@ -171,7 +171,8 @@ class World:
         mujoco.mju_cholFactor(gram, 0.0)
         mujoco.mju_cholSolve(self._solution, gram, error - jacobian @ posture)
         step: Array = jacobian.T @ self._solution + posture
-        return np.minimum(np.maximum(step, -_MAX_JOINT_STEP_RAD), _MAX_JOINT_STEP_RAD)
+        np.minimum(np.maximum(step, -_MAX_JOINT_STEP_RAD), _MAX_JOINT_STEP_RAD, out=step)
+        return step
 
     def _refresh(self) -> None:
         mujoco.mj_kinematics(self.model, self.data)
