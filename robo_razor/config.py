@@ -173,7 +173,7 @@ class PPOConfig(Settings):
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
     """Compute in bfloat16 where the device is faster with it."""
-    temperature: float = setting(1.0, above=0.0)
+    temperature: float = setting(0.5, above=0.0)
     """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
 
 
