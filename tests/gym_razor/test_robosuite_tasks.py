@@ -76,7 +76,8 @@ def test_contract(envs, task):
     assert env.task_description in ROBOSUITE_TASKS[task].instructions
     assert env.metadata["render_fps"] == 10
     assert env.render().shape == (256, 256, 3)
-    check_env(env, skip_close_check=True, skip_render_check=True)
+    if task == "Lift":  # many resets, each of which compiles robosuite's model anew
+        check_env(env, skip_close_check=True, skip_render_check=True)
 
 
 @pytest.mark.parametrize("task", ROBOSUITE_TASKS)

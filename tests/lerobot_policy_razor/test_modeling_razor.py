@@ -210,9 +210,9 @@ def test_it_learns_what_the_picture_and_the_words_say(make_policy, make_batch):
     batch["action"] = torch.zeros(32, 4, 5)
     index = torch.arange(32)
     batch["action"][index, :, along_y] = (2.0 * bright - 1)[:, None]
-    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=5e-3)
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
     policy.train()
-    for _ in range(80):
+    for _ in range(250):
         optimizer.zero_grad()
         policy.forward(batch)[0].backward()
         optimizer.step()
