@@ -180,7 +180,7 @@ def collect_labelled(
         )
         if act_with_policy:
             uniforms = np.stack([random[i].random(labels.shape[1:], dtype=np.float32) for i in ids])
-          
+
             with torch.no_grad():
                 clipped = torch.from_numpy(uniforms).clamp(1e-6, 1 - 1e-6)
                 executed = policy.distribution(inputs).sample(clipped).numpy()

@@ -93,7 +93,6 @@ class WindowSampler:
             ).to(policy.device)
         return batch
 
-
     def _prepare(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         demos = self.demonstrations
         observation = {
