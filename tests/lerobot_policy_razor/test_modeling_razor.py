@@ -197,27 +197,25 @@ def test_landmark_error_is_in_metres(make_policy, make_batch):
 
 def test_it_learns_what_the_picture_and_the_words_say(make_policy, make_batch):
     """The word tells whether to move along x or y, the brightness of the picture which way."""
-    policy = make_policy(image_jitter=0.0, num_landmarks=0)
     torch.manual_seed(0)
-    policy.__init__(policy.config)
-    batch = make_batch(size=32)
-    bright, along_y = torch.arange(32) % 2, torch.arange(32) // 2 % 2
+    policy = RazorPolicy(make_policy(image_jitter=0.0, num_landmarks=0).config)
+    batch = make_batch(size=8)
+    bright, along_y = torch.arange(8) % 2, torch.arange(8) // 2 % 2
     for key in IMAGES:
-        batch[key] = torch.full((32, 64, 64, 3), 40, dtype=torch.uint8)
-        batch[key][:, 20:40, 20:40] = (60 + 180 * bright).to(torch.uint8)[:, None, None, None]
+        batch[key] = torch.full((8, 64, 64, 3), 170, dtype=torch.uint8)
+        batch[key][:, 20:40, 20:40] = (200 * bright).to(torch.uint8)[:, None, None, None]
     batch["observation.language.tokens"] = (10 + along_y)[:, None].repeat(1, 12)
-    batch["observation.state"] = torch.zeros(32, 7)
-    batch["action"] = torch.zeros(32, 4, 5)
-    index = torch.arange(32)
-    batch["action"][index, :, along_y] = (2.0 * bright - 1)[:, None]
-    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
+    batch["observation.state"] = torch.zeros(8, 7)
+    batch["action"] = torch.zeros(8, 4, 5)
+    batch["action"][torch.arange(8), :, along_y] = (2.0 * bright - 1)[:, None]
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-2)
     policy.train()
-    for _ in range(250):
+    for _ in range(100):
         optimizer.zero_grad()
         policy.forward(batch)[0].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-    error = (policy.eval().predict_action_chunk(batch) - batch["action"]).abs().max()
-    assert error < 0.2
+    assert torch.equal(policy.eval().predict_action_chunk(batch), batch["action"])
 
 
 def test_encoded_images_stand_for_images(make_policy, make_batch):
