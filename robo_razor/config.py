@@ -124,7 +124,7 @@ class PPOConfig(Settings):
 
     SECTION: ClassVar[str] = "ppo"
 
-    learning_rate: float = setting(3e-5, above=0.0)
+    learning_rate: float = setting(8e-5, above=0.0)
     """AdamW's learning rate of the policy (> 0)."""
     value_learning_rate: float = setting(1e-3, above=0.0)
     """AdamW's learning rate of the value head (> 0)."""
@@ -134,7 +134,7 @@ class PPOConfig(Settings):
     """Keep each update's `approx_kl` near half of `target_kl` by changing the policy's rate."""
     episodes_per_update: int = setting(256, low=2)
     """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(30, low=1)
+    num_updates: int = setting(24, low=1)
     """Updates in the run (>= 1)."""
     gamma: float = setting(0.99, low=0.0, high=1.0)
     """Discount per decision (one action chunk), [0, 1]."""
@@ -157,7 +157,7 @@ class PPOConfig(Settings):
     """Passes over the collected decisions per update (>= 1)."""
     minibatch_size: int = setting(512, low=1)
     """Decisions per gradient step (>= 1)."""
-    target_kl: float | None = setting(0.15, above=0.0)
+    target_kl: float | None = setting(0.2, above=0.0)
     """An update stops early when `approx_kl` to the collecting policy exceeds this; None: never."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
@@ -173,7 +173,7 @@ class PPOConfig(Settings):
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
     """Compute in bfloat16 where the device is faster with it."""
-    temperature: float = setting(0.5, above=0.0)
+    temperature: float = setting(0.4, above=0.0)
     """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
 
 
