@@ -487,7 +487,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--num-envs", type=int, default=48)
     parser.add_argument("--chunk-size", type=int, default=4, help="actions per decision")
-    parser.add_argument("--decisions", type=int, default=7, help="per env and repetition")
+    parser.add_argument("--decisions", type=int, default=5, help="per env and repetition")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--robosuite-steps", type=int, default=20)
     parser.add_argument("--physics-states", type=int, default=40)
