@@ -621,12 +621,6 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             pictures[[place[int(i)] for i in mine]] = answer
         return pictures
 
-    def landmarks(self, env_ids: Ids | None = None) -> npt.NDArray[np.float32]:
-        """Return where the landmarks were after the last call, float32 [n, L, 3] in metres."""
-        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
-        positions: npt.NDArray[np.float32] = self._arrays["landmarks"][ids]
-        return positions
-
     def _observations(self, ids: Ids | None) -> dict[str, Any]:
         rows = slice(None) if ids is None else ids
         arrays = self._arrays

@@ -39,11 +39,11 @@ class Heights:
     def __init__(self) -> None:
         self.highest = np.zeros((EPISODES, len(PAIR)))
 
-    def on_start(self, env, env_ids, episodes) -> None:
+    def on_start(self, env, env_ids, episodes, instructions, infos) -> None:
         pass
 
-    def on_step(self, env, env_ids, episodes, request, decision, outcome) -> None:
-        landmarks = env.landmarks(env_ids)
+    def on_step(self, request, episodes, decision, outcome) -> None:
+        landmarks = outcome.infos["landmarks"]
         for column, kind in enumerate(PAIR):
             rest = OBJECTS[kind].height_m / 2
             height = landmarks[:, LANDMARKS.index(kind), 2] - rest
