@@ -520,10 +520,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         self._arrays["actions"][env_ids] = chunks
         for env_id, chunk in zip(env_ids, chunks, strict=True):
             self._history[env_id].append(chunk.copy())
-        for index, group in enumerate(self.groups):
-            ids = np.intersect1d(group, env_ids)
-            if len(ids) == 0:
-                continue
+        for index, ids in self._by_worker(env_ids):
             if self._local is not None:
                 self._report_faults(self._local.step([int(i) for i in ids]))
                 self._pending[index] = ("step", ids)
@@ -582,10 +579,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         """
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
         sent: list[int] = []
-        for index, group in enumerate(self.groups):
-            mine = np.intersect1d(group, ids)
-            if len(mine) == 0:
-                continue
+        for index, mine in self._by_worker(ids):
             if self._local is not None:
                 self._local.expert([int(i) for i in mine], style)
             else:
@@ -604,10 +598,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         pictures = np.empty((len(ids), size, size, 3), dtype=np.uint8)
         place = {int(env_id): row for row, env_id in enumerate(ids)}
         sent: list[int] = []
-        for index, group in enumerate(self.groups):
-            mine = np.intersect1d(group, ids)
-            if len(mine) == 0:
-                continue
+        for index, mine in self._by_worker(ids):
             if self._local is not None:
                 pictures[[place[int(i)] for i in mine]] = self._local.render(
                     [int(i) for i in mine], size
@@ -620,6 +611,13 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             sent.remove(index)
             pictures[[place[int(i)] for i in mine]] = answer
         return pictures
+
+    def _by_worker(self, ids: Ids) -> Iterator[tuple[int, Ids]]:
+        """Yield the workers that have any of the envs, with those envs."""
+        for index, group in enumerate(self.groups):
+            mine = np.intersect1d(group, ids)
+            if len(mine):
+                yield index, mine
 
     def _observations(self, ids: Ids | None) -> dict[str, Any]:
         rows = slice(None) if ids is None else ids
