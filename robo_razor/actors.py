@@ -59,6 +59,15 @@ class Actor(Protocol):
         ...
 
 
+def decision_generator(row: EpisodeRow, step: int, seed: int) -> np.random.Generator:
+    """Return the generator of one decision: a function of (seed, row, step) only (Philox)."""
+    bits = np.random.Philox(
+        key=[seed & 0xFFFF_FFFF_FFFF_FFFF, zlib.crc32(row.task.encode())],
+        counter=[0, row.seed, int(step), row.sample],
+    )
+    return np.random.Generator(bits)
+
+
 def sampling_uniforms(
     rows: Sequence[EpisodeRow],
     steps: NDArray[np.int64],
@@ -67,15 +76,12 @@ def sampling_uniforms(
 ) -> Tensor:
     """Draw the uniforms of each row's decision, float32 [n, *shape] in (0, 1).
 
-    Counter-based (Philox): a pure function of (sampling_seed, task, seed, sample, decision).
+    A pure function of (sampling_seed, task, seed, sample, decision).
     """
     uniforms = np.empty((len(rows), *shape), dtype=np.float32)
     for i, row in enumerate(rows):
-        bits = np.random.Philox(
-            key=[sampling_seed & 0xFFFF_FFFF_FFFF_FFFF, zlib.crc32(row.task.encode())],
-            counter=[0, row.seed, int(steps[i]), row.sample],
-        )
-        uniforms[i] = np.random.Generator(bits).random(shape, dtype=np.float32)
+        generator = decision_generator(row, int(steps[i]), sampling_seed)
+        uniforms[i] = generator.random(shape, dtype=np.float32)
     # 2^-25 off both ends: inverse CDFs of densities with tails must not see 0 or 1.
     return torch.from_numpy(uniforms.clip(2.0**-25, 1.0 - 2.0**-24))
 

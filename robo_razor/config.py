@@ -383,12 +383,12 @@ class PretrainConfig(Settings):
     """Epochs on landmark positions alone, before cloning (>= 0)."""
     epochs: float = setting(3.0, above=0.0)
     """Epochs of cloning before the first round of corrections (> 0)."""
-    correction_rounds: int = setting(1, low=0)
+    correction_rounds: int = setting(2, low=0)
     """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in
     DAgger."""
     correction_episodes: int = setting(250, low=1)
-    """Episodes per task and round (>= 1)."""
-    correction_epochs: float = setting(2.0, above=0.0)
+    """Episodes per task and round on average (>= 1); weak skills get more after the first round."""
+    correction_epochs: float = setting(1.0, above=0.0)
     """Epochs over all data after each round but the last (> 0)."""
     final_epochs: float = setting(3.0, above=0.0)
     """Epochs over all data after the last round, with a falling learning rate (> 0)."""
@@ -400,6 +400,10 @@ class PretrainConfig(Settings):
     """Decisions per gradient step (>= 1)."""
     learning_rate: float = setting(8e-4, above=0.0)
     """AdamW's peak learning rate (> 0)."""
+    perception_learning_rate: float = setting(3e-3, above=0.0)
+    """The same while only landmark positions are learnt (> 0)."""
+    bf16: bool | None = None
+    """Compute gradients in bfloat16; None: where the processor is faster with it."""
     warmup_steps: int = setting(200, low=0)
     """Gradient steps over which the learning rate rises from 0 (>= 0)."""
     weight_decay: float = setting(1e-4, low=0.0)

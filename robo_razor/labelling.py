@@ -1,18 +1,15 @@
 """Decisions labelled by a scripted expert, on the states that the expert or a policy visits.
 
 The environment's expert looks ahead in a copy of the state, so every visited state gets a clean
-label, whatever action
-is then executed there: the expert's own, a disturbed one (as in DART, Laskey et al. 2017), or a
-policy's (as in DAgger,
-Ross et al. 2011).
+label, whatever action is then executed there: the expert's own, a disturbed one (as in DART, Laskey
+et al. 2017), or a policy's (as in DAgger, Ross et al. 2011).
 
 Axis letters: M labelled decisions, N environments, H chunk, A action dimensions, L landmark slots.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robo_razor.environment import skill_name, take
-from robo_razor.seeding import generator
+from robo_razor.actors import Actor, Decision, ExpertActor, Request, decision_generator
+from robo_razor.environment import skill_name
+from robo_razor.rollout import Progress, StepOutcome, run_actor
 from robo_razor.types import EpisodeRow
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -76,8 +72,8 @@ def disturb(
     """Return what is executed instead of the expert's chunk float32 [H, A].
 
     With `probability` a push that lasts the whole chunk is added (standard deviation `noise` per
-    motion dimension), and
-    in one case in eight the gripper does the opposite; small independent noise is always there.
+    motion dimension), and in one case in eight the gripper does the opposite; small independent
+    noise is always there.
     """
     executed = chunk.copy()
     motion = executed[:, :-1]
@@ -90,32 +86,102 @@ def disturb(
     return clipped
 
 
-class _Store:
-    """Gathers rows and stacks them once at the end."""
+class DisturbedActor:
+    """Executes another actor's chunks with disturbances (see `disturb`)."""
+
+    def __init__(self, actor: Actor, *, probability: float, noise: float, seed: int) -> None:
+        self.actor, self.probability, self.noise, self.seed = actor, probability, noise, seed
+
+    def decide(self, request: Request) -> Decision:
+        """Return the disturbed chunks, with the clean ones as labels."""
+        clean = self.actor.decide(request).actions
+        executed = [
+            disturb(
+                chunk,
+                decision_generator(row, int(step), self.seed),
+                probability=self.probability,
+                noise=self.noise,
+            )
+            for chunk, row, step in zip(clean, request.rows, request.steps, strict=True)
+        ]
+        return Decision(np.stack(executed), label=clean)
+
+    def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
+        """Return None: labels need no values."""
+
+
+class LabellingActor:
+    """Adds the expert's label and the policy's inputs to another actor's decisions."""
+
+    def __init__(self, actor: Actor, expert: Actor, policy: Any) -> None:
+        self.actor, self.expert, self.policy = actor, expert, policy
+
+    def decide(self, request: Request) -> Decision:
+        """Return the actor's decision with `label` and `inputs`."""
+        decision = self.actor.decide(request)
+        label = decision.label
+        if label is None:
+            label = self.expert.decide(request).actions
+        inputs = self.policy.prepare(request.observation, request.instructions)
+        inputs = {key: value.cpu() for key, value in inputs.items()}
+        return Decision(decision.actions, label=label.copy(), inputs=inputs)
+
+    def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
+        """Return None: labels need no values."""
+
+
+class _Gatherer:
+    """Keeps every decision with the landmarks of its state (an observer of `run_actor`)."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]] = []
+        self.decisions: list[Decision] = []
+        self.episodes: list[NDArray[np.int64]] = []
+        self.landmarks: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
+        self._now: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
 
-    def add(
-        self, inputs: dict[str, Tensor], labels: NDArray[np.float32], infos: dict[str, Any]
+    def on_start(
+        self,
+        env: Any,
+        env_ids: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        instructions: Sequence[str],
+        infos: dict[str, Any],
     ) -> None:
-        self.parts.append(
-            (
-                inputs,
-                torch.from_numpy(labels.copy()),
-                torch.from_numpy(infos["landmarks"].copy()),
-                torch.from_numpy(infos["landmarks_present"].copy()),
+        self._see(env_ids, infos)
+
+    def on_step(
+        self,
+        request: Request,
+        episodes: NDArray[np.int64],
+        decision: Decision,
+        outcome: StepOutcome,
+    ) -> None:
+        seen = [self._now[int(i)] for i in request.env_ids]
+        self.decisions.append(decision)
+        self.episodes.append(episodes.copy())
+        self.landmarks.append((np.stack([p for p, _ in seen]), np.stack([q for _, q in seen])))
+        self._see(request.env_ids, outcome.infos)
+
+    def _see(self, env_ids: NDArray[np.int64], infos: dict[str, Any]) -> None:
+        for row, i in enumerate(env_ids):
+            self._now[int(i)] = (
+                infos["landmarks"][row].copy(),
+                infos["landmarks_present"][row].copy(),
             )
-        )
 
     def finish(self, success: dict[str, float]) -> LabelledDecisions:
-        inputs, actions, landmarks, present = zip(*self.parts, strict=True)
-        self.parts = []
+        # Decisions of one episode arrive in time order, so a stable sort by episode is enough to
+        # make the order independent of which worker was faster.
+        order = torch.from_numpy(np.argsort(np.concatenate(self.episodes), kind="stable"))
+        decisions, self.decisions = self.decisions, []
+        inputs = [decision.inputs or {} for decision in decisions]
+        labels = np.concatenate([decision.label for decision in decisions])
+        positions, present = zip(*self.landmarks, strict=True)
         return LabelledDecisions(
-            {key: torch.cat([part[key] for part in inputs]) for key in inputs[0]},
-            torch.cat(actions),
-            torch.cat(landmarks),
-            torch.cat(present),
+            {key: torch.cat([part[key] for part in inputs])[order] for key in inputs[0]},
+            torch.from_numpy(labels)[order],
+            torch.from_numpy(np.concatenate(positions))[order],
+            torch.from_numpy(np.concatenate(present))[order],
             success,
         )
 
@@ -123,89 +189,25 @@ class _Store:
 def collect_labelled(
     env: Any,
     policy: Any,
+    actor: Actor,
     rows: Sequence[EpisodeRow],
     *,
     style: str,
-    disturbance: float = 0.0,
-    noise: float = 0.0,
-    act_with_policy: bool = False,
-    sampling_seed: int = 0,
     progress: Progress | None = None,
 ) -> LabelledDecisions:
-    """Run every row once and label every visited state with the expert's next chunk.
+    """Run every row once with `actor` and label every visited state with the expert's next chunk.
 
     Args:
-        env: Vector environment with `expert_actions`.
-        policy: Policy handle; prepares the inputs, and acts if `act_with_policy`.
+        env: Vector environment with `expert_actions` and landmarks in its infos.
+        policy: Policy handle that prepares the inputs.
+        actor: Who acts: a `DisturbedActor` around the expert, or a policy.
         rows: Start states.
-        style: The expert's style.
-        disturbance: Probability that a decision of the expert is disturbed.
-        noise: Size of disturbances, in action units.
-        act_with_policy: Execute the policy's sampled chunks instead of the expert's.
-        sampling_seed: Seed of disturbances and samples.
-        progress: Called with (finished, all) episodes.
+        style: The labelling expert's style.
+        progress: Called with (finished, all, successful) episodes.
     """
-    count = env.num_envs
-    queue = deque(range(len(rows)))
-    episode = np.full(count, -1, dtype=np.int64)
-    random: list[np.random.Generator | None] = [None] * count
-    success = np.zeros(len(rows), dtype=bool)
-    store, finished = _Store(), 0
-    observation: dict[str, Any] = {}
-    infos: dict[str, Any] = {}
-
-    def start(ids: NDArray[np.int64]) -> tuple[dict[str, Any], dict[str, Any]]:
-        mask = np.zeros(count, dtype=bool)
-        seeds = [0] * count
-        tasks: list[str | None] = [None] * count
-        for i in ids:
-            e = queue.popleft()
-            row = rows[e]
-            mask[i], episode[i], seeds[i], tasks[i] = True, e, row.seed, row.task
-            random[i] = generator(sampling_seed, row.task, row.seed)
-        options = {"reset_mask": mask, "tasks": tasks}
-        answer: tuple[dict[str, Any], dict[str, Any]] = env.reset(seed=seeds, options=options)
-        return answer
-
-    observation, infos = start(np.arange(min(count, len(queue))))
-    while (episode >= 0).any():
-        ids = np.flatnonzero(episode >= 0)
-        seen = take(observation, ids)
-        words = [env.instructions[i] for i in ids]
-        labels = np.asarray(env.expert_actions(style=style, env_ids=ids), dtype=np.float32)
-        inputs = policy.prepare(seen, words)
-        inputs = {key: value.cpu() for key, value in inputs.items()}
-        store.add(
-            inputs, labels, {key: infos[key][ids] for key in ("landmarks", "landmarks_present")}
-        )
-        if act_with_policy:
-            uniforms = np.stack([random[i].random(labels.shape[1:], dtype=np.float32) for i in ids])
-
-            with torch.no_grad():
-                clipped = torch.from_numpy(uniforms).clamp(1e-6, 1 - 1e-6)
-                executed = policy.distribution(inputs).sample(clipped).numpy()
-        else:
-            executed = np.stack(
-                [
-                    disturb(label, random[i], probability=disturbance, noise=noise)
-                    for label, i in zip(labels, ids, strict=True)
-                ]
-            )
-        actions = np.zeros((count, *labels.shape[1:]), dtype=np.float32)
-        actions[ids] = executed
-        observation, _, terminated, truncated, infos = env.step(actions, mask=episode >= 0)
-        over = (terminated | truncated) & (episode >= 0)
-        success[episode[over]] = terminated[over] & infos["is_success"][over]
-        finished += int(over.sum())
-        episode[over] = -1
-        free = np.flatnonzero(over)[: len(queue)]
-        if len(free):
-            observation, infos = start(free)
-        if progress and over.any():
-            progress(finished, len(rows))
-    names = [skill_name(row.task) for row in rows]
-    rates = {
-        name: float(np.mean([s for s, n in zip(success, names, strict=True) if n == name]))
-        for name in set(names)
-    }
-    return store.finish(dict(sorted(rates.items())))
+    gatherer = _Gatherer()
+    labelling = LabellingActor(actor, ExpertActor(style), policy)
+    batch = run_actor(env, labelling, rows, progress=progress, observer=gatherer)
+    names = np.array([skill_name(row.task) for row in rows])
+    rates = {str(name): float(batch.success[names == name].mean()) for name in np.unique(names)}
+    return gatherer.finish(rates)

@@ -4,7 +4,7 @@
 2. The image encoder learns where the landmarks are (simulation gives those labels for free).
 3. The policy is cloned, with the landmark loss as an auxiliary.
 4. Rounds of corrections: the policy acts, the experts label where it gets to, and cloning goes on
-with all data.
+   with all data. From the second round on, skills that failed more get more of the episodes.
 
 The weights that are saved are an exponential moving average over the gradient steps. New tasks are
 never in the data.
@@ -21,13 +21,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from robo_razor.actors import Actor, ExpertActor, PolicyActor
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import PretrainConfig, to_dict
 from robo_razor.environment import make_env, resolve_tasks, skill_name
 from robo_razor.errors import EnvError
 from robo_razor.files import write_json
 from robo_razor.fingerprint import cpu_count, fingerprint
-from robo_razor.labelling import LabelledDecisions, collect_labelled, join
+from robo_razor.labelling import DisturbedActor, LabelledDecisions, collect_labelled, join
+from robo_razor.methods import autocast, bf16_is_fast
 from robo_razor.policies import create_policy
 from robo_razor.run_log import RunLog
 from robo_razor.seeding import derive, generator, training_seeds
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 25
 KEPT_CHECKPOINTS = 10
 PRESENCE_WEIGHT = 0.3
+EVEN_SHARE = 0.25
+"""Weight, beside its failure rate, with which every skill takes part in later corrections."""
 
 
 class MovingAverage:
@@ -84,38 +88,47 @@ class Pretraining:
         self.handle: Any = None
         self.average: MovingAverage
         self.history: list[dict[str, Any]] = []
+        self.bf16 = bf16_is_fast() if config.bf16 is None else config.bf16
 
     # ---- data ----------------------------------------------------------------------------------
 
-    def rows(self, episodes: int, *purpose: int | str) -> list[EpisodeRow]:
-        """Return `episodes` start states of every task, interleaved."""
+    def rows(self, episodes: int, round_: int) -> list[EpisodeRow]:
+        """Return the start states of a round: `episodes` a task on average, tasks interleaved."""
+        counts = self._episodes_of_task(episodes)
         seeds = {
-            t: training_seeds(episodes, self.config.seed, "pretrain", *purpose, t)
-            for t in self.tasks
+            task: training_seeds(count, self.config.seed, "pretrain", "round", round_, task)
+            for task, count in counts.items()
         }
         return [
-            EpisodeRow(task, int(seeds[task][i])) for i in range(episodes) for task in self.tasks
+            EpisodeRow(task, int(seeds[task][i]))
+            for i in range(max(counts.values()))
+            for task in self.tasks
+            if i < counts[task]
         ]
+
+    def _episodes_of_task(self, episodes: int) -> dict[str, int]:
+        """Share a round's episodes out by how often each skill failed in the last policy round."""
+        rounds = [entry for entry in self.history if entry.get("round")]
+        if not rounds:
+            return dict.fromkeys(self.tasks, episodes)
+        success = rounds[-1]["success"]
+        weights = {task: EVEN_SHARE + 1.0 - success[skill_name(task)] for task in self.tasks}
+        mean = sum(weights.values()) / len(weights)
+        return {task: max(1, round(episodes * weight / mean)) for task, weight in weights.items()}
 
     def collect(self, env: Any, episodes: int, round_: int) -> LabelledDecisions:
         """Collect one round of labelled decisions: 0 by the experts, later ones by the policy."""
-        rows = self.rows(episodes, "round", round_)
+        config, rows = self.config, self.rows(episodes, round_)
         start = time.monotonic()
-        actor: Any = self.handle
-        if round_:
-            actor = self.averaged()
-            torch.set_num_threads(1)  # the workers need the cores
+        torch.set_num_threads(1)  # the workers need the cores
         with RunLog(None, total=len(rows), unit="episode", console=self.console) as log:
             data = collect_labelled(
                 env,
-                actor,
+                self.handle,
+                self._actor(round_),
                 rows,
-                style=self.config.style,
-                disturbance=self.config.disturbance,
-                noise=self.config.noise,
-                act_with_policy=round_ > 0,
-                sampling_seed=derive(self.config.seed, "pretrain actions", round_),
-                progress=lambda done, _: log.progress(done, episodes=done),
+                style=config.style,
+                progress=lambda done, *_: log.progress(done, episodes=done),
             )
         self._set_threads()
         seconds = time.monotonic() - start
@@ -129,6 +142,18 @@ class Pretraining:
             {"round": round_, "decisions": len(data), "success": data.success, "seconds": seconds}
         )
         return data
+
+    def _actor(self, round_: int) -> Actor:
+        config = self.config
+        seed = derive(config.seed, "pretrain actions", round_)
+        if round_:
+            return PolicyActor(self.averaged(), "sample", sampling_seed=seed)
+        return DisturbedActor(
+            ExpertActor(config.style),
+            probability=config.disturbance,
+            noise=config.noise,
+            seed=seed,
+        )
 
     def averaged(self) -> Any:
         """Return a frozen copy of the policy with the averaged weights."""
@@ -177,6 +202,7 @@ class Pretraining:
         per_epoch = math.ceil(len(data) / config.batch_size)
         total = max(1, round(per_epoch * epochs))
         optimizer = self.optimizer
+        peak = config.perception_learning_rate if perception_only else config.learning_rate
         module.train()
         sums: dict[str, float] = {}
         start = time.monotonic()
@@ -191,9 +217,10 @@ class Pretraining:
                 rows = torch.from_numpy(
                     order[place * config.batch_size : (place + 1) * config.batch_size]
                 )
-                self._set_rate(index, total, last)
+                self._set_rate(peak, index, total, last)
                 batch = data.batch(rows)
-                loss, info = module.landmark_loss(batch) if perception_only else module(batch)
+                with autocast(module.config.device, self.bf16):
+                    loss, info = module.landmark_loss(batch) if perception_only else module(batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
@@ -214,10 +241,8 @@ class Pretraining:
         self.console.print(f"{phase}: {total} steps in {seconds:.0f} s ({shown})")
         self.history.append({"phase": phase, "steps": total, "seconds": seconds, **last_info})
 
-    def _set_rate(self, index: int, total: int, last: bool) -> None:
-        rate = self.config.learning_rate * min(
-            1.0, (self.step + 1) / max(1, self.config.warmup_steps)
-        )
+    def _set_rate(self, peak: float, index: int, total: int, last: bool) -> None:
+        rate = peak * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         if last:
             rate *= 0.5 * (1.0 + math.cos(math.pi * index / total)) * 0.98 + 0.02
         for group in self.optimizer.param_groups:

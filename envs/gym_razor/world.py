@@ -1,15 +1,18 @@
 """One simulated table: reset, Cartesian control, state read-out, and copies for look-ahead.
 
 Control: an action is a displacement of the gripper tip from where it *is* (so the next state
-depends on the observed
-state and the action only), solved to joint targets by one damped least-squares step and reached by
-position servos
-whose targets are ramped over the control period.
+depends on the observed state and the action only), solved to joint targets by one damped
+least-squares step and reached by position servos whose targets are ramped over the control period.
+
+The control step is the hot path, so it works on views of MuJoCo's arrays made once and on plain
+floats: a property access or a temporary array costs as much as a tenth of a physics step.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import mujoco
@@ -29,6 +32,7 @@ MAX_STEP_M = 0.05
 MAX_TURN_RAD = 0.3
 """Yaw change of a yaw action of 1, in radians per control step."""
 WORKSPACE = (np.array([0.24, -0.44, 0.012]), np.array([0.72, 0.44, 0.40]))
+_WORKSPACE = tuple(tuple(corner.tolist()) for corner in WORKSPACE)
 YAW_LIMIT_RAD = 1.75
 ACTION_DIM = 5
 STATE_DIM = 7
@@ -75,13 +79,38 @@ class World:
         self._finger = int(model.joint("finger_left").qposadr[0])
         self._finger_dof = int(model.joint("finger_left").dofadr[0])
         self._geoms = {kind: model.geom(kind).id for kind in pair}
-        self._jacobian = np.zeros((6, model.nv))
-        self._solution = np.zeros(6)
+        self._qpos, self._qvel, self._ctrl = self.data.qpos, self.data.qvel, self.data.ctrl
+        self._arm = self._qpos[:7]
+        self._tip_position: Array = self.data.site_xpos[self._tip]
+        self._tip_axes = self.data.site_xmat[self._tip]
+        self._full_jacobian = np.zeros((6, model.nv))
+        self._jacobian = np.zeros((6, 7))
+        self._gram = np.zeros((6, 6))
+        self._gram_diagonal = self._gram.reshape(-1)[::7]
+        self._error, self._reached, self._solution = np.zeros(6), np.zeros(6), np.zeros(6)
+        self._posture = np.zeros(7)
         self._home = np.array(scene.HOME_QPOS)
         self._state_size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
         self.gripper_command = -1.0
         self.colours = dict.fromkeys(pair, "red")
-        self._ctrl = np.zeros(model.nu)
+        self._goal, self._ramp = np.zeros(model.nu), np.zeros(model.nu)
+        self._index_landmarks()
+
+    def _index_landmarks(self) -> None:
+        """Find where each of `scene.LANDMARKS` is read from."""
+        names = scene.LANDMARKS
+        self._landmarks = np.zeros((len(names), 3))
+        self._landmarks_present = np.array(
+            [name in self.pair or name not in scene.OBJECTS for name in names]
+        )
+        self._landmark_objects = [
+            (names.index(kind), self._object_qpos[kind], scene.OBJECTS[kind].height_m / 2)
+            for kind in self.pair
+        ]
+        fixtures = [name for name in names if name in scene.FIXTURES]
+        self._landmark_fixtures = [names.index(name) for name in fixtures]
+        self._landmark_mocap = [self._mocap[name] for name in fixtures]
+        self._landmark_handle = names.index("handle")
 
     # ---- reset ----
 
@@ -102,16 +131,16 @@ class World:
         data.qpos[self._finger] = FINGER_TRAVEL_M
         data.qpos[self._finger + 1] = -FINGER_TRAVEL_M
         self.gripper_command = -1.0
-        self._solve_start_pose(np.array(layout.tip), layout.tip_yaw)
+        self._solve_start_pose(layout.tip, layout.tip_yaw)
         data.ctrl[:7] = data.qpos[:7]
         data.ctrl[7:9] = (FINGER_TRAVEL_M, -FINGER_TRAVEL_M)
         mujoco.mj_step(self.model, data, scene.SUBSTEPS_PER_CONTROL)  # objects settle
         self._refresh()
 
-    def _solve_start_pose(self, tip: Array, yaw: float) -> None:
+    def _solve_start_pose(self, tip: Sequence[float], yaw: float) -> None:
         for _ in range(12):
             self._refresh()
-            self.data.qpos[:7] += self._joint_step(tip, yaw)
+            self._arm += self._joint_step(tip, yaw)
 
     def apply_colours(self) -> None:
         """Write this world's object colours into the shared model; call before rendering."""
@@ -130,48 +159,65 @@ class World:
         Raises:
             PhysicsError: The state is not finite any more.
         """
-        data = self.data
-        command = np.minimum(np.maximum(action.astype(np.float64), -1.0), 1.0)
-        low, high = WORKSPACE
-        target = np.minimum(np.maximum(self.tip + command[:3] * MAX_STEP_M, low), high)
-        yaw = min(max(self.yaw + command[3] * MAX_TURN_RAD, -YAW_LIMIT_RAD), YAW_LIMIT_RAD)
-        self.gripper_command = float(command[4])
-        opening = 0.5 * FINGER_TRAVEL_M * (1.0 - command[4])
-        goal = self._ctrl
-        goal[:7] = data.qpos[:7] + self._joint_step(target, yaw)
-        goal[7], goal[8] = opening, -opening
-        ramp = (goal - data.ctrl) / _RAMP_SEGMENTS
-        ramp[7:] = goal[7:] - data.ctrl[7:]  # the fingers' servos are slow enough by themselves
-        for _ in range(_RAMP_SEGMENTS):
-            data.ctrl += ramp
-            ramp[7:] = 0.0
-            mujoco.mj_step(self.model, data, _RAMP_SUBSTEPS)
-        if not np.isfinite(data.qpos).all() or not np.isfinite(data.qvel).all():
+        dx, dy, dz, turn, gripper = [min(max(value, -1.0), 1.0) for value in action.tolist()]
+        x, y, z = self._tip_position.tolist()
+        (x_low, y_low, z_low), (x_high, y_high, z_high) = _WORKSPACE
+        target = (
+            min(max(x + dx * MAX_STEP_M, x_low), x_high),
+            min(max(y + dy * MAX_STEP_M, y_low), y_high),
+            min(max(z + dz * MAX_STEP_M, z_low), z_high),
+        )
+        yaw = min(max(self.yaw + turn * MAX_TURN_RAD, -YAW_LIMIT_RAD), YAW_LIMIT_RAD)
+        self.gripper_command = gripper
+        opening = 0.5 * FINGER_TRAVEL_M * (1.0 - gripper)
+        self._goal[:7] = self._joint_step(target, yaw)
+        self._goal[:7] += self._arm
+        self._goal[7:] = opening, -opening
+        self._drive(self._goal)
+        if not math.isfinite(self._qpos.dot(self._qpos) + self._qvel.dot(self._qvel)):
             raise PhysicsError("the physics state is not finite")
         self._refresh()
 
-    def _joint_step(self, target: Array, yaw: float) -> Array:
+    def _drive(self, goal: Array) -> None:
+        """Step the physics for one control period while the servo targets go to `goal`."""
+        ramp, control = self._ramp, self._ctrl
+        np.subtract(goal, control, out=ramp)
+        ramp /= _RAMP_SEGMENTS
+        control[7:] = goal[7:]  # the fingers' servos are slow enough by themselves
+        ramp[7:] = 0.0
+        for _ in range(_RAMP_SEGMENTS):
+            control += ramp
+            mujoco.mj_step(self.model, self.data, _RAMP_SUBSTEPS)
+
+    def _joint_step(self, target: Sequence[float], yaw: float) -> Array:
         """Solve (J J^T + d^2 I) w = e; J^T w moves the joints towards a pose pointing down."""
-        data = self.data
-        mujoco.mj_jacSite(self.model, data, self._jacobian[:3], self._jacobian[3:], self._tip)
-        jacobian = self._jacobian[:, :7]
-        error = np.empty(6)
-        error[:3] = target - data.site_xpos[self._tip]
-        axes = data.site_xmat[self._tip]
+        full, jacobian, gram = self._full_jacobian, self._jacobian, self._gram
+        mujoco.mj_jacSite(self.model, self.data, full[:3], full[3:], self._tip)
+        jacobian[:] = full[:, :7]
+        x, y, z = self._tip_position.tolist()
+        x0, y0, z0, x1, y1, z1, x2, y2, _ = self._tip_axes.tolist()
         # Rotation error as half the sum of axis cross products with the wanted frame
         # x = (-sin yaw, cos yaw, 0), z = (0, 0, -1), y = z cross x = (cos yaw, sin yaw, 0).
-        sin, cos = np.sin(yaw), np.cos(yaw)
-        ax, ay, az = axes[0::3], axes[1::3], axes[2::3]
-        error[3] = 0.5 * (-ax[2] * cos - ay[2] * sin - az[1])
-        error[4] = 0.5 * (-ax[2] * sin + ay[2] * cos + az[0])
-        error[5] = 0.5 * (ax[0] * cos + ax[1] * sin + ay[0] * sin - ay[1] * cos)
-        gram = jacobian @ jacobian.T
-        gram.flat[::7] += _IK_DAMPING**2
-        posture = _NULLSPACE_GAIN * (self._home - data.qpos[:7])
+        sin, cos = math.sin(yaw), math.cos(yaw)
+        self._error[:] = (
+            target[0] - x,
+            target[1] - y,
+            target[2] - z,
+            0.5 * (-x2 * cos - y2 * sin - z1),
+            0.5 * (-x2 * sin + y2 * cos + z0),
+            0.5 * (x0 * cos + x1 * sin + y0 * sin - y1 * cos),
+        )
+        np.dot(jacobian, jacobian.T, out=gram)
+        self._gram_diagonal += _IK_DAMPING**2
+        posture = np.subtract(self._home, self._arm, out=self._posture)
+        posture *= _NULLSPACE_GAIN
+        self._error -= np.dot(jacobian, posture, out=self._reached)
         mujoco.mju_cholFactor(gram, 0.0)
-        mujoco.mju_cholSolve(self._solution, gram, error - jacobian @ posture)
-        step: Array = jacobian.T @ self._solution + posture
-        np.minimum(np.maximum(step, -_MAX_JOINT_STEP_RAD), _MAX_JOINT_STEP_RAD, out=step)
+        mujoco.mju_cholSolve(self._solution, gram, self._error)
+        step: Array = self._solution.dot(jacobian)
+        step += posture
+        np.minimum(step, _MAX_JOINT_STEP_RAD, out=step)
+        np.maximum(step, -_MAX_JOINT_STEP_RAD, out=step)
         return step
 
     def _refresh(self) -> None:
@@ -183,57 +229,54 @@ class World:
     @property
     def tip(self) -> Array:
         """Gripper tip, base frame, metres, [3]."""
-        position: Array = self.data.site_xpos[self._tip]
-        return position
+        return self._tip_position
 
     @property
     def yaw(self) -> float:
         """Gripper yaw in radians; at 0 the fingers open along y."""
-        axes = self.data.site_xmat[self._tip]
-        return float(np.arctan2(-axes[0], axes[3]))
+        return math.atan2(-self._tip_axes[0], self._tip_axes[3])
 
     @property
     def opening(self) -> float:
         """Finger opening, 0 (closed) to 1 (0.08 m)."""
-        return float(self.data.qpos[self._finger] - self.data.qpos[self._finger + 1]) / (
-            2 * FINGER_TRAVEL_M
-        )
+        left, right = self._qpos[self._finger], self._qpos[self._finger + 1]
+        return float(left - right) / (2 * FINGER_TRAVEL_M)
 
     @property
     def finger_speed(self) -> float:
         """Speed at which the fingers open (positive) or close, metres per second."""
-        return float(self.data.qvel[self._finger] - self.data.qvel[self._finger + 1])
+        return float(self._qvel[self._finger] - self._qvel[self._finger + 1])
 
     @property
     def drawer_m(self) -> float:
         """How far the drawer is open, metres."""
-        return float(self.data.qpos[self._drawer])
+        return float(self._qpos[self._drawer])
 
     @property
     def button_m(self) -> float:
         """How far the button is pressed, metres."""
-        return float(self.data.qpos[self._button])
+        return float(self._qpos[self._button])
 
     def object_position(self, kind: str) -> Array:
         """Return the resting point (bottom centre) of an object, metres, [3]."""
         address = self._object_qpos[kind]
-        position: Array = self.data.qpos[address : address + 3]
+        position: Array = self._qpos[address : address + 3]
         return position
 
     def object_yaw(self, kind: str) -> float:
         """Return an object's yaw in radians."""
-        w, x, y, z = self.data.qpos[self._object_qpos[kind] + 3 : self._object_qpos[kind] + 7]
-        return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+        w, x, y, z = self._qpos[self._object_qpos[kind] + 3 : self._object_qpos[kind] + 7]
+        return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
     def object_upright(self, kind: str) -> float:
         """Return the cosine of an object's tilt: 1 upright, 0 lying."""
-        _, x, y, _ = self.data.qpos[self._object_qpos[kind] + 3 : self._object_qpos[kind] + 7]
+        _, x, y, _ = self._qpos[self._object_qpos[kind] + 3 : self._object_qpos[kind] + 7]
         return float(1 - 2 * (x * x + y * y))
 
     def object_speed(self, kind: str) -> float:
         """Return an object's linear speed, metres per second."""
         address = self._object_dof[kind]
-        return float(np.linalg.norm(self.data.qvel[address : address + 3]))
+        return math.hypot(*self._qvel[address : address + 3].tolist())
 
     def fixture(self, name: str) -> Array:
         """Return a fixture's origin on the table, metres, [3]."""
@@ -251,7 +294,7 @@ class World:
         """Return `agent_pos`: tip x, y, z (m), sin, cos of yaw, opening, last gripper command."""
         yaw = self.yaw
         return np.array(
-            [*self.tip, np.sin(yaw), np.cos(yaw), self.opening, self.gripper_command],
+            [*self.tip, math.sin(yaw), math.cos(yaw), self.opening, self.gripper_command],
             dtype=np.float32,
         )
 
@@ -260,19 +303,13 @@ class World:
 
         Objects are given by the point where they are held, which is also what a picture shows best.
         """
-        positions = np.zeros((len(scene.LANDMARKS), 3), dtype=np.float32)
-        present = np.ones(len(scene.LANDMARKS), dtype=np.bool_)
-        for index, name in enumerate(scene.LANDMARKS):
-            if name in scene.OBJECTS:
-                present[index] = name in self.pair
-                if present[index]:
-                    positions[index] = self.object_position(name)
-                    positions[index, 2] += scene.OBJECTS[name].height_m / 2
-            elif name == "handle":
-                positions[index] = self.handle()
-            else:
-                positions[index] = self.fixture(name)
-        return positions, present
+        positions = self._landmarks
+        for index, address, half_height in self._landmark_objects:
+            positions[index] = self._qpos[address : address + 3]
+            positions[index, 2] += half_height
+        positions[self._landmark_fixtures] = self.data.mocap_pos[self._landmark_mocap]
+        positions[self._landmark_handle] = self.handle()
+        return positions.astype(np.float32), self._landmarks_present.copy()
 
     # ---- copies ----
 

@@ -35,6 +35,10 @@ from lerobot_policy_razor.configuration_razor import (
 )
 
 
+INITIAL_MAP_SCALE = 0.3
+"""Factor on the first weights of the feature maps whose peaks become keypoints."""
+
+
 class RazorOutput(NamedTuple):
     """What the policy predicts from one batch."""
 
@@ -263,6 +267,10 @@ class RazorPolicy(PreTrainedPolicy):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+        for stem in self.stems:
+            # A softmax that starts out peaked passes hardly any gradient to the other positions.
+            with torch.no_grad():
+                stem.maps.weight *= INITIAL_MAP_SCALE
         for parameter in (self.word_embedding.weight, self.word_position, self.action_query):
             nn.init.normal_(parameter, std=0.02)
         if self.config.num_landmarks:

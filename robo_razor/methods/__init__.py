@@ -109,6 +109,12 @@ class Method(ABC):
 METHODS: Registry[type[Method]] = Registry("method")
 
 
+def bf16_is_fast() -> bool:
+    """Say whether this machine's processor multiplies bfloat16 matrices natively."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
 def autocast(device: torch.device | str, enabled: bool) -> torch.autocast:
     """Return the context in which matrix products are computed in bfloat16, if enabled."""
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from robo_razor.actors import ExpertActor, PolicyActor
 from robo_razor.config import EnvConfig, PretrainConfig
 from robo_razor.environment import make_env
 from robo_razor.errors import RunDirectoryError, UnknownNameError
-from robo_razor.labelling import collect_labelled, disturb, join
+from robo_razor.labelling import DisturbedActor, collect_labelled, disturb, join
 from robo_razor.policies import create_policy, load_policy
-from robo_razor.pretrain import MovingAverage, run_pretrain
+from robo_razor.pretrain import MovingAverage, Pretraining, run_pretrain
 from robo_razor.types import EpisodeRow
 
 TINY = {
@@ -61,8 +63,8 @@ def test_every_visited_state_is_labelled_whoever_acts():
     env = make_env("gym_razor/PressButton-v0", EnvConfig(num_envs=2, num_workers=1), chunk_size=4)
     rows = [EpisodeRow("gym_razor/PressButton-v0", seed) for seed in range(3)]
     try:
-        expert = collect_labelled(env, policy, rows, style="a")
-        learner = collect_labelled(env, policy, rows, style="a", act_with_policy=True)
+        expert = collect_labelled(env, policy, ExpertActor("a"), rows, style="a")
+        learner = collect_labelled(env, policy, PolicyActor(policy, "sample"), rows, style="a")
     finally:
         env.close()
     assert expert.success == {"PressButton": 1.0}
@@ -75,6 +77,36 @@ def test_every_visited_state_is_labelled_whoever_acts():
     assert batch["observation.landmarks"].shape == (2, 8, 3)
     loss, _ = policy.module(batch)
     assert torch.isfinite(loss)
+
+
+def test_labels_do_not_depend_on_the_number_of_environments():
+    policy = create_policy([0.0] * 7, [1.0] * 7, dim_model=32, n_layers=1)
+    rows = [EpisodeRow("gym_razor/PressButton-v0", seed) for seed in range(4)]
+    actor = DisturbedActor(ExpertActor("a"), probability=0.5, noise=0.5, seed=3)
+    found = []
+    for num_envs, num_workers in ((1, 1), (3, 2)):
+        config = EnvConfig(num_envs=num_envs, num_workers=num_workers)
+        env = make_env("gym_razor/PressButton-v0", config, chunk_size=4)
+        try:
+            found.append(collect_labelled(env, policy, actor, rows, style="a"))
+        finally:
+            env.close()
+    one, many = found
+    assert torch.equal(one.actions, many.actions)
+    assert torch.equal(one.landmarks, many.landmarks)
+    for key, value in one.inputs.items():
+        assert torch.equal(value, many.inputs[key]), key
+
+
+def test_skills_that_failed_get_more_corrections(tmp_path):
+    names = "gym_razor/LiftCan-v0,gym_razor/PressButton-v0"
+    pretraining = Pretraining(PretrainConfig(out=str(tmp_path), tasks=names), Console(quiet=True))
+    even = pretraining.rows(10, 1)
+    assert len(even) == 20
+    pretraining.history.append({"round": 1, "success": {"LiftCan": 0.5, "PressButton": 1.0}})
+    tasks = [row.task for row in pretraining.rows(10, 2)]
+    assert tasks.count("gym_razor/LiftCan-v0") == 15  # (0.25 + 0.5) / (0.25 + 0.0) = 3
+    assert tasks.count("gym_razor/PressButton-v0") == 5
 
 
 def test_a_tiny_run_leaves_a_policy_that_loads(tmp_path):

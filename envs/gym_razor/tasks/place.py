@@ -54,8 +54,10 @@ class Place(Task):
         raise NotImplementedError
 
     def succeeded(self, world: World) -> bool:  # noqa: D102
+        if not self.inside(world):
+            return False
         released = world.opening * 0.04 > scene.OBJECTS[self.target].half_width_m + 0.003
-        return self.inside(world) and released and world.object_speed(self.target) < 0.08
+        return released and world.object_speed(self.target) < 0.08
 
     def progress(self, world: World) -> float:  # noqa: D102
         position = world.object_position(self.target)
@@ -105,9 +107,10 @@ class PlaceInBin(Place):
         return point
 
     def inside(self, world: World) -> bool:  # noqa: D102
-        position = world.object_position(self.target)
-        offset = np.abs((position - world.fixture("bin"))[:2])
-        return bool(offset.max() < scene.BIN_INNER_HALF_M and position[2] < scene.BIN_WALL_HEIGHT_M)
+        x, y, z = world.object_position(self.target).tolist()
+        bin_x, bin_y, _ = world.fixture("bin").tolist()
+        near: bool = max(abs(x - bin_x), abs(y - bin_y)) < scene.BIN_INNER_HALF_M
+        return near and z < scene.BIN_WALL_HEIGHT_M
 
     def clearance(self) -> float:  # noqa: D102
         return scene.BIN_WALL_HEIGHT_M
