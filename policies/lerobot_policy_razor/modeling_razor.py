@@ -34,7 +34,6 @@ from lerobot_policy_razor.configuration_razor import (
     RazorConfig,
 )
 
-
 INITIAL_MAP_SCALE = 0.3
 """Factor on the first weights of the feature maps whose peaks become keypoints."""
 
