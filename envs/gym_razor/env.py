@@ -114,7 +114,8 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self._episode.reset(
             self.task, seed, (options or {}).get("instruction"), self._max_episode_steps
         )
-        return self._observe(), self._info(physics_error=False)
+        info = self._info(physics_error=False)
+        return self._observe(), {**info, "start_state_hash": self._episode.world.state_hash()}
 
     def step(
         self, action: npt.NDArray[np.float32]

@@ -126,6 +126,14 @@ class Renderer:
         views: Image = strip[::-1].reshape(size, len(cameras), size, 3).transpose(1, 0, 2, 3)
         return views
 
+    @property
+    def name(self) -> str:
+        """Return what OpenGL calls the renderer, for example `llvmpipe (LLVM 15.0.6, 256 bits)`."""
+        from OpenGL import GL
+
+        self._gl.make_current()
+        return bytes(GL.glGetString(GL.GL_RENDERER)).decode(errors="replace")
+
     def close(self) -> None:
         """Free the OpenGL context."""
         self._context.free()

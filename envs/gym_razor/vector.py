@@ -62,6 +62,7 @@ def _layout(
         "elapsed_steps": ((num_envs,), np.int64),
         "landmarks": ((num_envs, num_landmarks, 3), np.float32),
         "landmarks_present": ((num_envs, num_landmarks), np.bool_),
+        "start_state_hash": ((num_envs,), np.dtype("U16")),
     }
 
 
@@ -120,6 +121,7 @@ class _Worker:
             episode.reset(task, seed, instruction, self._max_episode_steps)
             for name in ("reward", "terminated", "truncated", "physics_error"):
                 self._arrays[name][env_id] = 0
+            self._arrays["start_state_hash"][env_id] = episode.world.state_hash()
             self._observe(env_id)
             words.append(episode.instruction)
         return words
@@ -171,6 +173,10 @@ class _Worker:
         return np.stack(
             [self._view(world).render(world, ("show",), size, fine=True)[0] for world in worlds]
         )
+
+    def gl_renderer(self) -> str | None:
+        """Return the OpenGL renderer's name, None before the first picture."""
+        return None if self._renderer is None else str(self._renderer.name)
 
     def close(self) -> None:
         """Free the OpenGL context."""
@@ -420,7 +426,8 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
                 env own words or None; lists have length N.
 
         Returns:
-            Observations and infos of all envs.
+            Observations and infos of all envs; these infos also hold `start_state_hash`, equal for
+            equal physics states and looks, whatever the instruction.
         """
         options = options or {}
         mask = np.asarray(
@@ -458,7 +465,8 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             index, ids, answer = self._receive(sent)
             sent.remove(index)
             self._keep_instructions(ids, answer)
-        return self._observations(None), self._infos(None)
+        hashes = np.array(self._arrays["start_state_hash"])
+        return self._observations(None), {**self._infos(None), "start_state_hash": hashes}
 
     def _keep_instructions(self, ids: Ids, words: Sequence[str]) -> None:
         for env_id, text in zip(ids, words, strict=True):
@@ -611,6 +619,15 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             sent.remove(index)
             pictures[[place[int(i)] for i in mine]] = answer
         return pictures
+
+    @property
+    def gl_renderer(self) -> str | None:
+        """Return the name of the OpenGL renderer; None before the first picture."""
+        if self._local is not None:
+            return self._local.gl_renderer()
+        self._send(0, "gl_renderer", self.groups[0])
+        name: str | None = self._receive([0])[2]
+        return name
 
     def _by_worker(self, ids: Ids) -> Iterator[tuple[int, Ids]]:
         """Yield the workers that have any of the envs, with those envs."""

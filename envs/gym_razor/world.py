@@ -11,6 +11,7 @@ floats: a property access or a temporary array costs as much as a tenth of a phy
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ _RAMP_SUBSTEPS = scene.SUBSTEPS_PER_CONTROL // _RAMP_SEGMENTS
 _IK_DAMPING = 0.03
 _NULLSPACE_GAIN = 0.1
 _MAX_JOINT_STEP_RAD = 0.35
+_HASH_STEPS_PER_UNIT = 1e6
 
 
 class PhysicsError(RuntimeError):
@@ -324,6 +326,19 @@ class World:
         state, self.gripper_command = saved
         mujoco.mj_setState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         self._refresh()
+
+    def state_hash(self) -> str:
+        """Return a hash of the physics state and of what is on the table, 16 hexadecimal digits.
+
+        Rounded to 1e-6 (m, rad, m/s, rad/s), because the last bits depend on the processor: they
+        are about 1e-14 after the objects have settled. The solver's warm start is left out.
+        """
+        data = self.data
+        parts = (data.qpos, data.qvel, data.ctrl, data.mocap_pos, data.mocap_quat)
+        state = np.concatenate([part.ravel() for part in parts])
+        digest = hashlib.blake2b(repr(list(self.colours.items())).encode(), digest_size=8)
+        digest.update(np.rint(state * _HASH_STEPS_PER_UNIT).astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def snapshot(self) -> dict[str, Any]:
         """Return the full state as plain arrays, for a dump after a fault."""

@@ -209,6 +209,39 @@ def test_importing_the_suite_loads_no_simulator():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("task_id", TASK_IDS)
+def test_the_start_state_has_a_hash_that_the_instruction_does_not_change(task_id):
+    env = make(task_id)
+    hashes = [env.reset(seed=seed)[1]["start_state_hash"] for seed in (0, 1, 2)]
+    assert len(set(hashes)) == 3
+    assert all(len(value) == 16 for value in hashes)
+    _, _, _, _, info = env.step(HOLD)
+    assert "start_state_hash" not in info
+    again = env.reset(seed=1, options={"instruction": "do it"})[1]["start_state_hash"]
+    assert again == hashes[1]
+    env.close()
+
+
+def test_the_hash_forgives_rounding_errors_and_nothing_else():
+    from gym_razor.tasks import TASKS
+    from gym_razor.world import World
+
+    pair, layout, _ = TASKS[MAIN].sample(0)
+    world = World(pair)
+    world.reset(layout)
+    expected = world.state_hash()
+    world.data.qpos[:] += 1e-13
+    assert world.state_hash() == expected
+    for change in (lambda: world.data.qpos[0:1], lambda: world.data.mocap_pos[0]):
+        world.reset(layout)
+        assert world.state_hash() == expected
+        change()[:] += 1e-4
+        assert world.state_hash() != expected
+    world.reset(layout)
+    world.colours[pair[0]] = "another"
+    assert world.state_hash() != expected
+
+
 # ---- many environments -------------------------------------------------------------------------
 
 
@@ -226,6 +259,7 @@ def test_vector_environment_equals_single_environments(task_id):
         observation, info = env.reset(seed=seed)
         assert_same(observation, row(started, env_id))
         assert np.array_equal(info["landmarks"], start_infos["landmarks"][env_id])
+        assert info["start_state_hash"] == start_infos["start_state_hash"][env_id]
         assert env.unwrapped.task_description == instructions[env_id]
         total = 0.0
         for action in actions[env_id]:
@@ -273,6 +307,18 @@ def test_masks_move_and_reset_only_what_they_name(num_workers):
     assert infos["elapsed_steps"].tolist() == [2, 0, 2]
     assert_same(row(reset, 0), row(stepped, 0))
     assert not np.array_equal(reset["pixels"]["front"][1], stepped["pixels"]["front"][1])
+    vector.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_start_states_are_told_at_reset_only(num_workers):
+    vector = make_vec(num_workers=num_workers)
+    first = vector.reset(seed=[1, 2, 3])[1]["start_state_hash"].tolist()
+    assert "start_state_hash" not in vector.step(chunks_for(3, 2))[4]
+    options = {"reset_mask": np.array([False, True, False])}
+    second = vector.reset(seed=[9, 3, 9], options=options)[1]["start_state_hash"].tolist()
+    assert second == [first[0], first[2], first[2]]
+    assert vector.gl_renderer
     vector.close()
 
 
