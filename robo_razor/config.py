@@ -98,6 +98,9 @@ class TrackingConfig(Settings):
     alarm_retention: float = setting(0.8, low=0.0)
     """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0:
     never."""
+    distances: bool = False
+    """Also measure the dear distances to the base: Fisher-weighted and spectral norms of the weight
+    change, activations, sparsity, rank and representations."""
 
     def interval(self, num_updates: int) -> int:
         """Return the number of updates between two checkpoints in a run of `num_updates`."""

@@ -1,17 +1,16 @@
-"""What fine-tuning did to the rest: forgetting per prior skill and KL divergence to the base.
+"""What fine-tuning did to the rest: forgetting per prior skill and distance to the base.
 
 Forgetting of a skill = success before - success after; retention = success after / success before.
-Both arms run on the same start states, so differences are paired. The KL divergence is in nats per
-decision, in both directions, on three sets of observations ("RL's Razor", arXiv 2509.04259,
-predicts forgetting from KL(base || tuned) on the new task's inputs):
+Both arms run on the same start states, so differences are paired. Action distributions are compared
+on the sets of observations that `probes` lists, by the measures that `divergences` defines; "RL's
+Razor" (arXiv 2509.04259) predicts forgetting from KL(base || tuned) on the new task's inputs.
 
-- `new_base_visited`: what the base sees when it tries the new task;
-- `new_tuned_visited`: what the tuned policy sees there;
-- `prior`: what the base sees when it performs the prior skills.
+Axis letters: n observations of a probe set, A action dimensions.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from robo_razor.divergences import DIRECTIONS, KINDS, UNITS, compare, decision_values
+from robo_razor.probes import ProbeSet, make_probe
 from robo_razor.statistics import mcnemar_exact, paired_bootstrap, wilson_interval
-from robo_razor.types import DecisionRecord
 
-DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
+__all__ = [
+    "DIRECTIONS",
+    "Divergence",
+    "ProbeResult",
+    "ProbeSet",
+    "SkillForgetting",
+    "distributions",
+    "divergence_entry",
+    "make_probe",
+    "mean_entropy",
+    "measure_kl",
+    "measure_probe",
+    "probe_entry",
+    "skill_forgetting",
+]
+
 PROBE_BATCH = 256
 
 
@@ -66,48 +80,87 @@ def skill_forgetting(base: Sequence[bool], tuned: Sequence[bool]) -> SkillForget
 
 
 @dataclass(frozen=True)
-class ProbeSet:
-    """Observations on which action distributions are compared.
-
-    Attributes:
-        inputs: Prepared policy inputs, tensors of first axis n.
-        episode: int64 [n], the episode each comes from; observations of one are alike.
-    """
-
-    inputs: dict[str, Tensor]
-    episode: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.episode)
-
-
-def make_probe(record: DecisionRecord, n: int, episodes: NDArray[np.int64]) -> ProbeSet:
-    """Take up to `n` decisions, evenly spread over all those of the given episodes."""
-    owner = record.episode
-    index = np.flatnonzero(np.isin(owner, episodes))
-    if len(index) > n:
-        index = index[np.linspace(0, len(index) - 1, n).round().astype(np.int64)]
-    return ProbeSet(record.select(index), owner[index])
-
-
-@dataclass(frozen=True)
 class Divergence:
-    """A KL divergence over a probe set, in nats per decision.
+    """One measure of how far two policies are apart, over a probe set.
 
     Attributes:
         values: float64 [n], one per observation.
         mean: Their mean.
         standard_error: Of the mean, with episodes as the independent units; NaN below two.
-        kind: "exact", "closed form" or "upper bound".
+        kind: "exact", "closed form", "estimate", "lower bound" or "upper bound".
+        unit: What the values count, e.g. "nats per decision".
+        per_dimension: float64 [A], the mean for every action dimension, if it is known: their sum
+            is `mean` for what is counted in nats, else their mean is.
+        per_dimension_error: float64 [A], standard errors of those.
     """
 
     values: NDArray[np.float64]
     mean: float
     standard_error: float
     kind: str
+    unit: str = "nats per decision"
+    per_dimension: NDArray[np.float64] | None = None
+    per_dimension_error: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Everything that was measured on one probe set.
+
+    Attributes:
+        probe: The observations.
+        measures: Name (a key of `divergences.UNITS`) -> measure.
+        temperature: Softmax temperature at which both policies were compared.
+        wall_s: Time that measuring took, in seconds.
+    """
+
+    probe: ProbeSet
+    measures: dict[str, Divergence]
+    temperature: float
+    wall_s: float
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a measure; None where it was not measured or is not finite."""
+        found = self.measures.get(name)
+        return found.mean if found is not None and np.isfinite(found.mean) else None
 
 
 @torch.no_grad()
+def distributions(policy: Any, probe: ProbeSet) -> list[Any]:
+    """Return a policy's action distributions on a probe set, in batches of `PROBE_BATCH`."""
+    return [
+        policy.distribution(probe.rows(start, start + PROBE_BATCH, policy.device))
+        for start in range(0, len(probe), PROBE_BATCH)
+    ]
+
+
+@torch.no_grad()
+def measure_probe(
+    base: Any, tuned: Any, probe: ProbeSet, before: list[Any] | None = None
+) -> ProbeResult:
+    """Compare two policies on a probe set.
+
+    Args:
+        base: `PolicyHandle` of the base.
+        tuned: `PolicyHandle` of the tuned policy.
+        probe: Observations.
+        before: What `distributions(base, probe)` returned: the base does not change, so on a set
+            that does not change either it need not be computed again.
+    """
+    start = time.perf_counter()
+    before = distributions(base, probe) if before is None else before
+    parts = [compare(p, q) for p, q in zip(before, distributions(tuned, probe), strict=True)]
+    measures = {}
+    for name in parts[0]:
+        values = torch.cat([part[name] for part in parts])
+        total = decision_values(name, values).numpy()
+        kind = before[0].kl_kind if name in DIRECTIONS else KINDS.get(name, "exact")
+        dimensions = values.numpy() if values.ndim == 2 else None
+        measures[name] = _divergence(total, dimensions, probe.episode, kind, UNITS[name])
+    temperature = float(getattr(tuned, "temperature", 1.0))
+    return ProbeResult(probe, measures, temperature, time.perf_counter() - start)
+
+
 def measure_kl(base: Any, tuned: Any, probe: ProbeSet) -> dict[str, Divergence]:
     """Compute both KL divergences between two policies on a probe set.
 
@@ -119,53 +172,85 @@ def measure_kl(base: Any, tuned: Any, probe: ProbeSet) -> dict[str, Divergence]:
     Returns:
         "kl_base_tuned" = KL(base || tuned) and "kl_tuned_base" = KL(tuned || base).
     """
-    values: dict[str, list[Tensor]] = {name: [] for name in DIRECTIONS}
-    kind = ""
-    for start in range(0, len(probe), PROBE_BATCH):
-        inputs = {
-            key: tensor[start : start + PROBE_BATCH].to(tuned.device)
-            for key, tensor in probe.inputs.items()
-        }
-        before, after = base.distribution(inputs), tuned.distribution(inputs)
-        values["kl_base_tuned"].append(before.kl(after).double().cpu())
-        values["kl_tuned_base"].append(after.kl(before).double().cpu())
-        kind = before.kl_kind
-    return {
-        name: _divergence(torch.cat(parts).numpy(), probe.episode, kind)
-        for name, parts in values.items()
-    }
+    measures = measure_probe(base, tuned, probe).measures
+    return {name: measures[name] for name in DIRECTIONS}
 
 
 @torch.no_grad()
 def mean_entropy(policy: Any, probe: ProbeSet) -> float:
     """Return the mean entropy of a policy on a probe set, nats per decision."""
-    inputs = {key: tensor.to(policy.device) for key, tensor in probe.inputs.items()}
-    return float(policy.distribution(inputs).entropy().mean())
+    return float(torch.cat([d.entropy() for d in distributions(policy, probe)]).mean())
 
 
 def divergence_entry(divergence: Divergence) -> dict[str, Any]:
     """Return a divergence as plain values, for `action_kl.json`."""
     quantiles = np.quantile(divergence.values, [0.5, 0.9, 1.0])
-    error = divergence.standard_error
-    return {
+    entry: dict[str, Any] = {
         "mean": divergence.mean,
-        "standard_error": error if np.isfinite(error) else None,
+        "standard_error": _finite(divergence.standard_error),
         "median": float(quantiles[0]),
         "p90": float(quantiles[1]),
         "max": float(quantiles[2]),
         "n": len(divergence.values),
         "kind": divergence.kind,
-        "unit": "nats per decision",
+        "unit": divergence.unit,
+    }
+    if divergence.per_dimension is not None and divergence.per_dimension_error is not None:
+        entry["per_dimension"] = {
+            "mean": divergence.per_dimension.tolist(),
+            "standard_error": [_finite(x) for x in divergence.per_dimension_error.tolist()],
+        }
+    return entry
+
+
+def probe_entry(result: ProbeResult, total_s: float) -> dict[str, Any]:
+    """Return what was measured on a probe set as plain values, for `action_kl.json`.
+
+    Args:
+        result: What was measured.
+        total_s: Time that the whole checkpoint took to measure, in seconds.
+    """
+    measures = {name: divergence_entry(found) for name, found in result.measures.items()}
+    return measures | {
+        "hash": result.probe.hash(),
+        "n": len(result.probe),
+        "episodes": len(np.unique(result.probe.episode)),
+        "temperature": result.temperature,
+        "wall_s": result.wall_s,
+        "share_of_tracking": result.wall_s / total_s,
     }
 
 
-def _divergence(values: NDArray[np.float64], episode: NDArray[np.int64], kind: str) -> Divergence:
-    mean = float(values.mean())
-    names = np.unique(episode)
-    error = float("nan")
-    if len(names) > 1:
-        # Observations of an episode are alike: the episode is the unit (ratio estimator).
-        sums = np.array([(values[episode == name] - mean).sum() for name in names])
-        scale = len(names) / (len(names) - 1)
-        error = float(np.sqrt(scale * np.square(sums).sum()) / len(values))
-    return Divergence(values, mean, error, kind)
+def _divergence(
+    values: NDArray[np.float64],
+    dimensions: NDArray[np.float64] | None,
+    episode: NDArray[np.int64],
+    kind: str,
+    unit: str,
+) -> Divergence:
+    return Divergence(
+        values=values,
+        mean=float(values.mean()),
+        standard_error=float(_standard_error(values[:, None], episode)[0]),
+        kind=kind,
+        unit=unit,
+        per_dimension=None if dimensions is None else dimensions.mean(0),
+        per_dimension_error=None if dimensions is None else _standard_error(dimensions, episode),
+    )
+
+
+def _standard_error(values: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the standard error of the mean of every column of [n, A]; NaN below two episodes."""
+    names, owner = np.unique(episode, return_inverse=True)
+    if len(names) < 2:
+        return np.full(values.shape[1], np.nan)
+    # Observations of an episode are alike: the episode is the unit (ratio estimator).
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, owner, values - values.mean(0))
+    scale = len(names) / (len(names) - 1)
+    error: NDArray[np.float64] = np.sqrt(scale * np.square(sums).sum(0)) / len(values)
+    return error
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,7 +1,12 @@
 """What is measured at step 0 and at every checkpoint, and written to `eval/<step>/`.
 
 The base is measured once, at step 0: its outcomes are read back from `eval/000000/episodes.jsonl`
-and its observations from `eval/000000/probes.safetensors`, so a resumed run compares with the same.
+and the observations of the probe sets from `eval/000000/probes.safetensors` (checked against their
+hashes), so a resumed run compares with the same.
+
+Besides success, `summary.json` has the KL divergences on the three main probe sets and, in
+`distances` (name -> number), everything else that may predict forgetting. `action_kl.json` has
+every measure on every probe set, per decision and per action dimension.
 """
 
 from __future__ import annotations
@@ -14,33 +19,51 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 from robo_razor.checkpoint import EPISODES, SUMMARY, RunDirectory
 from robo_razor.config import FinetuneConfig
+from robo_razor.distances import Distances
 from robo_razor.environment import skill_name
 from robo_razor.evaluation import episode_entries, manifest, result_entry, skill_result
 from robo_razor.files import read_json, write_json
 from robo_razor.forgetting import (
     DIRECTIONS,
-    ProbeSet,
+    ProbeResult,
     SkillForgetting,
-    divergence_entry,
-    make_probe,
-    mean_entropy,
-    measure_kl,
+    distributions,
+    measure_probe,
+    probe_entry,
     skill_forgetting,
+)
+from robo_razor.probes import (
+    DEMONSTRATIONS,
+    NEW_BASE,
+    NEW_TUNED,
+    PRIOR,
+    ProbeSet,
+    demonstration_probe,
+    encode_probe,
+    load_probes,
+    make_probe,
+    prior_states,
+    save_probes,
 )
 from robo_razor.rollout import Progress, run_episodes
 from robo_razor.seeding import derive
 from robo_razor.statistics import wilson_interval
-from robo_razor.training_state import load_tensors
-from robo_razor.types import EpisodeBatch, SkillResult
+from robo_razor.types import DemonstrationSet, EpisodeBatch, SkillResult
 
 ACTION_KL = "action_kl.json"
 PROBES = "probes.safetensors"
-NEW_BASE, NEW_TUNED, PRIOR = "new_base_visited", "new_tuned_visited", "prior"
+MAIN_STATES = (NEW_BASE, NEW_TUNED, PRIOR)
+"""Probe sets whose KL divergences stand in the summary itself."""
+PREDICTORS = (
+    "total_variation",
+    "total_variation_chunk",
+    "entropy_change",
+    "greedy_disagreement",
+)
+"""Measures besides the KL divergences that `distances` has for every probe set."""
 
 Outcomes = dict[tuple[str, str, int], bool]
 """(mode, task, seed) -> success."""
@@ -65,6 +88,9 @@ class Tracker:
         self.prior = prior if config.tracking.episodes_prior else {}
         self.base_outcomes: Outcomes = {}
         self.probes: dict[str, ProbeSet] = {}
+        self.demonstrations: ProbeSet | None = None
+        self.distances = Distances(base, config.tracking.distances)
+        self._base_distributions: dict[str, list[Any]] = {}
         self.sampled_success: tuple[bool, ...] = ()
 
     def is_measured(self, step: int) -> bool:
@@ -83,7 +109,16 @@ class Tracker:
             if mode == "sample" and task == self.config.task
         )
         if (directory / PROBES).is_file():
-            self.probes = _load_probes(directory / PROBES)
+            self.probes = load_probes(directory / PROBES, _hashes(directory / ACTION_KL))
+
+    def see_demonstrations(self, demonstrations: DemonstrationSet) -> None:
+        """Keep a few states of the demonstrations as a probe set, unless step 0 is measured.
+
+        A set that came later could not be compared along the run.
+        """
+        if self.base.has_density and not self.is_measured(0):
+            n = self.config.tracking.kl_states
+            self.demonstrations = demonstration_probe(demonstrations, self.base, n)
 
     def measure(
         self,
@@ -111,14 +146,13 @@ class Tracker:
         greedy = self._run_greedy(policy, final=final, record=step == 0, progress=progress)
         sampled = self._run_sampled(policy, progress)
         if step == 0:
-            self._keep_base(greedy, sampled)
-        kl = self._measure_kl(policy, sampled)
-        summary = self._summary(step, greedy, sampled, kl)
-        if policy.has_density and NEW_BASE in self.probes:
-            summary["entropy"] = mean_entropy(policy, self.probes[NEW_BASE])
+            self._keep_base(policy, greedy, sampled)
+        results = self._measure_probes(policy, sampled)
+        summary = self._summary(step, greedy, sampled, results)
+        summary["distances"] = self._distances(policy, results)
         summary["tracking_s"] = time.perf_counter() - start
         summary |= extra or {}
-        self._write(step, summary, kl, [(greedy, "greedy"), (sampled, "sample")])
+        self._write(step, summary, results, [(greedy, "greedy"), (sampled, "sample")])
         return summary
 
     def alarms(self, summary: dict[str, Any]) -> list[str]:
@@ -168,8 +202,8 @@ class Tracker:
             self.env, policy, rows, "sample", "inputs", progress, sampling_seed=seed
         )
 
-    def _keep_base(self, greedy: EpisodeBatch, sampled: EpisodeBatch | None) -> None:
-        """Keep the base's outcomes and observations."""
+    def _keep_base(self, policy: Any, greedy: EpisodeBatch, sampled: EpisodeBatch | None) -> None:
+        """Keep the base's outcomes and the probe sets that stay the same from now on."""
         for batch, mode in ((greedy, "greedy"), (sampled, "sample")):
             if batch is not None:
                 for row, success in zip(batch.rows, batch.success, strict=True):
@@ -187,24 +221,44 @@ class Tracker:
         if self.prior:
             prior = np.concatenate([greedy.of_task(task) for task in self.prior.values()])
             self.probes[PRIOR] = make_probe(greedy.record, n, np.sort(prior))
-        _save_probes(self.run.evaluation(0) / PROBES, self.probes)
+        for skill, task in self.prior.items():
+            probe = make_probe(greedy.record, n, greedy.of_task(task))
+            self.probes[prior_states(skill)] = probe
+        if self.demonstrations is not None:
+            self.probes[DEMONSTRATIONS] = encode_probe(self.demonstrations, policy)
+        save_probes(self.run.evaluation(0) / PROBES, self.probes)
 
-    def _measure_kl(self, policy: Any, sampled: EpisodeBatch | None) -> dict[str, dict[str, Any]]:
-        """Return probe set -> direction -> divergence; empty for policies without density."""
+    def _measure_probes(self, policy: Any, sampled: EpisodeBatch | None) -> dict[str, ProbeResult]:
+        """Return what was measured on each probe set; empty for policies without density."""
         if not policy.has_density:
             return {}
         probes = dict(self.probes)
         if sampled is not None and sampled.record is not None:
             n = self.config.tracking.kl_states
             probes[NEW_TUNED] = make_probe(sampled.record, n, sampled.of_task(self.config.task))
-        return {name: measure_kl(self.base, policy, probe) for name, probe in probes.items()}
+        for name, probe in self.probes.items():
+            if name not in self._base_distributions:
+                self._base_distributions[name] = distributions(self.base, probe)
+        return {
+            name: measure_probe(self.base, policy, probe, self._base_distributions.get(name))
+            for name, probe in probes.items()
+        }
+
+    def _distances(self, policy: Any, results: dict[str, ProbeResult]) -> dict[str, float]:
+        """Return all that may predict forgetting and is not in the summary already."""
+        found: dict[str, float | None] = {}
+        for states, result in results.items():
+            names = PREDICTORS if states in MAIN_STATES else DIRECTIONS + PREDICTORS
+            found |= {f"{name}/{states}": result.mean(name) for name in names}
+        found |= self.distances.measure(policy, self.probes)
+        return {name: value for name, value in found.items() if value is not None}
 
     def _summary(
         self,
         step: int,
         greedy: EpisodeBatch,
         sampled: EpisodeBatch | None,
-        kl: dict[str, dict[str, Any]],
+        results: dict[str, ProbeResult],
     ) -> dict[str, Any]:
         new = {skill: self._entry(greedy, task, "new") for skill, task in self.new.items()}
         if sampled is not None:
@@ -216,7 +270,6 @@ class Tracker:
                     "interval": list(result.interval),
                 }
         prior = {skill: self._entry(greedy, task, "prior") for skill, task in self.prior.items()}
-        sets = (NEW_BASE, NEW_TUNED, PRIOR)
         summary: dict[str, Any] = {
             "step": step,
             "method": self.config.method,
@@ -227,16 +280,20 @@ class Tracker:
             "prior": prior,
             "prior_mean": _prior_mean(prior),
         }
+        kl = {name: result.measures for name, result in results.items()}
         for direction in DIRECTIONS:
             summary[direction] = {
-                name: kl[name][direction].mean if name in kl else None for name in sets
+                name: kl[name][direction].mean if name in kl else None for name in MAIN_STATES
             }
             summary[f"{direction}_standard_error"] = {
                 name: _finite(kl[name][direction].standard_error) if name in kl else None
-                for name in sets
+                for name in MAIN_STATES
             }
         kinds = {item[direction].kind for item in kl.values() for direction in DIRECTIONS}
         summary["kl_kind"] = kinds.pop() if kinds else None
+        before = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
+        if before is not None:
+            summary["entropy"] = before + (results[NEW_BASE].mean("entropy_change") or 0.0)
         return summary
 
     def _entry(self, batch: EpisodeBatch, task: str, role: str) -> dict[str, Any]:
@@ -271,15 +328,13 @@ class Tracker:
         self,
         step: int,
         summary: dict[str, Any],
-        kl: dict[str, dict[str, Any]],
+        results: dict[str, ProbeResult],
         batches: list[tuple[EpisodeBatch | None, str]],
     ) -> None:
         rows = [row for batch, mode in batches if batch for row in episode_entries(batch, mode)]
         self.run.write_rows(step, rows)
-        entries = {
-            name: {direction: divergence_entry(item[direction]) for direction in DIRECTIONS}
-            for name, item in kl.items()
-        }
+        total_s = summary["tracking_s"]
+        entries = {name: probe_entry(result, total_s) for name, result in results.items()}
         write_json(self.run.evaluation(step) / ACTION_KL, entries)
         self.run.write_summary(step, summary)  # last: its presence says that the step is measured
 
@@ -309,23 +364,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _save_probes(path: Path, probes: dict[str, ProbeSet]) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, probe in probes.items():
-        tensors |= {f"{name}/{key}": value.contiguous() for key, value in probe.inputs.items()}
-        tensors[f"{name}/episode"] = torch.from_numpy(probe.episode.copy())
-    save_file(tensors, path)
-
-
-def _load_probes(path: Path) -> dict[str, ProbeSet]:
-    tensors = load_tensors(path)
-    names = dict.fromkeys(key.split("/", 1)[0] for key in tensors)
-    probes = {}
-    for name in names:
-        inputs = {
-            key.split("/", 1)[1]: value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}/") and key != f"{name}/episode"
-        }
-        probes[name] = ProbeSet(inputs, tensors[f"{name}/episode"].numpy())
-    return probes
+def _hashes(path: Path) -> dict[str, str]:
+    """Return probe set -> hash from `action_kl.json`; empty for a run that has none in it."""
+    entries = read_json(path) if path.is_file() else {}
+    return {name: entry["hash"] for name, entry in entries.items() if "hash" in entry}

@@ -392,7 +392,9 @@ class Trainer:
         from robo_razor.demonstrations import demonstrations_for
 
         with self._rollout_threads():
-            return demonstrations_for(self.config, self.base, self.console)
+            found = demonstrations_for(self.config, self.base, self.console)
+        self.tracker.see_demonstrations(found)
+        return found
 
     @contextlib.contextmanager
     def _rollout_threads(self) -> Iterator[None]:
