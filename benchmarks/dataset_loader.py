@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from robo_razor.demonstrations import load_demonstrations, save_demonstrations
+from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
 from robo_razor.methods.bc import chunk_windows
 from robo_razor.types import DemonstrationSet
 

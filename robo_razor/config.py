@@ -36,6 +36,7 @@ __all__ = [
     "PretrainConfig",
     "RolloutConfig",
     "Settings",
+    "SweepConfig",
     "TrackingConfig",
     "describe_fields",
     "from_dict",
@@ -181,13 +182,42 @@ class PPOConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReinforceConfig(Settings):
+    """REINFORCE on action chunks with a binary reward, no critic and no KL term."""
+
+    SECTION: ClassVar[str] = "reinforce"
+
+    learning_rate: float = setting(5e-5, above=0.0)
+    """AdamW's learning rate (> 0)."""
+    warmup_updates: int = setting(2, low=0)
+    """Updates over which the learning rate rises (>= 0)."""
+    episodes_per_update: int = setting(256, low=2)
+    """Complete episodes collected before each update (>= 2)."""
+    num_updates: int = setting(24, low=1)
+    """Updates in the run (>= 1)."""
+    advantage: Literal["normalised", "one_zero"] = "normalised"
+    """`normalised`: rewards minus their mean, over their deviation; `one_zero`: successes only."""
+    num_minibatches: int = setting(4, low=1)
+    """Gradient steps per update, each on other decisions (>= 1)."""
+    max_grad_norm: float = setting(1.0, above=0.0)
+    """Gradients are scaled down to this norm (> 0)."""
+    lora_rank: int = setting(0, low=0)
+    """Rank of low-rank updates (LoRA); 0: all weights are trained."""
+    temperature: float = setting(0.4, above=0.0)
+    """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BCConfig(Settings):
     """Behaviour cloning: supervised fine-tuning on demonstrations."""
 
     SECTION: ClassVar[str] = "bc"
 
     demonstrations: str = "expert"
-    """A LeRobotDataset's directory, or `expert`: the task's scripted expert makes them first."""
+    """`expert`: the task's scripted expert makes them first; `policy:NAME`: a policy does, by
+    sampling, and its successes are kept; or a LeRobotDataset's directory."""
+    temperature: float = setting(1.0, above=0.0)
+    """Softmax temperature of a policy that demonstrates (> 0)."""
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
     episodes: int = setting(300, low=1)
@@ -247,10 +277,12 @@ class FinetuneConfig(Settings):
     """Which checkpoints stay on disk."""
     ppo: PPOConfig = PPOConfig()
     """Settings of `--method ppo`."""
+    reinforce: ReinforceConfig = ReinforceConfig()
+    """Settings of `--method reinforce`."""
     bc: BCConfig = BCConfig()
     """Settings of `--method bc`."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("bc", "ppo")
+    METHODS: ClassVar[tuple[str, ...]] = ("bc", "ppo", "reinforce")
 
     def inactive_sections(self) -> tuple[str, ...]:
         """Return the sections of the methods that are not chosen."""
@@ -433,3 +465,25 @@ class CompareConfig(Settings):
     def _check_together(self) -> None:
         if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:
             raise ConfigError(f"match = {bad[0]} is no success rate", allowed="values in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Settings):
+    """Run an experiment file: methods and settings times seeds, resumable, several at a time."""
+
+    file: str = ""
+    """Experiment file (YAML): what all runs share, the arms, and the values each goes through."""
+    out: str | None = None
+    """Directory of all runs; None: the file's `out`, else `runs/` and the file's `name`."""
+    arms: str = "all"
+    """Arms to run now (names with commas) and the runs they need, or `all`."""
+    backend: Literal["local", "ray"] = "local"
+    """Where runs go: `local`, or a `ray` cluster whose machines share this file system."""
+    parallel: int | None = setting(None, low=1)
+    """Runs at a time (>= 1); None: the file's `parallel`, else what cores and memory carry."""
+    attempts: int = setting(3, low=1)
+    """Times that a run is started in one go when something kills it (>= 1)."""
+    retry_failed: bool = True
+    """Try again what failed in an earlier sweep."""
+    dry_run: bool = False
+    """Check the file, show the runs, and start none."""

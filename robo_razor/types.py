@@ -172,6 +172,8 @@ class DemonstrationSet:
         success: bool [F], True where the task was done after the frame's action.
         landmarks: float32 [F, L, 3] in metres, if the simulator gave them.
         landmarks_present: bool [F, L], True where the landmark exists.
+        decision_stride: Frames per decision of whoever demonstrated: a policy's chunk, or 1 for an
+            expert that decides anew at every frame. Training windows start at decisions only.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -184,6 +186,7 @@ class DemonstrationSet:
     fps: int = 10
     landmarks: NDArray[np.float32] | None = None
     landmarks_present: NDArray[np.bool_] | None = None
+    decision_stride: int = 1
 
     def __len__(self) -> int:
         return int(self.offsets[-1])

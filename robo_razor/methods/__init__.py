@@ -120,4 +120,4 @@ def autocast(device: torch.device | str, enabled: bool) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
-from robo_razor.methods import bc, ppo  # noqa: E402, F401  # they register themselves
+from robo_razor.methods import bc, ppo, reinforce  # noqa: E402, F401  # they register themselves

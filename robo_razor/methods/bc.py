@@ -2,8 +2,9 @@
 
 Axis letters as in `types`: F frames, W windows, B batch, H chunk, A action dimensions.
 
-A window starts at any frame and holds the next H actions of its episode; beyond the end the last
-action is repeated and marked as padding, which the loss leaves out.
+A window starts at a decision of the demonstrator (any frame of a reactive expert) and holds the
+next H actions of its episode; beyond the end the last action is repeated and marked as padding,
+which the loss leaves out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.config import BCConfig, FinetuneConfig
+from robo_razor.demonstrations import POLICY_PREFIX
 from robo_razor.errors import DemonstrationError, TrainingError
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
 from robo_razor.seeding import derive, generator
@@ -64,20 +66,24 @@ class WindowSampler:
 
     def __init__(self, demonstrations: DemonstrationSet, policy: Any) -> None:
         predicted = int(getattr(policy.config, "chunk_size", policy.chunk_size))
-        self.windows, self.is_pad = chunk_windows(demonstrations.offsets, predicted)
+        windows, is_pad = chunk_windows(demonstrations.offsets, predicted)
+        lengths = np.diff(demonstrations.offsets)
+        position = np.arange(len(windows)) - np.repeat(demonstrations.offsets[:-1], lengths)
+        self.frames = np.flatnonzero(position % demonstrations.decision_stride == 0)
+        self.windows, self.is_pad = windows[self.frames], is_pad[self.frames]
         self.actions = demonstrations.actions
         self.demonstrations = demonstrations
         self.policy = policy
-        lengths = np.diff(demonstrations.offsets)
-        self.episode = np.repeat(np.arange(demonstrations.num_episodes), lengths)
+        owner = np.repeat(np.arange(demonstrations.num_episodes), lengths)
+        self.episode = owner[self.frames]
         self.encoded = self._encode() if getattr(policy, "vision_frozen", False) else None
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return the training batch of the windows that start at frames `rows`, int64 [B]."""
-        demos, policy = self.demonstrations, self.policy
+        """Return the training batch of the windows `rows`, int64 [B]."""
+        demos, policy, frames = self.demonstrations, self.policy, self.frames[rows]
         if self.encoded is None:
             batch = self._prepare(rows)
         else:
@@ -85,19 +91,19 @@ class WindowSampler:
         batch["action"] = torch.from_numpy(self.actions[self.windows[rows]]).to(policy.device)
         batch["action_is_pad"] = torch.from_numpy(self.is_pad[rows]).to(policy.device)
         if demos.landmarks is not None and demos.landmarks_present is not None:
-            batch["observation.landmarks"] = torch.from_numpy(demos.landmarks[rows]).to(
+            batch["observation.landmarks"] = torch.from_numpy(demos.landmarks[frames]).to(
                 policy.device
             )
             batch["observation.landmarks_present"] = torch.from_numpy(
-                demos.landmarks_present[rows]
+                demos.landmarks_present[frames]
             ).to(policy.device)
         return batch
 
     def _prepare(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        demos = self.demonstrations
+        demos, frames = self.demonstrations, self.frames[rows]
         observation = {
-            "pixels": {name: images[rows] for name, images in demos.images.items()},
-            "agent_pos": demos.state[rows],
+            "pixels": {name: images[frames] for name, images in demos.images.items()},
+            "agent_pos": demos.state[frames],
         }
         words = [demos.instructions[e] for e in self.episode[rows]]
         return dict(self.policy.prepare(observation, words))
@@ -127,16 +133,24 @@ class BC(Method):
 
     @classmethod
     def validate(cls, config: FinetuneConfig) -> None:
-        """Refuse a directory that holds no dataset.
+        """Refuse a directory that holds no dataset, and a policy that is not there.
 
         Raises:
-            DemonstrationError: There is none.
+            DemonstrationError: There is no dataset.
+            RoboRazorError: There is no such policy.
         """
         source = config.bc.demonstrations
-        if source != "expert" and not (Path(source) / "meta" / "info.json").is_file():
+        if source == "expert":
+            return
+        if source.startswith(POLICY_PREFIX):
+            from robo_razor.policies import locate_policy
+
+            locate_policy(source.removeprefix(POLICY_PREFIX))  # refuses what is not there
+            return
+        if not (Path(source) / "meta" / "info.json").is_file():
             raise DemonstrationError(
                 f"There are no demonstrations in {source!r} (`bc.demonstrations`)",
-                allowed="the directory of a LeRobotDataset v3, or `expert`",
+                allowed="`expert`, `policy:NAME`, or the directory of a LeRobotDataset v3",
                 remedy=f"Make one: `robo-razor collect --task {config.task} --out {source}`.",
             )
 

@@ -4,8 +4,7 @@ One decision's chunk is one action: its log-probability is summed over H control
 dimensions. Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 
 Differences from Schulman et al. 2017 and why:
-- Whole episodes with a quota per update instead of fixed steps per environment: fast, successful
-  episodes are not over-represented, and nothing depends on the number of environments.
+- Whole episodes with a quota per update instead of fixed steps per environment, see `on_policy`.
 - `clip_low` and `clip_high` may differ (Yu et al. 2025, DAPO's "clip higher").
 - An update stops when `approx_kl` passes `target_kl`, checked before every gradient step.
 - The value head trains alone at first and, by default, on features it cannot change: a value loss
@@ -14,18 +13,13 @@ Differences from Schulman et al. 2017 and why:
   that all ended alike teach nothing and are left out of the gradient steps.
 - `adapt_lr` changes the policy's learning rate by what the last update did (as in rsl_rl, but once
   per update and bounded to a factor of 10 around the setting).
-- With a `temperature` the sampled distribution is the one that is trained, and the KL penalty is
-  between sampled distributions; `kl_base_tuned` is always that of the policies themselves.
+- With a `temperature` the KL penalty is between the sampled distributions.
 - The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +35,12 @@ from robo_razor.advantages import (
     normalise,
 )
 from robo_razor.config import FinetuneConfig, PPOConfig
-from robo_razor.errors import ConfigError, TrainingError
-from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
-from robo_razor.seeding import derive, generator, training_seeds
-from robo_razor.types import DecisionRecord, EpisodeBatch, make_rows
+from robo_razor.errors import ConfigError
+from robo_razor.methods import METHODS, MethodState, Metrics, Services, autocast
+from robo_razor.methods.on_policy import OnPolicyMethod
+from robo_razor.seeding import generator
+from robo_razor.types import DecisionRecord, EpisodeBatch
 
-logger = logging.getLogger(__name__)
-
-KL_PROBE_STATES = 256
 EVALUATION_BATCH = 256
 
 
@@ -133,15 +125,14 @@ def compute_targets(batch: EpisodeBatch, config: PPOConfig) -> Targets:
 
 
 @METHODS.register("ppo")
-class PPO(Method):
+class PPO(OnPolicyMethod):
     """PPO with whole episodes, a value head or group baselines, and an exact KL to the base."""
 
     def __init__(self, config: FinetuneConfig, policy: Any, base: Any, services: Services) -> None:
-        super().__init__(config, policy, base, services)
+        super().__init__(config, policy, base, services, config.ppo)
         self.ppo = config.ppo
-        self.base_outcomes: tuple[bool, ...] = ()
+        self.group_size = self.ppo.group_size if self.ppo.baseline == "group" else 1
         self.rate_factor = 1.0
-        self.policy_parameters = [p for p in policy.policy_parameters() if p.requires_grad]
         self.value_parameters = [p for p in policy.value_parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             [
@@ -168,62 +159,6 @@ class PPO(Method):
                 remedy="With `ppo.baseline: group`, every start state gets `group_size` episodes.",
             )
 
-    @property
-    def num_updates(self) -> int:
-        """Return the number of updates in the run."""
-        return self.ppo.num_updates
-
-    def check_start(self, sampled_success: Sequence[bool]) -> None:
-        """Remember the base's sampled outcomes; warn when there is no success among them."""
-        self.base_outcomes = tuple(sampled_success)
-        if sampled_success and not any(sampled_success):
-            logger.warning(
-                "%s succeeded in 0 of %d sampled episodes on %s: the first update's episodes "
-                "decide whether there is anything to learn from",
-                self.policy.name,
-                len(sampled_success),
-                self.config.task,
-            )
-
-    def _refuse_hopeless(self, batch: EpisodeBatch) -> None:
-        """Stop at the first update when no sampled episode of the base ever succeeded.
-
-        Raises:
-            TrainingError: PPO with a sparse reward learns nothing from failures alone.
-        """
-        outcomes = [*self.base_outcomes, *batch.success]
-        if any(outcomes) or batch.episode_return.any():
-            return
-        n = len(outcomes)
-        raise TrainingError(
-            f"The base {self.policy.name!r} succeeded in 0 of {n} sampled episodes on "
-            f"{self.config.task!r} (with 95 % confidence below {1.0 - 0.05 ** (1.0 / n):.1%}): PPO "
-            "learns nothing from failures alone",
-            remedy="Start with demonstrations (`--method bc`) and go on with PPO from that run "
-            "(`--policy RUN`), choose a task closer to the base's skills, or try "
-            "`--env.reward-type shaped`.",
-        )
-
-    def update(self, update: int) -> Metrics:
-        """Collect episodes, learn from them, and return what to log."""
-        start = time.perf_counter()
-        with self._sampling_temperature():
-            batch = self._collect(update)
-            collected = time.perf_counter()
-            if update == 1:
-                self._refuse_hopeless(batch)
-            history, targets = self._learn(batch, update)
-        metrics = self._rollout_metrics(batch)
-        metrics |= self._learn_metrics(history, batch, targets, update)
-        now = time.perf_counter()
-        metrics |= {
-            "time/rollout_s": collected - start,
-            "time/update_s": now - collected,
-            "time/episodes_per_s": len(batch) / (collected - start),
-            "time/env_steps_per_s": float(batch.control_steps.sum()) / (collected - start),
-        }
-        return metrics
-
     def state(self) -> MethodState:
         """Return the optimizer's state and the adapted rate."""
         return MethodState(
@@ -236,44 +171,8 @@ class PPO(Method):
         self.optimizer.load_state_dict(state.optimizers["ppo"])
         self.rate_factor = float(state.extra["rate_factor"])
 
-    @contextlib.contextmanager
-    def _sampling_temperature(self) -> Iterator[None]:
-        """Let policy and base be what is sampled; outside they are the policies themselves."""
-        handles = (self.policy, self.base)
-        before = [handle.temperature for handle in handles]
-        for handle in handles:
-            handle.temperature = self.ppo.temperature
-        try:
-            yield
-        finally:
-            for handle, temperature in zip(handles, before, strict=True):
-                handle.temperature = temperature
-
-    def _collect(self, update: int) -> EpisodeBatch:
-        seed, ppo = self.config.seed, self.ppo
-        group = ppo.group_size if ppo.baseline == "group" else 1
-        starts = training_seeds(ppo.episodes_per_update // group, seed, "ppo starts", update)
-        rows = make_rows(
-            self.config.task,
-            np.repeat(starts, group).tolist(),
-            samples=np.tile(np.arange(group), len(starts)).tolist(),
-        )
-        return self.services.rollout(
-            rows, mode="sample", record=True, sampling_seed=derive(seed, "ppo actions", update)
-        )
-
-    @staticmethod
-    def _rollout_metrics(batch: EpisodeBatch) -> Metrics:
-        return {
-            "rollout/success_rate": batch.success_rate,
-            "rollout/mean_return": float(batch.episode_return.mean()),
-            "rollout/mean_control_steps": float(batch.control_steps.mean()),
-            "rollout/episodes": float(len(batch)),
-            "rollout/decisions": float(batch.decisions.sum()),
-        }
-
-    def _learn(self, batch: EpisodeBatch, update: int) -> tuple[list[Metrics], Targets]:
-        """Make the gradient steps; return their diagnostics and what was learnt from."""
+    def _learn(self, batch: EpisodeBatch, update: int) -> Metrics:
+        """Make the gradient steps; return their diagnostics."""
         record = batch.record
         assert record is not None
         warming_up = update <= self.ppo.value_warmup_updates and self.ppo.baseline == "value"
@@ -291,7 +190,7 @@ class PPO(Method):
                 break
         if not warming_up and history:
             self._adapt_rate(history[-1]["approx_kl"])
-        return history, targets
+        return self._learn_metrics(history, record, targets)
 
     def _useful(self, targets: Targets) -> Tensor:
         """Return the decisions to learn from, int64 [m]: with groups, those with an advantage."""
@@ -379,14 +278,6 @@ class PPO(Method):
         )
         return divergence.mean()
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"The PPO loss became {float(loss)}",
-                remedy="Lower `ppo.learning_rate`, or set `ppo.bf16: false`. The last checkpoint "
-                "is intact.",
-            )
-
     @torch.no_grad()
     def _log_probs(self, record: DecisionRecord) -> Tensor:
         """Return the log-probabilities float [M] of the record in the update's precision."""
@@ -400,10 +291,8 @@ class PPO(Method):
         return torch.cat(parts)
 
     def _learn_metrics(
-        self, history: list[Metrics], batch: EpisodeBatch, targets: Targets, update: int
+        self, history: list[Metrics], record: DecisionRecord, targets: Targets
     ) -> Metrics:
-        record = batch.record
-        assert record is not None
         assert record.value is not None
         steps = [step for step in history if "stopped" not in step]
         metrics = {
@@ -417,14 +306,4 @@ class PPO(Method):
             "train/explained_variance": explained_variance(record.value, targets.returns),
             "train/advantage_nonzero": float((targets.advantages != 0).float().mean()),
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-            "train/kl_base_tuned": self._kl_to_base(record, update),
         }
-
-    @torch.no_grad()
-    def _kl_to_base(self, record: DecisionRecord, update: int) -> float:
-        """Return KL(base || tuned) on a random sample of the states just visited."""
-        order = generator(self.config.seed, "ppo probe", update).permutation(len(record))
-        inputs = record.select(np.sort(order[:KL_PROBE_STATES]))
-        inputs = {key: tensor.to(self.policy.device) for key, tensor in inputs.items()}
-        base, tuned = self.base.distribution(inputs), self.policy.distribution(inputs)
-        return float(base.kl(tuned).mean())

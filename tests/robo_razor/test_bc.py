@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from toy_policy import NEW, tiny_policy
+from toy_policy import NEW, save_tiny_policy, tiny_policy
 
 from robo_razor.actors import ExpertActor
 from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig
-from robo_razor.demonstrations import collect_demonstrations
-from robo_razor.errors import ConfigError, DemonstrationError
+from robo_razor.demonstrations import collect_demonstrations, demonstrations_for
+from robo_razor.errors import ConfigError, DemonstrationError, UnknownNameError
 from robo_razor.methods import METHODS, Services
 from robo_razor.methods.bc import BC, WindowSampler, chunk_windows, learning_rate_factor
 from robo_razor.rollout import make_env, run_episodes
@@ -98,6 +101,41 @@ def test_no_demonstrations_is_an_error_before_anything_starts(tmp_path):
     config = FinetuneConfig(method="bc", bc=BCConfig(demonstrations=str(tmp_path / "none")))
     with pytest.raises(DemonstrationError, match=r"robo-razor collect"):
         METHODS.get("bc").validate(config)
+
+
+def test_windows_start_at_the_decisions_of_who_demonstrated(demonstrations):
+    by_policy = dataclasses.replace(demonstrations, decision_stride=4)
+    sampler = WindowSampler(by_policy, tiny_policy())
+    starts = [
+        frame
+        for first, end in itertools.pairwise(demonstrations.offsets.tolist())
+        for frame in range(first, end, 4)
+    ]
+    assert sampler.frames.tolist() == starts
+    batch = sampler.batch(np.array([1]))
+    follow = chunk_windows(demonstrations.offsets, 4)[0][starts[1]]
+    np.testing.assert_array_equal(batch["action"][0], demonstrations.actions[follow])
+
+
+def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
+    path = save_tiny_policy(tmp_path / "policy")
+    bc = BCConfig(demonstrations=f"policy:{path}", episodes=5)
+    found = [
+        demonstrations_for(FinetuneConfig(method="bc", task=NEW, env=ENV, bc=bc, seed=seed), None)
+        for seed in (0, 0, 1)
+    ]
+    assert found[0].num_episodes == 5
+    assert found[0].success[found[0].offsets[1:] - 1].all()
+    assert found[0].decision_stride == 4
+    np.testing.assert_array_equal(found[0].actions, found[1].actions)
+    assert (
+        found[0].actions.shape != found[2].actions.shape
+        or (found[0].actions != found[2].actions).any()
+    )
+    with pytest.raises(UnknownNameError, match="razor-base"):
+        METHODS.get("bc").validate(
+            FinetuneConfig(method="bc", bc=BCConfig(demonstrations="policy:razor-bas"))
+        )
 
 
 def test_an_unknown_schedule_is_refused():

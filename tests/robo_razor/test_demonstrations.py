@@ -14,12 +14,11 @@ from robo_razor.demonstrations import (
     check_fit,
     collect_demonstrations,
     demonstrations_for,
-    load_demonstrations,
     run_collect,
-    save_demonstrations,
 )
 from robo_razor.environment import make_env
 from robo_razor.errors import DemonstrationError, RunDirectoryError
+from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
 
 ENV = EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",))
 
@@ -129,14 +128,14 @@ def test_a_demonstrator_that_never_succeeds_is_given_up():
 
 
 def test_bc_takes_the_expert_or_a_dataset(tmp_path):
-    save_demonstrations(expert(4, style="b"), tmp_path / "data")
-
-    def of(source):
+    def of(source, seed=0):
         bc = BCConfig(demonstrations=source, episodes=4)
-        config = FinetuneConfig(method="bc", task=NEW, bc=bc, env=ENV)
+        config = FinetuneConfig(method="bc", task=NEW, bc=bc, env=ENV, seed=seed)
         return demonstrations_for(config, tiny_policy(), quiet())
 
+    save_demonstrations(of("expert"), tmp_path / "data")
     same(of("expert"), of(str(tmp_path / "data")))
+    assert not np.array_equal(of("expert", seed=1).state[0], of("expert").state[0])
 
 
 def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -143,22 +144,20 @@ class PlaceOnShelf(Place):
 
 def bin_task(kind: str, role: Role) -> PlaceInBin:
     """Make the put-into-the-bin task for one kind of object."""
-    return PlaceInBin(
-        name=f"Place{kind.capitalize()}InBin",
-        role=role,
-        pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
-        templates=tuple(template.format(kind=kind) for template in BIN_TEMPLATES),
-        target=kind,
-    )
+    return PlaceInBin(**_description(kind, role, "InBin", BIN_TEMPLATES))
 
 
 def shelf_task(kind: str, role: Role) -> PlaceOnShelf:
     """Make the put-on-the-shelf task for one kind of object."""
-    return PlaceOnShelf(
-        name=f"Place{kind.capitalize()}OnShelf",
-        role=role,
-        pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
-        templates=tuple(template.format(kind=kind) for template in SHELF_TEMPLATES),
-        target=kind,
-        max_drop_m=0.006,
-    )
+    description = _description(kind, role, "OnShelf", SHELF_TEMPLATES)
+    return PlaceOnShelf(**description, max_drop_m=0.006)
+
+
+def _description(kind: str, role: Role, where: str, templates: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "name": f"Place{kind.capitalize()}{where}",
+        "role": role,
+        "pairs": tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
+        "templates": tuple(template.format(kind=kind) for template in templates),
+        "target": kind,
+    }
