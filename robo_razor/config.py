@@ -100,8 +100,7 @@ class TrackingConfig(Settings):
     """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0:
     never."""
     distances: bool = False
-    """Also measure the dear distances to the base: Fisher-weighted and spectral norms of the weight
-    change, activations, sparsity, rank and representations."""
+    """Also measure the dear distances to the base, from Fisher-weighted weight changes to CKNNA."""
 
     def interval(self, num_updates: int) -> int:
         """Return the number of updates between two checkpoints in a run of `num_updates`."""
@@ -214,12 +213,14 @@ class BCConfig(Settings):
     SECTION: ClassVar[str] = "bc"
 
     demonstrations: str = "expert"
-    """`expert`: the task's scripted expert makes them first; `policy:NAME`: a policy does, by
-    sampling, and its successes are kept; or a LeRobotDataset's directory."""
+    """`expert` (scripted), `policy:NAME` (a policy's sampled successes), or a dataset's
+    directory."""
     temperature: float = setting(1.0, above=0.0)
     """Softmax temperature of a policy that demonstrates (> 0)."""
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
+    noise: float = setting(0.0, low=0.0, high=1.0)
+    """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
     episodes: int = setting(300, low=1)
     """Demonstrations used (>= 1); all there are when the directory holds fewer."""
     epochs: int = setting(12, low=1)
@@ -456,11 +457,15 @@ class CompareConfig(Settings):
     """Put runs next to each other: success against forgetting, at matched new-task success."""
 
     runs: tuple[str, ...] = ()
-    """Run directories that `robo-razor finetune` made (one or more)."""
+    """Run directories that `robo-razor finetune` made, or directories of sweeps (one or more)."""
     out: str = "report"
-    """Directory for `report.md`, `report.json` and the figures."""
+    """Directory for the page `index.html`, `report.md`, `report.json`, CSV and figures."""
     match: tuple[float, ...] = ()
     """New-task success rates [0, 1] at which runs are compared; empty: chosen from the runs."""
+    videos: int = setting(2, low=0, high=20)
+    """Videos of base and tuned on the same start states [0, 20], where checkpoints are at hand."""
+    allow_unlike: bool = False
+    """Compare runs of unlike versions, renderers or bases too; the report says what differs."""
 
     def _check_together(self) -> None:
         if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:

@@ -229,7 +229,9 @@ def _demonstrator(config: FinetuneConfig) -> tuple[Actor, int]:
 
     bc = config.bc
     if bc.demonstrations == "expert":
-        return ExpertActor(bc.style), 1  # reactive: every control step is a decision
+        expert: Actor = ExpertActor(bc.style)
+        # Reactive: every control step is a decision.
+        return (NoisyActor(expert, bc.noise) if bc.noise else expert), 1
     name = bc.demonstrations.removeprefix(POLICY_PREFIX)
     demonstrator = load_policy(name, resolve_device(config.device))
     if not demonstrator.has_density:
