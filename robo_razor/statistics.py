@@ -1,32 +1,66 @@
 """Intervals and tests for success rates; pure functions, 95 % and two-sided unless said otherwise.
 
+Rates of one or two arms are here; what else belongs to statistics is in `robo_razor.bootstrap`
+(resampling), `robo_razor.student` (intervals over seeds), `robo_razor.sequential` (stopping when an
+interval is narrow enough) and `robo_razor.curves` (frontiers and areas). All of it can be imported
+from here.
+
 References: Wilson (1927); Newcombe (1998), Statistics in Medicine 17:873, method 10 (difference of
-independent proportions); McNemar (1947), exact binomial form; Efron's percentile bootstrap.
+independent proportions); McNemar (1947), exact binomial form; Connor (1987), Biometrics 43:207
+(number of pairs).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from robo_razor.bootstrap import (
+    bootstrap_mean,
+    clustered_bootstrap,
+    mean_retention_interval,
+    nbt_interval,
+    paired_bootstrap,
+    retention_interval,
+)
+from robo_razor.curves import (
+    area_under_curve,
+    areas_under_curves,
+    frontier,
+    hypervolume,
+    interpolate_at,
+)
+from robo_razor.estimate import Estimate, normal_quantile, paired
+from robo_razor.student import seed_difference, seed_interval
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval, `low <= value <= high`."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The interval's ends."""
-        return self.low, self.high
+__all__ = [
+    "Estimate",
+    "PairedTest",
+    "area_under_curve",
+    "areas_under_curves",
+    "bootstrap_mean",
+    "clustered_bootstrap",
+    "detectable_difference",
+    "episodes_needed",
+    "frontier",
+    "hypervolume",
+    "interpolate_at",
+    "mcnemar_exact",
+    "mean_retention_interval",
+    "nbt_interval",
+    "newcombe_difference",
+    "paired_bootstrap",
+    "paired_episodes_needed",
+    "retention_interval",
+    "seed_difference",
+    "seed_interval",
+    "standard_error",
+    "wilson_interval",
+]
 
 
 @dataclass(frozen=True)
@@ -52,7 +86,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     _check_count(successes, n)
     if n == 0:
         return 0.0, 1.0
-    z, rate = _z(confidence), successes / n
+    z, rate = normal_quantile(confidence), successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     low = 0.0 if successes == 0 else max(0.0, centre - half)
@@ -84,55 +118,12 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> PairedTest:
         first: bool [n], success of the first arm per start state.
         second: bool [n], success of the second arm on the same start states.
     """
-    one, two = _paired(first, second)
+    one, two = paired(first, second)
     only_first = int(np.sum((one == 1) & (two == 0)))
     only_second = int(np.sum((one == 0) & (two == 1)))
     discordant = only_first + only_second
     tail = _binomial_half_cdf(min(only_first, only_second), discordant)
     return PairedTest(only_first, only_second, min(1.0, 2 * tail))
-
-
-def paired_bootstrap(
-    first: ArrayLike,
-    second: ArrayLike,
-    *,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
-    """Return mean(first) - mean(second) with a percentile interval, start states resampled.
-
-    Args:
-        first: float [n], a number (or success) per start state.
-        second: float [n], the same for the other arm.
-        resamples: Bootstrap samples.
-        confidence: Coverage in (0, 1).
-        seed: Seed of the resampling.
-    """
-    one, two = _paired(first, second)
-    if len(one) == 0:
-        raise ValueError("a bootstrap needs at least one pair")
-    return bootstrap_mean(one - two, resamples=resamples, confidence=confidence, seed=seed)
-
-
-def bootstrap_mean(
-    values: ArrayLike, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
-) -> Estimate:
-    """Return the mean of float [n] with a percentile bootstrap interval."""
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or len(data) == 0:
-        raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, min(resamples, 2_000_000 // len(data)))  # bounds the memory of one block
-    for begin in range(0, resamples, rows):
-        block = means[begin : begin + rows]
-        index = generator.integers(len(data), size=(len(block), len(data)))
-        block[:] = data[index].mean(axis=1)
-    tail = 50.0 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    mean = float(data.mean())
-    return Estimate(mean, min(mean, float(low)), max(mean, float(high)))
 
 
 def standard_error(values: ArrayLike) -> float:
@@ -149,7 +140,7 @@ def episodes_needed(
     """Return the episodes per arm that tell two success rates apart (independent arms).
 
     Normal approximation with Cohen's effect size h = 2 asin(sqrt(p)), two-sided. Arms over the same
-    start states need fewer.
+    start states need fewer, see `paired_episodes_needed`.
 
     Args:
         rate_1: Success rate of one arm, [0, 1].
@@ -160,8 +151,34 @@ def episodes_needed(
     effect = abs(_arcsine(rate_1) - _arcsine(rate_2))
     if effect == 0:
         raise ValueError("no number of episodes tells equal success rates apart")
-    z = _z(confidence) + NormalDist().inv_cdf(power)
+    z = normal_quantile(confidence) + NormalDist().inv_cdf(power)
     return math.ceil(2 * (z / effect) ** 2)
+
+
+def paired_episodes_needed(
+    discordant_rate: float, difference: float, *, power: float = 0.8, confidence: float = 0.95
+) -> int:
+    """Return the start states that tell two arms apart when both run on each (McNemar's test).
+
+    Connor's formula, n = (z_a sqrt(D) + z_b sqrt(D - d^2))^2 / d^2, plus 2 / |d| because the exact
+    test that `mcnemar_exact` makes rejects less often than the one the formula is for.
+
+    Args:
+        discordant_rate: D, share of start states that exactly one arm solves, in (0, 1]; the more
+            alike the arms, the smaller.
+        difference: d, success rate of one arm minus the other's, 0 < |d| <= D.
+        power: Probability of seeing the difference.
+        confidence: 1 - probability of seeing one that is not there.
+    """
+    size = abs(difference)
+    if not 0 < size <= discordant_rate <= 1:
+        raise ValueError(
+            f"difference = {difference} and discordant_rate = {discordant_rate}: expected "
+            "0 < |difference| <= discordant_rate <= 1, since arms differ on discordant pairs only"
+        )
+    spread = math.sqrt(max(0.0, discordant_rate - size**2))
+    z = normal_quantile(confidence) * math.sqrt(discordant_rate)
+    return math.ceil(((z + NormalDist().inv_cdf(power) * spread) / size) ** 2 + 2 / size)
 
 
 def detectable_difference(
@@ -179,7 +196,7 @@ def detectable_difference(
     """
     if n < 1:
         return math.nan
-    effect = (_z(confidence) + NormalDist().inv_cdf(power)) * math.sqrt(2 / n)
+    effect = (normal_quantile(confidence) + NormalDist().inv_cdf(power)) * math.sqrt(2 / n)
     angle = _arcsine(rate)
     others = [
         math.sin(other / 2) ** 2
@@ -187,35 +204,6 @@ def detectable_difference(
         if 0 <= other <= math.pi
     ]
     return min((abs(other - rate) for other in others), default=math.nan)
-
-
-def interpolate_at(
-    level: float, x: Sequence[float], y: Sequence[float]
-) -> tuple[float, bool] | None:
-    """Return y where x first reaches `level` along a run, by linear interpolation.
-
-    Args:
-        level: The value of x asked for.
-        x: Values along the run, in order of steps (need not rise monotonically).
-        y: Values at the same steps.
-
-    Returns:
-        The value and whether it was interpolated (False: x starts at or above `level`); None when
-        x never reaches the level.
-    """
-    for i, value in enumerate(x):
-        if value >= level:
-            if i == 0 or value == level:
-                return float(y[i]), i > 0
-            share = (level - x[i - 1]) / (value - x[i - 1])
-            return float(y[i - 1] + share * (y[i] - y[i - 1])), True
-    return None
-
-
-def _z(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie in (0, 1)")
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def _arcsine(rate: float) -> float:
@@ -227,14 +215,6 @@ def _arcsine(rate: float) -> float:
 def _check_count(successes: int, n: int) -> None:
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials is not possible")
-
-
-def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    one = np.asarray(first, dtype=np.float64)
-    two = np.asarray(second, dtype=np.float64)
-    if one.shape != two.shape or one.ndim != 1:
-        raise ValueError(f"pairs need two equally long lists, got shapes {one.shape}, {two.shape}")
-    return one, two
 
 
 def _binomial_half_cdf(k: int, n: int) -> float:

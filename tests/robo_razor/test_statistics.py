@@ -13,14 +13,15 @@ from statsmodels.stats.proportion import (
     proportion_effectsize,
 )
 
+from robo_razor import statistics
 from robo_razor.statistics import (
     bootstrap_mean,
     detectable_difference,
     episodes_needed,
-    interpolate_at,
     mcnemar_exact,
     newcombe_difference,
     paired_bootstrap,
+    paired_episodes_needed,
     standard_error,
     wilson_interval,
 )
@@ -151,10 +152,34 @@ def test_more_episodes_detect_smaller_differences():
     assert detectable_difference(0.5, 400) < detectable_difference(0.5, 100)
 
 
-def test_interpolation_along_a_run():
-    success, retention = [0.2, 0.6, 0.5, 0.9], [1.0, 0.8, 0.7, 0.5]
-    assert interpolate_at(0.4, success, retention) == (pytest.approx(0.9), True)
-    assert interpolate_at(0.9, success, retention) == (0.5, True)
-    assert interpolate_at(0.7, success, retention) == (pytest.approx(0.6), True)
-    assert interpolate_at(0.1, success, retention) == (1.0, False)
-    assert interpolate_at(0.95, success, retention) is None
+def exact_mcnemar_power(n, discordant_rate, difference, level=0.05):
+    m = np.arange(n + 1)  # discordant pairs
+    largest = stats.binom.ppf(level / 2, m, 0.5)
+    largest = np.where(stats.binom.cdf(largest, m, 0.5) <= level / 2, largest, largest - 1)
+    share = (discordant_rate + difference) / 2 / discordant_rate
+    rejects = stats.binom.cdf(largest, m, share) + stats.binom.sf(m - largest - 1, m, share)
+    return np.dot(stats.binom.pmf(m, n, discordant_rate), rejects)
+
+
+@pytest.mark.parametrize("discordant_rate", [0.05, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_paired_episodes_give_the_exact_test_its_power(discordant_rate, share, power):
+    n = paired_episodes_needed(discordant_rate, -share * discordant_rate, power=power)
+    assert exact_mcnemar_power(n, discordant_rate, share * discordant_rate) > power - 0.01
+    if n > 50 and share < 1:  # and not many more than needed
+        fewer = exact_mcnemar_power(n * 4 // 5, discordant_rate, share * discordant_rate)
+        assert fewer < power
+
+
+def test_pairs_need_fewer_episodes_than_independent_arms():
+    # .9 against .8, of which 15 % of start states are solved by one arm only
+    assert paired_episodes_needed(0.15, 0.1) < episodes_needed(0.9, 0.8)
+    with pytest.raises(ValueError, match="discordant pairs"):
+        paired_episodes_needed(0.05, 0.1)
+    with pytest.raises(ValueError, match="discordant_rate"):
+        paired_episodes_needed(0.05, 0.0)
+
+
+def test_everything_can_be_imported_from_here():
+    assert all(hasattr(statistics, name) for name in statistics.__all__)

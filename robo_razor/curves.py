@@ -1,0 +1,119 @@
+"""Trade-off curves: the frontier of new against prior success, and areas under learning curves.
+
+A point is (new, prior): success on the new task and on the prior skills, both in [0, 1], both
+better when larger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def hypervolume(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) -> float:
+    """Return the area that points dominate: where some point is at least as good in both.
+
+    Args:
+        points: float [n, 2], (new, prior); points with NaN are left out.
+        reference: The corner the area starts at; a point below it in either adds nothing.
+    """
+    data = _points(points) - np.asarray(reference, dtype=np.float64)
+    data = data[(data > 0).all(axis=1)]
+    data = data[np.argsort(-data[:, 0])]
+    heights = np.maximum.accumulate(data[:, 1]) if len(data) else data[:, 1]
+    widths = data[:, 0] - np.append(data[1:, 0], 0.0)
+    return float(np.dot(widths, heights))
+
+
+def frontier(points: ArrayLike, tolerance: float = 0.02) -> list[int]:
+    """Return the indices, rising, of the points within `tolerance` of the Pareto frontier.
+
+    A point stays if no point with at least its new-task success keeps more than `tolerance` above
+    it on the prior skills ("RL's Razor", arXiv 2509.04259, keeps those within 2 points; in which
+    direction it measures them is our reading). With tolerance 0 a point that another one beats on
+    the new task only still stays.
+
+    Args:
+        points: float [n, 2], (new, prior); points with NaN are never on it.
+        tolerance: Allowed distance below the frontier, in prior success.
+    """
+    data = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    known = np.flatnonzero(np.isfinite(data).all(axis=1))
+    new, prior = data[known, 0], data[known, 1]
+    better = new[None, :] >= new[:, None]
+    best = np.where(better, prior[None, :], -np.inf).max(axis=1, initial=-np.inf)
+    return [int(i) for i in known[prior >= best - tolerance - 1e-12]]
+
+
+def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
+    """Return the mean height of a curve: its area by trapezoids, over the range of x.
+
+    Args:
+        x: float [T], rising, e.g. environment steps.
+        y: float [T], e.g. success at the same steps.
+
+    Returns:
+        The area; NaN if x has no range.
+    """
+    heights = np.asarray(y, dtype=np.float64)
+    if heights.ndim != 1:
+        raise ValueError(f"expected one y per x, got shape {heights.shape}")
+    return float(areas_under_curves(x, heights[:, None])[0])
+
+
+def areas_under_curves(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    """Return the mean height of several curves over the same x, as `area_under_curve` does.
+
+    The success curve of a run is the mean of one 0-or-1 curve per start state, so the areas of
+    those are what `bootstrap_mean` and, for two runs over the same start states,
+    `paired_bootstrap` want.
+
+    Args:
+        x: float [T], rising.
+        y: float [T, n], one curve per column.
+
+    Returns:
+        float [n]; NaN if x has no range.
+    """
+    steps, heights = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if heights.ndim != 2 or steps.shape != heights.shape[:1]:
+        raise ValueError(f"expected one y per x, got shapes {steps.shape}, {heights.shape}")
+    widths = np.diff(steps)
+    if (widths < 0).any():
+        raise ValueError("the x of a curve must rise")
+    if widths.sum() == 0:
+        return np.full(heights.shape[1], math.nan)
+    areas: NDArray[np.float64] = widths @ (heights[1:] + heights[:-1]) / 2 / widths.sum()
+    return areas
+
+
+def interpolate_at(
+    level: float, x: Sequence[float], y: Sequence[float]
+) -> tuple[float, bool] | None:
+    """Return y where x first reaches `level` along a run, by linear interpolation.
+
+    Args:
+        level: The value of x asked for.
+        x: Values along the run, in order of steps (need not rise monotonically).
+        y: Values at the same steps.
+
+    Returns:
+        The value and whether it was interpolated (False: x starts at or above `level`); None when
+        x never reaches the level.
+    """
+    for i, value in enumerate(x):
+        if value >= level:
+            if i == 0 or value == level:
+                return float(y[i]), i > 0
+            share = (level - x[i - 1]) / (value - x[i - 1])
+            return float(y[i - 1] + share * (y[i] - y[i - 1])), True
+    return None
+
+
+def _points(points: ArrayLike) -> NDArray[np.float64]:
+    """Return float [n, 2] without those that hold NaN."""
+    data = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    return data[np.isfinite(data).all(axis=1)]
