@@ -13,12 +13,26 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from robo_razor.config import CompareConfig, FinetuneConfig
+from robo_razor.config import CompareConfig, FinetuneConfig, SweepConfig
 from robo_razor.errors import ConfigError, did_you_mean
-from robo_razor.settings import Settings, field_help, from_dict, read_yaml, replace, to_dict
+from robo_razor.settings import (
+    Settings,
+    field_help,
+    flatten,
+    from_dict,
+    read_yaml,
+    replace,
+    to_dict,
+)
 
 RESUME_MAY_CHANGE = ("out", "resume")
 """Keys that may differ from the interrupted run's; any other would make it another run."""
+
+POSITIONAL: dict[type[Settings], tuple[str, str]] = {
+    CompareConfig: ("runs", "RUN ..."),
+    SweepConfig: ("file", "FILE"),
+}
+"""The setting that a command takes without a flag, and what the usage line calls it."""
 
 
 def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str], about: str) -> C:
@@ -49,7 +63,7 @@ def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         ConfigError: A key differs that would make it another run.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     changed = [k for k in new if old.get(k) != new[k] and k not in RESUME_MAY_CHANGE]
     if changed:
         key = changed[0]
@@ -111,8 +125,9 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
     for name in names:
         kind = _flag_type(type(base), name, hints[name])
         marks: list[Any] = [tyro.conf.arg(help=help_lines[name])]
-        if isinstance(base, CompareConfig) and name == "runs":
-            marks = [tyro.conf.arg(help=help_lines[name], metavar="RUN ..."), tyro.conf.Positional]
+        positional, metavar = POSITIONAL.get(type(base), ("", ""))
+        if name == positional:
+            marks = [tyro.conf.arg(help=help_lines[name], metavar=metavar), tyro.conf.Positional]
         default = dataclasses.field(default=getattr(base, name))
         columns.append((name, Annotated.__class_getitem__((kind, *marks)), default))  # type: ignore[attr-defined]
     flags = dataclasses.make_dataclass(type(base).__name__, columns, kw_only=True)
@@ -163,23 +178,13 @@ def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> Non
 
 def _flags(base: Settings) -> set[str]:
     names: set[str] = set()
-    for key, value in _flat(to_dict(base)).items():
+    for key, value in flatten(to_dict(base)).items():
         flag = key.replace("_", "-")
         names.add(flag)
         if isinstance(value, bool):
             section, _, last = flag.rpartition(".")
             names.add(f"{section}.no-{last}" if section else f"no-{last}")
     return names
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:

@@ -111,7 +111,7 @@ class RunDirectory:
         run = cls(path)
         if not run.path.is_dir():
             raise RunDirectoryError(f"The run directory {str(path)!r} does not exist")
-        if not (run.path / CONFIG).is_file():
+        if not run.has_config():
             raise RunDirectoryError(
                 f"{str(path)!r} is no run directory: it holds no {CONFIG}",
                 remedy="Name a directory that `robo-razor finetune` made.",
@@ -171,6 +171,47 @@ class RunDirectory:
         """Return the step of the newest checkpoint, or None."""
         steps = self.steps()
         return steps[-1] if steps else None
+
+    def has_config(self) -> bool:
+        """Tell whether the directory is a run's."""
+        return (self.path / CONFIG).is_file()
+
+    def is_finished(self) -> bool:
+        """Tell whether the run made all its updates and measured the last one."""
+        steps = _steps_in(self.path / "eval")
+        file = self.path / "eval" / step_name(steps[-1]) / SUMMARY if steps else None
+        if file is None or not file.is_file():
+            return False
+        summary = read_json(file)
+        return bool(summary["step"] == summary.get("updates"))
+
+    def is_running(self) -> bool:
+        """Tell whether a process holds the run's lock."""
+        if not (self.path / _LOCK).is_file():
+            return False
+        with (self.path / _LOCK).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def discard_unstarted(self) -> None:
+        """Remove what a run left that was stopped before its first checkpoint.
+
+        Raises:
+            RunDirectoryError: There is a checkpoint, or the directory is no run's.
+        """
+        if not self.path.exists() and not self.path.is_symlink():
+            return
+        items = list(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        is_run = self.has_config() or all(item.name.startswith(".") for item in items)
+        if self.last_step() is not None or not is_run:
+            raise RunDirectoryError(
+                f"{str(self.path)!r} holds something else than a run that has just begun",
+                remedy="Move it away, or choose another output directory.",
+            )
+        shutil.rmtree(self.path)
 
     def best_step(self) -> int | None:
         """Return the step that `best` points at, or None."""

@@ -80,6 +80,16 @@ COMMANDS: dict[str, Command] = {
         "robo_razor.report:run_compare",
         configs.CompareConfig,
     ),
+    "sweep": Command(
+        "Run an experiment file: many runs, several at a time, resumable, into one table.",
+        (
+            "robo-razor sweep configs/experiments/razor_smoke.yaml",
+            "robo-razor sweep configs/experiments/razor_smoke.yaml --dry-run",
+            "robo-razor sweep configs/experiments/razor_smoke.yaml --backend ray --parallel 8",
+        ),
+        "robo_razor.sweep:run_sweep",
+        configs.SweepConfig,
+    ),
     "doctor": Command(
         "Check this machine: packages, OpenGL, CPU, GPU, disk; say what is slow or wrong.",
         ("robo-razor doctor",),

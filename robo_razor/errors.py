@@ -68,6 +68,10 @@ class TrainingError(RoboRazorError):
     """Training cannot start or cannot go on, e.g. no success to learn from, or NaN."""
 
 
+class SweepError(RoboRazorError):
+    """A sweep cannot start, or some of its runs failed."""
+
+
 class ReportError(RoboRazorError):
     """Runs cannot be read or compared."""
 

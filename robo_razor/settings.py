@@ -144,6 +144,17 @@ def describe_fields(config_class: type[Settings]) -> list[str]:
     return keys
 
 
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested plain values by their keys' paths: `{"ppo": {"gamma": 1}}` -> `ppo.gamma`."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def replace[C: Settings](config: C, **changes: Any) -> C:
     """Return a copy of `config` with some fields changed and all checks run again."""
     return dataclasses.replace(config, **changes)
