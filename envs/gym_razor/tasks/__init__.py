@@ -21,11 +21,11 @@ TASKS: dict[str, Task] = {
         lift_task("bottle"),
         bin_task("cube", "prior"),
         bin_task("bottle", "prior"),
-        bin_task("block", "prior"),
         shelf_task("cube", "prior"),
-        shelf_task("bottle", "prior"),
         bin_task("can", "new"),
+        shelf_task("bottle", "new"),
         shelf_task("can", "new"),
+        bin_task("block", "new"),
     )
 }
 """Every task of the suite by Gymnasium id."""
