@@ -70,9 +70,20 @@ COMMANDS: dict[str, Command] = {
         (
             "robo-razor evaluate --policy razor-base --skills all --episodes 200 --json out.json",
             "robo-razor evaluate --policy runs/x/checkpoints/best --skills PlaceCanInBin,LiftCan",
+            "robo-razor evaluate --manifest razor --json out.json --resume",
+            "robo-razor evaluate --skills LiftCube --until-width .05",
         ),
         "robo_razor.evaluation:run_evaluate",
         configs.EvaluateConfig,
+    ),
+    "manifest": Command(
+        "Write down the start states of an evaluation, or check that they are still the same.",
+        (
+            "robo-razor manifest --skills all --episodes 200 --out states.json.gz",
+            "robo-razor manifest --check razor --episodes 10",
+        ),
+        "robo_razor.manifest:run_manifest",
+        configs.ManifestConfig,
     ),
     "compare": Command(
         "Compare runs: new-task success against forgetting, at matched new-task success.",

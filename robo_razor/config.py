@@ -32,6 +32,7 @@ __all__ = [
     "EnvConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "ManifestConfig",
     "PPOConfig",
     "PretrainConfig",
     "RolloutConfig",
@@ -324,12 +325,18 @@ class EvaluateConfig(Settings):
     """Policy: `razor-base`, a run or checkpoint directory, or a hub id."""
     skills: str = "all"
     """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
-    episodes: int = setting(200, low=1)
-    """Episodes per skill, one per held-out start state (>= 1)."""
+    episodes: int | None = setting(None, low=1)
+    """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
+    manifest: str | None = None
+    """Start states: a manifest's file or a shipped one's name (`razor`); None: held-out seeds."""
+    until_width: float | None = setting(None, above=0.0, high=1.0)
+    """Stop a skill once its 95 % interval, high minus low, is this narrow (0, 1]; None: run all."""
     mode: Literal["greedy", "sample"] = "greedy"
     """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
     json: str | None = None
     """File to write the result to."""
+    resume: bool = False
+    """Go on with an interrupted evaluation; its finished episodes stand in `JSON.unfinished`."""
     seed: int = setting(0, low=0)
     """Seed of sampled actions."""
     seed_offset: int = setting(HELD_OUT_SEED, low=0)
@@ -339,6 +346,36 @@ class EvaluateConfig(Settings):
     torch_threads: int | None = setting(None, low=1)
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+    def _check_together(self) -> None:
+        if self.resume and self.json is None:
+            raise ConfigError(
+                "`resume` is set but `json` is not: finished episodes are kept next to that file",
+                remedy="Name the file of the interrupted evaluation (`--json FILE`).",
+            )
+        if self.manifest is not None and self.seed_offset != HELD_OUT_SEED:
+            raise ConfigError(
+                f"`seed_offset` = {self.seed_offset} would not be read: `manifest` has the seeds",
+                remedy="Leave one of them out.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestConfig(Settings):
+    """Write down the start states of an evaluation, or check that they are still the same."""
+
+    skills: str = "all"
+    """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
+    episodes: int | None = setting(None, low=1)
+    """Rows per skill (>= 1); None: 200, or all that the manifest to check has."""
+    seed_offset: int = setting(HELD_OUT_SEED, low=0)
+    """Seed of the first start state; from 1000000 on they are held out from training."""
+    out: str = "manifest.json"
+    """File to write (.json or .json.gz)."""
+    check: str | None = None
+    """Write nothing; compare this manifest's (file or name) start states with this installation."""
+    env: EnvConfig = EnvConfig(image_size=16)
     """How environments are run in parallel."""
 
 

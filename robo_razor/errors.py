@@ -56,6 +56,10 @@ class CheckpointError(RoboRazorError):
     """A checkpoint is missing, truncated or of another kind."""
 
 
+class ManifestError(RoboRazorError):
+    """A manifest of start states is missing, damaged, or tells of other start states."""
+
+
 class RunDirectoryError(RoboRazorError):
     """An output directory is in use, or is no run directory."""
 

@@ -6,7 +6,9 @@ the first episodes to finish would favour the fast ones, which are the successfu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,24 @@ from rich.table import Table
 
 from robo_razor.config import HELD_OUT_SEED, EvaluateConfig
 from robo_razor.device import resolve_device, torch_threads
-from robo_razor.environment import make_env, named_tasks, role_of, skill_name
+from robo_razor.environment import make_env, named_tasks, resolve_tasks, role_of, skill_name
 from robo_razor.errors import ConfigError
-from robo_razor.files import write_json
+from robo_razor.files import write_text
+from robo_razor.fingerprint import fingerprint
+from robo_razor.ledger import Entry, Ledger
+from robo_razor.manifest import EPISODES, Manifest, held_out_rows
 from robo_razor.rollout import Mode, Progress, episode_bar, run_episodes
-from robo_razor.seeding import held_out_seeds
 from robo_razor.statistics import wilson_interval
-from robo_razor.types import EpisodeBatch, EpisodeRow, SkillResult, make_rows
+from robo_razor.types import EpisodeBatch, EpisodeRow, SkillResult
+
+EPISODES_UNTIL_WIDTH = 2000
+"""Episodes per skill at most, where an evaluation stops by itself and nothing says how many."""
+LOOK_EVERY = 50
+"""Episodes of a skill between two looks at its interval."""
 
 
-def manifest(
-    tasks: Mapping[str, str], episodes: int | Mapping[str, int], seed_offset: int = HELD_OUT_SEED
-) -> list[EpisodeRow]:
-    """Return the rows of an evaluation: per skill, one episode for each of its start states.
-
-    Args:
-        tasks: Skill name -> Gymnasium id.
-        episodes: Episodes per skill, for all or by skill name.
-        seed_offset: Seed of the first start state.
-    """
-    rows: list[EpisodeRow] = []
-    for skill, task in tasks.items():
-        n = episodes if isinstance(episodes, int) else episodes[skill]
-        seeds = held_out_seeds(n, seed_offset).tolist()
-        rows += make_rows(task, seeds, first_row_id=len(rows))
-    return rows
+manifest = held_out_rows
+"""The rows of an evaluation that is told skills, numbers of episodes and a seed."""
 
 
 def skill_result(batch: EpisodeBatch, task: str, role: str | None = None) -> SkillResult:
@@ -99,6 +94,7 @@ def episode_entries(batch: EpisodeBatch, mode: str) -> list[dict[str, Any]]:
     """Return one plain dictionary per episode, for `episodes.jsonl`."""
     return [
         {
+            "row": row.row_id,
             "skill": skill_name(row.task),
             "role": role_of(row.task),
             "task": row.task,
@@ -106,6 +102,7 @@ def episode_entries(batch: EpisodeBatch, mode: str) -> list[dict[str, Any]]:
             "sample": row.sample,
             "mode": mode,
             "instruction": batch.instructions[i],
+            "start_state": batch.start_states[i] if batch.start_states else None,
             "success": bool(batch.success[i]),
             "return": float(batch.episode_return[i]),
             "decisions": int(batch.decisions[i]),
@@ -142,6 +139,18 @@ def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What an evaluation runs: the selected rows, and what their tasks are called."""
+
+    manifest: Manifest
+    skills: dict[str, str]
+    """Skill name -> task id."""
+
+    def rows_of(self, skill: str) -> list[EpisodeRow]:
+        return [row for row in self.manifest.rows if row.task == self.skills[skill]]
+
+
 def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, SkillResult]:
     """Evaluate a policy as the settings say, show a table, and write the result if a file is named.
 
@@ -153,51 +162,191 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
         Skill name -> result.
 
     Raises:
-        RoboRazorError: Unknown skills or policy, or a policy that does not fit the environment.
+        RoboRazorError: Unknown skills or policy, a policy that does not fit the environment, or a
+            start state that is not the manifest's.
     """
     from robo_razor.policies import load_policy
 
-    tasks = named_tasks(config.skills, config.env.env_packages)
-    if not tasks:
-        raise ConfigError(
-            f"`skills` = {config.skills!r} names no skill",
-            allowed="prior, new, all, or names with commas",
-        )
+    plan = _plan(config)
     console = console or Console()
     with torch_threads(config.torch_threads):
         policy = load_policy(config.policy, resolve_device(config.device))
-        env = make_env(next(iter(tasks.values())), config.env, chunk_size=policy.chunk_size)
+        env = make_env(plan.manifest.tasks[0], config.env, chunk_size=policy.chunk_size)
         try:
             policy.check_env(env.single_observation_space, env.single_action_space)
-            with episode_bar(console, f"evaluating {config.policy}") as progress:
-                results = evaluate(
-                    policy,
-                    env,
-                    tasks,
-                    config.episodes,
-                    config.seed_offset,
-                    config.mode,
-                    sampling_seed=config.seed,
-                    progress=progress,
-                )
+            with _ledger(config, plan, policy) as ledger:
+                results = _measure(config, plan, policy, env, ledger, console)
+                if config.json is not None:
+                    print_of = fingerprint(policy=policy, env=env, config=config)
+                    data = evaluation_json(config, plan.manifest, results, ledger, print_of)
+                    _write_result(Path(config.json), data)
+                    ledger.discard()
         finally:
             env.close()
-    title = f"{config.policy}, {config.mode}, start states from seed {config.seed_offset}"
-    console.print(results_table(results, title))
-    if config.json is not None:
-        write_json(Path(config.json), evaluation_json(config, results))
+    source = config.manifest or f"start states from seed {config.seed_offset}"
+    console.print(results_table(results, f"{config.policy}, {config.mode}, {source}"))
+    for skill, result in results.items():
+        low, high = result.interval
+        if config.until_width is not None and high - low > config.until_width:
+            console.print(
+                f"{skill}: {result.n} episodes leave the interval {high - low:.3f} wide, more than "
+                f"{config.until_width:g}; give it more (`--episodes`)."
+            )
     return results
 
 
-def evaluation_json(config: EvaluateConfig, results: Mapping[str, SkillResult]) -> dict[str, Any]:
-    """Return what `robo-razor evaluate --json` writes."""
-    from robo_razor.fingerprint import fingerprint
+def _plan(config: EvaluateConfig) -> _Plan:
+    """Choose the rows: those of the manifest, or held-out seeds."""
+    packages = config.env.env_packages
+    if config.manifest is None:
+        skills = named_tasks(config.skills, packages)
+        if not skills:
+            raise ConfigError(
+                f"`skills` = {config.skills!r} names no skill",
+                allowed="prior, new, all, or names with commas",
+            )
+        at_most = EPISODES if config.until_width is None else EPISODES_UNTIL_WIDTH
+        rows = held_out_rows(skills, config.episodes or at_most, config.seed_offset)
+        return _Plan(Manifest.of(rows), skills)
+    given = Manifest.load(config.manifest)
+    tasks = given.tasks if config.skills == "all" else resolve_tasks(config.skills, packages)
+    absent = [task for task in tasks if task not in given.tasks]
+    if absent or not tasks:
+        raise ConfigError(
+            f"`skills` = {config.skills!r}: the manifest {config.manifest!r} has no rows of "
+            f"{', '.join(absent) or 'no skill at all'}",
+            allowed=", ".join(skill_name(task) for task in given.tasks),
+        )
+    return _Plan(given.select(tasks, config.episodes), named_tasks(",".join(tasks), packages))
 
+
+def _ledger(config: EvaluateConfig, plan: _Plan, policy: Any) -> Ledger:
+    if config.json is None:
+        return Ledger(plan.manifest)
+    print_of = fingerprint(policy=policy, config=config)
+    return Ledger(
+        plan.manifest,
+        path=Path(f"{config.json}.unfinished"),
+        identity={
+            "policy": print_of["policy_hash"],
+            "manifest": plan.manifest.source_hash or plan.manifest.hash,
+            "mode": config.mode,
+            "seed": config.seed,
+        },
+        fingerprint=print_of,
+        resume=config.resume,
+    )
+
+
+def _measure(
+    config: EvaluateConfig, plan: _Plan, policy: Any, env: Any, ledger: Ledger, console: Console
+) -> dict[str, SkillResult]:
+    """Run what is not in the ledger yet, skill by skill until its rule says stop."""
+    total = len(plan.manifest)
+
+    def run(rows: Sequence[EpisodeRow]) -> None:
+        before = len(ledger.entries)
+        wins = sum(entry["success"] for entry in ledger.entries.values())
+        block = ledger.begin(rows)
+        run_episodes(
+            env,
+            policy,
+            block,
+            config.mode,
+            progress=lambda done, _, good: progress(before + done, total, wins + good),
+            sampling_seed=config.seed,
+            observer=ledger,
+        )
+
+    try:
+        with episode_bar(console, f"evaluating {config.policy}") as progress:
+            rows = {skill: plan.rows_of(skill) for skill in plan.skills}
+            if config.until_width is None:
+                run(plan.manifest.rows)
+                return {
+                    skill: entries_result(ledger.of(mine), plan.skills[skill])
+                    for skill, mine in rows.items()
+                }
+            return _run_until_width(config.until_width, plan.skills, rows, ledger, run)
+    except KeyboardInterrupt:
+        if ledger.path is not None:
+            console.print(
+                f"{len(ledger.entries)} finished episodes are kept in {ledger.path}; "
+                "`--resume` goes on with them."
+            )
+        raise
+
+
+def _run_until_width(
+    width: float,
+    skills: Mapping[str, str],
+    rows: Mapping[str, list[EpisodeRow]],
+    ledger: Ledger,
+    run: Callable[[Sequence[EpisodeRow]], None],
+) -> dict[str, SkillResult]:
+    """Run each skill's rows in their order until its interval is narrow enough.
+
+    Whole blocks are run and looked at in the order of the manifest, so the number of environments
+    and which episode ends first decide nothing.
+    """
+    from robo_razor import statistics
+
+    rule: Any = vars(statistics)["SequentialInterval"]
+    rules = {
+        skill: rule(width, look_every=LOOK_EVERY, max_n=len(mine)) for skill, mine in rows.items()
+    }
+    results: dict[str, SkillResult] = {}
+    n = 0
+    while running := [skill for skill in rows if skill not in results]:
+        n += LOOK_EVERY
+        run([row for skill in running for row in rows[skill][:n]])
+        for skill in running:
+            entries = ledger.of(rows[skill][:n])
+            wins = sum(entry["success"] for entry in entries)
+            if rules[skill].update(wins, len(entries)) or n >= len(rows[skill]):
+                interval = rules[skill].interval(wins, len(entries))
+                results[skill] = entries_result(entries, skills[skill], interval)
+    return {skill: results[skill] for skill in rows}
+
+
+def entries_result(
+    entries: Sequence[Entry], task: str, interval: tuple[float, float] | None = None
+) -> SkillResult:
+    """Return the result of one task from its rows' entries, with Wilson's interval by default."""
+    successes = tuple(bool(entry["success"]) for entry in entries)
+    steps = float(np.mean([entry["control_steps"] for entry in entries]))
+    interval = interval or wilson_interval(sum(successes), len(successes))
+    return SkillResult(task, role_of(task), successes, interval, steps)
+
+
+def evaluation_json(
+    config: EvaluateConfig,
+    manifest: Manifest,
+    results: Mapping[str, SkillResult],
+    ledger: Ledger,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what `robo-razor evaluate --json` writes; `rows` has one entry per row that counts."""
+    counts = {result.task: result.n for result in results.values()}
+    rows = [row for task, n in counts.items() for row in manifest.select([task], n).rows]
+    entries = sorted(ledger.of(rows), key=lambda entry: int(entry["row"]))
+    seen = Manifest.of_entries(entries)
     return {
         "skills": {skill: result_entry(result) for skill, result in results.items()},
         "policy": config.policy,
         "mode": config.mode,
-        "episodes": config.episodes,
-        "seed_offset": config.seed_offset,
-        "environment": fingerprint(),
+        "episodes": max(counts.values()),
+        "seed_offset": None if config.manifest else config.seed_offset,
+        "until_width": config.until_width,
+        "interval": "sequential" if config.until_width else "wilson",
+        "manifest": {"name": manifest.name or None, "hash": manifest.source_hash or seen.hash},
+        "environment": dict(environment),
+        "rows": entries,
     }
+
+
+def _write_result(path: Path, data: dict[str, Any]) -> None:
+    """Write the result as JSON, one line per row."""
+    head = json.dumps({**data, "rows": []}, indent=2, allow_nan=False)
+    rows = ",\n    ".join(json.dumps(entry, allow_nan=False) for entry in data["rows"])
+    write_text(path, head.removesuffix("[]\n}") + f"[\n    {rows}\n  ]\n}}\n")

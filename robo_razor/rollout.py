@@ -28,6 +28,7 @@ from torch import Tensor
 
 from robo_razor.actors import Actor, Decision, ExpertActor, Mode, PolicyActor, Request
 from robo_razor.environment import GroupDriver, concatenate, make_env, put, take
+from robo_razor.manifest import start_states
 from robo_razor.types import DecisionRecord, EpisodeBatch, EpisodeRow, Observation
 
 __all__ = [
@@ -71,13 +72,16 @@ def episode_bar(console: Console, title: str) -> Iterator[Progress]:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one decision led to; rows as in the request."""
+    """What one decision led to, and the episode's totals so far; rows as in the request."""
 
     rewards: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     success: NDArray[np.bool_]
     infos: dict[str, Any]
+    decisions: NDArray[np.int64]
+    control_steps: NDArray[np.int64]
+    episode_return: NDArray[np.float64]
 
 
 class Observer(Protocol):
@@ -179,6 +183,7 @@ class _Run:
         self.episode_return = np.zeros(e)
         self.ends = np.zeros((2, e), dtype=bool)
         self.instructions = [""] * e
+        self.start_states: list[str | None] = [None] * e
         self.finished = 0
         self.recorder = _Recorder() if record else None
 
@@ -214,8 +219,10 @@ class _Run:
         )
         self._see(env_ids, observation)
         self.episode[env_ids], self.steps[env_ids] = episodes, 0
-        for i, e, text in zip(env_ids, episodes, words, strict=True):
+        hashes = start_states(infos, len(env_ids))
+        for i, e, text, state in zip(env_ids, episodes, words, hashes, strict=True):
             self.words[i] = self.instructions[e] = text
+            self.start_states[e] = state
         if self.observer:
             self.observer.on_start(self.env, env_ids, episodes, words, infos)
 
@@ -259,7 +266,16 @@ class _Run:
         self.success[episodes[over]] = success[over]
         self.ends[0, episodes[over]] = terminated[over]
         self.ends[1, episodes[over]] = (truncated & ~terminated)[over]
-        outcome = StepOutcome(rewards, terminated, truncated, success, infos)
+        outcome = StepOutcome(
+            rewards,
+            terminated,
+            truncated,
+            success,
+            infos,
+            self.decisions[episodes],
+            self.control_steps[episodes],
+            self.episode_return[episodes],
+        )
         if self.observer:
             self.observer.on_step(request, episodes, decision, outcome)
         if self.recorder:
@@ -293,6 +309,7 @@ class _Run:
             truncated=self.ends[1],
             record=record,
             wall_s=wall_s,
+            start_states=tuple(self.start_states),
         )
 
 

@@ -102,6 +102,7 @@ class EpisodeBatch:
         truncated: bool [E].
         record: All decisions, if recording was asked for.
         wall_s: Wall time that the batch took, in seconds.
+        start_states: Hash of each start state, None where the environment tells none.
     """
 
     rows: tuple[EpisodeRow, ...]
@@ -114,6 +115,7 @@ class EpisodeBatch:
     truncated: NDArray[np.bool_]
     record: DecisionRecord | None = None
     wall_s: float = 0.0
+    start_states: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,17 +2,27 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
-from robo_razor.config import EnvConfig, EvaluateConfig, RolloutConfig
+from robo_razor.config import EnvConfig, EvaluateConfig, ManifestConfig, RolloutConfig
 from robo_razor.environment import named_tasks, resolve_tasks, role_of, skill_name
-from robo_razor.errors import ConfigError, PolicyEnvMismatchError, PolicyError, UnknownNameError
+from robo_razor.errors import (
+    ConfigError,
+    ManifestError,
+    PolicyEnvMismatchError,
+    PolicyError,
+    UnknownNameError,
+)
 from robo_razor.evaluation import evaluate, manifest, run_evaluate
-from robo_razor.rollout import make_env
+from robo_razor.ledger import Ledger
+from robo_razor.manifest import Manifest, run_manifest
+from robo_razor.policies import load_policy
+from robo_razor.rollout import make_env, run_episodes
 from robo_razor.statistics import wilson_interval
 from robo_razor.video import Tile, compose, run_rollout, write_video
 
@@ -23,6 +33,14 @@ ENV = EnvConfig(num_envs=8, **TOY)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_tiny_policy(tmp_path_factory.mktemp("base"))
+
+
+def test_nothing_else_is_read_as_an_unfinished_evaluation(states, tmp_path):
+    file = tmp_path / "x.unfinished"
+    for text in ("{}\n{}\n", "nonsense\n{}\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"Delete it"):
+            Ledger(Manifest.load(states), path=file, resume=True)
 
 
 def quiet():
@@ -90,6 +108,147 @@ def test_evaluate_writes_what_the_issue_asks_for(base, tmp_path):
     assert "ReachGreen" in console.file.getvalue()
 
 
+def rows_of(file):
+    return {entry["row"]: entry for entry in json.loads(file.read_text())["rows"]}
+
+
+def evaluated(base, file, **settings):
+    settings = {"skills": "all", "episodes": 6, "env": ENV} | settings
+    return run_evaluate(EvaluateConfig(policy=base, json=str(file), **settings), quiet())
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    """A manifest of the toy's start states, six per skill."""
+    file = tmp_path_factory.mktemp("manifest") / "toy.json"
+    run_manifest(ManifestConfig(episodes=6, out=str(file), env=ENV))
+    return file
+
+
+def test_a_result_has_one_outcome_per_row_and_says_what_it_depends_on(base, states, tmp_path):
+    file = tmp_path / "out.json"
+    results = evaluated(base, file, manifest=str(states), episodes=None)
+    data = json.loads(file.read_text())
+    manifest = Manifest.load(states)
+    assert data["manifest"] == {"name": str(states), "hash": manifest.hash}
+    assert [entry["row"] for entry in data["rows"]] == list(range(18))
+    for entry, row, state in zip(data["rows"], manifest.rows, manifest.start_states, strict=True):
+        assert (entry["task"], entry["seed"], entry["instruction"], entry["start_state"]) == (
+            *(row.task, row.seed, row.instruction),
+            state,
+        )
+        assert entry["terminated"] != entry["truncated"]
+    successes = [s for result in results.values() for s in result.successes]
+    assert [entry["success"] for entry in data["rows"]] == successes
+    assert len(data["environment"]["policy_hash"]) == 64
+    assert data["environment"]["config"]["manifest"] == str(states)
+    assert not (tmp_path / "out.json.unfinished").exists()
+
+
+def test_seeds_and_the_manifest_of_the_same_seeds_give_the_same_result(base, states, tmp_path):
+    evaluated(base, tmp_path / "seeds.json")
+    evaluated(base, tmp_path / "manifest.json", manifest=str(states), episodes=None)
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("seeds", "manifest"))
+    assert one["rows"] == two["rows"]
+    assert one["manifest"]["hash"] == two["manifest"]["hash"]
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sample"])
+def test_each_row_comes_out_the_same_for_any_envs_workers_and_order(base, states, tmp_path, mode):
+    found = []
+    for n, workers, last_first in ((1, 1, False), (16, 4, True)):
+        manifest = Manifest.load(states)
+        if last_first:
+            manifest = replace(
+                manifest, rows=manifest.rows[::-1], start_states=manifest.start_states[::-1]
+            )
+        env = make_env(
+            RED,
+            EnvConfig(num_envs=n, num_workers=workers, **TOY),
+            chunk_size=4,
+            last_in_first_out=last_first,
+        )
+        ledger = Ledger(manifest)
+        rows = ledger.begin(manifest.rows)
+        run_episodes(env, load_policy(base), rows, mode, observer=ledger)
+        found.append(ledger.entries)
+    assert found[0] == found[1]
+    assert len(found[0]) == 18
+
+
+def test_a_manifest_is_selected_from_by_skill_and_number(base, states, tmp_path):
+    file = tmp_path / "out.json"
+    evaluated(base, file, manifest=str(states), skills="ReachBlue,ReachRed", episodes=2)
+    assert sorted(rows_of(file)) == [0, 1, 12, 13]
+    assert {entry["task"] for entry in rows_of(file).values()} == {RED, NEW}
+    few = tmp_path / "few.json"
+    Manifest.of_entries([{"row": 0, "task": RED, "seed": 3}]).save(few)
+    with pytest.raises(ConfigError, match=r"has no rows of toy/ReachBlue-v0. Allowed: ReachRed"):
+        evaluated(base, file, manifest=str(few), skills="ReachBlue")
+    with pytest.raises(ConfigError, match="`seed_offset` = 5 would not be read"):
+        EvaluateConfig(manifest="razor", seed_offset=5)
+
+
+def test_another_start_state_than_the_manifests_is_an_error(base, states, tmp_path):
+    manifest = Manifest.load(states)
+    changed = replace(manifest, start_states=("0" * 16, *manifest.start_states[1:]))
+    changed.save(tmp_path / "changed.json")
+    with pytest.raises(
+        ManifestError, match=r"Row 0 .*ReachRed-v0, seed 1000000.* 0000000000000000"
+    ):
+        evaluated(base, tmp_path / "o.json", manifest=str(tmp_path / "changed.json"), episodes=None)
+    with pytest.raises(ManifestError, match="tells no hash of its start states"):
+        changed.check_start_state(0, None)
+
+
+class Interrupted:
+    """Raises KeyboardInterrupt after some rows, as Ctrl-C does."""
+
+    def __init__(self, monkeypatch, after):
+        self.left = after
+        add = Ledger._add
+
+        def counted(ledger, entry):
+            add(ledger, entry)
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Ledger, "_add", counted)
+
+
+def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
+    settings = {"manifest": str(states), "episodes": None, "mode": "sample"}
+    evaluated(base, tmp_path / "whole.json", **settings)
+    file, unfinished = tmp_path / "cut.json", tmp_path / "cut.json.unfinished"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Interrupted(patch, 7)
+        evaluated(base, file, **settings)
+    assert not file.exists()
+    assert len(unfinished.read_text().splitlines()) == 8
+    with unfinished.open("a") as stream:
+        stream.write('{"row": 17, "task": "cut o')
+    with pytest.raises(ConfigError, match=r"holds 7 episodes .*`--resume`"):
+        evaluated(base, file, **settings)
+    with pytest.raises(ConfigError, match="is of another evaluation .mode: sample then, greedy"):
+        evaluated(base, file, **(settings | {"mode": "greedy", "resume": True}))
+    ran = []
+    with monkeypatch.context() as patch:
+        add = Ledger._add
+        patch.setattr(Ledger, "_add", lambda s, e: (ran.append(e["row"]), add(s, e)))
+        evaluated(base, file, resume=True, **settings)
+    assert len(ran) == 18 - 7
+    whole, resumed = (json.loads(f.read_text()) for f in (tmp_path / "whole.json", file))
+    assert resumed["rows"] == whole["rows"]
+    assert resumed["skills"] == whole["skills"]
+    assert not unfinished.exists()
+
+
+def test_to_resume_needs_a_file():
+    with pytest.raises(ConfigError, match="`resume` is set but `json` is not"):
+        EvaluateConfig(resume=True)
+
+
 def test_evaluate_refuses_what_does_not_fit(base):
     with pytest.raises(PolicyEnvMismatchError, match="16x16"):
         run_evaluate(EvaluateConfig(policy=base, env=EnvConfig(env_packages=("toy_env",))), quiet())
@@ -115,9 +274,7 @@ def test_rollout_films_the_episodes_it_counts(base, tmp_path, suffix):
     assert file.stat().st_size > 1000
     assert "of 5 episodes succeeded" in console.file.getvalue()
     assert "press the red button" in console.file.getvalue()
-    import dataclasses
-
-    plain = run_rollout(dataclasses.replace(config, video=None), quiet())
+    plain = run_rollout(replace(config, video=None), quiet())
     assert np.array_equal(plain.success, filmed.success)
     assert np.array_equal(plain.control_steps, filmed.control_steps)
 

@@ -83,7 +83,10 @@ class ToyVectorEnv(gym.vector.VectorEnv):
             self.point[i] = rng.uniform(-0.9, 0.9, 2)
             self.dots[i] = rng.uniform(-0.9, 0.9, (3, 2))
             self.elapsed[i] = 0
-        return self._observe(np.arange(n)), self._infos(np.arange(n))
+        infos = self._infos(np.arange(n))
+        states = np.concatenate([self.point, self.dots.reshape(n, -1)], axis=1)
+        infos["start_state_hash"] = np.array([f"{zlib.crc32(s.tobytes()):016x}" for s in states])
+        return self._observe(np.arange(n)), infos
 
     def step_async(self, actions, env_ids):
         assert not any(np.intersect1d(ids, env_ids).size for _, ids in self.pending)
