@@ -35,11 +35,13 @@ from robo_razor.curves import (
     interpolate_at,
 )
 from robo_razor.estimate import Estimate, normal_quantile, paired
+from robo_razor.sequential import SequentialInterval
 from robo_razor.student import seed_difference, seed_interval
 
 __all__ = [
     "Estimate",
     "PairedTest",
+    "SequentialInterval",
     "area_under_curve",
     "areas_under_curves",
     "bootstrap_mean",
