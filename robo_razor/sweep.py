@@ -109,7 +109,9 @@ def run_sweep(
     selected = plan.with_needed(plan.arms if names == ["all"] else names)
     _check_tasks([run.config for run in plan.runs])
     if config.dry_run:
-        _show(console, [Progress(run) for run in plan.runs if run.id in selected])
+        chosen = [run for run in plan.runs if run.id in selected]
+        lines = [f"{r.id}{f' after {", ".join(r.needs)}' if r.needs else ''}" for r in chosen]
+        _print(console, "\n".join([*lines, f"{len(chosen)} runs in {plan.out}"]))
         return []
     with _owned(plan) as earlier, contextlib.closing(launcher or _launcher(config, plan)) as where:
         sweep = _Sweep(plan, console)
@@ -154,17 +156,15 @@ class _Sweep:
 
     def __init__(self, plan: Plan, console: Console) -> None:
         self._plan, self._console = plan, console
-        self._finished = -1
+        self._ended = -1
+        self._parallel = 1
         keys = [key for run in plan.runs for key in run.changed]
         self._changed = tuple(dict.fromkeys(keys))
 
     def run(self, parallel: int) -> None:
         chosen = self.scheduler.chosen
-        done = sum(item.state is State.FINISHED for item in chosen)
-        self.note(
-            f"Sweep {self._plan.head.name}: {len(chosen)} runs, {done} of them finished, "
-            f"{parallel} at a time, in {self._plan.out}"
-        )
+        self._parallel = parallel
+        self.note(f"Sweep {self._plan.head.name}, {parallel} at a time, in {self._plan.out}")
         try:
             self.scheduler.run()
         except KeyboardInterrupt:
@@ -177,9 +177,9 @@ class _Sweep:
     def note(self, text: str) -> None:
         chosen = self.scheduler.chosen
         done = sum(item.state is State.FINISHED for item in chosen)
-        self._console.print(
-            f"[{done}/{len(chosen)}] {text}", markup=False, highlight=False, soft_wrap=True
-        )
+        left = seconds_left(chosen, self._parallel)
+        about = f", about {format_seconds(left)} left" if left else ""
+        _print(self._console, f"[{done}/{len(chosen)}{about}] {text}")
 
     def record(self) -> None:
         """Write `sweep.json`, and the table whenever another run has ended."""
@@ -193,8 +193,8 @@ class _Sweep:
         }
         write_json(self._plan.out / RECORD, record)
         ended = sum(item.state not in (State.PENDING, State.RUNNING) for item in items)
-        if ended != self._finished:
-            self._finished = ended
+        if ended != self._ended:
+            self._ended = ended
             states = [(item.run, str(item.state)) for item in items]
             rows = checkpoint_rows(states, self._plan.out, self._changed)
             write_table(rows, self._plan.out / TABLE)
@@ -284,13 +284,36 @@ def _refuse_failures(items: list[Progress], plan: Plan) -> None:
     )
 
 
+def seconds_left(items: list[Progress], parallel: int) -> float | None:
+    """Guess how long the rest takes, from runs of the same arm or, before any ended, of any arm.
+
+    None while no run has ended, or when none is left.
+    """
+    ended = [item for item in items if item.state is State.FINISHED and item.wall_s > 0]
+    rest = [item for item in items if item.state in (State.PENDING, State.RUNNING)]
+    if not ended or not rest:
+        return None
+    total = 0.0
+    for item in rest:
+        alike = [other.wall_s for other in ended if other.run.arm == item.run.arm]
+        times = alike or [other.wall_s for other in ended]
+        so_far = item.elapsed_s()
+        total += max(0.0, sum(times) / len(times) - so_far)
+    return total / parallel
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _show(console: Console, items: list[Progress]) -> None:
     """Print the runs, their states, and what their last checkpoints say."""
-    table = Table("run", "state", "step", "new", "prior", "retention", "time")
+    table = Table("state", "step", "new", "prior", "retention", "time")
+    table.add_column("run", overflow="fold")
     for item in items:
         summaries = RunDirectory(item.run.path).summaries()
         last = summaries[-1] if summaries else None
-        table.add_row(item.run.id, str(item.state), *_cells(last), format_seconds(item.wall_s))
+        table.add_row(str(item.state), *_cells(last), format_seconds(item.wall_s), item.run.id)
     console.print(table)
 
 

@@ -22,7 +22,7 @@ from robo_razor.fingerprint import cpu_count
 
 PROGRAM = (sys.executable, "-m", "robo_razor.cli")
 RUN_MEMORY_GB = 3.0
-"""Memory that a run of the shipped base takes, with its workers, rounded up."""
+"""Free memory that a run is reckoned with, its workers included, GiB."""
 
 
 class Handle(Protocol):
@@ -129,14 +129,19 @@ def start_process(
             raise SweepError(f"A process is still writing to {log}") from error
         output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=directory,
-            start_new_session=True,
-        )
+        # A process inherits what is blocked, and Ray blocks SIGINT in its own.
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def is_writing(log: Path) -> bool:

@@ -23,6 +23,8 @@ from robo_razor.sweep_launch import PROGRAM, ProcessHandle, start_process
 LOST = -int(signal.SIGKILL)
 """Exit status of a run whose machine or Ray worker went away."""
 POLL_S = 0.2
+OBJECT_STORE_BYTES = 100 * 1024**2
+"""Ray's shared memory on this machine; a run passes it a number only."""
 
 
 class RayHandle:
@@ -90,7 +92,7 @@ class RayLauncher:
         self._program = tuple(program)
         self._owner = not ray.is_initialized()
         if self._owner:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            _connect(ray)
         resources = ray.cluster_resources()
         available = int(resources.get("CPU", 0))
         if available < cores:
@@ -117,6 +119,20 @@ class RayLauncher:
 
         if self._owner and ray.is_initialized():
             ray.shutdown()
+
+
+def _connect(ray: Any) -> None:
+    """Connect to a cluster, or start Ray on this machine where there is none."""
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **options,
+        )
 
 
 def _keep(command: Sequence[str], log: str, directory: str) -> int:

@@ -72,6 +72,11 @@ class Progress:
         """What the run printed; next to its directory, which must be empty when it starts."""
         return self.run.path.with_name(f"{self.run.name}.log")
 
+    def elapsed_s(self) -> float:
+        """Return the time that its processes took so far, in all sweeps, seconds."""
+        now = time.monotonic() - self.began if self.handle is not None else 0.0
+        return self.wall_s + now
+
 
 class Scheduler:
     """Runs a plan.

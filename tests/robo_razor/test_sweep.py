@@ -25,7 +25,7 @@ from robo_razor.config import FinetuneConfig, SweepConfig, load_yaml
 from robo_razor.errors import ConfigError, ReportError, RunDirectoryError, SweepError
 from robo_razor.sweep import load_plan, read_sweep, read_table, run_sweep
 from robo_razor.sweep_launch import LocalLauncher, machine_limit, start_process
-from robo_razor.sweep_schedule import Scheduler, State
+from robo_razor.sweep_schedule import Progress, Scheduler, State
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, fake_finetune.__file__)
@@ -607,8 +607,20 @@ def test_one_sweep_per_directory(fake):
 
 def test_a_dry_run_starts_nothing(fake):
     assert fake.run(dry_run=True) == {}
-    assert "b/seed_1" in fake.shown
+    assert "b/seed_1 after a/seed_1\n" in fake.shown
     assert not fake.out.exists()
+
+
+def test_the_time_that_is_left_is_guessed_from_the_same_arm(plan):
+    a, b = (Progress(run) for run in plan(TWO_ARMS).runs[:2])
+    items = [a, b, *(Progress(run) for run in plan(TWO_ARMS).runs[2:])]
+    assert sweep.seconds_left(items, 1) is None
+    a.state, a.wall_s = State.FINISHED, 10.0
+    assert sweep.seconds_left(items, 1) == 30.0
+    b.state, b.wall_s = State.FINISHED, 50.0
+    assert sweep.seconds_left(items, 2) == 30.0
+    items[2].wall_s = 4.0  # of an attempt that was interrupted
+    assert sweep.seconds_left(items, 2) == 28.0
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
@@ -649,6 +661,80 @@ def test_unknown_tasks_are_told_before_anything_starts(write, tmp_path):
     with pytest.raises(Exception, match="LiftCup"):
         run_sweep(config, launcher=LocalLauncher(1, PROGRAM))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_same_file_runs_on_ray(fake, monkeypatch):
+    """Two workers of a local Ray; Ctrl-C, going on, and a killed run as without Ray."""
+    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+    from robo_razor import sweep_ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        launcher = sweep_ray.RayLauncher(None, cores=1, program=PROGRAM)
+        assert launcher.parallel == 2
+        fake.behave({"*": "hang"})
+        steps = [fake.out / f"a/seed_{s}/eval/000001/summary.json" for s in (0, 1)]
+        thread = interrupt_when(lambda: all(step.exists() for step in steps))
+        with pytest.raises(KeyboardInterrupt):
+            fake.run(launcher=launcher)
+        thread.join()
+        assert [fake.states[f"a/seed_{s}"] for s in (0, 1)] == ["interrupted"] * 2
+        assert not any(RunDirectory(fake.out / f"a/seed_{s}").is_running() for s in (0, 1))
+
+        fake.behave({"b/seed_0": "die", "b/seed_1": "fail"})
+        with pytest.raises(SweepError, match="1 of 4 runs failed; first b/seed_1 .*cannot work"):
+            fake.run(launcher=launcher)
+        assert fake.states == {
+            "a/seed_0": "finished",
+            "b/seed_0": "finished",
+            "a/seed_1": "finished",
+            "b/seed_1": "failed",
+        }
+        assert fake.starts.count("b/seed_0 resumed") == 1
+        with pytest.raises(SweepError, match="A run keeps 64 cores busy, but Ray has 2"):
+            sweep_ray.RayLauncher(None, cores=64)
+    finally:
+        ray.shutdown()
+
+
+def test_ray_is_an_extra(monkeypatch):
+    from robo_razor import sweep_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SweepError, match=r"needs Ray.*pip install 'robo-razor\[ray\]'"):
+        sweep_ray.RayLauncher(None, cores=1)
+
+
+@pytest.mark.slow
+def test_real_runs_make_a_table(write, tmp_path, monkeypatch, capsys):
+    """The command as people type it, with a real run of the toy task."""
+    from toy_policy import NEW, RED, save_tiny_policy
+
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", here)
+    base = save_tiny_policy(tmp_path / "base")
+    file = write(f"""
+        base:
+          policy: {base}
+          task: {NEW}
+          prior_tasks: {RED}
+          device: cpu
+          torch_threads: 1
+          env: {{num_envs: 8, num_workers: 1, image_size: 16, env_packages: [toy_env]}}
+          tracking: {{every: 0.5, episodes_new: 4, episodes_new_sampled: 4, episodes_prior: 2,
+            kl_states: 8, final_episodes_new: 4, max_share: 1}}
+        arms:
+          - name: bc
+            settings: {{method: bc, bc: {{episodes: 4, epochs: 2, batch_size: 16}}}}
+        """)
+    assert cli.main(["sweep", str(file), "--out", str(tmp_path / "out"), "--parallel", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "finished bc/seed_0" in shown
+    table = read_table(tmp_path / "out").to_pylist()
+    assert [row["step"] for row in table] == [0, 1]
+    assert all(row["kl_base_tuned/new_base_visited"] is not None for row in table)
+    assert all(row["wall_s"] > 0 for row in table)
 
 
 def test_a_file_must_be_named(capsys):
