@@ -62,9 +62,8 @@ class Distances:
         found = weight_norms(changes)
         if not self.dear:
             return found
-        trained = trained_weights(tuned)
         found |= matrix_norms(changes)
-        found |= sparsity(policy_weights(self.base), policy_weights(tuned), trained)
+        found |= sparsity(policy_weights(self.base), policy_weights(tuned))
         if not tuned.has_density or NEW_BASE not in probes:
             return found
         if self.fisher is None:
@@ -94,13 +93,6 @@ def policy_weights(policy: Any) -> dict[str, Tensor]:
         del weights[f"{name}.lora_down"], weights[f"{name}.lora_up"]
         weights[f"{name}.weight"] = layer.updated_weight().detach()
     return weights
-
-
-def trained_weights(policy: Any) -> set[str]:
-    """Return the names of the policy's weights that training may change."""
-    names = {name for name, p in policy.module.named_parameters() if p.requires_grad}
-    names |= {f"{name}.weight" for name, _ in _low_rank_layers(policy.module)}
-    return names & policy_weights(policy).keys()
 
 
 def weight_changes(base: Any, tuned: Any) -> dict[str, Tensor]:
@@ -145,19 +137,21 @@ def matrix_norms(changes: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def sparsity(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], trained: set[str]
-) -> dict[str, float]:
-    """Return the share of the trained weights that did not change, in [0, 1].
+def sparsity(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the share of weights that did not change, in [0, 1].
 
+    Only tensors of which any weight changed count: a frozen encoder, or a part that no gradient
+    reaches, would say nothing about updates. In an embedding, words that the task never uses do.
     `sparsity_fp32` counts exactly equal weights, `sparsity_1e-5` those that moved by no more than
     that, `sparsity_bf16` those that are equal once both are rounded to bfloat16: "RL's Razor" finds
     that sparse updates are an artefact of that rounding.
     """
     kept = {"sparsity_fp32": 0, "sparsity_1e-5": 0, "sparsity_bf16": 0}
     total = 0
-    for name in sorted(trained):
-        one, two = before[name], after[name]
+    for name, one in before.items():
+        two = after[name]
+        if torch.equal(one, two):
+            continue
         total += one.numel()
         kept["sparsity_fp32"] += int((one == two).sum())
         kept["sparsity_1e-5"] += int(((one - two).abs() <= ABSOLUTE_TOLERANCE).sum())

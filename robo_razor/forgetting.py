@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from robo_razor.divergences import DIRECTIONS, KINDS, UNITS, compare, decision_values
+from robo_razor.law import law
 from robo_razor.probes import ProbeSet, make_probe
 from robo_razor.statistics import mcnemar_exact, paired_bootstrap, wilson_interval
 
@@ -31,6 +32,7 @@ __all__ = [
     "SkillForgetting",
     "distributions",
     "divergence_entry",
+    "law",
     "make_probe",
     "mean_entropy",
     "measure_kl",

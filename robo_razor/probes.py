@@ -94,8 +94,7 @@ def demonstration_probe(demonstrations: DemonstrationSet, policy: Any, n: int) -
     lengths = np.diff(demos.offsets)
     owner = np.repeat(np.arange(demos.num_episodes), lengths)
     position = np.arange(len(demos)) - demos.offsets[owner]
-    stride = int(getattr(demos, "decision_stride", 1))
-    frames = evenly(np.flatnonzero(position % stride == 0), n)
+    frames = evenly(np.flatnonzero(position % demos.decision_stride == 0), n)
     observation = {
         "pixels": {name: images[frames] for name, images in demos.images.items()},
         "agent_pos": demos.state[frames],

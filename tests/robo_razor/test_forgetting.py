@@ -5,14 +5,19 @@ import pytest
 import torch
 from toy_policy import NEW, tiny_policy
 
+import robo_razor.forgetting
+import robo_razor.law
 from robo_razor.config import EnvConfig
 from robo_razor.forgetting import (
+    distributions,
     divergence_entry,
     make_probe,
     mean_entropy,
     measure_kl,
+    measure_probe,
     skill_forgetting,
 )
+from robo_razor.probes import ProbeSet
 from robo_razor.rollout import make_env, run_episodes
 from robo_razor.types import make_rows
 
@@ -43,6 +48,10 @@ def test_nothing_is_forgotten_by_the_same_policy(record):
         assert divergence.kind == "exact"
     same = skill_forgetting([True, False, True], [True, False, True])
     assert (same.retention, same.forgetting, same.p_value) == (1.0, 0.0, 1.0)
+
+
+def test_the_law_of_forgetting_is_found_here():
+    assert robo_razor.forgetting.law is robo_razor.law.law
 
 
 def test_a_destroyed_policy_has_forgotten_everything():
@@ -106,6 +115,34 @@ def test_the_standard_error_counts_episodes_not_observations(record):
     entry = divergence_entry(measure_kl(base, moved(base, 0.1), one)["kl_base_tuned"])
     assert entry["standard_error"] is None
     assert entry["unit"] == "nats per decision"
+
+
+def test_the_standard_error_of_two_episodes_is_half_their_difference(record):
+    base, other = tiny_policy(), moved(tiny_policy(), 0.1)
+    whole = make_probe(record, len(record), np.arange(12))
+    # Two observations, each seen by an episode three times: no more is known than from two.
+    rows = torch.tensor([0, 0, 0, 9, 9, 9])
+    inputs = {key: value[rows] for key, value in whole.inputs.items()}
+    found = measure_probe(base, other, ProbeSet(inputs, np.repeat([0, 1], 3)))
+    for measure in found.measures.values():
+        apart = abs(measure.values[0] - measure.values[-1])
+        if measure.kind != "estimate":  # an estimate's samples differ
+            assert measure.standard_error == pytest.approx(apart / 2, abs=1e-6)
+    kl = found.measures["kl_base_tuned"]
+    assert kl.per_dimension.sum() == pytest.approx(kl.mean)
+    assert found.measures["greedy_disagreement"].per_dimension.mean() == pytest.approx(
+        found.measures["greedy_disagreement"].mean
+    )
+
+
+def test_what_is_known_of_the_base_need_not_be_computed_again(record):
+    base, other = tiny_policy(), moved(tiny_policy(), 0.1)
+    probe = make_probe(record, 40, np.arange(12))
+    known = distributions(base, probe)
+    base.distribution = None  # may not be asked again
+    found = measure_probe(base, other, probe, known).measures
+    expected = measure_probe(tiny_policy(), other, probe).measures
+    assert {k: v.mean for k, v in found.items()} == {k: v.mean for k, v in expected.items()}
 
 
 def test_entropy_of_an_almost_uniform_policy(record):
