@@ -1,4 +1,4 @@
-"""The figures of a comparison: success on the new task against what is left of the prior skills."""
+"""The figures of a comparison for a paper, as PNG and SVG: arms by colour and marker."""
 
 from __future__ import annotations
 
@@ -7,107 +7,252 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robo_razor.reporting import analysis
+from robo_razor.reporting.matching import match_arm, shown_setting
+from robo_razor.reporting.runs import FORWARD_KL, RunSeries
+from robo_razor.reporting.words import percent, predictor_name
+
 if TYPE_CHECKING:
-    from robo_razor.report import RunSeries
+    from robo_razor.reporting.arms import Arm, RunSet
 
-KL_KEY = "kl_base_tuned/new_base_visited"
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; markers differ as well.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#66707A",
+    "#882255",
+)
+MARKERS = "osD^vpPX"
+SUFFIXES = (".png", ".svg")
+KL_LABEL = "KL(base || tuned) on the new task, nats per decision"
+PRIOR_LABEL = "mean success on prior skills"
+
+Draw = Callable[[Any, "RunSet", dict[str, Any]], None]
 
 
-def draw_figures(runs: Sequence[RunSeries], out: Path) -> list[str]:
+def draw_figures(runs: RunSet, report: dict[str, Any], out: Path) -> list[str]:
     """Draw all figures that the runs have data for; return their file names."""
-    figures: dict[str, tuple[str, Callable[[Any, RunSeries, str], None], str, str]] = {
-        "new_against_prior.png": (
+    figures: dict[str, tuple[str, Draw, dict[str, str]]] = {
+        "matched": (
+            f"At {percent(report['headline_level'])} success on the new task",
+            _matched,
+            {"xlabel": "share of the prior skills kept (mean, 95 % over seeds)"},
+        ),
+        "new_against_prior": (
             "What learning the new task costs",
             _new_against_prior,
-            "success on the new task",
-            "mean success on prior skills",
+            {"xlabel": "success on the new task", "ylabel": PRIOR_LABEL},
         ),
-        "prior_against_kl.png": (
+        "prior_against_kl": (
             "Forgetting against distance from the base",
             _prior_against_kl,
-            "KL(base || tuned) on the new task, nats per decision",
-            "mean success on prior skills",
+            {"xlabel": KL_LABEL, "ylabel": PRIOR_LABEL},
         ),
-        "new_against_kl.png": (
+        "new_against_kl": (
             "Learning against distance from the base",
             _new_against_kl,
-            "KL(base || tuned) on the new task, nats per decision",
-            "success on the new task",
+            {"xlabel": KL_LABEL, "ylabel": "success on the new task"},
         ),
-        "along_training.png": (
+        "predictors": (
+            "What explains forgetting",
+            _predictors,
+            {"xlabel": "R2 of a second-degree polynomial (95 %, runs resampled)"},
+        ),
+        "skills": (
+            "Kept of each prior skill, last checkpoint",
+            _skills,
+            {"xlabel": "success / success of the base"},
+        ),
+        "along_training": (
             "Along training (full line: new task, dashed: prior skills)",
             _along_training,
-            "share of the run",
-            "success rate",
+            {"xlabel": "share of the run", "ylabel": "success rate"},
         ),
     }
     names = []
-    for name, (title, draw, x_label, y_label) in figures.items():
-        if _draw(runs, out / name, title, draw, (x_label, y_label)):
-            names.append(name)
+    for name, (title, draw, labels) in figures.items():
+        names += _draw(runs, report, out / name, title, draw, labels)
     return names
 
 
 def _draw(
-    runs: Sequence[RunSeries],
-    path: Path,
+    runs: RunSet,
+    report: dict[str, Any],
+    stem: Path,
     title: str,
-    draw: Callable[[Any, RunSeries, str], None],
-    labels: tuple[str, str],
-) -> bool:
-    """Draw one figure; False when there is nothing to see."""
+    draw: Draw,
+    labels: dict[str, str],
+) -> list[str]:
+    """Draw one figure; return its file names, none when there is nothing to see."""
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for i, run in enumerate(runs):
-        draw(axes, run, COLOURS[i % len(COLOURS)])
-    if not axes.lines:
-        return False
-    axes.set(title=title, xlabel=labels[0], ylabel=labels[1], ylim=(-0.03, 1.03))
+    draw(axes, runs, report)
+    if not axes.lines and not axes.containers:
+        return []
+    axes.set(title=title, **labels)
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    return True
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+    for suffix in SUFFIXES:
+        # A fixed salt and no date: the same runs give the same file.
+        with mpl.rc_context({"svg.hashsalt": stem.name}):
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(stem.with_suffix(suffix), metadata=metadata)
+    return [f"{stem.name}{suffix}" for suffix in SUFFIXES]
 
 
-def _new_against_prior(axes: Any, run: RunSeries, colour: str) -> None:
-    axes.set_xlim(-0.03, 1.03)
-    _path(axes, run, run.series("new"), run.series("prior"), colour)
-    low, high = run.last.new_interval
-    if math.isfinite(run.last.prior):
-        axes.hlines(run.last.prior, low, high, color=colour, alpha=0.35, linewidth=4)
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // 8) % len(MARKERS)]}
 
 
-def _prior_against_kl(axes: Any, run: RunSeries, colour: str) -> None:
-    _path(axes, run, run.series(KL_KEY), run.series("prior"), colour)
-
-
-def _new_against_kl(axes: Any, run: RunSeries, colour: str) -> None:
-    _path(axes, run, run.series(KL_KEY), run.series("new"), colour)
-
-
-def _along_training(axes: Any, run: RunSeries, colour: str) -> None:
-    last = max(1, run.last.step)
-    share = [checkpoint.step / last for checkpoint in run.checkpoints]
-    axes.plot(share, run.series("new"), "o-", color=colour, label=run.label, markersize=3)
-    lows = [checkpoint.new_interval[0] for checkpoint in run.checkpoints]
-    highs = [checkpoint.new_interval[1] for checkpoint in run.checkpoints]
-    axes.fill_between(share, lows, highs, color=colour, alpha=0.12, linewidth=0)
-    if any(math.isfinite(value) for value in run.series("prior")):
-        axes.plot(share, run.series("prior"), "s--", color=colour, markersize=3)
-
-
-def _path(axes: Any, run: RunSeries, x: list[float], y: list[float], colour: str) -> None:
-    """Draw the way from the base (star) along the checkpoints."""
-    points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    if not points:
+def _matched(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    level = report["headline_level"]
+    if level is None:
         return
-    xs, ys = zip(*points, strict=True)
-    axes.plot(xs, ys, "o-", color=colour, label=run.label, markersize=4, linewidth=1.4)
-    axes.plot(xs[:1], ys[:1], "*", color=colour, markersize=12)
+    names: list[str] = []
+    for i, arm in enumerate(runs.arms):
+        found = match_arm(arm, level)
+        values, estimate = found.values("retention"), found.estimate("retention")
+        if not values:
+            continue
+        row = len(names)
+        names.append(arm.name)
+        style = _style(i)
+        axes.plot(values, [row] * len(values), linestyle="", alpha=0.45, markersize=5, **style)
+        if math.isfinite(estimate.low):
+            axes.hlines(row, max(0, estimate.low), estimate.high, color=style["color"], linewidth=2)
+        axes.plot([estimate.value], [row], markersize=9, **style)
+    axes.set_yticks(range(len(names)), names)
+    axes.margins(y=0.15)
+
+
+def _new_against_prior(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    for i, arm in enumerate(runs.arms):
+        style = _style(i)
+        points = [
+            (c.new, c.prior) for run in arm.runs for c in run.checkpoints if math.isfinite(c.prior)
+        ]
+        if not points:
+            continue
+        near = [(run.checkpoints[k].new, run.checkpoints[k].prior) for run, k in _near(arm)]
+        axes.plot(*_columns(points), linestyle="", alpha=0.35, markersize=4, **style)
+        axes.plot(*_columns(near), linestyle="", markersize=6, **style)
+        axes.plot(*_columns(analysis.pareto(points)), color=style["color"], label=arm.name)
+    first = runs.runs[0].first
+    if axes.lines:
+        axes.plot([first.new], [first.prior], "*", color="black", markersize=12)
+
+
+def _near(arm: Arm) -> list[tuple[RunSeries, int]]:
+    return analysis.frontier_of(arm)
+
+
+def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    _scatter(axes, runs, "prior")
+    coefficients = report["law"]["coefficients"]
+    if coefficients is None or not axes.lines:
+        return
+    highest = max(value for run in runs.runs for value in _known(run.series(FORWARD_KL)))
+    x = [highest * k / 100 for k in range(101)]
+    c0, c1, c2 = coefficients
+    label = f"fit, R2 = {report['law']['r2']:.2f}"
+    axes.plot(x, [c0 + c1 * v + c2 * v * v for v in x], color="black", linewidth=1.2, label=label)
+
+
+def _new_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    _scatter(axes, runs, "new")
+
+
+def _scatter(axes: Any, runs: RunSet, quantity: str) -> None:
+    """Draw a quantity of every checkpoint against the paper's predictor."""
+    for i, arm in enumerate(runs.arms):
+        points = [
+            (x, y)
+            for run in arm.runs
+            for x, y in zip(run.series(FORWARD_KL), run.series(quantity), strict=True)
+            if math.isfinite(x) and math.isfinite(y)
+        ]
+        if points:
+            axes.plot(
+                *_columns(points),
+                linestyle="",
+                markersize=5,
+                alpha=0.8,
+                label=arm.name,
+                **_style(i),
+            )
+
+
+def _predictors(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    fitted = [entry for entry in report["predictors"] if entry["r2"] is not None][:12][::-1]
+    for row, entry in enumerate(fitted):
+        low, high = entry["r2_interval"] or (entry["r2"], entry["r2"])
+        axes.hlines(row, low, high, color=COLOURS[6], linewidth=2)
+        axes.plot([entry["r2"]], [row], "o", color=COLOURS[0])
+    names = [predictor_name(entry["predictor"]).replace("‖", "||") for entry in fitted]
+    axes.set_yticks(range(len(fitted)), names, fontsize="x-small")
+    axes.set_xlim(0, 1.02)
+
+
+def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    arms = report["skills"]
+    height = 0.8 / max(1, len(arms))
+    for i, arm in enumerate(arms):
+        rows = [(k, e) for k, e in enumerate(arm["skills"]) if e["retention"] is not None]
+        if not rows:
+            continue
+        y = [k + height * (i - (len(arms) - 1) / 2) for k, _ in rows]
+        kept = [e["retention"] for _, e in rows]
+        ends = [e["interval"] or [e["retention"]] * 2 for _, e in rows]
+        low = [max(0.0, k - max(0.0, e[0])) for k, e in zip(kept, ends, strict=True)]
+        high = [max(0.0, e[1] - k) for k, e in zip(kept, ends, strict=True)]
+        axes.barh(
+            y,
+            kept,
+            height=height * 0.9,
+            color=COLOURS[i % len(COLOURS)],
+            alpha=0.75,
+            label=arm["arm"],
+            xerr=[low, high],
+            error_kw={"linewidth": 0.7, "alpha": 0.7},
+        )
+    if arms:
+        names = [entry["skill"] for entry in arms[0]["skills"]]
+        axes.set_yticks(range(len(names)), names, fontsize="x-small")
+        axes.invert_yaxis()
+        axes.axvline(1.0, color="black", linewidth=0.7, linestyle=":")
+
+
+def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    axes.set_ylim(-0.03, 1.03)
+    for i, arm in enumerate(runs.arms):
+        colour = COLOURS[i % len(COLOURS)]
+        for k, run in enumerate(shown_setting(arm, report["headline_level"]).runs):
+            last = max(1, run.last.step)
+            share = [checkpoint.step / last for checkpoint in run.checkpoints]
+            label = arm.name if k == 0 else None
+            axes.plot(share, run.series("new"), "o-", color=colour, label=label, markersize=3)
+            lows = [checkpoint.new_interval[0] for checkpoint in run.checkpoints]
+            highs = [checkpoint.new_interval[1] for checkpoint in run.checkpoints]
+            axes.fill_between(share, lows, highs, color=colour, alpha=0.08, linewidth=0)
+            if _known(run.series("prior")):
+                axes.plot(share, run.series("prior"), "s--", color=colour, markersize=3)
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]

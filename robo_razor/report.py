@@ -1,102 +1,51 @@
 """Compare runs: new-task success against forgetting, at equal new-task success.
 
-Reads what runs left in `eval/<step>/` only, so it needs no torch and no environment. Runs learn at
-different speeds, so comparing them at equal steps says little: the table that counts asks how much
-of the prior skills is left when the new task is first solved equally often (linear interpolation
-between checkpoints).
+Reads what runs left on disk only, so it needs no torch and no environment (videos apart, which are
+left out where they cannot be made). Runs learn at different speeds, so comparing them at equal
+steps says little: the numbers that count are what is left of the prior skills when the new task is
+first solved equally often (`robo_razor.reporting.matching`).
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from robo_razor.checkpoint import EPISODES, RunDirectory, step_name
 from robo_razor.config import CompareConfig
-from robo_razor.errors import ReportError, RunDirectoryError
-from robo_razor.files import read_json, write_json, write_text
-from robo_razor.statistics import (
-    detectable_difference,
-    interpolate_at,
-    mcnemar_exact,
-    paired_bootstrap,
-    wilson_interval,
+from robo_razor.errors import ReportError, RoboRazorError
+from robo_razor.files import write_json, write_text
+from robo_razor.reporting import analysis, likeness, tables
+from robo_razor.reporting.arms import Arm, RunSet, load_runs
+from robo_razor.reporting.matching import (
+    QUANTITIES,
+    RULE,
+    ArmMatch,
+    Pair,
+    compare_pair,
+    headline_level,
+    match,
+    match_arm,
+    matching_levels,
+    shown_setting,
 )
+from robo_razor.reporting.runs import RunSeries, finite
+from robo_razor.reporting.statement import make_statement
+from robo_razor.statistics import seed_difference
 
+if TYPE_CHECKING:
+    from robo_razor.reporting.videos import Video
+
+PAGE = "index.html"
 MARKDOWN = "report.md"
 JSON = "report.json"
+VIDEOS = "videos"
 KIND = "robo-razor comparison"
-KL_STATES = ("new_base_visited", "new_tuned_visited", "prior")
-KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
-LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
-"""New-task success rates at which runs are compared where all of them reach it."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What one checkpoint's summary says; rates are means over skills, in [0, 1]."""
-
-    step: int
-    new: float
-    new_interval: tuple[float, float]
-    new_n: int
-    prior: float
-    """Mean success over prior skills; NaN without prior skills."""
-    retention: float
-    """Mean over prior skills of success / the base's success; NaN where unknown."""
-    kl: dict[str, float]
-    """`kl_base_tuned/new_base_visited`, ... in nats per decision; absent where unknown."""
-    skills: dict[str, dict[str, Any]]
-    """Prior skill -> its entry of the summary."""
-
-
-@dataclass(frozen=True)
-class RunSeries:
-    """One run's checkpoints in order, and what it was."""
-
-    name: str
-    path: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    checkpoints: tuple[Checkpoint, ...]
-    best_step: int | None = None
-
-    @property
-    def last(self) -> Checkpoint:
-        """The newest checkpoint."""
-        return self.checkpoints[-1]
-
-    @property
-    def label(self) -> str:
-        """Name for tables and figures."""
-        return f"{self.name} ({self.config.get('method', '?')})"
-
-    def series(self, key: str) -> list[float]:
-        """Return one quantity along training: `new`, `prior`, `retention`, or a key of `kl`."""
-        if "/" in key:
-            return [checkpoint.kl.get(key, math.nan) for checkpoint in self.checkpoints]
-        return [float(getattr(checkpoint, key)) for checkpoint in self.checkpoints]
-
-
-@dataclass(frozen=True)
-class Matched:
-    """One run at a level of new-task success; None where the run never reaches it."""
-
-    run: str
-    level: float
-    interpolated: bool
-    step: float | None
-    prior: float | None
-    retention: float | None
-    kl: dict[str, float] = field(default_factory=dict)
 
 
 def run_compare(config: CompareConfig) -> None:
-    """Write `report.md`, `report.json` and figures, and print the tables.
+    """Write the report (page, Markdown, JSON, CSV, figures), and print its tables.
 
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
@@ -106,160 +55,150 @@ def run_compare(config: CompareConfig) -> None:
 
     from robo_razor.figures import draw_figures
     from robo_razor.markdown import to_markdown
+    from robo_razor.reporting.page import make_page
 
     runs = load_runs(config.runs)
+    unlike = likeness.unlike(runs.runs)
+    if not config.allow_unlike:
+        likeness.refuse_unlike(unlike)
     out = _output_directory(config.out)
-    levels = config.match or matching_levels(runs)
-    report = build_report(runs, levels)
-    figures = draw_figures(runs, out)
-    text = to_markdown(runs, report, figures)
+    report = build_report(runs, config.match, unlike)
+    videos = _videos(runs, report, out, config.videos)
+    report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in videos]
+    figures = draw_figures(runs, report, out)
+    files = csv_files(runs, report)
     write_json(out / JSON, report)
-    write_text(out / MARKDOWN, text)
+    write_text(out / MARKDOWN, to_markdown(runs, report, figures))
+    for name, text in files.items():
+        write_text(out / name, text)
+    write_text(out / PAGE, make_page(runs, report, files, videos))
     console = Console()
     console.print(Markdown(to_markdown(runs, report, [])))
-    console.print(f"Written to {out}: {MARKDOWN}, {JSON}, {', '.join(figures)}", markup=False)
+    written = [PAGE, MARKDOWN, JSON, *files, *figures]
+    console.print(f"Written to {out}: {', '.join(written)}", markup=False)
 
 
-def load_runs(paths: Sequence[str]) -> list[RunSeries]:
-    """Read runs and check that they can be compared.
+def build_report(
+    runs: RunSet, levels: Sequence[float] = (), unlike: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return everything the report says as plain values.
 
-    Raises:
-        ReportError: There is none, one has no evaluation, or they differ in task, prior skills or
-            start states.
+    Args:
+        runs: What is compared.
+        levels: New-task success rates at which; empty: chosen from the runs.
+        unlike: What differs between the runs that should not.
     """
-    if not paths:
-        raise ReportError(
-            "No run to compare", remedy="Name run directories: `robo-razor compare RUN RUN`."
-        )
-    names = _short_names(paths)
-    runs = [load_run(path, name) for path, name in zip(paths, names, strict=True)]
-    first = runs[0]
-    for run in runs[1:]:
-        for what, one, two in (
-            ("new task", first.config.get("task"), run.config.get("task")),
-            ("prior skills", sorted(first.last.skills), sorted(run.last.skills)),
-        ):
-            if one != two:
-                raise ReportError(
-                    f"{first.path} and {run.path} differ in their {what}: {one} against {two}",
-                    remedy="Compare runs that were measured on the same tasks.",
-                )
-    return runs
-
-
-def load_run(path: str | Path, name: str) -> RunSeries:
-    """Read one run's evaluations.
-
-    Raises:
-        ReportError: `path` is no run directory or holds no evaluation.
-    """
-    try:
-        run = RunDirectory.open(path)
-    except RunDirectoryError as error:
-        raise ReportError(str(error)) from error
-    summaries = run.summaries()
-    if not summaries:
-        raise ReportError(
-            f"The run {str(path)!r} holds no evaluation yet",
-            remedy="Wait for its first checkpoint (step 0 is measured before training starts).",
-        )
-    try:
-        checkpoints = tuple(_read_checkpoint(summary) for summary in summaries)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ReportError(f"A summary in {path}/eval cannot be read ({error!r})") from error
-    environment = run.path / "environment.json"
-    return RunSeries(
-        name=name,
-        path=run.path,
-        config=run.config_data(),
-        environment=read_json(environment) if environment.is_file() else {},
-        checkpoints=checkpoints,
-        best_step=run.best_step(),
-    )
-
-
-def _read_checkpoint(summary: dict[str, Any]) -> Checkpoint:
-    new, prior = list(summary["new"].values()), summary.get("prior", {})
-    successes = round(sum(entry["success_rate"] * entry["n"] for entry in new))
-    n = sum(entry["n"] for entry in new)
-    retentions = [e["retention"] for e in prior.values() if e.get("retention") is not None]
-    kl = {
-        f"{direction}/{states}": float(value)
-        for direction in KL_DIRECTIONS
-        for states, value in (summary.get(direction) or {}).items()
-        if value is not None
-    }
-    return Checkpoint(
-        step=int(summary["step"]),
-        new=_mean([entry["success_rate"] for entry in new]),
-        new_interval=wilson_interval(successes, n),
-        new_n=n,
-        prior=_mean([entry["success_rate"] for entry in prior.values()]),
-        retention=_mean(retentions),
-        kl=kl,
-        skills=dict(prior),
-    )
-
-
-def matching_levels(runs: Sequence[RunSeries]) -> tuple[float, ...]:
-    """Return levels of new-task success that every run rises to, the highest common one last."""
-    start = max(run.checkpoints[0].new for run in runs)
-    common = min(max(run.series("new")) for run in runs)
-    highest = math.floor(common * 20 + 1e-9) / 20  # people compare at round numbers
-    levels = [level for level in LEVELS if start < level < highest]
-    return (*levels, highest) if highest > start else tuple(levels)
-
-
-def match(run: RunSeries, level: float) -> Matched:
-    """Return what is left of the prior skills when a run first reaches a new-task success rate."""
-    new = run.series("new")
-    found = {
-        key: interpolate_at(level, new, values)
-        for key, values in {
-            "step": [float(checkpoint.step) for checkpoint in run.checkpoints],
-            "prior": run.series("prior"),
-            "retention": run.series("retention"),
-            **{key: run.series(key) for key in sorted(run.last.kl)},
-        }.items()
-    }
-    step = found["step"]
-    if step is None:
-        return Matched(run.name, level, False, None, None, None)
-    values = {key: value[0] for key, value in found.items() if value is not None}
-    return Matched(
-        run=run.name,
-        level=level,
-        interpolated=step[1],
-        step=values["step"],
-        prior=_finite(values["prior"]),
-        retention=_finite(values["retention"]),
-        kl={k: v for k, v in values.items() if "/" in k and math.isfinite(v)},
-    )
-
-
-def build_report(runs: Sequence[RunSeries], levels: Sequence[float]) -> dict[str, Any]:
-    """Return everything the report says as plain values."""
+    levels = tuple(levels) or matching_levels(runs.arms)
+    headline = headline_level(runs.arms, levels)
+    law, predictors = analysis.fit_laws(runs.runs)
+    statement = make_statement(runs.arms, headline, law, predictors)
+    pairs = [
+        compare_pair(first, second, levels)
+        for i, first in enumerate(runs.arms)
+        for second in runs.arms[i + 1 :]
+    ]
     return {
         "kind": KIND,
-        "task": runs[0].config.get("task"),
-        "runs": [_run_entry(run) for run in runs],
-        "matched": [
-            {
-                "level": level,
-                "runs": [vars(match(run, level)) for run in runs],
-            }
-            for level in levels
-        ],
-        "paired": [
-            paired_entry(first, second) for i, first in enumerate(runs) for second in runs[i + 1 :]
-        ],
-        "notes": _notes(runs),
+        "robo_razor": version("robo-razor"),
+        "task": runs.task,
+        "statement": {"headline": statement.headline, "sentences": list(statement.sentences)},
+        "headline_level": headline,
+        "rule": RULE,
+        "arms": [_arm_entry(arm, headline) for arm in runs.arms],
+        "runs": [_run_entry(run, runs.arm_of(run)) for run in runs.runs],
+        "matched": [_matched_entry(runs, level) for level in levels],
+        "comparisons": [_pair_entry(pair) for pair in pairs],
+        "law": analysis.law_entry(law),
+        "predictors": [analysis.law_entry(entry) for entry in predictors],
+        "frontier": [analysis.frontier_entry(arm) for arm in runs.arms],
+        "skills": _skill_entries(runs, headline),
+        "paired": [analysis.paired_entry(a, b) for a, b in analysis.paired_runs(runs)],
+        "fingerprints": likeness.fingerprint_groups(runs.runs),
+        "unlike": list(unlike),
+        "notes": analysis.notes(runs, unlike),
     }
 
 
-def _run_entry(run: RunSeries) -> dict[str, Any]:
+def _arm_entry(arm: Arm, level: float | None) -> dict[str, Any]:
+    return {
+        "name": arm.name,
+        "settings": [
+            {"label": setting.label, "runs": [run.name for run in setting.runs]}
+            for setting in arm.settings
+        ],
+        "shown_setting": shown_setting(arm, level).label,
+    }
+
+
+def _matched_entry(runs: RunSet, level: float) -> dict[str, Any]:
+    return {
+        "level": level,
+        "runs": [vars(match(run, level)) for run in runs.runs],
+        "arms": [_arm_match_entry(match_arm(arm, level)) for arm in runs.arms],
+    }
+
+
+def _arm_match_entry(found: ArmMatch) -> dict[str, Any]:
+    return {
+        "arm": found.arm,
+        "n": len(found.runs),
+        "setting": found.setting,
+        "choice": found.choice,
+        "reason": found.reason,
+        "runs": [vars(run) for run in found.runs],
+        **{
+            quantity: analysis.estimate_entry(found.estimate(quantity), found.values(quantity))
+            for quantity in QUANTITIES
+        },
+    }
+
+
+def _pair_entry(pair: Pair) -> dict[str, Any]:
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "overlap": [pair.low, pair.high] if pair.high > pair.low else None,
+        "refused": pair.reason,
+        "levels": [
+            {
+                "level": one.level,
+                "first": _arm_match_entry(one),
+                "second": _arm_match_entry(two),
+                "difference": {key: _difference(one, two, key) for key in QUANTITIES},
+            }
+            for one, two in pair.levels
+        ],
+    }
+
+
+def _difference(one: ArmMatch, two: ArmMatch, quantity: str) -> dict[str, Any]:
+    first, second = one.values(quantity), two.values(quantity)
+    if not first or not second:
+        return {"value": None, "interval": None}
+    if min(len(first), len(second)) < 2:
+        value = one.estimate(quantity).value - two.estimate(quantity).value
+        return {"value": finite(value), "interval": None}
+    difference = seed_difference(first, second)
+    return {"value": difference.value, "interval": list(difference.interval)}
+
+
+def _skill_entries(runs: RunSet, level: float | None) -> list[dict[str, Any]]:
+    """Return per arm what is left of each skill at the last checkpoints of the shown setting."""
+    entries = []
+    for arm in runs.arms:
+        setting = shown_setting(arm, level)
+        skills = [
+            analysis.skill_entry(setting, skill) for skill in sorted(runs.runs[0].last.skills)
+        ]
+        if skills:
+            entries.append({"arm": arm.name, "setting": setting.label, "skills": skills})
+    return entries
+
+
+def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
     return {
         "name": run.name,
+        "arm": arm.name,
         "path": str(run.path),
         "method": run.config.get("method"),
         "seed": run.config.get("seed"),
@@ -271,15 +210,19 @@ def _run_entry(run: RunSeries) -> dict[str, Any]:
                 "new_success_rate": checkpoint.new,
                 "new_interval": list(checkpoint.new_interval),
                 "new_n": checkpoint.new_n,
-                "prior_success_rate": _finite(checkpoint.prior),
-                "retention": _finite(checkpoint.retention),
-                **checkpoint.kl,
+                "prior_success_rate": finite(checkpoint.prior),
+                "retention": finite(checkpoint.retention),
+                **checkpoint.predictors,
+                "entropy": finite(checkpoint.entropy),
+                "env_steps": finite(checkpoint.env_steps),
+                "wall_s": finite(checkpoint.wall_s),
             }
             for checkpoint in run.checkpoints
         ],
         "skills": {
             skill: {
                 "success_rate": entry["success_rate"],
+                "base_success_rate": analysis.base_success(run, skill),
                 "interval": entry["interval"],
                 "n": entry["n"],
                 "retention": entry.get("retention"),
@@ -289,72 +232,27 @@ def _run_entry(run: RunSeries) -> dict[str, Any]:
     }
 
 
-def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
-    """Compare two runs' last checkpoints on the start states that both ran, greedily."""
-    one, two = _outcomes(first), _outcomes(second)
-    task = first.config.get("task")
-    entry: dict[str, Any] = {"first": first.name, "second": second.name}
-    shared = sorted(one.keys() & two.keys())
-    for role in ("new", "prior"):
-        keys = [key for key in shared if (key[0] == task) == (role == "new")]
-        if not keys:
-            continue
-        a, b = [one[key] for key in keys], [two[key] for key in keys]
-        test = mcnemar_exact(a, b)
-        difference = paired_bootstrap(a, b, resamples=2000)
-        entry[role] = {
-            "n": len(keys),
-            "difference": difference.value,
-            "interval": list(difference.interval),
-            "only_first": test.only_first,
-            "only_second": test.only_second,
-            "p_value": test.p_value,
-        }
-    return entry
-
-
-def _outcomes(run: RunSeries) -> dict[tuple[str, int], bool]:
-    """Return (task, seed) -> success of the last checkpoint's greedy episodes."""
-    file = run.path / "eval" / step_name(run.last.step) / EPISODES
-    if not file.is_file():
-        return {}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {
-        (row["task"], row["seed"]): bool(row["success"])
-        for row in rows
-        if row.get("mode", "greedy") == "greedy"
+def csv_files(runs: RunSet, report: dict[str, Any]) -> dict[str, str]:
+    """Return file name -> CSV text; a table without rows is left out."""
+    found = {
+        "checkpoints.csv": tables.checkpoint_rows(runs),
+        "matched.csv": tables.matched_rows(report),
+        "predictors.csv": tables.predictor_csv_rows(report),
     }
+    return {name: tables.to_csv(rows) for name, rows in found.items() if rows}
 
 
-def _notes(runs: Sequence[RunSeries]) -> list[str]:
-    """Return what a reader must know before believing the tables."""
-    notes = []
-    policies = {str(run.config.get("policy")) for run in runs}
-    if len(policies) > 1:
-        notes.append(f"The runs start from different bases: {', '.join(sorted(policies))}.")
-    packages = [run.environment.get("packages", {}) for run in runs]
-    names = sorted({name for versions in packages for name in versions})
-    unlike = [n for n in names if len({versions.get(n) for versions in packages}) > 1]
-    if unlike:
-        notes.append(f"The runs used different versions of {', '.join(unlike)}.")
-    last = runs[0].last
-    least = detectable_difference(last.new, min(run.last.new_n for run in runs))
-    if math.isfinite(least):
-        notes.append(
-            f"With {min(run.last.new_n for run in runs)} episodes per checkpoint, differences in "
-            f"new-task success below {least:.0%} are seen less than four times out of five "
-            "(independent arms)."
-        )
-    smallest = min((e["n"] for run in runs for e in run.last.skills.values()), default=0)
-    if smallest:
-        rate = last.prior if math.isfinite(last.prior) else 0.5
-        least = detectable_difference(min(1.0, max(0.0, rate)), smallest)
-        if math.isfinite(least):
-            notes.append(
-                f"A single prior skill has {smallest} episodes per checkpoint: only differences "
-                f"above {least:.0%} are visible in it."
-            )
-    return notes
+def _videos(runs: RunSet, report: dict[str, Any], out: Path, count: int) -> list[Video]:
+    """Make videos where that is possible; say in the report's notes why there is none."""
+    from robo_razor.reporting import videos
+
+    if count == 0:
+        return []
+    try:
+        return videos.make_videos(runs, report["headline_level"], out / VIDEOS, count)
+    except (RoboRazorError, ImportError, OSError, RuntimeError) as error:
+        report["notes"].append(videos.reason_without(error))
+        return []
 
 
 def _output_directory(path: str) -> Path:
@@ -378,21 +276,3 @@ def _output_directory(path: str) -> Path:
 def _is_report(directory: Path) -> bool:
     file = directory / JSON
     return file.is_file() and f'"{KIND}"' in file.read_text(encoding="utf-8")
-
-
-def _short_names(paths: Sequence[str]) -> list[str]:
-    """Return the directories' names, with as much of the path as makes them unique."""
-    parts = [Path(path).resolve().parts for path in paths]
-    for length in range(1, max(len(p) for p in parts) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # one given twice
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -25,6 +25,10 @@ LAYERS = (
         "evaluation",
         "demonstrations",
         "report",
+        # The parts of a report read sweeps too, so they stand beside them.
+        "reporting",
+        "figures",
+        "markdown",
         "pretrain",
         "doctor",
         "catalogue",

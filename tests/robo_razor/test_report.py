@@ -5,50 +5,23 @@ import subprocess
 import sys
 
 import pytest
+from made_up_runs import ARMS, BASE_NEW, LAW, SKILLS, make_run, make_sweep
 
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import CompareConfig, FinetuneConfig
 from robo_razor.errors import ReportError
-from robo_razor.report import load_runs, match, matching_levels, run_compare
-from robo_razor.statistics import wilson_interval
-
-BASE = {"LiftCube": 1.0, "OpenDrawer": 0.8}
-
-
-def entry(rate, n, **more):
-    return {
-        "success_rate": rate,
-        "n": n,
-        "interval": list(wilson_interval(round(rate * n), n)),
-        **more,
-    }
-
-
-def make_run(path, points, task="gym_razor/PlaceCanInBin-v0", method="ppo", skills=BASE):
-    """Write a run whose checkpoints have (new success, retention of every skill, KL)."""
-    run = RunDirectory.create(FinetuneConfig(out=str(path), task=task, method=method))
-    for i, (new, retention, kl) in enumerate(points):
-        prior = {
-            skill: entry(rate * retention, 20, retention=retention, base_success_rate=rate)
-            for skill, rate in skills.items()
-        }
-        run.write_summary(
-            10 * i,
-            {
-                "step": 10 * i,
-                "new": {"PlaceCanInBin": entry(new, 100)},
-                "prior": prior,
-                "kl_base_tuned": {"new_base_visited": kl, "new_tuned_visited": kl, "prior": None},
-                "kl_tuned_base": {"new_base_visited": kl and 2 * kl, "new_tuned_visited": kl},
-            },
-        )
-        rows = [
-            {"task": task, "seed": s, "mode": "greedy", "success": s < 100 * new}
-            for s in range(100)
-        ]
-        run.write_rows(10 * i, rows)
-    run.close()
-    return str(path)
+from robo_razor.files import read_json, write_json
+from robo_razor.report import build_report, run_compare
+from robo_razor.reporting.arms import load_runs
+from robo_razor.reporting.matching import (
+    compare_pair,
+    headline_level,
+    match,
+    match_arm,
+    matching_levels,
+    shown_setting,
+)
+from robo_razor.reporting.runs import mean
 
 
 @pytest.fixture
@@ -62,8 +35,16 @@ def bc(tmp_path):
     return make_run(tmp_path / "bc", points, method="bc")
 
 
+@pytest.fixture
+def sweep(tmp_path):
+    return make_sweep(tmp_path / "sweep", noise=0.0)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
 def test_a_run_is_read_in_order(ppo):
-    (run,) = load_runs([ppo])
+    (run,) = load_runs([ppo]).runs
     assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 10, 20]
     assert run.series("new") == [0.2, 0.6, 0.9]
     assert run.series("prior") == pytest.approx([0.9, 0.9, 0.81])
@@ -71,35 +52,165 @@ def test_a_run_is_read_in_order(ppo):
     assert run.label == "ppo (ppo)"
 
 
+def test_environment_steps_come_from_the_rollouts(ppo, bc):
+    from pathlib import Path
+
+    lines = [
+        {"step": s, "rollout/mean_control_steps": 50.0, "rollout/episodes": 4.0}
+        for s in range(1, 21)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (Path(ppo) / "metrics.jsonl").write_text(text + '{"step": 21, "rollo')  # killed while writing
+    first, second = load_runs([ppo, bc]).runs
+    assert first.series("env_steps") == [0, 2000, 4000]
+    assert second.last.env_steps != second.last.env_steps  # no rollouts
+
+
+def test_runs_are_grouped_by_what_they_learn_with(tmp_path):
+    points = [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)]
+    paths = [
+        make_run(tmp_path / "a0", points),
+        make_run(tmp_path / "a1", points, seed=1),
+        make_run(tmp_path / "b0", points, section={"kl_coef": 0.1}),
+        make_run(tmp_path / "c0", points, method="bc"),
+    ]
+    arms = load_runs(paths).arms
+    assert [arm.name for arm in arms] == ["ppo (ppo.kl_coef=0)", "ppo (ppo.kl_coef=0.1)", "bc"]
+    assert [len(arm.runs) for arm in arms] == [2, 1, 1]
+
+
+def test_a_sweep_is_grouped_by_arm(sweep):
+    runs = load_runs([sweep])
+    assert [arm.name for arm in runs.arms] == list(ARMS)
+    sizes = {arm.name: [len(setting.runs) for setting in arm.settings] for arm in runs.arms}
+    assert sizes == {"oracle": [3], "ppo_kl": [3], "ppo": [3, 3], "bc_b": [3, 3]}
+    assert runs.arms[2].settings[1].label == "ppo.learning_rate=2.4e-4"
+    assert runs.skipped == ()
+
+
+def test_another_run_of_the_sweep_is_no_difference(tmp_path):
+    """A distilled arm names another run for each seed, and is one setting all the same."""
+    from pathlib import Path
+
+    sweep = Path(make_sweep(tmp_path / "sweep", arms=["oracle"], seeds=2))
+    for k, config in enumerate(sorted(sweep.glob("*/*/config.yaml"))):
+        text = config.read_text().replace(
+            "demonstrations: expert", f"demonstrations: {sweep}/ppo/seed={k}"
+        )
+        config.write_text(text)
+    (arm,) = load_runs([str(sweep)]).arms
+    assert [setting.label for setting in arm.settings] == [""]
+
+
+def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep):
+    from pathlib import Path
+
+    record = read_json(Path(sweep) / "sweep.json")
+    record["runs"][0]["state"] = "failed"
+    record["runs"][1]["state"] = "running"
+    write_json(Path(sweep) / "sweep.json", record)
+    runs = load_runs([sweep])
+    assert len(runs.runs) == len(record["runs"]) - 2
+    assert runs.skipped == ("Of the 18 runs of sweep, 2 are left out: 1 failed, 1 running.",)
+
+
+# --- Matching -------------------------------------------------------------------------------------
+
+
 def test_matched_success_is_interpolated(ppo, bc):
-    first, second = load_runs([ppo, bc])
+    first, second = load_runs([ppo, bc]).runs
     at = match(first, 0.75)
-    assert (at.step, at.retention) == (pytest.approx(15), pytest.approx(0.95))
+    assert (at.step, at.interpolated) == (pytest.approx(15), True)
+    assert at.prior == pytest.approx(0.855)
+    assert at.retention == pytest.approx(0.95)
     assert at.kl["kl_base_tuned/new_base_visited"] == pytest.approx(1.5)
-    at = match(second, 0.5)
-    assert (at.step, at.retention) == (pytest.approx(5), pytest.approx(0.8))
     assert match(second, 0.96).step is None
 
 
-def test_levels_are_those_that_all_runs_reach(ppo, bc):
-    assert matching_levels(load_runs([ppo, bc])) == (0.3, 0.5, 0.7, 0.8, 0.9)
+def test_levels_are_those_that_two_arms_reach(ppo, bc):
+    arms = load_runs([ppo, bc]).arms
+    assert matching_levels(arms) == (0.3, 0.5, 0.7, 0.8, 0.9)
+    assert headline_level(arms, matching_levels(arms)) == 0.9
 
 
 def test_no_level_when_nothing_was_learnt(tmp_path):
     flat = make_run(tmp_path / "flat", [(0.2, 1.0, 0.0), (0.2, 1.0, 0.1)])
-    assert matching_levels(load_runs([flat])) == ()
+    assert matching_levels(load_runs([flat]).arms) == ()
+
+
+def test_the_headline_asks_for_all_arms_unless_that_is_too_low(tmp_path, ppo, bc):
+    slow = make_run(tmp_path / "slow", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], section={"kl_coef": 1.0})
+    slower = make_run(
+        tmp_path / "slower", [(0.2, 1.0, 0.0), (0.31, 1.0, 1.0)], section={"kl_coef": 2.0}
+    )
+    for last, expected in ((slow, 0.6), (slower, 0.9)):
+        arms = load_runs([ppo, bc, last]).arms
+        assert headline_level(arms, (0.3, 0.5, 0.6, 0.7, 0.9)) == expected
+
+
+def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
+    paths = [
+        make_run(tmp_path / "a", [(0.2, 1.0, 0.0), (0.9, 0.8, 2.0)]),
+        make_run(tmp_path / "b", [(0.2, 1.0, 0.0), (0.6, 0.6, 2.0)], seed=1),
+    ]
+    (arm,) = load_runs(paths).arms
+    assert match_arm(arm, 0.7).reason == "only 1 of 2 seeds reach it"
+    assert match_arm(arm, 0.95).reason == "no run reaches it; the best has 90%"
+    assert match_arm(arm, 0.2).reason == "the base already has 20%"
+    found = match_arm(arm, 0.6)
+    assert found.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
+    estimate = found.estimate("retention")
+    assert estimate.low < estimate.value < estimate.high
+
+
+def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
+    """Setting x is better on seed 0, y on seed 1: each seed gets what the other one prefers."""
+    kept = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
+    root = tmp_path / "sweep"
+    runs = []
+    for (rate, seed), retention in kept.items():
+        name = f"rate={rate:g},seed={seed}"
+        points = [(0.2, 1.0, 0.0), (0.8, retention, 1.0)]
+        make_run(root / "ppo" / name, points, seed=seed, section={"learning_rate": rate})
+        runs.append({"arm": "ppo", "name": name, "path": f"ppo/{name}", "state": "finished"})
+    record = {"kind": "robo-razor sweep", "version": 1, "name": "s", "arms": ["ppo"], "runs": runs}
+    write_json(root / "sweep.json", record)
+    (arm,) = load_runs([str(root)]).arms
+    found = match_arm(arm, 0.8)
+    assert found.values("retention") == pytest.approx([0.6, 0.5])
+    assert "chosen on the other seeds" in found.choice
+    assert shown_setting(arm, 0.8).label == "ppo.learning_rate=1e-4"
+
+
+def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
+    stuck = make_run(tmp_path / "stuck", [(0.2, 1.0, 0.0), (0.2, 0.9, 1.0)], method="bc")
+    first, second = load_runs([ppo, stuck]).arms
+    pair = compare_pair(first, second, (0.5, 0.9))
+    assert pair.levels == ()
+    assert pair.reason.startswith("their ranges of new-task success do not overlap above the base")
+    wide = compare_pair(first, first, (0.95,))
+    assert wide.reason == "none of the levels asked for lies in (20%, 90%]"
+
+
+# --- The report -----------------------------------------------------------------------------------
 
 
 def test_the_report_is_complete(ppo, bc, tmp_path, capsys):
     out = tmp_path / "report"
     run_compare(CompareConfig(runs=(ppo, bc), out=str(out), match=(0.5,)))
+    figures = ("matched", "new_against_prior", "prior_against_kl", "new_against_kl", "skills")
     assert {p.name for p in out.iterdir()} == {
+        "index.html",
         "report.md",
         "report.json",
-        "new_against_prior.png",
-        "prior_against_kl.png",
-        "new_against_kl.png",
-        "along_training.png",
+        "checkpoints.csv",
+        "matched.csv",
+        "predictors.csv",
+        *(
+            f"{name}{suffix}"
+            for name in (*figures, "along_training")
+            for suffix in (".png", ".svg")
+        ),
     }
     report = json.loads((out / "report.json").read_text())
     matched = {run["run"]: run for run in report["matched"][0]["runs"]}
@@ -111,7 +222,62 @@ def test_the_report_is_complete(ppo, bc, tmp_path, capsys):
     text = (out / "report.md").read_text()
     for part in ("| 50% | ppo |", "LiftCube", "![new against prior](new_against_prior.png)"):
         assert part in text
-    assert "At equal new-task success" in capsys.readouterr().out
+    assert "At 50% success on PlaceCanInBin, ppo keeps 100%" in capsys.readouterr().out
+
+
+def test_the_report_of_a_sweep_has_intervals_over_seeds(tmp_path):
+    report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
+    level = report["headline_level"]
+    assert BASE_NEW < level < 0.95
+    block = next(block for block in report["matched"] if block["level"] == level)
+    for arm in block["arms"]:
+        assert arm["n"] == 3
+        low, high = arm["retention"]["interval"]
+        assert low < arm["retention"]["value"] < high
+        assert len(arm["retention"]["values"]) == 3
+    pairs = {(pair["first"], pair["second"]): pair for pair in report["comparisons"]}
+    assert len(pairs) == 6
+    difference = pairs["oracle", "bc_b"]["levels"][-1]["difference"]["retention"]
+    assert 0 < difference["interval"][0] < difference["value"] < difference["interval"][1]
+    assert report["law"]["r2"] > 0.9
+    assert report["law"]["predictor"] == "kl_base_tuned/new_base_visited"
+    r2 = [entry["r2"] for entry in report["predictors"]]
+    assert r2 == sorted(r2, reverse=True)
+    assert {"weight_l2", "total_variation/new_base_visited"} <= {
+        entry["predictor"] for entry in report["predictors"]
+    }
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_law_behind_made_up_runs_is_found(tmp_path):
+    runs = load_runs([make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"], noise=0.0)])
+    law = build_report(runs)["law"]
+    base = mean(list(SKILLS.values()))
+    assert law["r2"] == pytest.approx(1.0, abs=1e-3)
+    expected = [base, base * LAW[0], base * LAW[1]]
+    assert law["coefficients"] == pytest.approx(expected, rel=0.05)
+
+
+def test_the_statement_names_the_better_arm_first(ppo, bc):
+    statement = build_report(load_runs([bc, ppo]))["statement"]
+    assert statement["headline"].startswith(
+        "At 90% success on PlaceCanInBin, **ppo** keeps **90%**"
+    )
+    assert "difference of **43 points** between single runs" in statement["sentences"][0]
+    assert any("No law of forgetting is fitted: too few" in s for s in statement["sentences"])
+
+
+def test_the_statement_of_one_run(ppo):
+    headline = build_report(load_runs([ppo]))["statement"]["headline"]
+    assert headline.startswith("**ppo** brings PlaceCanInBin from 20% to **90%")
+    assert headline.endswith("keeps **90%** of the prior skills.")
+
+
+def test_the_statement_when_nothing_can_be_compared(tmp_path, ppo):
+    stuck = make_run(tmp_path / "stuck", [(0.2, 1.0, 0.0), (0.2, 0.9, 1.0)], method="bc")
+    report = build_report(load_runs([ppo, stuck]))
+    assert report["statement"]["headline"].startswith("Nothing can be compared at equal success")
+    assert report["comparisons"][0]["refused"]
 
 
 def test_a_report_replaces_a_report_but_nothing_else(ppo, tmp_path):
@@ -120,6 +286,14 @@ def test_a_report_replaces_a_report_but_nothing_else(ppo, tmp_path):
         run_compare(CompareConfig(runs=(ppo,), out=str(out)))
     with pytest.raises(ReportError, match="in use"):
         run_compare(CompareConfig(runs=(ppo,), out=ppo))
+
+
+def test_figures_are_the_same_every_time(ppo, bc, tmp_path):
+    texts = []
+    for name in "ab":
+        run_compare(CompareConfig(runs=(ppo, bc), out=str(tmp_path / name)))
+        texts.append((tmp_path / name / "new_against_prior.svg").read_text())
+    assert texts[0] == texts[1]
 
 
 def test_runs_without_prior_skills_and_kl(tmp_path):
@@ -131,17 +305,38 @@ def test_runs_without_prior_skills_and_kl(tmp_path):
 
 def test_the_same_directory_name_twice(tmp_path):
     paths = [make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)]) for x in "ab"]
-    assert [run.name for run in load_runs(paths)] == ["a/run", "b/run"]
-    assert len({run.name for run in load_runs([paths[0], paths[0]])}) == 2
+    assert [run.name for run in load_runs(paths).runs] == ["a/run", "b/run"]
+    assert len({run.name for run in load_runs([paths[0], paths[0]]).runs}) == 2
 
 
-def test_unlike_runs_are_refused(ppo, tmp_path):
+# --- Refusals -------------------------------------------------------------------------------------
+
+
+def test_runs_on_other_tasks_are_refused(ppo, tmp_path):
     other = make_run(tmp_path / "other", [(0.2, 1.0, 0.0)], task="gym_razor/LiftCan-v0")
     with pytest.raises(ReportError, match="differ in their new task"):
         load_runs([ppo, other])
     fewer = make_run(tmp_path / "fewer", [(0.2, 1.0, 0.0)], skills={"LiftCube": 1.0})
     with pytest.raises(ReportError, match="differ in their prior skills"):
         load_runs([ppo, fewer])
+
+
+def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path):
+    from pathlib import Path
+
+    file = Path(bc) / "environment.json"
+    environment = read_json(file)
+    environment["packages"]["mujoco"] = "3.0.0"
+    write_json(file, environment)
+    out = tmp_path / "report"
+    with pytest.raises(ReportError, match=r"version of mujoco: .* against 3\.0\.0 \(ppo / bc\)"):
+        run_compare(CompareConfig(runs=(ppo, bc), out=str(out)))
+    assert not out.exists()
+    run_compare(CompareConfig(runs=(ppo, bc), out=str(out), allow_unlike=True))
+    report = read_json(out / "report.json")
+    assert "version of mujoco" in report["unlike"][0]
+    assert "version of mujoco" in report["notes"][0]
+    assert len(report["fingerprints"]) == 2
 
 
 def test_bad_runs(tmp_path):

@@ -1,0 +1,241 @@
+"""What the report says beyond matched success: the law, the frontier, skills, paired episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from robo_razor.law import Law, LawPoint, law, predictor_table
+from robo_razor.reporting.arms import Arm, RunSet, Setting
+from robo_razor.reporting.runs import FORWARD_KL, RunSeries, finite, mean, read_outcomes
+from robo_razor.statistics import (
+    Estimate,
+    detectable_difference,
+    frontier,
+    hypervolume,
+    mcnemar_exact,
+    paired_bootstrap,
+    seed_interval,
+)
+
+FRONTIER_TOLERANCE = 0.02
+"""Distance to the Pareto frontier up to which a checkpoint counts as on it, as in the paper."""
+MAX_PAIRED = 12
+"""Pairs of runs whose episodes are compared one by one; a sweep has hundreds."""
+
+
+# --- The forgetting law ---------------------------------------------------------------------------
+
+
+def law_points(runs: Sequence[RunSeries]) -> list[LawPoint]:
+    """Return one point per checkpoint (`law` counts the base, which runs share, once)."""
+    return [
+        LawPoint(run.name, checkpoint.step, checkpoint.prior, checkpoint.predictors)
+        for run in runs
+        for checkpoint in run.checkpoints
+    ]
+
+
+def fit_laws(runs: Sequence[RunSeries]) -> tuple[Law, list[Law]]:
+    """Return the law in the paper's predictor, and the table of all predictors."""
+    points = law_points(runs)
+    table = predictor_table(points)
+    main = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
+    return main or law(points, FORWARD_KL), table
+
+
+def law_entry(fit: Law) -> dict[str, Any]:
+    """Return a law as plain values."""
+    return {
+        "predictor": fit.predictor,
+        "coefficients": None if fit.coefficients is None else list(fit.coefficients),
+        "r2": fit.r2,
+        "r2_interval": None if fit.r2_interval is None else list(fit.r2_interval),
+        "leave_one_run_out_rmse": fit.leave_one_run_out_rmse,
+        "n_points": fit.n_points,
+        "n_runs": fit.n_runs,
+        "reason": fit.reason,
+    }
+
+
+# --- Frontier -------------------------------------------------------------------------------------
+
+
+def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
+    """Return (run, index of the checkpoint) of an arm's checkpoints near its Pareto frontier."""
+    where = [
+        (run, i)
+        for run in arm.runs
+        for i, checkpoint in enumerate(run.checkpoints)
+        if math.isfinite(checkpoint.prior)
+    ]
+    points = [(run.checkpoints[i].new, run.checkpoints[i].prior) for run, i in where]
+    return [where[i] for i in frontier(points, FRONTIER_TOLERANCE)] if points else []
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other one beats in both coordinates, by rising first one."""
+    best: list[tuple[float, float]] = []
+    for new, prior in sorted(set(points), reverse=True):
+        if not best or prior > best[-1][1]:
+            best.append((new, prior))
+    return best[::-1]
+
+
+def frontier_entry(arm: Arm) -> dict[str, Any]:
+    """Return an arm's frontier as plain values, and the area under it, per seed."""
+    volumes = []
+    for seed in dict.fromkeys(run.seed for run in arm.runs):
+        points = [
+            (checkpoint.new, checkpoint.prior)
+            for run in arm.runs
+            if run.seed == seed
+            for checkpoint in run.checkpoints
+            if math.isfinite(checkpoint.prior)
+        ]
+        if points:
+            volumes.append(hypervolume(points))
+    return {
+        "arm": arm.name,
+        "tolerance": FRONTIER_TOLERANCE,
+        "points": [
+            {
+                "run": run.name,
+                "step": run.checkpoints[i].step,
+                "new": run.checkpoints[i].new,
+                "prior": run.checkpoints[i].prior,
+            }
+            for run, i in frontier_of(arm)
+        ],
+        "hypervolume": estimate_entry(seed_interval(volumes) if volumes else None, volumes),
+    }
+
+
+def estimate_entry(estimate: Estimate | None, values: Sequence[float]) -> dict[str, Any]:
+    """Return an estimate over seeds as plain values, with what it was made from."""
+    if estimate is None:
+        return {"value": None, "interval": None, "values": list(values)}
+    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return {
+        "value": finite(estimate.value),
+        "interval": [estimate.low, estimate.high] if known else None,
+        "values": list(values),
+    }
+
+
+# --- Skills ---------------------------------------------------------------------------------------
+
+
+def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
+    """Return what is left of one skill at the last checkpoints of one setting's runs.
+
+    With several seeds the interval is over seeds; with one it is over episodes, and says so.
+    """
+    entries = [run.last.skills[skill] for run in setting.runs]
+    kept = [e["retention"] for e in entries if e.get("retention") is not None]
+    interval, over = None, None
+    if len(kept) > 1:
+        estimate = seed_interval(kept)
+        interval, over = [estimate.low, estimate.high], "seeds"
+    elif kept and entries[0].get("retention_interval") is not None:
+        interval, over = list(entries[0]["retention_interval"]), "episodes"
+    return {
+        "skill": skill,
+        "success_rate": finite(mean([e["success_rate"] for e in entries])),
+        "retention": finite(mean(kept)),
+        "interval": interval,
+        "interval_over": over,
+        "values": kept,
+        "n": sum(e["n"] for e in entries),
+    }
+
+
+def base_success(run: RunSeries, skill: str) -> float | None:
+    """Return the base's success on a prior skill, from step 0 or as the summary repeats it."""
+    if run.first.step == 0 and skill in run.first.skills:
+        return float(run.first.skills[skill]["success_rate"])
+    value = run.last.skills[skill].get("base_success_rate")
+    return None if value is None else float(value)
+
+
+# --- Episodes of two runs on the same start states ------------------------------------------------
+
+
+def paired_runs(runs: RunSet) -> list[tuple[RunSeries, RunSeries]]:
+    """Return the pairs of runs whose episodes are compared.
+
+    All of them where they are few; in a larger collection those of equal seed in different arms,
+    and none where these are too many to read.
+    """
+    every = list(runs.runs)
+    pairs = [(a, b) for i, a in enumerate(every) for b in every[i + 1 :]]
+    if len(pairs) > MAX_PAIRED:
+        pairs = [
+            (a, b) for a, b in pairs if a.seed == b.seed and runs.arm_of(a) is not runs.arm_of(b)
+        ]
+    return pairs if len(pairs) <= MAX_PAIRED else []
+
+
+def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
+    """Compare two runs' last checkpoints on the start states that both ran, greedily."""
+    one, two = read_outcomes(first), read_outcomes(second)
+    task = first.config.get("task")
+    entry: dict[str, Any] = {"first": first.name, "second": second.name}
+    shared = sorted(one.keys() & two.keys())
+    for role in ("new", "prior"):
+        keys = [key for key in shared if (key[0] == task) == (role == "new")]
+        if not keys:
+            continue
+        a, b = [one[key] for key in keys], [two[key] for key in keys]
+        test = mcnemar_exact(a, b)
+        difference = paired_bootstrap(a, b, resamples=2000)
+        entry[role] = {
+            "n": len(keys),
+            "difference": difference.value,
+            "interval": list(difference.interval),
+            "only_first": test.only_first,
+            "only_second": test.only_second,
+            "p_value": test.p_value,
+        }
+    return entry
+
+
+# --- What a reader must know ----------------------------------------------------------------------
+
+
+def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
+    """Return what a reader must know before believing the tables."""
+    found = [f"Unlike runs are compared: {text}." for text in unlike]
+    counts = {arm.name: {len(s.runs) for s in arm.settings} for arm in runs.arms}
+    if single := [name for name, sizes in counts.items() if max(sizes) == 1]:
+        found.append(
+            f"One seed only: {', '.join(single)}. There is no interval over seeds; another seed "
+            "may come out differently by more than the episodes' intervals say."
+        )
+    every = runs.runs
+    n = min(checkpoint.new_n for run in every for checkpoint in run.checkpoints)
+    n_last = min(run.last.new_n for run in every)
+    least = detectable_difference(every[0].last.new, n_last)
+    if math.isfinite(least):
+        sizes = f"{n_last}" if n == n_last else f"{n} ({n_last} at the last checkpoint)"
+        found.append(
+            f"New-task success is from {sizes} episodes. With {n_last}, differences below "
+            f"{100 * least:.0f} points are seen less than four times out of five (independent "
+            "arms)."
+        )
+    smallest = min((e["n"] for run in every for e in run.last.skills.values()), default=0)
+    if smallest:
+        prior = every[0].last.prior
+        rate = min(1.0, max(0.0, prior)) if math.isfinite(prior) else 0.5
+        least = detectable_difference(rate, smallest)
+        if math.isfinite(least):
+            found.append(
+                f"A single prior skill has {smallest} episodes per checkpoint: only differences "
+                f"above {100 * least:.0f} points are visible in it."
+            )
+    found.append(
+        "A level is reached where one evaluation first says so. Evaluations are noisy, so a first "
+        "crossing comes early rather than late, for every arm."
+    )
+    return [*found, *runs.skipped]

@@ -1,0 +1,273 @@
+"""Which runs are compared, and which of them differ in their seed only.
+
+A *setting* is a group of runs that differ in their seed alone; an *arm* is what is compared: an arm
+of a sweep with all settings of its grid, or, for runs given one by one, one setting of a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robo_razor.errors import ReportError
+from robo_razor.reporting.runs import RunSeries, load_run, short_names
+from robo_razor.settings import flatten
+from robo_razor.sweep import RECORD, read_sweep
+
+FINISHED = "finished"
+NO_PART_OF_A_SETTING = (
+    # What a run is called, where it runs and how it is resumed, but not what it learns.
+    "seed",
+    "out",
+    "resume",
+    "device",
+    "torch_threads",
+    "env.num_envs",
+    "env.num_workers",
+    "checkpoint.keep",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only."""
+
+    label: str
+    """What sets it apart within its arm, e.g. `ppo.learning_rate=1e-4`; empty for the only one."""
+    runs: tuple[RunSeries, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+    @property
+    def runs(self) -> tuple[RunSeries, ...]:
+        """All runs of all settings."""
+        return tuple(run for setting in self.settings for run in setting.runs)
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Everything that is compared."""
+
+    arms: tuple[Arm, ...]
+    skipped: tuple[str, ...] = ()
+    """Why runs of a sweep were left out."""
+
+    @property
+    def runs(self) -> tuple[RunSeries, ...]:
+        """All runs, arm by arm."""
+        return tuple(run for arm in self.arms for run in arm.runs)
+
+    @property
+    def task(self) -> str:
+        """The new task."""
+        return str(self.runs[0].config.get("task"))
+
+    def arm_of(self, run: RunSeries) -> Arm:
+        """Return the arm that holds a run."""
+        return next(arm for arm in self.arms if run in arm.runs)
+
+
+def load_runs(paths: Sequence[str]) -> RunSet:
+    """Read runs and sweeps, and check that they were measured on the same tasks.
+
+    Args:
+        paths: Run directories, and sweep directories (all their runs are meant).
+
+    Raises:
+        ReportError: There is no run, one has no evaluation, or they differ in task or prior skills.
+    """
+    if not paths:
+        raise ReportError(
+            "No run to compare",
+            remedy="Name run directories or a sweep: `robo-razor compare RUN RUN`.",
+        )
+    plain = [path for path in paths if not is_sweep(path)]
+    names = short_names(plain) if plain else []
+    runs = [load_run(path, name) for path, name in zip(plain, names, strict=True)]
+    skipped: list[str] = []
+    for path in paths:
+        if is_sweep(path):
+            found, missing = _load_sweep(Path(path))
+            runs += found
+            skipped += missing
+    if not runs:
+        raise ReportError(
+            f"No run in {', '.join(map(str, paths))} holds an evaluation yet",
+            remedy="Wait for its first checkpoints.",
+        )
+    _refuse_other_tasks(runs)
+    return RunSet(arms=group(runs), skipped=tuple(skipped))
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Tell whether a directory is that of a sweep."""
+    return (Path(path) / RECORD).is_file()
+
+
+def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str]]:
+    """Return a sweep's finished runs in the order of its arms, and what is left out.
+
+    A run that is not finished says nothing about what it would have reached. Only where no run is
+    finished, all that hold evaluations beyond the base are taken.
+    """
+    record = read_sweep(path)
+    arms = list(record["arms"])
+    entries = sorted(record["runs"], key=lambda entry: arms.index(entry["arm"]))
+    finished = [entry for entry in entries if entry.get("state") == FINISHED]
+    runs = []
+    for entry in finished or entries:
+        directory = path / entry["path"]
+        try:
+            run = load_run(directory, f"{entry['arm']}/{entry['name']}", entry["arm"])
+        except ReportError:
+            if finished:  # it says so itself, so this is worth knowing
+                raise
+            continue
+        if len(run.checkpoints) > 1:
+            runs.append(run)
+    return runs, _unfinished(path, entries, bool(finished))
+
+
+def _unfinished(path: Path, entries: Sequence[dict[str, Any]], left_out: bool) -> list[str]:
+    states = [str(entry.get("state")) for entry in entries if entry.get("state") != FINISHED]
+    if not states:
+        return []
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    what = "left out" if left_out else "shown as far as they are"
+    return [f"Of the {len(entries)} runs of {path.name}, {len(states)} are {what}: {counts}."]
+
+
+def _refuse_other_tasks(runs: Sequence[RunSeries]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        for what, one, two in (
+            ("new task", first.config.get("task"), run.config.get("task")),
+            ("prior skills", sorted(first.last.skills), sorted(run.last.skills)),
+        ):
+            if one != two:
+                raise ReportError(
+                    f"{first.path} and {run.path} differ in their {what}: {one} against {two}",
+                    remedy="Compare runs that were measured on the same tasks.",
+                )
+
+
+def group(runs: Sequence[RunSeries]) -> tuple[Arm, ...]:
+    """Group a sweep's runs by arm, and plain runs by method and settings, in order of appearance.
+
+    In a sweep an arm may hold several settings; a plain arm holds one.
+    """
+    arms: list[Arm] = []
+    for name in dict.fromkeys(run.arm for run in runs if run.arm is not None):
+        members = [run for run in runs if run.arm == name]
+        arms.append(Arm(name, _settings(members)))
+    for method in dict.fromkeys(run.method for run in runs if run.arm is None):
+        members = [run for run in runs if run.arm is None and run.method == method]
+        for setting in _settings(members):
+            name = f"{method} ({setting.label})" if setting.label else method
+            arms.append(Arm(name, (Setting("", setting.runs),)))
+    return tuple(arms)
+
+
+def _settings(runs: Sequence[RunSeries]) -> tuple[Setting, ...]:
+    """Split runs by everything but their seed; labels name what differs."""
+    differing = [key for key, _ in setting_differences(runs)]
+    groups: dict[str, list[RunSeries]] = {}
+    for run in runs:
+        settings = comparable_settings(run)
+        label = ", ".join(f"{key}={show_value(settings.get(key))}" for key in differing)
+        groups.setdefault(label, []).append(run)
+    return tuple(
+        Setting(label, tuple(sorted(members, key=lambda run: run.seed)))
+        for label, members in sorted(groups.items(), key=lambda item: _order(item[1][0], differing))
+    )
+
+
+def _order(run: RunSeries, keys: Sequence[str]) -> tuple[tuple[float, str], ...]:
+    """Sort settings by value: numbers by size, then words."""
+    settings = comparable_settings(run)
+    return tuple(
+        (float(value), "") if isinstance(value, int | float) else (0.0, str(value))
+        for value in (settings.get(key) for key in keys)
+    )
+
+
+def setting_differences(runs: Sequence[RunSeries]) -> list[tuple[str, list[Any]]]:
+    """Return (dotted key, value of each run) of all settings in which runs differ, seed left out.
+
+    A section that only one method has (`ppo.`, `bc.`) is no difference between runs of two methods.
+    """
+    flats = [comparable_settings(run) for run in runs]
+    found = []
+    for key in dict.fromkeys(key for flat in flats for key in flat):
+        values = [flat[key] for flat in flats if key in flat]
+        missing = len(values) < len(flats)
+        if any(value != values[0] for value in values) or (missing and not _is_of_method(key)):
+            found.append((key, [flat.get(key) for flat in flats]))
+    return found
+
+
+def comparable_settings(run: RunSeries) -> dict[str, Any]:
+    """Return a run's settings without its seed and what does not change a result.
+
+    A value that names another run of the same sweep differs from seed to seed; it is replaced by
+    that run's arm.
+    """
+    flat = flatten(run.config)
+    root = run.path.resolve().parents[1] if run.arm is not None else None
+    return {
+        key: _sibling_arm(value, root)
+        for key, value in flat.items()
+        if key not in NO_PART_OF_A_SETTING
+    }
+
+
+def _sibling_arm(value: Any, root: Path | None) -> Any:
+    if root is None or not isinstance(value, str) or "/" not in value:
+        return value
+    path = Path(value).resolve()
+    if root not in path.parents:
+        return value
+    return f"run of {path.relative_to(root).parts[0]}"
+
+
+def shown_setting_of(arm: Arm, label: str) -> Setting:
+    """Return an arm's setting by its label."""
+    return next(setting for setting in arm.settings if setting.label == label)
+
+
+def shown_flat_settings(run: RunSeries) -> dict[str, str]:
+    """Return dotted key -> value as text of all of a run's settings."""
+    return {key: show_value(value) for key, value in flatten(run.config).items()}
+
+
+def _is_of_method(key: str) -> bool:
+    from robo_razor.config import FinetuneConfig
+
+    return key.split(".", 1)[0] in FinetuneConfig.METHODS
+
+
+def show_value(value: Any) -> str:
+    """Return a setting's value as people write it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "none"
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+        mantissa, mark, exponent = text.partition("e")
+        return f"{mantissa}e{int(exponent)}" if mark else _small(value, text)
+    return str(value)
+
+
+def _small(value: float, text: str) -> str:
+    """Write 0.0001 as 1e-4: learning rates are read as powers of ten."""
+    if value == 0 or abs(value) >= 0.01:
+        return text
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

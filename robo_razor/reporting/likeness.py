@@ -1,0 +1,58 @@
+"""Whether runs were made under like conditions: versions, renderer, settings, base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from robo_razor.errors import ReportError
+from robo_razor.fingerprint import differences
+from robo_razor.reporting.runs import RunSeries
+
+
+def unlike(runs: Sequence[RunSeries]) -> list[str]:
+    """Return what differs between runs that should not, each as a clause."""
+    first = runs[0]
+    found: dict[str, list[str]] = {}
+    for run in runs[1:]:
+        clauses = differences(_fingerprint(first), _fingerprint(run))
+        if first.config.get("policy") != run.config.get("policy"):
+            clauses.append(f"base: {first.config.get('policy')} against {run.config.get('policy')}")
+        for clause in clauses:
+            found.setdefault(clause, []).append(run.name)
+    return [f"{clause} ({first.name} / {_some(names)})" for clause, names in found.items()]
+
+
+def refuse_unlike(clauses: Sequence[str]) -> None:
+    """Refuse to compare runs that were made under unlike conditions.
+
+    Raises:
+        ReportError: There is any difference.
+    """
+    if clauses:
+        raise ReportError(
+            f"The runs were made under unlike conditions: {'; '.join(clauses)}",
+            remedy="Compare runs of one machine and one installation, or say that you want this "
+            "with `--allow-unlike` (the report then names the differences).",
+        )
+
+
+def _fingerprint(run: RunSeries) -> dict[str, Any]:
+    return {**run.environment, "config": run.config}
+
+
+def fingerprint_groups(runs: Sequence[RunSeries]) -> list[dict[str, Any]]:
+    """Return the distinct fingerprints with the runs that have them."""
+    groups: list[dict[str, Any]] = []
+    for run in runs:
+        for group in groups:
+            if group["fingerprint"] == run.environment:
+                group["runs"].append(run.name)
+                break
+        else:
+            groups.append({"runs": [run.name], "fingerprint": run.environment})
+    return groups
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,147 @@
+// Draws the figures from the values in #charts, in the colours of the page's theme.
+"use strict";
+
+const charts = JSON.parse(document.getElementById("charts").textContent);
+const hiddenArms = new Set();
+const selected = {}; // group of charts -> index of the view shown
+const finePointer = matchMedia("(pointer: fine)").matches;
+
+// --- Theme -------------------------------------------------------------------------------------
+
+/** Replace `var(--name)` and `var(--name)@opacity` by the theme's colours, everywhere in a value. */
+function resolve(value, style) {
+  if (typeof value === "string") {
+    const found = /^var\((--[\w-]+)\)(?:@([\d.]+))?$/.exec(value);
+    if (!found) return value;
+    const colour = style.getPropertyValue(found[1]).trim();
+    return found[2] === undefined ? colour : withOpacity(colour, Number(found[2]));
+  }
+  if (Array.isArray(value)) return value.map((item) => resolve(item, style));
+  if (value && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, style)]));
+  }
+  return value;
+}
+
+function withOpacity(hex, opacity) {
+  const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  return `rgba(${r}, ${g}, ${b}, ${opacity})`;
+}
+
+function axis(given) {
+  return {
+    gridcolor: "var(--rule)",
+    linecolor: "var(--rule)",
+    tickcolor: "var(--rule)",
+    zeroline: false,
+    automargin: true,
+    fixedrange: !finePointer, // on a phone a finger scrolls the page
+    ...given,
+    ...(given && given.zeroline ? { zerolinecolor: "var(--muted)", zerolinewidth: 1 } : {}),
+    ...(given && given.title ? {
+          title: {
+            standoff: 10,
+            font: { size: 13, color: "var(--muted)" },
+            ...given.title,
+          },
+        } : {}),
+  };
+}
+
+function layoutOf(chart, view) {
+  const style = getComputedStyle(document.documentElement);
+  const given = view.layout;
+  const axes = Object.fromEntries(
+    Object.keys({ xaxis: 0, yaxis: 0, ...given })
+      .filter((key) => /^[xy]axis\d*$/.test(key))
+      .map((key) => [key, axis(given[key])])
+  );
+  const layout = {
+    height: chart.height,
+    margin: { l: 8, r: 14, t: 32, b: 44 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false,
+    hovermode: "closest",
+    dragmode: finePointer ? "zoom" : false,
+    font: { family: style.getPropertyValue("--sans"), size: 13, color: "var(--ink)" },
+    hoverlabel: {
+      bgcolor: "var(--panel)",
+      bordercolor: "var(--muted)",
+      align: "left",
+      font: { family: style.getPropertyValue("--sans"), size: 13, color: "var(--ink)" },
+    },
+    ...given,
+    ...axes,
+  };
+  return resolve(layout, style);
+}
+
+// --- Drawing -----------------------------------------------------------------------------------
+
+function draw(chart) {
+  const view = chart.views[selected[chart.group] ?? chart.selected];
+  const style = getComputedStyle(document.documentElement);
+  const traces = view.traces
+    .filter((trace) => !hiddenArms.has(trace.meta.arm))
+    .map((trace) => resolve(trace, style));
+  const config = { displayModeBar: false, responsive: true, scrollZoom: false };
+  return Plotly.react(chart.id, traces, layoutOf(chart, view), config);
+}
+
+function drawAll() {
+  return Promise.all(charts.map(draw));
+}
+
+// --- Controls ----------------------------------------------------------------------------------
+
+function select(group, index) {
+  selected[group] = index;
+  charts.filter((chart) => chart.group === group).forEach(draw);
+  document.querySelectorAll(`[data-group="${group}"] button`).forEach((button, i) => {
+    button.setAttribute("aria-pressed", String(i === index));
+  });
+}
+
+document.querySelectorAll("[data-group]").forEach((control) => {
+  const group = control.dataset.group;
+  control.querySelectorAll("button").forEach((button, i) => {
+    button.addEventListener("click", () => select(group, i));
+  });
+  control.querySelectorAll("select").forEach((menu) => {
+    menu.addEventListener("change", () => select(group, menu.selectedIndex));
+  });
+});
+
+document.querySelectorAll(".legend button").forEach((button, i) => {
+  button.addEventListener("click", () => {
+    if (!hiddenArms.delete(i)) hiddenArms.add(i);
+    button.setAttribute("aria-pressed", String(!hiddenArms.has(i)));
+    drawAll();
+  });
+});
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const theme = document.querySelector(".theme");
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : dark.matches;
+}
+
+function nameTheme() {
+  theme.textContent = isDark() ? "Light" : "Dark";
+}
+
+theme.addEventListener("click", () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  nameTheme();
+  drawAll();
+});
+dark.addEventListener("change", () => {
+  nameTheme();
+  drawAll();
+});
+
+nameTheme();
+drawAll().then(() => document.documentElement.setAttribute("data-drawn", "true"));

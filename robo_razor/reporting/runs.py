@@ -1,0 +1,223 @@
+"""Read what runs left on disk: `config.yaml`, `environment.json`, `metrics.jsonl`, `eval/`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robo_razor.checkpoint import EPISODES, RunDirectory, step_name
+from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError
+from robo_razor.files import read_json
+from robo_razor.statistics import wilson_interval
+
+KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
+FORWARD_KL = "kl_base_tuned/new_base_visited"
+"""The paper's predictor: KL(base || tuned) on states that the base visits on the new task."""
+REVERSE_KL = "kl_tuned_base/new_base_visited"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint's summary says; rates are means over skills, in [0, 1]."""
+
+    step: int
+    new: float
+    new_interval: tuple[float, float]
+    new_n: int
+    prior: float
+    """Mean success over prior skills; NaN without prior skills."""
+    retention: float
+    """Mean over prior skills of success / the base's success; NaN where unknown."""
+    kl: dict[str, float]
+    """`kl_base_tuned/new_base_visited`, ... in nats per decision; absent where unknown."""
+    skills: dict[str, dict[str, Any]]
+    """Prior skill -> its entry of the summary."""
+    distances: dict[str, float] = field(default_factory=dict)
+    """Further distances to the base by name; absent where not measured."""
+    sampled: float = math.nan
+    """Success on the new task with sampled actions; NaN where not measured."""
+    entropy: float = math.nan
+    """Entropy of the actions on the new task's probe states, nats per decision; NaN: unknown."""
+    env_steps: float = math.nan
+    """Environment steps of all rollouts so far; NaN for methods without rollouts."""
+    wall_s: float = math.nan
+    """Seconds since the run began, tracking included; NaN: unknown."""
+
+    @property
+    def predictors(self) -> dict[str, float]:
+        """Everything that may explain forgetting: KLs and distances by name."""
+        return self.kl | self.distances
+
+
+@dataclass(frozen=True)
+class RunSeries:
+    """One run's checkpoints in order, and what it was."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    checkpoints: tuple[Checkpoint, ...]
+    best_step: int | None = None
+    arm: str | None = None
+    """The sweep's arm that the run belongs to; None outside a sweep."""
+
+    @property
+    def first(self) -> Checkpoint:
+        """The base."""
+        return self.checkpoints[0]
+
+    @property
+    def last(self) -> Checkpoint:
+        """The newest checkpoint."""
+        return self.checkpoints[-1]
+
+    @property
+    def method(self) -> str:
+        """How it was fine-tuned."""
+        return str(self.config.get("method", "?"))
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def label(self) -> str:
+        """Name for tables and figures."""
+        return f"{self.name} ({self.method})"
+
+    def series(self, key: str) -> list[float]:
+        """Return one quantity along training: a field of `Checkpoint`, or a predictor's name."""
+        if "/" in key or key in self.last.distances:
+            return [checkpoint.predictors.get(key, math.nan) for checkpoint in self.checkpoints]
+        return [float(getattr(checkpoint, key)) for checkpoint in self.checkpoints]
+
+
+def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
+    """Read one run's evaluations.
+
+    Raises:
+        ReportError: `path` is no run directory or holds no evaluation.
+    """
+    try:
+        run = RunDirectory.open(path)
+        summaries, config = run.summaries(), run.config_data()
+    except (RunDirectoryError, CheckpointError, ConfigError) as error:
+        raise ReportError(str(error)) from error
+    if not summaries:
+        raise ReportError(
+            f"The run {str(path)!r} holds no evaluation yet",
+            remedy="Wait for its first checkpoint (step 0 is measured before training starts).",
+        )
+    steps = _rollout_steps(run.metrics)
+    try:
+        checkpoints = tuple(_read_checkpoint(summary, steps) for summary in summaries)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"A summary in {path}/eval cannot be read ({error!r})") from error
+    environment = run.path / "environment.json"
+    return RunSeries(
+        name=name,
+        path=run.path,
+        config=config,
+        environment=read_json(environment) if environment.is_file() else {},
+        checkpoints=checkpoints,
+        best_step=run.best_step(),
+        arm=arm,
+    )
+
+
+def _read_checkpoint(summary: dict[str, Any], steps: Mapping[int, float]) -> Checkpoint:
+    new, prior = list(summary["new"].values()), summary.get("prior", {})
+    successes = round(sum(entry["success_rate"] * entry["n"] for entry in new))
+    n = sum(entry["n"] for entry in new)
+    retentions = [e["retention"] for e in prior.values() if e.get("retention") is not None]
+    kl = {
+        f"{direction}/{states}": float(value)
+        for direction in KL_DIRECTIONS
+        for states, value in (summary.get(direction) or {}).items()
+        if value is not None
+    }
+    sampled = [entry["sampled"]["success_rate"] for entry in new if entry.get("sampled")]
+    done = [count for step, count in steps.items() if step <= int(summary["step"])]
+    return Checkpoint(
+        step=int(summary["step"]),
+        new=mean([entry["success_rate"] for entry in new]),
+        new_interval=wilson_interval(successes, n),
+        new_n=n,
+        prior=mean([entry["success_rate"] for entry in prior.values()]),
+        retention=mean(retentions),
+        kl=kl,
+        skills=dict(prior),
+        distances={
+            str(name): float(value)
+            for name, value in (summary.get("distances") or {}).items()
+            if value is not None
+        },
+        sampled=mean(sampled),
+        entropy=_number(summary.get("entropy")),
+        env_steps=sum(done) if steps else math.nan,
+        wall_s=_number(summary.get("elapsed_s")),
+    )
+
+
+def _rollout_steps(metrics: Path) -> dict[int, float]:
+    """Return update -> control steps of its rollouts; empty where the method has none."""
+    steps: dict[int, float] = {}
+    if not metrics.is_file():
+        return steps
+    for text in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+            continue
+        length, episodes = line.get("rollout/mean_control_steps"), line.get("rollout/episodes")
+        if length is not None and episodes is not None:
+            steps[int(line["step"])] = length * episodes
+    return steps
+
+
+def read_outcomes(run: RunSeries) -> dict[tuple[str, int], bool]:
+    """Return (task, seed) -> success of the last checkpoint's greedy episodes."""
+    return read_episodes(run.path, run.last.step)
+
+
+def read_episodes(path: Path, step: int) -> dict[tuple[str, int], bool]:
+    """Return (task, seed) -> success of the greedy episodes of one step; empty: not on disk."""
+    file = path / "eval" / step_name(step) / EPISODES
+    if not file.is_file():
+        return {}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {
+        (row["task"], row["seed"]): bool(row["success"])
+        for row in rows
+        if row.get("mode", "greedy") == "greedy"
+    }
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the directories' names, with as much of the path as makes them unique."""
+    parts = [Path(path).resolve().parts for path in paths]
+    for length in range(1, max(len(p) for p in parts) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # one given twice
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None where it is NaN or infinite (JSON has neither)."""
+    return value if math.isfinite(value) else None
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,100 @@
+"""Numbers, names and settings as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+PREDICTORS = {
+    "kl_base_tuned": "KL(base ‖ tuned)",
+    "kl_tuned_base": "KL(tuned ‖ base)",
+    "total_variation": "Total variation",
+    "entropy_change": "Entropy change",
+    "greedy_disagreement": "Greedy actions that differ",
+    "weight_l1": "Weight change, L1",
+    "weight_l2": "Weight change, L2",
+    "weight_fisher_l2": "Weight change, Fisher-weighted L2",
+    "weight_spectral": "Weight change, spectral norm",
+    "activation_l1": "Activation change, L1",
+    "activation_l2": "Activation change, L2",
+    "sparsity_fp32": "Update sparsity, fp32",
+    "sparsity_bf16": "Update sparsity, bf16",
+    "effective_rank": "Effective rank of the update",
+    "cknna": "CKNNA with the base",
+}
+STATES = {
+    "new_base_visited": "new task, base's states",
+    "new_tuned_visited": "new task, tuned's states",
+    "demonstrations": "demonstrations' states",
+    "prior": "prior skills' states",
+}
+UNKNOWN = "\u2013"
+
+
+def percent(value: float | None) -> str:
+    """Return a rate as `94%`."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{round(100 * value):d}%"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of rates in points with its sign: `+33`."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    whole = round(100 * value)
+    return f"{whole:+d}".replace("-", "\u2212") if whole else "0"
+
+
+def interval(ends: Sequence[float] | None, *, signed: bool = False) -> str:
+    """Return an interval of rates as `[91, 96]`, in percent; empty where there is none."""
+    if ends is None or not all(math.isfinite(end) for end in ends):
+        return ""
+    low, high = (
+        points(end) if signed else f"{round(100 * end):d}".replace("-", "\u2212") for end in ends
+    )
+    return f"[{low},\u00a0{high}]"
+
+
+def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    """Return `94% [91, 96]`."""
+    return f"{percent(value)}\u00a0{interval(ends)}".rstrip("\u00a0")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with two significant decimals, large ones without."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.{digits}f}"
+
+
+def predictor_parts(name: str) -> tuple[str, str]:
+    """Return what a predictor is and on which states: `KL(base ‖ tuned)`, `prior skills' states`.
+
+    The states are empty for distances between weights.
+    """
+    quantity, _, states = name.partition("/")
+    first = PREDICTORS.get(quantity, quantity.replace("_", " "))
+    if not states:
+        return first, ""
+    skill = states.removeprefix("prior/")
+    return first, STATES.get(states, f"states of {skill}" if skill != states else states)
+
+
+def predictor_name(name: str) -> str:
+    """Return both in one: `KL(base ‖ tuned), new task, base's states`."""
+    return ", ".join(part for part in predictor_parts(name) if part)
+
+
+def listing(items: Sequence[str]) -> str:
+    """Return `a`, `a and b`, or `a, b and c`."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 seed` or `3 seeds`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
