@@ -48,6 +48,8 @@ __all__ = [
     "to_yaml",
 ]
 
+POLICY_PREFIX = "policy:"
+"""Before the name of a policy that demonstrates, in `bc.demonstrations`."""
 HELD_OUT_SEED = 1_000_000
 """Start states with seeds from here on are never trained on."""
 

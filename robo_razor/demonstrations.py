@@ -28,7 +28,7 @@ from robo_razor.actors import (
     Request,
 )
 from robo_razor.checkpoint import refuse_used_directory
-from robo_razor.config import CollectConfig, FinetuneConfig
+from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
@@ -40,7 +40,6 @@ MAX_ATTEMPTS = 20
 """Episodes tried per episode asked for, before collecting gives up."""
 MAX_EPISODES_AT_ONCE = 500
 """Their frames are in memory, failures too, until it is known which succeeded."""
-POLICY_PREFIX = "policy:"
 FIRST_SEEDS = 900_000
 """Start states of demonstrations begin below this, which leaves room before the held-out ones."""
 

@@ -22,14 +22,11 @@ TIME_LIMITS: dict[str, dict[str, int]] = {
         "LiftBottle": 48,
         "PlaceCubeInBin": 80,
         "PlaceBottleInBin": 80,
-        "PlaceCubeOnShelf": 80,
-    },
-    "new": {
-        "PlaceCanInBin": 80,
-        "PlaceBottleOnShelf": 80,
-        "PlaceCanOnShelf": 80,
         "PlaceBlockInBin": 80,
+        "PlaceCubeOnShelf": 80,
+        "PlaceBottleOnShelf": 80,
     },
+    "new": {"PlaceCanInBin": 80, "PlaceCanOnShelf": 80},
 }
 """Per role and task the time limit in control steps of 0.1 s."""
 

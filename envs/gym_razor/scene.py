@@ -120,6 +120,7 @@ HOME_QPOS = (0.0, 0.0806, 0.0, -2.3135, 0.0, 2.3941, 0.7854)
 
 BIN_INNER_HALF_M = 0.085
 BIN_WALL_HEIGHT_M = 0.06
+STAND_MAX_HEIGHT_M = 0.12  # under the bin and the cabinet, see `Layout.raised_m`
 CABINET_HALF_M = (0.09, 0.10)
 CABINET_HEIGHT_M = 0.11
 DRAWER_TRAVEL_M = 0.11
@@ -272,7 +273,14 @@ def _bin() -> str:
         ((0, -outer, height), (outer, wall, height)),
     ]
     floor = _box((0, 0, 0.002), (inner, inner, 0.002), "binfloor")
-    return f'<body name="bin" mocap="true">{floor}{"".join(_box(p, s, "bin") for p, s in walls)}</body>'
+    boxes = "".join(_box(p, s, "bin") for p, s in walls)
+    return f'<body name="bin" mocap="true">{floor}{boxes}{_stand(inner, inner)}</body>'
+
+
+def _stand(half_x: float, half_y: float) -> str:
+    """Return what a raised fixture stands on; inside the table where it is not raised."""
+    half = STAND_MAX_HEIGHT_M / 2
+    return _box((0, 0, -half - 0.001), (half_x - 0.01, half_y - 0.01, half), "stand")
 
 
 def _cabinet() -> str:
@@ -295,7 +303,7 @@ def _cabinet() -> str:
             (handle_x + stem_half, side, HANDLE_OFFSET_M[2]), (stem_half, 0.006, 0.006), "handle"
         )
     return f"""
-<body name="cabinet" mocap="true">{sides}{shelf}
+<body name="cabinet" mocap="true">{sides}{shelf}{_stand(half_x, half_y)}
   <body name="drawer">
     <inertial pos="0 0 .03" mass=".4" diaginertia=".002 .002 .002"/>
     <joint name="drawer" type="slide" axis="-1 0 0" range="0 {DRAWER_TRAVEL_M}" damping="8" frictionloss="1.5" armature=".1"/>
@@ -354,6 +362,7 @@ def scene_xml(pair: tuple[str, str]) -> str:
     <default class="fixture"><geom group="1" contype="6" conaffinity="3" friction=".6 .005 .0001" solref=".01 1"/></default>
     <default class="bin"><geom group="1" contype="6" conaffinity="3" friction=".5 .005 .0001" rgba=".35 .42 .5 1"/></default>
     <default class="binfloor"><geom group="1" contype="6" conaffinity="3" friction=".8 .01 .0001" rgba=".22 .27 .33 1"/></default>
+    <default class="stand"><geom group="1" contype="6" conaffinity="3" friction=".5 .005 .0001" rgba=".45 .47 .5 1"/></default>
     <default class="cabinet"><geom group="1" contype="6" conaffinity="3" friction=".5 .005 .0001" rgba=".62 .45 .28 1"/></default>
     <default class="shelf"><geom group="1" contype="6" conaffinity="3" friction=".9 .01 .0001" rgba=".74 .58 .38 1"/></default>
     <default class="drawer"><geom group="1" contype="6" conaffinity="3" friction=".4 .005 .0001" rgba=".85 .72 .5 1"/></default>

@@ -122,7 +122,7 @@ class World:
         mujoco.mj_resetData(self.model, data)
         self.colours = dict(layout.colours)
         for name, (x, y, yaw) in layout.fixtures.items():
-            data.mocap_pos[self._mocap[name]] = (x, y, 0.0)
+            data.mocap_pos[self._mocap[name]] = (x, y, layout.raised_m.get(name, 0.0))
             data.mocap_quat[self._mocap[name]] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         for kind, (x, y, yaw) in layout.objects.items():
             address = self._object_qpos[kind]

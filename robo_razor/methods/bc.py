@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robo_razor.config import BCConfig, FinetuneConfig
-from robo_razor.demonstrations import POLICY_PREFIX
+from robo_razor.config import POLICY_PREFIX, BCConfig, FinetuneConfig
 from robo_razor.errors import DemonstrationError, TrainingError
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
 from robo_razor.seeding import derive, generator

@@ -6,7 +6,7 @@ from gym_razor.tasks.base import STYLES, Style, Task
 from gym_razor.tasks.button import PRESS_BUTTON
 from gym_razor.tasks.drawer import CLOSE_DRAWER, OPEN_DRAWER
 from gym_razor.tasks.lift import lift_task
-from gym_razor.tasks.place import bin_task, shelf_task
+from gym_razor.tasks.place import RAISED_BIN_M, RAISED_SHELF_M, bin_task, shelf_task
 from gym_razor.tasks.push import PUSH_BLOCK
 
 TASKS: dict[str, Task] = {
@@ -21,11 +21,11 @@ TASKS: dict[str, Task] = {
         lift_task("bottle"),
         bin_task("cube", "prior"),
         bin_task("bottle", "prior"),
+        bin_task("block", "prior"),
         shelf_task("cube", "prior"),
-        bin_task("can", "new"),
-        shelf_task("bottle", "new"),
-        shelf_task("can", "new"),
-        bin_task("block", "new"),
+        shelf_task("bottle", "prior"),
+        bin_task("can", "new", RAISED_BIN_M),
+        shelf_task("can", "new", RAISED_SHELF_M),
     )
 }
 """Every task of the suite by Gymnasium id."""

@@ -7,7 +7,7 @@ preferences, so they can label any state a policy gets into, not only those on t
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -59,7 +59,17 @@ STYLES: dict[str, Style] = {
 
 @dataclass
 class Layout:
-    """A start state: positions in metres on the table, yaws in radians."""
+    """A start state: positions in metres on the table, yaws in radians.
+
+    Attributes:
+        fixtures: Name -> x, y, yaw.
+        objects: Kind -> x, y, yaw.
+        colours: Kind -> colour.
+        drawer_m: How far the drawer is open.
+        tip: Gripper tip x, y, z.
+        tip_yaw: Gripper yaw.
+        raised_m: Fixture -> height of the stand under it; the others stand on the table.
+    """
 
     fixtures: dict[str, tuple[float, float, float]]
     objects: dict[str, tuple[float, float, float]]
@@ -67,6 +77,7 @@ class Layout:
     drawer_m: float
     tip: tuple[float, float, float]
     tip_yaw: float
+    raised_m: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

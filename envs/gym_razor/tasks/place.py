@@ -1,4 +1,9 @@
-"""Put an object into the bin or onto the shelf: the pick-and-place tasks."""
+"""Put an object into the bin or onto the shelf: the pick-and-place tasks.
+
+In the new tasks the receptacle is on a stand. The base knows the object and the verb, but it has
+carried things over a bin on the table only: where the stand is low that is enough, where it is high
+it hits the rim.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from gym_razor import scene
 from gym_razor.tasks.base import (
     OPEN,
     Action,
+    Layout,
     Role,
     Style,
     Task,
@@ -21,6 +27,11 @@ from gym_razor.tasks.base import (
     towards,
 )
 from gym_razor.world import Array, World
+
+ON_THE_TABLE = (0.0, 0.0)
+RAISED_BIN_M = (0.05, 0.11)
+RAISED_SHELF_M = (0.03, 0.08)
+"""Heights of the stands under the receptacles of new tasks."""
 
 BIN_TEMPLATES = (
     "put the {kind} in the bin",
@@ -38,9 +49,21 @@ SHELF_TEMPLATES = (
 
 @dataclass(frozen=True)
 class Place(Task):
-    """Success: the object rests in (or on) the receptacle, let go, for three control steps."""
+    """Success: the object rests in (or on) the receptacle, let go, for three control steps.
 
+    Attributes:
+        fixture: The receptacle.
+        raised_m: Range of the height of the stand under it.
+        max_drop_m: Largest height above the ground at which the expert lets go.
+    """
+
+    fixture: str = ""
+    raised_m: tuple[float, float] = ON_THE_TABLE
     max_drop_m: float = 1.0
+
+    def adjust(self, rng: np.random.Generator, layout: Layout) -> None:  # noqa: D102
+        if self.raised_m != ON_THE_TABLE:
+            layout.raised_m[self.fixture] = float(rng.uniform(*self.raised_m))
 
     def place_point(self, world: World, style: Style) -> Array:
         """Return where the style puts the object's resting point, metres, [3]."""
@@ -50,9 +73,13 @@ class Place(Task):
         """Say whether the object is in the receptacle."""
         raise NotImplementedError
 
-    def clearance(self) -> float:
-        """Return the height of the receptacle's rim, metres."""
+    def rim_m(self) -> float:
+        """Return the height of the receptacle's rim above its foot, metres."""
         raise NotImplementedError
+
+    def clearance(self, world: World) -> float:
+        """Return the height of the receptacle's rim above the table, metres."""
+        return float(world.fixture(self.fixture)[2]) + self.rim_m()
 
     def succeeded(self, world: World) -> bool:  # noqa: D102
         if not self.inside(world):
@@ -74,7 +101,7 @@ class Place(Task):
         if self.inside(world) and world.gripper_command < 0.2:
             target = world.tip.copy()
             target[2] = max(
-                target[2], self.clearance() + scene.OBJECTS[self.target].grasp_height_m + 0.08
+                target[2], self.clearance(world) + scene.OBJECTS[self.target].grasp_height_m + 0.08
             )
             return towards(world, target, None, OPEN, style)
         if not holding(world, self.target):
@@ -89,7 +116,7 @@ class Place(Task):
         offset = float(np.linalg.norm((world.tip - tip_goal)[:2]))
         if offset < 0.03 and world.tip[2] < tip_goal[2] + max(0.5 * drop, 0.005):
             return np.array([0, 0, 0, 0, OPEN], dtype=np.float32)
-        rim = self.clearance() + kind.grasp_height_m + 0.035
+        rim = self.clearance(world) + kind.grasp_height_m + 0.035
         return carry(world, tip_goal, style, max(rim, style.carry_m))
 
 
@@ -102,18 +129,18 @@ class PlaceInBin(Place):
 
     def place_point(self, world: World, style: Style) -> Array:  # noqa: D102
         free = scene.BIN_INNER_HALF_M - scene.OBJECTS[self.target].half_width_m - 0.01
-        point = world.fixture("bin").copy()
+        point = world.fixture(self.fixture).copy()
         point[:2] += free * np.array(style.place_offset)
-        point[2] = 0.004
+        point[2] += 0.004
         return point
 
     def inside(self, world: World) -> bool:  # noqa: D102
         x, y, z = world.object_position(self.target).tolist()
-        bin_x, bin_y, _ = world.fixture("bin").tolist()
+        bin_x, bin_y, bin_z = world.fixture(self.fixture).tolist()
         near: bool = max(abs(x - bin_x), abs(y - bin_y)) < scene.BIN_INNER_HALF_M
-        return near and z < scene.BIN_WALL_HEIGHT_M
+        return near and bin_z - 0.01 < z < bin_z + scene.BIN_WALL_HEIGHT_M
 
-    def clearance(self) -> float:  # noqa: D102
+    def rim_m(self) -> float:  # noqa: D102
         return scene.BIN_WALL_HEIGHT_M
 
 
@@ -123,34 +150,32 @@ class PlaceOnShelf(Place):
 
     def place_point(self, world: World, style: Style) -> Array:  # noqa: D102
         half = np.array(scene.CABINET_HALF_M) - 0.04
-        point = world.fixture("cabinet").copy()
+        point = world.fixture(self.fixture).copy()
         point[:2] += half * np.array(style.place_offset) * np.array([1.0, -1.0])
-        point[2] = scene.CABINET_HEIGHT_M
+        point[2] += scene.CABINET_HEIGHT_M
         return point
 
     def inside(self, world: World) -> bool:  # noqa: D102
-        position = world.object_position(self.target)
-        offset = np.abs((position - world.fixture("cabinet"))[:2])
-        on_top = abs(position[2] - scene.CABINET_HEIGHT_M) < 0.015
+        offset = world.object_position(self.target) - world.fixture(self.fixture)
         return bool(
-            np.all(offset < scene.CABINET_HALF_M)
-            and on_top
+            np.all(np.abs(offset[:2]) < scene.CABINET_HALF_M)
+            and abs(offset[2] - scene.CABINET_HEIGHT_M) < 0.015
             and world.object_upright(self.target) > 0.9
         )
 
-    def clearance(self) -> float:  # noqa: D102
+    def rim_m(self) -> float:  # noqa: D102
         return scene.CABINET_HEIGHT_M
 
 
-def bin_task(kind: str, role: Role) -> PlaceInBin:
+def bin_task(kind: str, role: Role, raised_m: tuple[float, float] = ON_THE_TABLE) -> PlaceInBin:
     """Make the put-into-the-bin task for one kind of object."""
-    return PlaceInBin(**_description(kind, role, "InBin", BIN_TEMPLATES))
+    return PlaceInBin(**_description(kind, role, "InBin", BIN_TEMPLATES), raised_m=raised_m)
 
 
-def shelf_task(kind: str, role: Role) -> PlaceOnShelf:
+def shelf_task(kind: str, role: Role, raised_m: tuple[float, float] = ON_THE_TABLE) -> PlaceOnShelf:
     """Make the put-on-the-shelf task for one kind of object."""
     description = _description(kind, role, "OnShelf", SHELF_TEMPLATES)
-    return PlaceOnShelf(**description, max_drop_m=0.006)
+    return PlaceOnShelf(**description, raised_m=raised_m, max_drop_m=0.006)
 
 
 def _description(kind: str, role: Role, where: str, templates: tuple[str, ...]) -> dict[str, Any]:
@@ -160,4 +185,5 @@ def _description(kind: str, role: Role, where: str, templates: tuple[str, ...]) 
         "pairs": tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
         "templates": tuple(template.format(kind=kind) for template in templates),
         "target": kind,
+        "fixture": {"InBin": "bin", "OnShelf": "cabinet"}[where],
     }
