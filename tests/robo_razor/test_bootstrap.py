@@ -22,19 +22,18 @@ def width(estimate):
 
 def test_clusters_of_one_are_the_plain_bootstrap():
     values = np.random.default_rng(0).random(80)
-    clustered = clustered_bootstrap(values, np.arange(80), resamples=10_000)
-    expected = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=1, n_resamples=10_000
-    ).confidence_interval
+    clustered = clustered_bootstrap(values, np.arange(80), resamples=20_000)
+    expected = stats.bootstrap((values,), np.mean, rng=1, n_resamples=20_000)
+    t = stats.t.ppf(0.975, 79) * np.sqrt(80 / 79)
     assert clustered.value == pytest.approx(values.mean())
-    assert clustered.interval == pytest.approx((expected.low, expected.high), abs=3e-3)
+    assert width(clustered) == pytest.approx(2 * t * expected.standard_error, rel=0.02)
 
 
 def test_clusters_of_alike_values_are_as_many_as_clusters():
     means = np.random.default_rng(0).random(12)
     values, clusters = np.repeat(means, 50), np.repeat([f"run {i}" for i in range(12)], 50)
     clustered = clustered_bootstrap(values, clusters, resamples=10_000)
-    alone = bootstrap_mean(means)
+    alone = clustered_bootstrap(means, np.arange(12), resamples=10_000)
     assert clustered.interval == pytest.approx(alone.interval, abs=1e-2)
     assert width(clustered) > 4 * width(bootstrap_mean(values))
 
@@ -64,14 +63,35 @@ def test_one_cluster_says_nothing():
         clustered_bootstrap([0.1, 0.2], ["a", "b"], confidence=95)
 
 
-@pytest.mark.parametrize(("clusters", "expected"), [(3, 0.74), (5, 0.84), (10, 0.90)])
-def test_few_clusters_cover_as_the_docstring_says(clusters, expected):
+@pytest.mark.parametrize("clusters", [3, 5, 10])
+def test_few_clusters_cover(clusters):
     generator = np.random.default_rng(0)
-    names, covered = np.arange(clusters), 0
+    owner, covered, percentiles = np.repeat(np.arange(clusters), 4), 0, 0
     for _ in range(600):
-        estimate = clustered_bootstrap(generator.normal(size=clusters), names, resamples=500)
+        values = generator.normal(size=clusters)[owner] + 0.3 * generator.normal(size=len(owner))
+        estimate = clustered_bootstrap(values, owner, resamples=500)
         covered += estimate.low <= 0 <= estimate.high
-    assert covered / 600 == pytest.approx(expected, abs=0.04)
+        means = values.reshape(clusters, 4).mean(axis=1)
+        low, high = bootstrap_mean(means, resamples=500).interval
+        percentiles += low <= 0 <= high
+    assert covered / 600 == pytest.approx(0.95, abs=0.025)
+    assert percentiles / 600 == pytest.approx({3: 0.74, 5: 0.84, 10: 0.90}[clusters], abs=0.04)
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 12])
+def test_equal_clusters_are_the_interval_over_seeds(clusters):
+    values = np.random.default_rng(clusters).random((clusters, 30))
+    owner = np.repeat(np.arange(clusters), 30)
+    clustered = clustered_bootstrap(values.ravel(), owner, resamples=100_000)
+    over_seeds = seed_interval(values.mean(axis=1))
+    assert clustered.value == pytest.approx(over_seeds.value)
+    assert width(clustered) == pytest.approx(width(over_seeds), rel=0.01)
+
+
+def test_clustered_interval_can_be_cut_to_what_is_possible():
+    values, owner = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0], [0, 0, 1, 1, 2, 2]
+    assert clustered_bootstrap(values, owner).high > 1
+    assert clustered_bootstrap(values, owner, bounds=(0, 1)).high == 1
 
 
 def test_retention_of_the_same_policy_is_one_and_of_a_destroyed_one_is_zero():

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import stats
 
 from robo_razor.errors import ReportError
-from robo_razor.law import PREDICTOR, LawPoint, law, predictor_table
+from robo_razor.law import PREDICTOR, LawPoint, law, predictor_table, r2_difference
 
 
 def make_points(runs=8, steps=6, noise=0.0, alike=0.0, seed=0, curve=lambda x: 0.9 - 0.1 * x):
@@ -79,8 +80,24 @@ def test_interval_equals_refitting_resampled_runs():
         rows = np.repeat(np.arange(5), counts)
         a, b = x[rows].ravel(), y[rows].ravel()
         r2.append(1 - np.var(b - np.polyval(np.polyfit(a, b, 2), a)) / np.var(b))
-    expected = np.percentile(r2, [2.5, 97.5])
-    assert result.r2_interval == pytest.approx(tuple(expected), abs=1e-6)
+    unexplained = np.log(1 - np.array(r2))
+    half = stats.t.ppf(0.975, 4) * math.sqrt(5 / 4) * unexplained.std(ddof=1)
+    centre = math.log(1 - result.r2)
+    expected = max(0.0, 1 - math.exp(centre + half)), 1 - math.exp(centre - half)
+    assert result.r2_interval == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("runs", [4, 12])
+@pytest.mark.parametrize(("noise", "alike"), [(0.05, 0.05), (0.03, 0.15)])
+def test_interval_covers_for_as_few_runs_as_there_are(runs, noise, alike):
+    def draw(n, seed):
+        return make_points(runs=n, noise=noise, alike=alike, seed=seed, curve=parabola)
+
+    truth, covered, repeats = law(draw(3000, 99), resamples=2).r2, 0, 150
+    for seed in range(repeats):
+        low, high = law(draw(runs, seed), resamples=200, seed=seed).r2_interval
+        covered += low <= truth <= high
+    assert covered / repeats > 0.86
 
 
 def test_clustered_interval_is_wider_when_points_of_a_run_are_alike():
@@ -99,6 +116,14 @@ def test_the_base_counts_once():
     alone = law([*points, LawPoint("base", 0, 0.9, {PREDICTOR: 0.0})])
     assert alone.n_runs == 8
     assert alone.r2 == pytest.approx(law(points + base).r2)
+
+
+def test_the_base_is_one_point_even_if_its_measurements_differ():
+    points = make_points()
+    base = [LawPoint(f"run {run}", 0, 0.8 + 0.02 * run, {PREDICTOR: 0.0}) for run in range(8)]
+    result = law(base + points)
+    assert result.n_points == len(points) + 1
+    assert (result.x[0], result.y[0]) == (0.0, pytest.approx(0.87))
 
 
 def test_points_without_the_predictor_are_left_out():
@@ -176,3 +201,30 @@ def test_predictors_come_best_first_and_unfitted_last():
     assert table[2].r2 < 0.2
     assert table[3].r2 is None
     assert predictor_table([]) == []
+
+
+def test_difference_of_predictors_is_sharper_than_their_intervals():
+    generator = np.random.default_rng(0)
+    points = [
+        LawPoint(
+            p.run,
+            p.step,
+            p.prior,
+            {
+                **p.predictors,
+                "twice": 2 * p.predictors[PREDICTOR],
+                "noisy": p.predictors[PREDICTOR] + 0.3 * generator.normal(),
+                "constant": 1.0,
+            },
+        )
+        for p in make_points(runs=10, noise=0.02, alike=0.1)
+    ]
+    better, worse = law(points), law(points, "noisy")
+    assert better.r2_interval[0] < worse.r2_interval[1]  # on their own they overlap
+    difference = r2_difference(points, PREDICTOR, "noisy")
+    assert difference.value == pytest.approx(better.r2 - worse.r2)
+    assert difference.low > 0
+    same = r2_difference(points, PREDICTOR, "twice")
+    assert same.interval == pytest.approx((0, 0), abs=1e-9)
+    assert math.isnan(r2_difference(points, PREDICTOR, "constant").value)
+    assert math.isnan(r2_difference(points, PREDICTOR, "absent").value)
