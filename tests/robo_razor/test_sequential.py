@@ -62,18 +62,17 @@ def test_exact_coverage_holds_at_every_rate(rule):
 
 def test_exact_coverage_equals_that_of_all_sequences():
     rule = SequentialInterval(0.6, look_every=2, max_n=9)
+    sequences = [[bool(code >> i & 1) for i in range(9)] for code in range(2**9)]
+    stops = [rule.stop_at(outcomes) for outcomes in sequences]
+    ends = [rule.interval(sum(o[:n]), n) for o, n in zip(sequences, stops, strict=True)]
+    won, n = np.sum(sequences, axis=1), np.array(stops)
+    low, high = np.array(ends).T
+    assert len(set(stops)) > 1
     for rate in (0.2, 0.5, 0.9):
-        covered, length = 0.0, 0.0
-        for code in range(2**9):
-            outcomes = [bool(code >> i & 1) for i in range(9)]
-            probability = np.prod([rate if x else 1 - rate for x in outcomes])
-            n = rule.stop_at(outcomes)
-            low, high = rule.interval(sum(outcomes[:n]), n)
-            covered += probability * (low <= rate <= high)
-            length += probability * n
+        probability = rate**won * (1 - rate) ** (9 - won)
+        covered = probability[(low <= rate) & (rate <= high)].sum()
         assert rule.coverage(rate) == pytest.approx(covered)
-        assert rule.expected_episodes(rate) == pytest.approx(length)
-        assert length < 9
+        assert rule.expected_episodes(rate) == pytest.approx(probability @ n)
 
 
 def test_stopping_on_ordinary_intervals_loses_coverage():
