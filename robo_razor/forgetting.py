@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from robo_razor.divergences import DIRECTIONS, KINDS, UNITS, compare, decision_values
 from robo_razor.law import law
 from robo_razor.probes import ProbeSet, make_probe
-from robo_razor.statistics import mcnemar_exact, paired_bootstrap, wilson_interval
+from robo_razor.statistics import mcnemar_exact, paired_bootstrap, retention_interval
 
 __all__ = [
     "DIRECTIONS",
@@ -51,7 +51,7 @@ class SkillForgetting:
     Attributes:
         base_success_rate: Before, on the same start states.
         retention: After / before; None if the base never succeeded.
-        retention_interval: Wilson interval of the rate after, divided by the rate before.
+        retention_interval: Paired over start states, see `statistics.retention_interval`.
         forgetting: Before - after; negative if the skill improved.
         forgetting_interval: Paired bootstrap over start states.
         p_value: McNemar's exact test that nothing changed.
@@ -70,11 +70,10 @@ def skill_forgetting(base: Sequence[bool], tuned: Sequence[bool]) -> SkillForget
     before, after = np.asarray(base, dtype=float), np.asarray(tuned, dtype=float)
     difference = paired_bootstrap(before, after, resamples=2000)
     rate = float(before.mean())
-    low, high = wilson_interval(int(after.sum()), len(after))
     return SkillForgetting(
         base_success_rate=rate,
         retention=float(after.mean()) / rate if rate else None,
-        retention_interval=(low / rate, high / rate) if rate else None,
+        retention_interval=retention_interval(before, after).interval if rate else None,
         forgetting=difference.value,
         forgetting_interval=difference.interval,
         p_value=mcnemar_exact(before, after).p_value,
