@@ -222,15 +222,15 @@ class BCConfig(Settings):
     """Softmax temperature of a policy that demonstrates (> 0)."""
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
-    noise: float = setting(0.0, low=0.0, high=1.0)
+    noise: float = setting(0.25, low=0.0, high=1.0)
     """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
     episodes: int = setting(300, low=1)
     """Demonstrations used (>= 1); all there are when the directory holds fewer."""
-    epochs: int = setting(12, low=1)
+    epochs: int = setting(10, low=1)
     """Passes over the demonstrations (>= 1)."""
     batch_size: int = setting(128, low=1)
     """Decisions per gradient step (>= 1)."""
-    learning_rate: float = setting(3e-4, above=0.0)
+    learning_rate: float = setting(5e-4, above=0.0)
     """AdamW's peak learning rate (> 0)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: `cosine` down to 0, or `constant`."""
@@ -501,6 +501,8 @@ class CompareConfig(Settings):
     """Directory for the page `index.html`, `report.md`, `report.json`, CSV and figures."""
     match: tuple[float, ...] = ()
     """New-task success rates [0, 1] at which runs are compared; empty: chosen from the runs."""
+    merge: tuple[str, ...] = ()
+    """Arms of a sweep to compare as settings of one, e.g. `ppo,ppo_rates`; the first names them."""
     videos: int = setting(2, low=0, high=20)
     """Videos of base and tuned on the same start states [0, 20], where checkpoints are at hand."""
     allow_unlike: bool = False
