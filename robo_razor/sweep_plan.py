@@ -59,7 +59,8 @@ class Plan:
         head: What the file says beside `base` and `arms`.
         out: Directory of all runs.
         source: The file.
-        runs: Those of the smallest seed first, so that all arms grow together.
+        runs: Those of the smallest seed first; of these, every arm's first one, then the second
+            ones, and so on: what there is at any time can be compared.
     """
 
     head: Head
@@ -113,8 +114,7 @@ def load_plan(file: str | Path, out: str | None = None) -> Plan:
     for name in _ordered(experiment):
         where = f"{experiment.source}: arm {name!r}"
         runs[name] = _expand(experiment.arms[name], experiment.base, directory, runs, where)
-    in_file_order = [run for name in experiment.arms for run in runs[name]]
-    ordered = sorted(in_file_order, key=lambda run: run.config.seed)
+    ordered = _by_seed_and_turn([runs[name] for name in experiment.arms])
     return Plan(head, directory, Path(file), tuple(ordered))
 
 
@@ -138,6 +138,18 @@ def _ordered(experiment: ExperimentFile) -> list[str]:
     except graphlib.CycleError as error:
         circle = " -> ".join(error.args[1])
         raise ConfigError(f"{file}: arms need each other in a circle: {circle}") from error
+
+
+def _by_seed_and_turn(arms: list[list[PlannedRun]]) -> list[PlannedRun]:
+    """Return all runs in the order they are started in (see `Plan`)."""
+    order: list[tuple[int, int, int, PlannedRun]] = []
+    for place, runs in enumerate(arms):
+        turns: dict[int, int] = {}
+        for run in runs:
+            seed = run.config.seed
+            turns[seed] = turns.get(seed, 0) + 1
+            order.append((seed, turns[seed], place, run))
+    return [run for *_, run in sorted(order, key=lambda item: item[:3])]
 
 
 def _arms_needed(arm: Arm) -> set[str]:
