@@ -6,7 +6,9 @@ the first episodes to finish would favour the fast ones, which are the successfu
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +27,15 @@ from robo_razor.fingerprint import fingerprint
 from robo_razor.ledger import Entry, Ledger
 from robo_razor.manifest import EPISODES, Manifest, held_out_rows
 from robo_razor.rollout import Mode, Progress, episode_bar, run_episodes
-from robo_razor.statistics import wilson_interval
+from robo_razor.statistics import SequentialInterval, wilson_interval
 from robo_razor.types import EpisodeBatch, EpisodeRow, SkillResult
 
 EPISODES_UNTIL_WIDTH = 2000
 """Episodes per skill at most, where an evaluation stops by itself and nothing says how many."""
 LOOK_EVERY = 50
-"""Episodes of a skill between two looks at its interval."""
+"""Episodes of a skill between two looks at its interval, at least."""
+MOST_LOOKS = 40
+"""Looks at most: working out how wide the intervals must be to cover takes ever longer."""
 
 
 manifest = held_out_rows
@@ -229,9 +233,10 @@ def _ledger(config: EvaluateConfig, plan: _Plan, policy: Any) -> Ledger:
         path=Path(f"{config.json}.unfinished"),
         identity={
             "policy": print_of["policy_hash"],
-            "manifest": plan.manifest.source_hash or plan.manifest.hash,
+            "rows": plan.manifest.hash,
             "mode": config.mode,
             "seed": config.seed,
+            "until_width": config.until_width,  # a rule that changes after looking covers less
         },
         fingerprint=print_of,
         resume=config.resume,
@@ -289,24 +294,25 @@ def _run_until_width(
     Whole blocks are run and looked at in the order of the manifest, so the number of environments
     and which episode ends first decide nothing.
     """
-    from robo_razor import statistics
-
-    rule: Any = vars(statistics)["SequentialInterval"]
-    rules = {
-        skill: rule(width, look_every=LOOK_EVERY, max_n=len(mine)) for skill, mine in rows.items()
-    }
+    rules = {skill: _rule(width, len(mine)) for skill, mine in rows.items()}
     results: dict[str, SkillResult] = {}
-    n = 0
-    while running := [skill for skill in rows if skill not in results]:
-        n += LOOK_EVERY
-        run([row for skill in running for row in rows[skill][:n]])
-        for skill in running:
+    for look in itertools.count():
+        ends = {skill: rule.looks[look] for skill, rule in rules.items() if skill not in results}
+        if not ends:
+            break
+        run([row for skill, n in ends.items() for row in rows[skill][:n]])
+        for skill, n in ends.items():
             entries = ledger.of(rows[skill][:n])
             wins = sum(entry["success"] for entry in entries)
-            if rules[skill].update(wins, len(entries)) or n >= len(rows[skill]):
-                interval = rules[skill].interval(wins, len(entries))
+            if rules[skill].update(wins, n):  # at the latest at the last of its looks
+                interval = rules[skill].interval(wins, n)
                 results[skill] = entries_result(entries, skills[skill], interval)
     return {skill: results[skill] for skill in rows}
+
+
+def _rule(width: float, max_n: int) -> SequentialInterval:
+    look_every = max(LOOK_EVERY, math.ceil(max_n / MOST_LOOKS))
+    return SequentialInterval(width, look_every=look_every, max_n=max_n)
 
 
 def entries_result(

@@ -23,7 +23,7 @@ from robo_razor.ledger import Ledger
 from robo_razor.manifest import Manifest, run_manifest
 from robo_razor.policies import load_policy
 from robo_razor.rollout import make_env, run_episodes
-from robo_razor.statistics import wilson_interval
+from robo_razor.statistics import SequentialInterval, wilson_interval
 from robo_razor.video import Tile, compose, run_rollout, write_video
 
 TOY = {"image_size": 16, "env_packages": ("toy_env",)}
@@ -94,7 +94,7 @@ def test_evaluate_writes_what_the_issue_asks_for(base, tmp_path):
     file = tmp_path / "out.json"
     console = quiet()
     results = run_evaluate(
-        EvaluateConfig(policy=base, skills="all", episodes=12, json=str(file), env=ENV), console
+        EvaluateConfig(policy=base, episodes=12, json=str(file), env=ENV, torch_threads=1), console
     )
     skills = json.loads(file.read_text())["skills"]
     assert set(skills) == {"ReachRed", "ReachGreen", "ReachBlue"}
@@ -113,7 +113,7 @@ def rows_of(file):
 
 
 def evaluated(base, file, **settings):
-    settings = {"skills": "all", "episodes": 6, "env": ENV} | settings
+    settings = {"skills": "all", "episodes": 6, "env": ENV, "torch_threads": 1} | settings
     return run_evaluate(EvaluateConfig(policy=base, json=str(file), **settings), quiet())
 
 
@@ -244,6 +244,81 @@ def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
     assert not unfinished.exists()
 
 
+@pytest.fixture
+def short_looks(monkeypatch):
+    monkeypatch.setattr("robo_razor.evaluation.LOOK_EVERY", 8)
+
+
+def test_an_evaluation_stops_when_its_interval_is_narrow_enough(base, tmp_path, short_looks):
+    file, width, at_most = tmp_path / "out.json", 0.52, 44
+    found = []
+    for n, workers in ((3, 1), (16, 4)):
+        env = EnvConfig(num_envs=n, num_workers=workers, **TOY)
+        settings = {"until_width": width, "episodes": at_most, "skills": "prior", "env": env}
+        found.append(evaluated(base, file, **settings))
+    assert found[0] == found[1]
+    data = json.loads(file.read_text())
+    assert (data["interval"], data["until_width"]) == ("sequential", width)
+    whole = evaluated(base, tmp_path / "whole.json", episodes=at_most, skills="prior")
+    rule = SequentialInterval(width, look_every=8, max_n=at_most)
+    for skill, result in found[0].items():
+        assert result.n == rule.stop_at(whole[skill].successes)
+        assert result.n in rule.looks
+        assert result.n < at_most
+        assert result.successes == whole[skill].successes[: result.n]
+        assert result.interval == rule.interval(sum(result.successes), result.n)
+        assert sum(entry["task"] == result.task for entry in data["rows"]) == result.n
+
+
+def test_an_interrupted_evaluation_that_stops_by_itself_goes_on(
+    base, tmp_path, monkeypatch, short_looks
+):
+    settings = {"until_width": 0.52, "episodes": 44, "skills": "prior"}
+    whole = evaluated(base, tmp_path / "whole.json", **settings)
+    file = tmp_path / "cut.json"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Interrupted(patch, 21)
+        evaluated(base, file, **settings)
+    with pytest.raises(ConfigError, match=r"until_width: 0\.52 then, 0\.4 now"):
+        evaluated(base, file, resume=True, **(settings | {"until_width": 0.4}))
+    assert evaluated(base, file, resume=True, **settings) == whole
+
+
+def test_too_few_episodes_for_the_width_are_told(base, short_looks):
+    console = quiet()
+    config = EvaluateConfig(
+        policy=base, skills="ReachRed", episodes=9, until_width=0.05, torch_threads=1, env=ENV
+    )
+    (result,) = run_evaluate(config, console).values()
+    assert result.n == 9
+    assert "9 episodes leave the interval" in console.file.getvalue()
+    assert "more than 0.05" in console.file.getvalue()
+
+
+def test_rows_of_the_shipped_manifest_come_out_the_same_for_any_envs_workers_and_order():
+    """With the shipped base and the real simulator; whole chunks are compared, not only ends."""
+    whole = Manifest.load("razor-quick")
+    skills = [f"gym_razor/{name}-v0" for name in ("PressButton", "PlaceCanInBin", "OpenDrawer")]
+    policy = load_policy("razor-base")
+    found = []
+    for num_envs, num_workers, backwards in ((1, 1, False), (16, 4, True)):
+        manifest = whole.select(skills, 2)
+        rows = list(manifest.rows[::-1] if backwards else manifest.rows)
+        ledger = Ledger(manifest)
+        config = EnvConfig(num_envs=num_envs, num_workers=num_workers, max_episode_steps=20)
+        env = make_env(skills[0], config, chunk_size=policy.chunk_size)
+        batch = run_episodes(env, policy, ledger.begin(rows), "greedy", True, observer=ledger)
+        env.close()
+        ends = batch.record.offsets
+        actions = {
+            row.row_id: batch.record.actions[ends[e] : ends[e + 1]].tolist()
+            for e, row in enumerate(rows)
+        }
+        found.append((ledger.entries, actions))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 6
+
+
 def test_to_resume_needs_a_file():
     with pytest.raises(ConfigError, match="`resume` is set but `json` is not"):
         EvaluateConfig(resume=True)
@@ -269,6 +344,7 @@ def test_rollout_films_the_episodes_it_counts(base, tmp_path, suffix):
         instruction="press the red button",
         mode="sample",
         env=ENV,
+        torch_threads=1,
     )
     filmed = run_rollout(config, console)
     assert file.stat().st_size > 1000
