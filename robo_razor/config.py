@@ -134,6 +134,8 @@ class PPOConfig(Settings):
     """AdamW's learning rate of the policy (> 0)."""
     value_learning_rate: float = setting(1e-3, above=0.0)
     """AdamW's learning rate of the value head (> 0)."""
+    warmup_updates: int = setting(4, low=0)
+    """Updates over which the policy's learning rate rises (>= 0); Adam's first steps are large."""
     anneal_lr: bool = False
     """Lower the learning rates linearly to 0 over the run."""
     adapt_lr: bool = False
@@ -159,11 +161,11 @@ class PPOConfig(Settings):
     """Weight of the entropy bonus (>= 0)."""
     vf_coef: float = setting(0.5, low=0.0)
     """Weight of the value loss (>= 0)."""
-    update_epochs: int = setting(2, low=1)
+    update_epochs: int = setting(3, low=1)
     """Passes over the collected decisions per update (>= 1)."""
-    minibatch_size: int = setting(512, low=1)
+    minibatch_size: int = setting(1024, low=1)
     """Decisions per gradient step (>= 1)."""
-    target_kl: float | None = setting(0.2, above=0.0)
+    target_kl: float | None = setting(0.3, above=0.0)
     """An update stops early when `approx_kl` to the collecting policy exceeds this; None: never."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
@@ -179,7 +181,7 @@ class PPOConfig(Settings):
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
     """Compute in bfloat16 where the device is faster with it."""
-    temperature: float = setting(0.4, above=0.0)
+    temperature: float = setting(0.6, above=0.0)
     """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
 
 

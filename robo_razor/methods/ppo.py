@@ -208,10 +208,12 @@ class PPO(OnPolicyMethod):
             self.rate_factor = min(10.0, self.rate_factor * 1.5)
 
     def _set_learning_rates(self, update: int) -> None:
-        factor = 1.0
-        if self.ppo.anneal_lr:
-            factor = 1.0 - (update - 1) / self.ppo.num_updates
-        rates = (self.ppo.learning_rate * self.rate_factor, self.ppo.value_learning_rate)
+        ppo, factor = self.ppo, 1.0
+        if ppo.anneal_lr:
+            factor = 1.0 - (update - 1) / ppo.num_updates
+        value_only = ppo.value_warmup_updates if ppo.baseline == "value" else 0
+        warmth = min(1.0, max(0, update - value_only) / max(1, ppo.warmup_updates))
+        rates = (ppo.learning_rate * self.rate_factor * warmth, ppo.value_learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
 

@@ -30,6 +30,8 @@ def make_bandit(**settings):
                 "learning_rate": 0.1,
                 "value_learning_rate": 0.1,
                 "value_warmup_updates": 0,
+                "warmup_updates": 0,
+                "temperature": 1.0,
                 "target_kl": None,
                 **settings,
             }
@@ -117,6 +119,12 @@ def test_the_learning_rate_is_annealed_to_zero():
     method, _ = make_bandit(anneal_lr=True, num_updates=4)
     rates = [method.update(k)["train/learning_rate"] for k in range(1, 5)]
     np.testing.assert_allclose(rates, [0.1, 0.075, 0.05, 0.025])
+
+
+def test_the_rate_warms_up_once_the_policy_is_trained():
+    method, _ = make_bandit(value_warmup_updates=1, warmup_updates=2)
+    rates = [method.update(k)["train/learning_rate"] for k in range(1, 5)]
+    np.testing.assert_allclose(rates, [0.0, 0.05, 0.1, 0.1])
 
 
 def test_the_rate_is_adapted_to_the_target_kl_and_kept():

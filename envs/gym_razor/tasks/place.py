@@ -29,7 +29,7 @@ from gym_razor.tasks.base import (
 from gym_razor.world import Array, World
 
 ON_THE_TABLE = (0.0, 0.0)
-RAISED_BIN_M = (0.05, 0.11)
+RAISED_BIN_M = (0.04, 0.10)
 RAISED_SHELF_M = (0.03, 0.08)
 """Heights of the stands under the receptacles of new tasks."""
 
