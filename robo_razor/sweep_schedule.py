@@ -318,7 +318,7 @@ def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:
         if key not in MAY_DIFFER and before != value:
             raise RunDirectoryError(
                 f"{str(run.path)!r} holds a run with `{key}` = {before!r}, but the experiment now "
-                f"says {value!r}",
+                f"means {value!r}: its file or a default has changed",
                 remedy="Choose another `--out`, move that directory away, or undo the change.",
             )
 
