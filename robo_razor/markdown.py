@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 FIGURE_SUFFIX = ".png"
 
 
+def to_console(runs: RunSet, report: dict[str, Any]) -> str:
+    """Return what the terminal shows: the statement and the two tables that it rests on."""
+    level = report["headline_level"]
+    parts = [*_statement(report)]
+    if level is not None:
+        parts.append(_table(tables.matched_table(report, level)))
+    return "\n\n".join([*parts, _table(tables.last_table(runs.runs))]) + "\n"
+
+
 def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) -> str:
     """Return the report as Markdown.
 
@@ -23,11 +32,8 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
         report: The report's plain values.
         figures: File names of figures to show; those that are no PNG are left out.
     """
-    statement = report["statement"]
     parts = [
-        f"# Comparison on {report['task']}",
-        f"**{statement['headline'].replace('**', '')}**",
-        " ".join(statement["sentences"]),
+        *_statement(report),
         "## At equal new-task success",
         _table(tables.matched_table(report)) or "No run rises above the base on the new task.",
         report["rule"],
@@ -57,6 +63,15 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _statement(report: dict[str, Any]) -> list[str]:
+    statement = report["statement"]
+    return [
+        f"# Comparison on {report['task']}",
+        f"**{statement['headline'].replace('**', '')}**",
+        " ".join(statement["sentences"]),
+    ]
+
+
 def _table(table: Table) -> str:
     if not table:
         return ""
@@ -66,4 +81,4 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace(tables.LINE, ", ").replace("|", "\\|").replace("<", "&lt;")

@@ -54,10 +54,10 @@ def run_compare(config: CompareConfig) -> None:
     from rich.markdown import Markdown
 
     from robo_razor.figures import draw_figures
-    from robo_razor.markdown import to_markdown
+    from robo_razor.markdown import to_console, to_markdown
     from robo_razor.reporting.page import make_page
 
-    runs = load_runs(config.runs)
+    runs = load_runs(config.runs, config.merge)
     unlike = likeness.unlike(runs.runs)
     if not config.allow_unlike:
         likeness.refuse_unlike(unlike)
@@ -73,7 +73,7 @@ def run_compare(config: CompareConfig) -> None:
         write_text(out / name, text)
     write_text(out / PAGE, make_page(runs, report, files, videos))
     console = Console()
-    console.print(Markdown(to_markdown(runs, report, [])))
+    console.print(Markdown(to_console(runs, report)))
     written = [PAGE, MARKDOWN, JSON, *files, *figures]
     console.print(f"Written to {out}: {', '.join(written)}", markup=False)
 
@@ -249,7 +249,10 @@ def _videos(runs: RunSet, report: dict[str, Any], out: Path, count: int) -> list
     if count == 0:
         return []
     try:
-        return videos.make_videos(runs, report["headline_level"], out / VIDEOS, count)
+        made = videos.make_videos(runs, report["headline_level"], out / VIDEOS, count)
+        if note := videos.surprise_note(made):
+            report["notes"].append(note)
+        return made
     except (RoboRazorError, ImportError, OSError, RuntimeError) as error:
         report["notes"].append(videos.reason_without(error))
         return []

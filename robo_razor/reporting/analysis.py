@@ -21,6 +21,8 @@ from robo_razor.statistics import (
 
 FRONTIER_TOLERANCE = 0.02
 """Distance to the Pareto frontier up to which a checkpoint counts as on it, as in the paper."""
+SINGLE_SKILL = "/prior/"
+"""Part of the names of distances on one prior skill's states."""
 MAX_PAIRED = 12
 """Pairs of runs whose episodes are compared one by one; a sweep has hundreds."""
 
@@ -29,9 +31,18 @@ MAX_PAIRED = 12
 
 
 def law_points(runs: Sequence[RunSeries]) -> list[LawPoint]:
-    """Return one point per checkpoint (`law` counts the base, which runs share, once)."""
+    """Return one point per checkpoint (`law` counts the base, which runs share, once).
+
+    Distances on the states of single prior skills are left out: they are a dozen times as many,
+    and the mean over skills (`.../prior`) stands for them.
+    """
     return [
-        LawPoint(run.name, checkpoint.step, checkpoint.prior, checkpoint.predictors)
+        LawPoint(
+            run.name,
+            checkpoint.step,
+            checkpoint.prior,
+            {name: x for name, x in checkpoint.predictors.items() if SINGLE_SKILL not in name},
+        )
         for run in runs
         for checkpoint in run.checkpoints
     ]

@@ -7,11 +7,11 @@ of a sweep with all settings of its grid, or, for runs given one by one, one set
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robo_razor.errors import ReportError
+from robo_razor.errors import ReportError, did_you_mean
 from robo_razor.reporting.runs import RunSeries, load_run, short_names
 from robo_razor.settings import flatten
 from robo_razor.sweep import RECORD, read_sweep
@@ -75,14 +75,17 @@ class RunSet:
         return next(arm for arm in self.arms if run in arm.runs)
 
 
-def load_runs(paths: Sequence[str]) -> RunSet:
+def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
     """Read runs and sweeps, and check that they were measured on the same tasks.
 
     Args:
         paths: Run directories, and sweep directories (all their runs are meant).
+        merge: Arms of a sweep to take as settings of one arm: names with commas, of which the first
+            stands for all.
 
     Raises:
-        ReportError: There is no run, one has no evaluation, or they differ in task or prior skills.
+        ReportError: There is no run, one has no evaluation, they differ in task or prior skills, or
+            an arm to merge does not exist.
     """
     if not paths:
         raise ReportError(
@@ -104,6 +107,7 @@ def load_runs(paths: Sequence[str]) -> RunSet:
             remedy="Wait for its first checkpoints.",
         )
     _refuse_other_tasks(runs)
+    runs = _merged(runs, merge)
     return RunSet(arms=group(runs), skipped=tuple(skipped))
 
 
@@ -145,6 +149,20 @@ def _unfinished(path: Path, entries: Sequence[dict[str, Any]], left_out: bool) -
     return [f"Of the {len(entries)} runs of {path.name}, {len(states)} are {what}: {counts}."]
 
 
+def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
+    names = {run.arm for run in runs if run.arm is not None}
+    stands_for: dict[str, str] = {}
+    for entry in merge:
+        members = [name.strip() for name in entry.split(",")]
+        if missing := [name for name in members if name not in names]:
+            raise ReportError(
+                f"There is no arm {missing[0]!r} to merge.{did_you_mean(missing[0], names)}",
+                allowed=", ".join(sorted(names)) or "(arms of a sweep; there is none)",
+            )
+        stands_for |= dict.fromkeys(members, members[0])
+    return [replace(run, arm=stands_for.get(run.arm or "", run.arm)) for run in runs]
+
+
 def _refuse_other_tasks(runs: Sequence[RunSeries]) -> None:
     first = runs[0]
     for run in runs[1:]:
@@ -182,12 +200,19 @@ def _settings(runs: Sequence[RunSeries]) -> tuple[Setting, ...]:
     groups: dict[str, list[RunSeries]] = {}
     for run in runs:
         settings = comparable_settings(run)
-        label = ", ".join(f"{key}={show_value(settings.get(key))}" for key in differing)
+        parts = zip(_short_keys(differing), differing, strict=True)
+        label = ", ".join(f"{name}={show_value(settings.get(key))}" for name, key in parts)
         groups.setdefault(label, []).append(run)
     return tuple(
         Setting(label, tuple(sorted(members, key=lambda run: run.seed)))
         for label, members in sorted(groups.items(), key=lambda item: _order(item[1][0], differing))
     )
+
+
+def _short_keys(keys: Sequence[str]) -> list[str]:
+    """Return keys without their sections, unless two would become the same."""
+    short = [key.rpartition(".")[2] for key in keys]
+    return short if len(set(short)) == len(short) else list(keys)
 
 
 def _order(run: RunSeries, keys: Sequence[str]) -> tuple[tuple[float, str], ...]:
@@ -230,12 +255,13 @@ def comparable_settings(run: RunSeries) -> dict[str, Any]:
 
 
 def _sibling_arm(value: Any, root: Path | None) -> Any:
+    """Return `run of ARM` for a text that ends in a path `.../SWEEP/ARM/RUN...`, else the value."""
     if root is None or not isinstance(value, str) or "/" not in value:
         return value
-    path = Path(value).resolve()
-    if root not in path.parents:
+    parts = Path(value.split(":", 1)[-1]).parts  # `policy:runs/razor/ppo/seed=0`
+    if root.name not in parts[:-2]:
         return value
-    return f"run of {path.relative_to(root).parts[0]}"
+    return f"run of {parts[parts.index(root.name) + 1]}"
 
 
 def shown_setting_of(arm: Arm, label: str) -> Setting:
@@ -243,9 +269,9 @@ def shown_setting_of(arm: Arm, label: str) -> Setting:
     return next(setting for setting in arm.settings if setting.label == label)
 
 
-def shown_flat_settings(run: RunSeries) -> dict[str, str]:
-    """Return dotted key -> value as text of all of a run's settings."""
-    return {key: show_value(value) for key, value in flatten(run.config).items()}
+def setting_lines(run: RunSeries) -> list[str]:
+    """Return `key: value` of all of a run's settings."""
+    return [f"{key}: {show_value(value)}" for key, value in flatten(run.config).items()]
 
 
 def _is_of_method(key: str) -> bool:

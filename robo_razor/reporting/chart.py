@@ -8,6 +8,7 @@ dark theme. A trace's `meta.arm` is the arm that the legend hides and shows.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ SYMBOLS = (
     "x",
 )
 NUM_COLOURS = 8
+MAX_LABEL = 20
+"""Characters of a label in one line."""
 
 Trace = dict[str, Any]
 
@@ -66,6 +69,11 @@ def arm_colour(index: int, alpha: float = 1.0) -> str:
     """Return the name of an arm's colour."""
     name = f"var(--arm-{index % NUM_COLOURS})"
     return name if alpha == 1.0 else f"{name}@{alpha:g}"
+
+
+def wrapped(name: str) -> str:
+    """Return a name in lines that leave a phone room for the figure."""
+    return "<br>".join(textwrap.wrap(name, MAX_LABEL, break_long_words=False))
 
 
 def arm_symbol(index: int) -> str:

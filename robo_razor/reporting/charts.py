@@ -21,6 +21,7 @@ from robo_razor.reporting.chart import (
     rate_axis,
     top_label,
     whiskers,
+    wrapped,
 )
 from robo_razor.reporting.matching import ArmMatch, match_arm
 from robo_razor.reporting.runs import Checkpoint, RunSeries
@@ -55,7 +56,7 @@ def matched_chart(runs: RunSet, levels: Sequence[float], headline: float | None)
     return Chart(
         "matched",
         "Share of the prior skills kept by each arm at equal new-task success",
-        74 + 46 * len(runs.arms),
+        84 + 50 * len(runs.arms),
         tuple(view for _, view in views),
         selected,
     )
@@ -107,7 +108,7 @@ def _matched_view(level: float, found: Sequence[tuple[int, ArmMatch]]) -> View:
         "xaxis": rate_axis("share of the prior skills kept"),
         "yaxis": {
             "tickvals": list(range(len(names))),
-            "ticktext": names,
+            "ticktext": [wrapped(name) for name in names],
             "range": [-0.6, len(names) - 0.4],
             "showgrid": False,
         },
@@ -149,18 +150,6 @@ def frontier_chart(runs: RunSet, headline: float | None) -> Chart | None:
     }
     if headline is not None:
         layout["shapes"] = [line_at(headline)]
-        layout["annotations"].append(
-            {
-                "x": headline,
-                "y": 0.0,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "xanchor": "right",
-                "text": f"compared at {percent(headline)} ",
-                "showarrow": False,
-                "font": {"color": "var(--muted)", "size": 12},
-            }
-        )
     return Chart(
         "frontier",
         "Success on prior skills against success on the new task, every checkpoint a point",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from robo_razor.law import Law
 from robo_razor.reporting.arms import Arm
-from robo_razor.reporting.matching import ArmMatch, match_arm
-from robo_razor.reporting.runs import FORWARD_KL
+from robo_razor.reporting.matching import ArmMatch, match_arm, shown_setting
+from robo_razor.reporting.runs import FORWARD_KL, mean
 from robo_razor.reporting.words import (
     interval,
     listing,
@@ -22,6 +22,8 @@ from robo_razor.reporting.words import (
 )
 from robo_razor.statistics import Estimate, seed_difference
 
+NOTABLE_RETENTION = 0.8
+"""A skill of which less is left is worth a sentence."""
 MOST_NAMED = 4
 """Arms that one sentence can name with their numbers."""
 
@@ -53,8 +55,10 @@ def make_statement(
     sentences: list[str] = []
     if len(reached) >= 2 and level is not None and reached[0].values("retention"):
         headline = _compared(task, level, reached)
+        sentences += _between(reached)
         sentences += _difference(reached)
         sentences += _distance(reached)
+        sentences += _ends(arms, level)
     else:
         headline = _alone(task, arms[0]) if len(arms) == 1 else _nothing(task, arms)
     sentences += [
@@ -80,6 +84,14 @@ def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:
         f"{start}**{best.arm}** keeps most of the prior skills, {_kept(best)}, and "
         f"**{worst.arm}** least, {_kept(worst)}, of {len(reached)} arms."
     )
+
+
+def _between(reached: Sequence[ArmMatch]) -> list[str]:
+    """Return the arms that the headline has no room for."""
+    if len(reached) <= MOST_NAMED:
+        return []
+    parts = [f"**{m.arm}** {percent(m.estimate('retention').value)}" for m in reached[1:-1]]
+    return [f"In between: {listing(parts)}."]
 
 
 def _kept(match: ArmMatch) -> str:
@@ -147,6 +159,32 @@ def _nothing(task: str, arms: Sequence[Arm]) -> str:
     )
 
 
+def _ends(arms: Sequence[Arm], level: float) -> list[str]:
+    """Return where the arms get to, and the skill that most is lost of on the way."""
+    shown = [(arm, shown_setting(arm, level).runs) for arm in arms]
+    sentences = []
+    if len(arms) <= MOST_NAMED:
+        parts = [
+            f"**{arm.name}** has {percent(mean([run.last.new for run in runs]))} and keeps "
+            f"{percent(mean([run.last.retention for run in runs]))}"
+            for arm, runs in shown
+        ]
+        sentences.append(f"At the last checkpoint {listing(parts)}.")
+    losses = [
+        (mean([run.last.skills[skill].get("retention") or 0.0 for run in runs]), skill, arm)
+        for arm, runs in shown
+        for skill in runs[0].last.skills
+        if all(run.last.skills[skill].get("retention") is not None for run in runs)
+    ]
+    kept, skill, arm = min(losses, key=lambda loss: loss[0], default=(1.0, "", arms[0]))
+    if kept < NOTABLE_RETENTION:
+        sentences.append(
+            f"Most is lost of {skill} after **{arm.name}**: {percent(kept)} of the base's success "
+            "is left."
+        )
+    return sentences
+
+
 def _law(law: Law, predictors: Sequence[Law]) -> list[str]:
     if law.n_points == 0:
         return []
@@ -158,7 +196,7 @@ def _law(law: Law, predictors: Sequence[Law]) -> list[str]:
         f"success (R² of a second-degree polynomial, {plural(law.n_points, 'checkpoint')} of "
         f"{plural(law.n_runs, 'run')})."
     ]
-    fitted = [entry for entry in predictors if entry.r2 is not None]
+    fitted = [p for p in predictors if p.r2 is not None and p.n_points == law.n_points]
     if not fitted or fitted[0].predictor == FORWARD_KL:
         if len(fitted) > 1:
             sentences[0] = sentences[0][:-2] + f"), the most of {len(fitted)} predictors."

@@ -29,6 +29,8 @@ from robo_razor.reporting.words import (
 from robo_razor.settings import flatten
 
 MINUS = "\u2212"
+LINE = "\n"
+"""Within a cell: what follows is less important and stands below."""
 Cell = str | float | int | bool | None
 
 
@@ -114,7 +116,7 @@ def predictor_rows(report: dict[str, Any]) -> Table:
     """Return predictors of prior success, best first."""
     rows = [
         (
-            *predictor_parts(entry["predictor"]),
+            LINE.join(part for part in predictor_parts(entry["predictor"]) if part),
             number(entry["r2"]),
             _plain_interval(entry["r2_interval"]),
             _error(entry["leave_one_run_out_rmse"]),
@@ -123,8 +125,8 @@ def predictor_rows(report: dict[str, Any]) -> Table:
         for entry in report["predictors"]
         if entry["r2"] is not None
     ]
-    head = ("predictor", "on", "R²", "95%", "error on runs left out", "checkpoints")
-    return Table(head, tuple(rows), frozenset({2, 3, 4, 5}))
+    head = ("predictor", "R²", "95%", "error on runs left out", "checkpoints")
+    return Table(head, tuple(rows), frozenset({1, 2, 3, 4}))
 
 
 def unfitted(report: dict[str, Any]) -> list[str]:
@@ -145,6 +147,16 @@ def _error(value: float | None) -> str:
 
 def _plain_interval(ends: Sequence[float] | None) -> str:
     return UNKNOWN if ends is None else f"[{number(ends[0])}, {number(ends[1])}]"
+
+
+def frontier_table(report: dict[str, Any]) -> Table:
+    """Return how much new-task and prior success each arm's frontier dominates, over seeds."""
+    rows = [
+        (entry["arm"], str(len(entry["points"])), show_estimate(entry["hypervolume"]))
+        for entry in report["frontier"]
+    ]
+    head = ("arm", "checkpoints near the frontier", "area under the frontier, per seed")
+    return Table(head, tuple(rows), frozenset({1, 2}))
 
 
 def last_table(runs: Sequence[RunSeries]) -> Table:

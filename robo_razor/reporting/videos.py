@@ -8,8 +8,9 @@ fails and tuned policies solve, and one of a prior skill that the base solves an
 from __future__ import annotations
 
 import base64
+import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,11 @@ from robo_razor.reporting.arms import RunSet
 from robo_razor.reporting.matching import shown_setting
 from robo_razor.reporting.runs import RunSeries, read_episodes, read_outcomes
 from robo_razor.reporting.statement import skill_of
-from robo_razor.reporting.words import listing
+from robo_razor.reporting.words import listing, plural
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    Frames = Iterator[NDArray[np.uint8]]
 
 SIZE = 168
 """Side of one policy's picture in pixels; small, because videos are part of the page."""
@@ -34,6 +33,7 @@ COLUMNS = 3
 MAX_POLICIES = 5
 """Tuned policies shown beside the base."""
 BACKGROUND = 24
+FRAMES_PER_S = 10
 
 State = tuple[str, int]
 """(task, seed) of a start state."""
@@ -45,15 +45,21 @@ class Video:
 
     file: Path
     caption: str
+    poster: bytes
+    """JPEG of the last picture, which shows the outcomes before anything is played."""
+    surprises: int = 0
+    """Episodes that ended otherwise than when the run was measured."""
 
     def tag(self) -> str:
         """Return the video as an HTML element with everything in it."""
-        data = base64.b64encode(self.file.read_bytes()).decode()
+        data, poster = (
+            base64.b64encode(part).decode() for part in (self.file.read_bytes(), self.poster)
+        )
         if self.file.suffix == ".gif":  # where there is no ffmpeg
             return f'<img alt="" src="data:image/gif;base64,{data}">'
         return (
-            '<video controls loop muted playsinline preload="metadata" '
-            f'src="data:video/mp4;base64,{data}"></video>'
+            '<video controls loop muted playsinline preload="none" '
+            f'poster="data:image/jpeg;base64,{poster}" src="data:video/mp4;base64,{data}"></video>'
         )
 
 
@@ -79,20 +85,50 @@ def make_videos(runs: RunSet, level: float | None, out: Path, count: int) -> lis
     first = shown[0][1]
     policies = [("base", str(first.config.get("policy")))]
     policies += [(name, str(model)) for name, _, model in shown]
+    recorded = [read_episodes(first.path, 0), *(read_outcomes(run) for _, run, _ in shown)]
     filmed = [_film(model, states, first.config) for _, model in policies]
     videos = []
-    for k, (task, seed) in enumerate(states):
+    for k, state in enumerate(states):
         tiles = [(name, tiles[k]) for (name, _), tiles in zip(policies, filmed, strict=True)]
-        file = _write(out / f"start_state_{k}.mp4", tiles)
-        outcomes = [f"{name} {'succeeds' if tile.success else 'fails'}" for name, tile in tiles]
-        videos.append(
-            Video(
-                file,
-                f"{skill_of(task)}, \u201c{tiles[0][1].instruction}\u201d, start state {seed}: "
-                f"{listing(outcomes)}.",
-            )
-        )
+        expected = [outcomes[state] for outcomes in recorded]
+        file = out / f"start_state_{k}.mp4"
+        videos.append(_make(file, state, tiles, expected))
     return videos
+
+
+def _make(
+    file: Path, state: State, tiles: Sequence[tuple[str, Any]], expected: Sequence[bool]
+) -> Video:
+    from robo_razor.video import Tile, compose, write_video
+
+    parts = [
+        list(compose([Tile(tile.frames, name, tile.success)], FRAMES_PER_S)) for name, tile in tiles
+    ]
+    frames = list(side_by_side(parts))
+    outcomes = [f"{name} {'succeeds' if tile.success else 'fails'}" for name, tile in tiles]
+    return Video(
+        file=write_video(file, iter(frames), FRAMES_PER_S),
+        caption=f"{skill_of(state[0])}, \u201c{tiles[0][1].instruction}\u201d, start state "
+        f"{state[1]}: {listing(outcomes)}.",
+        poster=_jpeg(frames[-1]),
+        surprises=sum(
+            tile.success != before for (_, tile), before in zip(tiles, expected, strict=True)
+        ),
+    )
+
+
+def surprise_note(videos: Sequence[Video]) -> str | None:
+    """Return what to say when filmed episodes end otherwise than measured ones; None: they do not.
+
+    A run names its base by name, so a base that has changed since shows here.
+    """
+    count = sum(video.surprises for video in videos)
+    if not count:
+        return None
+    return (
+        f"{plural(count, 'filmed episode')} ended otherwise than when the runs were measured: "
+        "the base, the simulator or the renderer is not the one of the runs."
+    )
 
 
 def filmable(runs: RunSet, level: float | None) -> list[tuple[str, RunSeries, Path]]:
@@ -163,15 +199,15 @@ def _film(model: str, states: Sequence[State], config: dict[str, Any]) -> list[A
     return tiles_of(batch, collector)
 
 
-def _write(file: Path, tiles: Sequence[tuple[str, Any]]) -> Path:
-    from robo_razor.video import Tile, compose, write_video
+def _jpeg(frame: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
 
-    fps = 10
-    parts = [compose([Tile(tile.frames, name, tile.success)], fps) for name, tile in tiles]
-    return write_video(file, side_by_side(parts), fps)
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
-def side_by_side(parts: Sequence[Frames]) -> Frames:
+def side_by_side(parts: Sequence[Iterable[NDArray[np.uint8]]]) -> Iterator[NDArray[np.uint8]]:
     """Yield frames with all parts next to each other; one that is over keeps its last picture."""
     import numpy as np
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 PREDICTORS = {
     "kl_base_tuned": "KL(base ‖ tuned)",
     "kl_tuned_base": "KL(tuned ‖ base)",
-    "total_variation": "Total variation",
+    "total_variation": "Total variation, per action token",
+    "total_variation_chunk": "Total variation, per decision",
     "entropy_change": "Entropy change",
     "greedy_disagreement": "Greedy actions that differ",
     "weight_l1": "Weight change, L1",
@@ -18,6 +19,7 @@ PREDICTORS = {
     "activation_l1": "Activation change, L1",
     "activation_l2": "Activation change, L2",
     "sparsity_fp32": "Update sparsity, fp32",
+    "sparsity_1e-5": "Update sparsity, changes up to 1e-5",
     "sparsity_bf16": "Update sparsity, bf16",
     "effective_rank": "Effective rank of the update",
     "cknna": "CKNNA with the base",

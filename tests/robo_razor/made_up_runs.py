@@ -109,7 +109,7 @@ def write_checkpoint(run, config, step, new, skills, retentions, kl, n_new=100, 
     for skill, summary in prior.items():
         successes = n_prior * summary["success_rate"]
         rows += [
-            {"task": skill, "seed": s, "mode": "greedy", "success": s < successes}
+            {"task": f"gym_razor/{skill}-v0", "seed": s, "mode": "greedy", "success": s < successes}
             for s in range(n_prior)
         ]
     (directory / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -75,7 +75,7 @@ def test_runs_are_grouped_by_what_they_learn_with(tmp_path):
         make_run(tmp_path / "c0", points, method="bc"),
     ]
     arms = load_runs(paths).arms
-    assert [arm.name for arm in arms] == ["ppo (ppo.kl_coef=0)", "ppo (ppo.kl_coef=0.1)", "bc"]
+    assert [arm.name for arm in arms] == ["ppo (kl_coef=0)", "ppo (kl_coef=0.1)", "bc"]
     assert [len(arm.runs) for arm in arms] == [2, 1, 1]
 
 
@@ -84,7 +84,7 @@ def test_a_sweep_is_grouped_by_arm(sweep):
     assert [arm.name for arm in runs.arms] == list(ARMS)
     sizes = {arm.name: [len(setting.runs) for setting in arm.settings] for arm in runs.arms}
     assert sizes == {"oracle": [3], "ppo_kl": [3], "ppo": [3, 3], "bc_b": [3, 3]}
-    assert runs.arms[2].settings[1].label == "ppo.learning_rate=2.4e-4"
+    assert runs.arms[2].settings[1].label == "learning_rate=2.4e-4"
     assert runs.skipped == ()
 
 
@@ -95,7 +95,7 @@ def test_another_run_of_the_sweep_is_no_difference(tmp_path):
     sweep = Path(make_sweep(tmp_path / "sweep", arms=["oracle"], seeds=2))
     for k, config in enumerate(sorted(sweep.glob("*/*/config.yaml"))):
         text = config.read_text().replace(
-            "demonstrations: expert", f"demonstrations: {sweep}/ppo/seed={k}"
+            "demonstrations: expert", f"demonstrations: policy:elsewhere/{sweep.name}/ppo/seed={k}"
         )
         config.write_text(text)
     (arm,) = load_runs([str(sweep)]).arms
@@ -112,6 +112,20 @@ def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep):
     runs = load_runs([sweep])
     assert len(runs.runs) == len(record["runs"]) - 2
     assert runs.skipped == ("Of the 18 runs of sweep, 2 are left out: 1 failed, 1 running.",)
+
+
+def test_arms_of_a_sweep_can_be_merged(sweep):
+    runs = load_runs([sweep], ["ppo,ppo_kl"])
+    arms = {arm.name: arm for arm in runs.arms}
+    assert set(arms) == {"oracle", "ppo", "bc_b"}
+    labels = [setting.label for setting in arms["ppo"].settings]
+    assert labels == [
+        "learning_rate=8e-5, kl_coef=0",
+        "learning_rate=8e-5, kl_coef=0.1",
+        "learning_rate=2.4e-4, kl_coef=0",
+    ]
+    with pytest.raises(ReportError, match="no arm 'ppo_k' to merge. Did you mean 'ppo_kl'"):
+        load_runs([sweep], ["ppo,ppo_k"])
 
 
 # --- Matching -------------------------------------------------------------------------------------
@@ -179,7 +193,7 @@ def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
     found = match_arm(arm, 0.8)
     assert found.values("retention") == pytest.approx([0.6, 0.5])
     assert "chosen on the other seeds" in found.choice
-    assert shown_setting(arm, 0.8).label == "ppo.learning_rate=1e-4"
+    assert shown_setting(arm, 0.8).label == "learning_rate=1e-4"
 
 
 def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
