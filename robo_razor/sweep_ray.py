@@ -71,7 +71,7 @@ class RayLauncher:
         program: What is called in place of `robo-razor`.
 
     Raises:
-        SweepError: Ray is not installed, or has too few cores for one run.
+        SweepError: Ray is not installed or does not start, or has too few cores for one run.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RayLauncher:
         self._program = tuple(program)
         self._owner = not ray.is_initialized()
         if self._owner:
-            _connect(ray)
+            connect(ray)
         resources = ray.cluster_resources()
         available = int(resources.get("CPU", 0))
         if available < cores:
@@ -121,18 +121,36 @@ class RayLauncher:
             ray.shutdown()
 
 
-def _connect(ray: Any) -> None:
-    """Connect to a cluster, or start Ray on this machine where there is none."""
+def connect(ray: Any, cores: int | None = None) -> None:
+    """Connect to a cluster, or start Ray on this machine where there is none.
+
+    Args:
+        ray: The module.
+        cores: Cores that a Ray started here offers; None: all.
+
+    Raises:
+        SweepError: Ray does not start.
+    """
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address="auto", **options)
+        return
     except ConnectionError:
+        pass
+    try:
         ray.init(
             address="local",
+            num_cpus=cores,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **options,
         )
+    except Exception as error:  # it raises a bare one after 30 s
+        ray.shutdown()
+        raise SweepError(
+            f"Ray does not start on this machine ({error})",
+            remedy="Start a cluster first (`ray start --head`), or use `--backend local`.",
+        ) from error
 
 
 def _keep(command: Sequence[str], log: str, directory: str) -> int:
