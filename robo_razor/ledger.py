@@ -74,6 +74,8 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+            if not self.entries:
+                self.discard()
 
     def discard(self) -> None:
         """Delete the file: the result is written elsewhere."""

@@ -197,6 +197,7 @@ def test_another_start_state_than_the_manifests_is_an_error(base, states, tmp_pa
         ManifestError, match=r"Row 0 .*ReachRed-v0, seed 1000000.* 0000000000000000"
     ):
         evaluated(base, tmp_path / "o.json", manifest=str(tmp_path / "changed.json"), episodes=None)
+    assert [file.name for file in tmp_path.iterdir()] == ["changed.json"]
     with pytest.raises(ManifestError, match="tells no hash of its start states"):
         changed.check_start_state(0, None)
 
