@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from robo_razor.settings import Settings, to_dict
+from robo_razor.settings import Settings, flatten, to_dict
 
 DECISIVE_PACKAGES = (
     "robo-razor",
@@ -167,7 +167,7 @@ def differences(
     Returns:
         One clause per difference, the decisive ones first; empty: they can be compared.
     """
-    one, two = _flat(first), _flat(second)
+    one, two = flatten(dict(first)), flatten(dict(second))
     keys = [key for key in (*one, *(k for k in two if k not in one)) if _differ(one, two, key)]
     decisive = [key for key in keys if _is_decisive(key, one, two)]
     shown = [*decisive, *(key for key in keys if key not in decisive)] if harmless else decisive
@@ -205,13 +205,3 @@ def _label(key: str) -> str:
     if section == "packages":
         return f"version of {name}"
     return f"setting {name}" if section == "config" else names.get(key, key.replace(".", " "))
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
