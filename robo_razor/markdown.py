@@ -51,7 +51,7 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
     ):
         if table:
             parts += [f"## {title}", _table(table)]
-    if without := tables.unfitted(report):
+    if tables.predictor_rows(report) and (without := tables.unfitted(report)):
         parts.append(f"No law is fitted: {'; '.join(without)}.")
     if report["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]

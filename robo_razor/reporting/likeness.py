@@ -7,20 +7,35 @@ from typing import Any
 
 from robo_razor.errors import ReportError
 from robo_razor.fingerprint import differences
-from robo_razor.reporting.runs import RunSeries
+from robo_razor.reporting.runs import RunSeries, State, read_episodes
+
+MAX_CHANGED = 0.05
+"""Share of start states on which one base may come out differently in two runs; rounding on another
+machine flips single ones."""
+OTHER_BASE = (
+    "the base's outcomes on the same start states (another base of that name, or another simulator)"
+)
 
 
 def unlike(runs: Sequence[RunSeries]) -> list[str]:
     """Return what differs between runs that should not, each as a clause."""
     first = runs[0]
+    base = read_episodes(first.path, 0)
     found: dict[str, list[str]] = {}
     for run in runs[1:]:
         clauses = differences(_fingerprint(first), _fingerprint(run))
         if first.config.get("policy") != run.config.get("policy"):
             clauses.append(f"base: {first.config.get('policy')} against {run.config.get('policy')}")
+        elif _differ(base, read_episodes(run.path, 0)):
+            clauses.append(OTHER_BASE)
         for clause in clauses:
             found.setdefault(clause, []).append(run.name)
     return [f"{clause} ({first.name} / {_some(names)})" for clause, names in found.items()]
+
+
+def _differ(first: dict[State, bool], second: dict[State, bool]) -> bool:
+    shared = first.keys() & second.keys()
+    return sum(first[state] != second[state] for state in shared) > MAX_CHANGED * len(shared)
 
 
 def refuse_unlike(clauses: Sequence[str]) -> None:

@@ -14,6 +14,8 @@ from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDire
 from robo_razor.files import read_json
 from robo_razor.statistics import wilson_interval
 
+State = tuple[str, int]
+"""(task, seed) of a start state."""
 KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
 FORWARD_KL = "kl_base_tuned/new_base_visited"
 """The paper's predictor: KL(base || tuned) on states that the base visits on the new task."""
@@ -181,12 +183,12 @@ def _rollout_steps(metrics: Path) -> dict[int, float]:
     return steps
 
 
-def read_outcomes(run: RunSeries) -> dict[tuple[str, int], bool]:
+def read_outcomes(run: RunSeries) -> dict[State, bool]:
     """Return (task, seed) -> success of the last checkpoint's greedy episodes."""
     return read_episodes(run.path, run.last.step)
 
 
-def read_episodes(path: Path, step: int) -> dict[tuple[str, int], bool]:
+def read_episodes(path: Path, step: int) -> dict[State, bool]:
     """Return (task, seed) -> success of the greedy episodes of one step; empty: not on disk."""
     file = path / "eval" / step_name(step) / EPISODES
     if not file.is_file():

@@ -19,7 +19,7 @@ from robo_razor.checkpoint import RunDirectory, find_pretrained_model
 from robo_razor.errors import CheckpointError, RoboRazorError
 from robo_razor.reporting.arms import RunSet
 from robo_razor.reporting.matching import shown_setting
-from robo_razor.reporting.runs import RunSeries, read_episodes, read_outcomes
+from robo_razor.reporting.runs import RunSeries, State, read_episodes, read_outcomes
 from robo_razor.reporting.statement import skill_of
 from robo_razor.reporting.words import listing, plural
 
@@ -34,9 +34,6 @@ MAX_POLICIES = 5
 """Tuned policies shown beside the base."""
 BACKGROUND = 24
 FRAMES_PER_S = 10
-
-State = tuple[str, int]
-"""(task, seed) of a start state."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def make_videos(runs: RunSet, level: float | None, out: Path, count: int) -> lis
     policies = [("base", str(first.config.get("policy")))]
     policies += [(name, str(model)) for name, _, model in shown]
     recorded = [read_episodes(first.path, 0), *(read_outcomes(run) for _, run, _ in shown)]
-    filmed = [_film(model, states, first.config) for _, model in policies]
+    filmed = _film([model for _, model in policies], states, first.config)
     videos = []
     for k, state in enumerate(states):
         tiles = [(name, tiles[k]) for (name, _), tiles in zip(policies, filmed, strict=True)]
@@ -173,8 +170,10 @@ def _spread(states: Sequence[State]) -> list[State]:
     return [state for row in rounds for state in row if state is not None]
 
 
-def _film(model: str, states: Sequence[State], config: dict[str, Any]) -> list[Any]:
-    """Return a `video.Tile` per start state."""
+def _film(
+    models: Sequence[str], states: Sequence[State], config: dict[str, Any]
+) -> list[list[Any]]:
+    """Return for each policy a `video.Tile` per start state; they act in the same environments."""
     from robo_razor.actors import OpenLoopActor, PolicyActor
     from robo_razor.config import EnvConfig, from_dict, replace
     from robo_razor.environment import import_env_packages, make_env
@@ -185,18 +184,21 @@ def _film(model: str, states: Sequence[State], config: dict[str, Any]) -> list[A
 
     env_config = from_dict(EnvConfig, config.get("env", {}))
     import_env_packages(env_config.env_packages)
-    policy = load_policy(model)
-    actor = OpenLoopActor(PolicyActor(policy, "greedy"), policy.chunk_size)
     small = replace(env_config, num_envs=len(states), num_workers=1)
     env = make_env(states[0][0], small, chunk_size=1)
+    rows = [EpisodeRow(task, seed, None, i, 0) for i, (task, seed) in enumerate(states)]
+    filmed = []
     try:
-        policy.check_env(env.single_observation_space, env.single_action_space)
-        rows = [EpisodeRow(task, seed, None, i, 0) for i, (task, seed) in enumerate(states)]
-        collector = FrameCollector(SIZE)
-        batch = run_actor(env, actor, rows, observer=collector)
+        for model in models:
+            policy = load_policy(model)
+            policy.check_env(env.single_observation_space, env.single_action_space)
+            collector = FrameCollector(SIZE)
+            actor = OpenLoopActor(PolicyActor(policy, "greedy"), policy.chunk_size)
+            batch = run_actor(env, actor, rows, observer=collector)
+            filmed.append(tiles_of(batch, collector))
     finally:
         env.close()
-    return tiles_of(batch, collector)
+    return filmed
 
 
 def _jpeg(frame: NDArray[np.uint8]) -> bytes:

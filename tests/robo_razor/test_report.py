@@ -13,6 +13,7 @@ from robo_razor.errors import ReportError
 from robo_razor.files import read_json, write_json
 from robo_razor.report import build_report, run_compare
 from robo_razor.reporting.arms import load_runs
+from robo_razor.reporting.likeness import OTHER_BASE, unlike
 from robo_razor.reporting.matching import (
     compare_pair,
     headline_level,
@@ -351,6 +352,14 @@ def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path):
     assert "version of mujoco" in report["unlike"][0]
     assert "version of mujoco" in report["notes"][0]
     assert len(report["fingerprints"]) == 2
+
+
+def test_another_base_of_the_same_name_is_noticed(ppo, tmp_path):
+    other = make_run(tmp_path / "other", [(0.45, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
+    runs = load_runs([ppo, other]).runs
+    assert unlike(runs) == [f"{OTHER_BASE} (ppo / other)"]
+    nearly = make_run(tmp_path / "nearly", [(0.22, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
+    assert unlike(load_runs([ppo, nearly]).runs) == []
 
 
 def test_bad_runs(tmp_path):
