@@ -86,8 +86,11 @@ COMMANDS: dict[str, Command] = {
         configs.ManifestConfig,
     ),
     "compare": Command(
-        "Compare runs: new-task success against forgetting, at matched new-task success.",
-        ("robo-razor compare runs/ppo runs/bc --out report",),
+        "Compare runs or a sweep: what is kept at equal new-task success, as a page to read.",
+        (
+            "robo-razor compare runs/ppo runs/bc --out report",
+            "robo-razor compare runs/razor --merge ppo,ppo_rates bc,bc_rates --videos 0",
+        ),
         "robo_razor.report:run_compare",
         configs.CompareConfig,
     ),

@@ -28,6 +28,10 @@ COLOURS = (
 )
 MARKERS = "osD^vpPX"
 SUFFIXES = (".png", ".svg")
+HEIGHT = 4.4
+"""Height of a figure in inches, at a width of 6.4."""
+MAX_BANDS = 4
+"""Runs whose intervals are drawn as bands; more would hide each other."""
 KL_LABEL = "KL(base || tuned) on the new task, nats per decision"
 PRIOR_LABEL = "mean success on prior skills"
 
@@ -60,7 +64,7 @@ def draw_figures(runs: RunSet, report: dict[str, Any], out: Path) -> list[str]:
         "predictors": (
             "What explains forgetting",
             _predictors,
-            {"xlabel": "R2 of a second-degree polynomial (95 %, runs resampled)"},
+            {"xlabel": "R2 of a parabola (95 %, runs resampled)"},
         ),
         "skills": (
             "Kept of each prior skill, last checkpoint",
@@ -92,7 +96,8 @@ def _draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    height = HEIGHT if draw is not _skills else max(HEIGHT, _skill_height(report))
+    figure = Figure(figsize=(6.4, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw(axes, runs, report)
@@ -120,20 +125,16 @@ def _matched(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     level = report["headline_level"]
     if level is None:
         return
-    names: list[str] = []
-    for i, arm in enumerate(runs.arms):
-        found = match_arm(arm, level)
-        values, estimate = found.values("retention"), found.estimate("retention")
-        if not values:
-            continue
-        row = len(names)
-        names.append(arm.name)
-        style = _style(i)
+    every = [(i, match_arm(arm, level)) for i, arm in enumerate(runs.arms)]
+    known = [(i, found, found.estimate("retention")) for i, found in every]
+    known = sorted((k for k in known if math.isfinite(k[2].value)), key=lambda k: k[2].value)
+    for row, (i, found, estimate) in enumerate(known):
+        values, style = found.values("retention"), _style(i)
         axes.plot(values, [row] * len(values), linestyle="", alpha=0.45, markersize=5, **style)
         if math.isfinite(estimate.low):
             axes.hlines(row, max(0, estimate.low), estimate.high, color=style["color"], linewidth=2)
         axes.plot([estimate.value], [row], markersize=9, **style)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(known)), [found.arm for _, found, _ in known])
     axes.margins(y=0.15)
 
 
@@ -147,8 +148,8 @@ def _new_against_prior(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
             continue
         near = [(run.checkpoints[k].new, run.checkpoints[k].prior) for run, k in _near(arm)]
         axes.plot(*_columns(points), linestyle="", alpha=0.35, markersize=4, **style)
-        axes.plot(*_columns(near), linestyle="", markersize=6, **style)
-        axes.plot(*_columns(analysis.pareto(points)), color=style["color"], label=arm.name)
+        axes.plot(*_columns(near), linestyle="", markersize=6, label=arm.name, **style)
+        axes.plot(*_columns(analysis.pareto(points)), color=style["color"], linewidth=1.2)
     first = runs.runs[0].first
     if axes.lines:
         axes.plot([first.new], [first.prior], "*", color="black", markersize=12)
@@ -234,6 +235,11 @@ def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         axes.axvline(1.0, color="black", linewidth=0.7, linestyle=":")
 
 
+def _skill_height(report: dict[str, Any]) -> float:
+    arms = report["skills"]
+    return 1.2 + (0.12 + 0.09 * len(arms)) * len(arms[0]["skills"]) if arms else HEIGHT
+
+
 def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     axes.set_ylim(-0.03, 1.03)
     for i, arm in enumerate(runs.arms):
@@ -243,9 +249,10 @@ def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
             share = [checkpoint.step / last for checkpoint in run.checkpoints]
             label = arm.name if k == 0 else None
             axes.plot(share, run.series("new"), "o-", color=colour, label=label, markersize=3)
-            lows = [checkpoint.new_interval[0] for checkpoint in run.checkpoints]
-            highs = [checkpoint.new_interval[1] for checkpoint in run.checkpoints]
-            axes.fill_between(share, lows, highs, color=colour, alpha=0.08, linewidth=0)
+            if len(runs.runs) <= MAX_BANDS:
+                lows = [checkpoint.new_interval[0] for checkpoint in run.checkpoints]
+                highs = [checkpoint.new_interval[1] for checkpoint in run.checkpoints]
+                axes.fill_between(share, lows, highs, color=colour, alpha=0.1, linewidth=0)
             if _known(run.series("prior")):
                 axes.plot(share, run.series("prior"), "s--", color=colour, markersize=3)
 

@@ -71,8 +71,8 @@ def matched_table(report: dict[str, Any], level: float | None = None) -> Table:
 
 def _choice(entry: dict[str, Any]) -> str:
     if not entry["setting"]:
-        return "only one"
-    return f"{entry['setting']} ({entry['choice']})"
+        return ""
+    return f"{entry['setting']}{LINE}{entry['choice']}"
 
 
 def show_estimate(entry: dict[str, Any]) -> str:

@@ -115,14 +115,15 @@ def write_checkpoint(run, config, step, new, skills, retentions, kl, n_new=100, 
     (directory / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def make_sweep(path, arms=None, seeds=3, rates=(1e-4, 3e-4), checkpoints=6, noise=1.0):
+def make_sweep(path, arms=None, seeds=3, rates=(1, 3), checkpoints=6, noise=1.0):
     """Write a sweep: `ARM/RUN/` directories and `sweep.json`.
 
     Args:
         path: Directory to make.
         arms: Names from `ARMS`; None: all.
         seeds: Runs per setting.
-        rates: Learning rates of the arms `ppo` and `bc_b`; the others have one.
+        rates: Learning rates of the arms `ppo` and `bc_b`, relative to the default; the others
+            have one.
         checkpoints: Checkpoints per run, the base included.
         noise: Scale of the noise on what is measured; 0: exactly the curves.
     """
@@ -131,7 +132,7 @@ def make_sweep(path, arms=None, seeds=3, rates=(1e-4, 3e-4), checkpoints=6, nois
     for name in arms or ARMS:
         for rate in rates if name in ("ppo", "bc_b") else rates[:1]:
             for seed in range(seeds):
-                run = f"learning_rate={rate:g},seed={seed}"
+                run = f"rate={rate:g},seed={seed}"
                 factor = rate / rates[0]
                 _make_curve(path / name / run, name, factor, seed, checkpoints, noise, generator)
                 entry = {"arm": name, "name": run, "path": f"{name}/{run}", "state": "finished"}
