@@ -245,6 +245,11 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
                 f"A single prior skill has {smallest} episodes per checkpoint: only differences "
                 f"above {100 * least:.0f} points are visible in it."
             )
+    if len(runs.arms) > 2:
+        found.append(
+            f"Intervals are those of single arms and pairs: the best and the worst of "
+            f"{len(runs.arms)} arms differ by more than two arms picked beforehand would."
+        )
     found.append(
         "A level is reached where one evaluation first says so. Evaluations are noisy, so a first "
         "crossing comes early rather than late, for every arm."
