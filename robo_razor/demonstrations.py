@@ -32,7 +32,7 @@ from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
-from robo_razor.rollout import StepOutcome, episode_bar, run_actor
+from robo_razor.rollout import LandmarkWatch, StepOutcome, episode_bar, run_actor
 from robo_razor.seeding import derive
 from robo_razor.types import DemonstrationSet, EpisodeBatch, make_rows
 
@@ -66,7 +66,7 @@ class _FrameRecorder:
 
     def __init__(self) -> None:
         self.episodes: dict[int, _Frames] = {}
-        self.landmarks: dict[int, tuple[Any, Any]] = {}
+        self.landmarks = LandmarkWatch()
 
     def on_start(
         self,
@@ -76,7 +76,7 @@ class _FrameRecorder:
         instructions: Sequence[str],
         infos: dict[str, Any],
     ) -> None:
-        self._see_landmarks(env_ids, infos)
+        self.landmarks.see(env_ids, infos)
         for episode, words in zip(episodes, instructions, strict=True):
             self.episodes[int(episode)] = _Frames(instruction=words)
 
@@ -96,19 +96,10 @@ class _FrameRecorder:
             frames.actions.append(labels[row, 0])
             frames.rewards.append(float(outcome.rewards[row]))
             frames.success.append(bool(outcome.success[row]))
-            if int(request.env_ids[row]) in self.landmarks:
-                positions, present = self.landmarks[int(request.env_ids[row])]
-                frames.landmarks.append(positions)
-                frames.present.append(present)
-        self._see_landmarks(request.env_ids, outcome.infos)
-
-    def _see_landmarks(self, env_ids: NDArray[np.int64], infos: dict[str, Any]) -> None:
-        if "landmarks" in infos:
-            for row, i in enumerate(env_ids):
-                self.landmarks[int(i)] = (
-                    infos["landmarks"][row].copy(),
-                    infos["landmarks_present"][row].copy(),
-                )
+            if (seen := self.landmarks.of(request.env_ids[row])) is not None:
+                frames.landmarks.append(seen[0])
+                frames.present.append(seen[1])
+        self.landmarks.see(request.env_ids, outcome.infos)
 
 
 def collect_demonstrations(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -98,3 +99,8 @@ def _flush_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None where it is NaN or infinite (JSON has neither)."""
+    return value if math.isfinite(value) else None

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from robo_razor.divergences import DIRECTIONS, KINDS, UNITS, compare, decision_values
+from robo_razor.files import finite
 from robo_razor.law import law
 from robo_razor.probes import ProbeSet, make_probe
 from robo_razor.statistics import mcnemar_exact, paired_bootstrap, retention_interval
@@ -188,7 +189,7 @@ def divergence_entry(divergence: Divergence) -> dict[str, Any]:
     quantiles = np.quantile(divergence.values, [0.5, 0.9, 1.0])
     entry: dict[str, Any] = {
         "mean": divergence.mean,
-        "standard_error": _finite(divergence.standard_error),
+        "standard_error": finite(divergence.standard_error),
         "median": float(quantiles[0]),
         "p90": float(quantiles[1]),
         "max": float(quantiles[2]),
@@ -199,7 +200,7 @@ def divergence_entry(divergence: Divergence) -> dict[str, Any]:
     if divergence.per_dimension is not None and divergence.per_dimension_error is not None:
         entry["per_dimension"] = {
             "mean": divergence.per_dimension.tolist(),
-            "standard_error": [_finite(x) for x in divergence.per_dimension_error.tolist()],
+            "standard_error": [finite(x) for x in divergence.per_dimension_error.tolist()],
         }
     return entry
 
@@ -251,7 +252,3 @@ def _standard_error(values: NDArray[np.float64], episode: NDArray[np.int64]) -> 
     scale = len(names) / (len(names) - 1)
     error: NDArray[np.float64] = np.sqrt(scale * np.square(sums).sum(0)) / len(values)
     return error
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robo_razor.actors import Actor, Decision, ExpertActor, Request, decision_generator
 from robo_razor.environment import skill_name
-from robo_razor.rollout import Progress, StepOutcome, run_actor
+from robo_razor.rollout import LandmarkWatch, Progress, StepOutcome, run_actor
 from robo_razor.types import EpisodeRow
 
 
@@ -122,8 +122,10 @@ class LabellingActor:
         label = decision.label
         if label is None:
             label = self.expert.decide(request).actions
-        inputs = self.policy.prepare(request.observation, request.instructions)
-        inputs = {key: value.cpu() for key, value in inputs.items()}
+        inputs = decision.inputs
+        if inputs is None:
+            inputs = self.policy.prepare(request.observation, request.instructions)
+            inputs = {key: value.cpu() for key, value in inputs.items()}
         return Decision(decision.actions, label=label.copy(), inputs=inputs)
 
     def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
@@ -137,7 +139,7 @@ class _Gatherer:
         self.decisions: list[Decision] = []
         self.episodes: list[NDArray[np.int64]] = []
         self.landmarks: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
-        self._now: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+        self._watch = LandmarkWatch()
 
     def on_start(
         self,
@@ -147,7 +149,7 @@ class _Gatherer:
         instructions: Sequence[str],
         infos: dict[str, Any],
     ) -> None:
-        self._see(env_ids, infos)
+        self._watch.see(env_ids, infos)
 
     def on_step(
         self,
@@ -156,18 +158,11 @@ class _Gatherer:
         decision: Decision,
         outcome: StepOutcome,
     ) -> None:
-        seen = [self._now[int(i)] for i in request.env_ids]
+        seen = [found for i in request.env_ids if (found := self._watch.of(i)) is not None]
         self.decisions.append(decision)
         self.episodes.append(episodes.copy())
         self.landmarks.append((np.stack([p for p, _ in seen]), np.stack([q for _, q in seen])))
-        self._see(request.env_ids, outcome.infos)
-
-    def _see(self, env_ids: NDArray[np.int64], infos: dict[str, Any]) -> None:
-        for row, i in enumerate(env_ids):
-            self._now[int(i)] = (
-                infos["landmarks"][row].copy(),
-                infos["landmarks_present"][row].copy(),
-            )
+        self._watch.see(request.env_ids, outcome.infos)
 
     def finish(self, success: dict[str, float]) -> LabelledDecisions:
         # Decisions of one episode arrive in time order, so a stable sort by episode is enough to

@@ -147,7 +147,7 @@ class Pretraining:
         config = self.config
         seed = derive(config.seed, "pretrain actions", round_)
         if round_:
-            return PolicyActor(self.averaged(), "sample", sampling_seed=seed)
+            return PolicyActor(self.averaged(), "sample", sampling_seed=seed, record="inputs")
         return DisturbedActor(
             ExpertActor(config.style),
             probability=config.disturbance,

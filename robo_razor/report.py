@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from robo_razor.config import CompareConfig
 from robo_razor.errors import ReportError, RoboRazorError
-from robo_razor.files import write_json, write_text
+from robo_razor.files import finite, write_json, write_text
 from robo_razor.reporting import analysis, likeness, tables
 from robo_razor.reporting.arms import Arm, RunSet, load_runs
 from robo_razor.reporting.matching import (
@@ -30,7 +30,7 @@ from robo_razor.reporting.matching import (
     matching_levels,
     shown_setting,
 )
-from robo_razor.reporting.runs import RunSeries, finite
+from robo_razor.reporting.runs import RunSeries
 from robo_razor.reporting.statement import make_statement
 from robo_razor.statistics import seed_difference
 

@@ -84,6 +84,26 @@ class StepOutcome:
     episode_return: NDArray[np.float64]
 
 
+class LandmarkWatch:
+    """Remembers where every environment's landmarks are now, for observers that record them."""
+
+    def __init__(self) -> None:
+        self._now: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+
+    def see(self, env_ids: NDArray[np.int64], infos: dict[str, Any]) -> None:
+        """Take over the landmarks in the infos of some environments, if there are any."""
+        if "landmarks" in infos:
+            for row, i in enumerate(env_ids):
+                self._now[int(i)] = (
+                    infos["landmarks"][row].copy(),
+                    infos["landmarks_present"][row].copy(),
+                )
+
+    def of(self, env_id: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+        """Return positions float32 [L, 3] and bool [L], True if present; None if never seen."""
+        return self._now.get(int(env_id))
+
+
 class Observer(Protocol):
     """Watches episodes from outside, for videos and demonstrations."""
 

@@ -12,7 +12,6 @@ every measure on every probe set, per decision and per action dimension.
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from robo_razor.config import FinetuneConfig
 from robo_razor.distances import Distances
 from robo_razor.environment import skill_name
 from robo_razor.evaluation import episode_entries, manifest, result_entry, skill_result
-from robo_razor.files import read_json, write_json
+from robo_razor.files import finite, read_json, write_json
 from robo_razor.forgetting import (
     DIRECTIONS,
     ProbeResult,
@@ -286,7 +285,7 @@ class Tracker:
                 name: kl[name][direction].mean if name in kl else None for name in MAIN_STATES
             }
             summary[f"{direction}_standard_error"] = {
-                name: _finite(kl[name][direction].standard_error) if name in kl else None
+                name: finite(kl[name][direction].standard_error) if name in kl else None
                 for name in MAIN_STATES
             }
         kinds = {item[direction].kind for item in kl.values() for direction in DIRECTIONS}
@@ -358,10 +357,6 @@ def _prior_mean(prior: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 
 def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _hashes(path: Path) -> dict[str, str]:

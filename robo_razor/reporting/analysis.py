@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from robo_razor.files import finite
 from robo_razor.law import Law, LawPoint, law, predictor_table
 from robo_razor.reporting.arms import Arm, RunSet, Setting
-from robo_razor.reporting.runs import FORWARD_KL, RunSeries, finite, mean, read_outcomes
+from robo_razor.reporting.runs import FORWARD_KL, RunSeries, mean, read_outcomes
 from robo_razor.statistics import (
     Estimate,
     detectable_difference,

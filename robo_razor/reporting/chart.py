@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robo_razor.files import finite
 from robo_razor.reporting.arms import Arm
-from robo_razor.reporting.runs import FORWARD_KL, Checkpoint, RunSeries, finite
+from robo_razor.reporting.runs import FORWARD_KL, Checkpoint, RunSeries
 from robo_razor.reporting.words import number, percent, with_interval
 
 SYMBOLS = (

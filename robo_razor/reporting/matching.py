@@ -16,8 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from robo_razor.files import finite
 from robo_razor.reporting.arms import Arm, Setting
-from robo_razor.reporting.runs import FORWARD_KL, RunSeries, finite, mean
+from robo_razor.reporting.runs import FORWARD_KL, RunSeries, mean
 from robo_razor.statistics import Estimate, interpolate_at
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)

@@ -216,10 +216,5 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def finite(value: float) -> float | None:
-    """Return the value, or None where it is NaN or infinite (JSON has neither)."""
-    return value if math.isfinite(value) else None
-
-
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)

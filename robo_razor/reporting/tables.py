@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robo_razor.files import finite
 from robo_razor.reporting.arms import (
     RunSet,
     comparable_settings,
     setting_differences,
     show_value,
 )
-from robo_razor.reporting.runs import FORWARD_KL, REVERSE_KL, RunSeries, finite
+from robo_razor.reporting.runs import FORWARD_KL, REVERSE_KL, RunSeries
 from robo_razor.reporting.words import (
     UNKNOWN,
     interval,
