@@ -85,8 +85,10 @@ class TrackingConfig(Settings):
 
     SECTION: ClassVar[str] = "tracking"
 
-    every: float = setting(0.2, above=0.0)
+    every: float = setting(0.25, above=0.0)
     """Distance between checkpoints: below 1 a fraction of the run, else a number of updates."""
+    early: int = setting(2, low=0)
+    """With `every` below 1: checkpoints before the first, each at half the distance of the next."""
     episodes_new: int = setting(50, low=1)
     """Episodes on the new task per checkpoint (greedy), on held-out start states."""
     episodes_new_sampled: int = setting(25, low=0)
@@ -105,10 +107,18 @@ class TrackingConfig(Settings):
     distances: bool = False
     """Also measure the dear distances to the base, from Fisher-weighted weight changes to CKNNA."""
 
-    def interval(self, num_updates: int) -> int:
-        """Return the number of updates between two checkpoints in a run of `num_updates`."""
-        updates = self.every if self.every >= 1 else self.every * num_updates
-        return max(1, min(math.ceil(round(updates, 6)), num_updates))
+    def checkpoints(self, num_updates: int) -> tuple[int, ...]:
+        """Return the steps in (0, num_updates] after which a run is saved and measured.
+
+        They are evenly spaced and, for much changes at first, denser at the beginning. None comes
+        right before the last one.
+        """
+        spacing = self.every if self.every >= 1 else self.every * num_updates
+        interval = max(1, min(math.ceil(round(spacing, 6)), num_updates))
+        steps = {s for s in range(0, num_updates, interval) if num_updates - s >= interval / 2}
+        if self.every < 1:
+            steps |= {math.ceil(round(spacing / 2**k, 6)) for k in range(1, self.early + 1)}
+        return (*sorted(steps - {0, num_updates}), num_updates)
 
 
 @dataclass(frozen=True, kw_only=True)

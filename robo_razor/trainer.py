@@ -36,6 +36,8 @@ from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 
 SNAPSHOT_PARAMETERS = 100_000_000
 """Up to this size an update can be undone from RAM, so Ctrl-C need not wait for its end."""
+MAX_LISTED = 12
+"""A greeting names the steps of at most so many checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +193,10 @@ class Trainer:
         if not self.tracker.is_measured(self.step):
             self._track(total)
         self.method.check_start(self.tracker.sampled_success)
-        interval = self.config.tracking.interval(total)
+        checkpoints = self.config.tracking.checkpoints(total)
         while self.step < total:
             self._update(interrupts)
-            # Not right before the last one, which comes anyway.
-            due = self.step % interval == 0 and total - self.step >= interval / 2
-            if due or self.step == total:
+            if self.step in checkpoints:
                 self._save()
                 self._track(total)
 
@@ -432,10 +432,11 @@ class Trainer:
         what = "Going on with" if self.config.resume else "Run directory:"
         self.log.note(f"{what} {self.run_directory.path}")
         skills = ", ".join(self.tracker.prior) or "none"
+        steps = self.config.tracking.checkpoints(total)
+        listed = ", ".join(map(str, steps)) if len(steps) <= MAX_LISTED else f"{len(steps)} of them"
         self.log.note(
             f"{self.config.method} on {self.config.task} from {self.config.policy}: {total} "
-            f"updates, a checkpoint every {self.config.tracking.interval(total)}. "
-            f"Prior skills: {skills}."
+            f"updates, checkpoints after {listed}. Prior skills: {skills}."
         )
 
 

@@ -123,11 +123,23 @@ def test_settings_are_frozen():
 
 
 @pytest.mark.parametrize(
-    ("every", "updates", "interval"),
-    [(0.1, 60, 6), (0.5, 5, 3), (0.07, 100, 7), (5.0, 60, 5), (0.001, 60, 1), (100.0, 60, 60)],
+    ("every", "early", "updates", "steps"),
+    [
+        (0.25, 0, 40, (10, 20, 30, 40)),
+        (0.25, 2, 36, (3, 5, 9, 18, 27, 36)),
+        (0.25, 2, 140, (9, 18, 35, 70, 105, 140)),
+        (0.5, 0, 5, (3, 5)),
+        (0.4, 0, 10, (4, 8, 10)),
+        (0.45, 0, 10, (5, 10)),
+        (4.0, 2, 9, (4, 9)),  # 8 would come right before the end
+        (5.0, 2, 60, tuple(range(5, 61, 5))),  # a number of updates is meant exactly
+        (0.001, 2, 4, (1, 2, 3, 4)),
+        (100.0, 0, 60, (60,)),
+        (0.25, 2, 1, (1,)),
+    ],
 )
-def test_distance_between_checkpoints(every, updates, interval):
-    assert TrackingConfig(every=every).interval(updates) == interval
+def test_checkpoints_of_a_run(every, early, updates, steps):
+    assert TrackingConfig(every=every, early=early).checkpoints(updates) == steps
 
 
 @pytest.mark.parametrize("config_class", CLASSES)
