@@ -32,9 +32,8 @@ The file (YAML)::
   that is several runs, conditions choose: `${runs.ARM.seed, KEY=VALUE, ...}`.
 - `needs: ARM` (or a list) only waits: for that arm's runs with the same seed, or all of them where
   none has it. A reference says the same by itself.
-- Runs of the smallest seed come first; of these, every arm's first one in the order of the file,
-  then the second ones, and so on. So put an arm's main value first: what there is at any time can
-  be compared.
+- Every arm's first values come first, seed by seed in the order of the file, then the second
+  values, and so on. So put an arm's main value first: what there is at any time can be compared.
 
 What is left::
 

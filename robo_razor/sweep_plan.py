@@ -59,8 +59,8 @@ class Plan:
         head: What the file says beside `base` and `arms`.
         out: Directory of all runs.
         source: The file.
-        runs: Those of the smallest seed first; of these, every arm's first one, then the second
-            ones, and so on: what there is at any time can be compared.
+        runs: Every arm's first values first, with one seed after the other, then the second
+            values, and so on: what there is at any time can be compared.
     """
 
     head: Head
@@ -114,7 +114,7 @@ def load_plan(file: str | Path, out: str | None = None) -> Plan:
     for name in _ordered(experiment):
         where = f"{experiment.source}: arm {name!r}"
         runs[name] = _expand(experiment.arms[name], experiment.base, directory, runs, where)
-    ordered = _by_seed_and_turn([runs[name] for name in experiment.arms])
+    ordered = _by_turn_and_seed([runs[name] for name in experiment.arms])
     return Plan(head, directory, Path(file), tuple(ordered))
 
 
@@ -140,7 +140,7 @@ def _ordered(experiment: ExperimentFile) -> list[str]:
         raise ConfigError(f"{file}: arms need each other in a circle: {circle}") from error
 
 
-def _by_seed_and_turn(arms: list[list[PlannedRun]]) -> list[PlannedRun]:
+def _by_turn_and_seed(arms: list[list[PlannedRun]]) -> list[PlannedRun]:
     """Return all runs in the order they are started in (see `Plan`)."""
     order: list[tuple[int, int, int, PlannedRun]] = []
     for place, runs in enumerate(arms):
@@ -148,7 +148,7 @@ def _by_seed_and_turn(arms: list[list[PlannedRun]]) -> list[PlannedRun]:
         for run in runs:
             seed = run.config.seed
             turns[seed] = turns.get(seed, 0) + 1
-            order.append((seed, turns[seed], place, run))
+            order.append((turns[seed], seed, place, run))
     return [run for *_, run in sorted(order, key=lambda item: item[:3])]
 
 

@@ -64,13 +64,15 @@ def docstring_example():
 
 
 def test_the_documented_file(plan):
-    """Its first seed comes first, and there every arm's first run."""
+    """Every arm's first values come first, seed by seed."""
     a_plan = plan(docstring_example())
     runs = a_plan.runs
-    assert [run.arm for run in runs[:6]] == ["bc", "ppo", "distilled", "bc", "ppo", "bc"]
-    assert len(runs) == 18
-    assert [run.config.seed for run in runs] == [0] * 6 + [1] * 6 + [2] * 6
-    bc, distilled = runs[0], next(run for run in runs[12:] if run.arm == "distilled")
+    assert [run.arm for run in runs] == 3 * ["bc", "ppo", "distilled"] + 3 * ["bc", "ppo"] + 3 * [
+        "bc"
+    ]
+    seeds = [*[0] * 3, *[1] * 3, *[2] * 3, *[0] * 2, *[1] * 2, *[2] * 2, 0, 1, 2]
+    assert [run.config.seed for run in runs] == seeds
+    bc, distilled = runs[0], runs[8]
     assert bc.id == "bc/learning_rate_0.0001-seed_0"
     assert (bc.config.bc.style, bc.config.bc.epochs) == ("b", 12)
     assert bc.config.tracking.episodes_new == 100
