@@ -234,7 +234,8 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
     """Parallel tables that execute a chunk of H actions per call and render once at its end.
 
     Autoreset is DISABLED: a finished env keeps its true final observation until it is reset through
-    `reset(options={"reset_mask": ...})`, so that a learner sees what the time limit cut off.
+    `reset(options={"reset_mask": ...})`, so that a learner sees what the time limit cut off; wrap
+    with `gym_razor.autoreset.Autoreset` for loops that expect Gymnasium's other modes.
 
     Args:
         num_envs: Number of environments N.

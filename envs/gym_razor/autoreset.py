@@ -1,0 +1,94 @@
+"""Reset finished environments of a vector env by themselves, in either way Gymnasium knows.
+
+The vector environments of this suite leave a finished environment alone, so that its true final
+observation is at hand. Loops written for Gymnasium's own vector environments expect otherwise::
+
+    envs = gym.make_vec("gym_razor/LiftCube-v0", 8, vectorization_mode="vector_entry_point")
+    envs = Autoreset(envs, AutoresetMode.NEXT_STEP)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import iterate
+from numpy.typing import NDArray
+
+
+class Autoreset(VectorWrapper[Any, Any, NDArray[Any]]):
+    """Reset finished environments, which then start from states of the env's own generator."""
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        """Wrap a vector environment of this suite.
+
+        Args:
+            env: `RazorVectorEnv` or `ChunkedVectorEnv` (autoreset disabled).
+            mode: `NEXT_STEP`: the step after the last one ignores its action and returns the new
+                episode's first observation with reward 0. `SAME_STEP`: the last step returns it
+                already, with the true final one in `infos["final_obs"]` and its infos in
+                `infos["final_info"]`.
+
+        Raises:
+            ValueError: `mode` is DISABLED or unknown, or `env` resets by itself.
+        """
+        self.mode = AutoresetMode(mode)
+        if self.mode == AutoresetMode.DISABLED:
+            raise ValueError(
+                "Autoreset disabled is what the environment does without this wrapper."
+            )
+        if env.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
+            raise ValueError("This environment resets by itself; give one with autoreset disabled.")
+        super().__init__(env)
+        self.metadata = {**env.metadata, "autoreset_mode": self.mode}
+        self._finished = np.zeros(env.num_envs, np.bool_)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start episodes; see the environment."""
+        mask = (options or {}).get("reset_mask")
+        self._finished[slice(None) if mask is None else np.asarray(mask, np.bool_)] = False
+        env: Any = self.env  # Gymnasium types `seed` more narrowly than its environments take it
+        observations, infos = env.reset(seed=seed, options=options)
+        return observations, infos
+
+    def step(
+        self, actions: Any
+    ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step every environment that is not waiting for its reset; see `mode`."""
+        begin = self._finished
+        stepped: Any = self.env
+        result = stepped.step(actions, mask=~begin)
+        observations, rewards, terminated, truncated, infos = result
+        terminated, truncated = terminated & ~begin, truncated & ~begin
+        if begin.any():
+            observations, infos = self.env.reset(options={"reset_mask": begin})
+        self._finished = terminated | truncated
+        if self.mode == AutoresetMode.SAME_STEP and self._finished.any():
+            observations, infos = self._restart(observations, infos)
+        return observations, rewards, terminated, truncated, infos
+
+    def _restart(self, observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Reset what has just finished and keep its last observations and infos."""
+        finished = self._finished
+        last = np.full(self.num_envs, None, dtype=object)
+        for env_id, observation in enumerate(iterate(self.observation_space, observations)):
+            if finished[env_id]:
+                last[env_id] = _copied(observation)
+        before = {key: np.array(values) for key, values in infos.items()}
+        observations, infos = self.env.reset(options={"reset_mask": finished})
+        self._finished = np.zeros_like(finished)
+        infos = dict(infos) | {"final_obs": last, "_final_obs": finished}
+        return observations, infos | {"final_info": before, "_final_info": finished}
+
+
+def _copied(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: _copied(value) for key, value in observation.items()}
+    return np.array(observation)
