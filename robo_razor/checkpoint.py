@@ -98,7 +98,7 @@ class RunDirectory:
         run = cls(target)
         run._acquire()
         write_text(run.path / CONFIG, to_yaml(config))
-        write_json(run.path / ENVIRONMENT, fingerprint())
+        run.write_environment(fingerprint())
         return run
 
     @classmethod
@@ -136,6 +136,15 @@ class RunDirectory:
         for leftover in run.checkpoints.glob(".*.tmp"):  # of a run that was killed while saving
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return run
+
+    def environment(self) -> dict[str, Any]:
+        """Return the fingerprint that `write_environment` kept; empty where there is none."""
+        file = self.path / ENVIRONMENT
+        return read_json(file) if file.is_file() else {}
+
+    def write_environment(self, found: Mapping[str, Any]) -> None:
+        """Keep a run's fingerprint (see `fingerprint`)."""
+        write_json(self.path / ENVIRONMENT, found)
 
     @property
     def checkpoints(self) -> Path:

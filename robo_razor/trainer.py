@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,6 +23,8 @@ from robo_razor.config import FinetuneConfig, from_dict, replace
 from robo_razor.device import resolve_device, torch_threads
 from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
 from robo_razor.errors import ConfigError, EnvError, PolicyError
+from robo_razor.fingerprint import differences, fingerprint
+from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
 from robo_razor.rollout import Mode, run_episodes
 from robo_razor.run_log import RunLog, format_seconds
@@ -166,12 +165,13 @@ class Trainer:
         self.episodes = 0
         self.shown: dict[str, float] = {}
         self.best_score = -1.0
+        self.unlike: list[str] = []
 
     # The run ----------------------------------------------------------------------------------
 
     def run(self) -> FinetuneResult:
         """Go through all updates."""
-        with _interruptible() as interrupts:
+        with interruptible() as interrupts:
             self.method.prepare()
             if self.config.resume:
                 self._resume()
@@ -187,11 +187,13 @@ class Trainer:
                     raise
                 return self._finish(total)
 
-    def _loop(self, total: int, interrupts: _Interrupts) -> None:
+    def _loop(self, total: int, interrupts: Interrupts) -> None:
         if not self.config.resume:
             self._save()
         if not self.tracker.is_measured(self.step):
             self._track(total)
+        if self.step == 0:  # only now does the environment know its renderer
+            self.run_directory.write_environment(fingerprint(policy=self.base, env=self.env))
         self.method.check_start(self.tracker.sampled_success)
         checkpoints = self.config.tracking.checkpoints(total)
         while self.step < total:
@@ -200,7 +202,7 @@ class Trainer:
                 self._save()
                 self._track(total)
 
-    def _update(self, interrupts: _Interrupts) -> None:
+    def _update(self, interrupts: Interrupts) -> None:
         """Make one update, all of it or nothing."""
         snapshot = self._snapshot()
         if snapshot is None:
@@ -302,6 +304,8 @@ class Trainer:
         self.tracking_s = float(state.extra["tracking_s"])
         self.earlier_s = float(state.extra["elapsed_s"])
         self.began = time.perf_counter()
+        now = fingerprint(policy=self.base, env=self.env)
+        self.unlike = differences(self.run_directory.environment(), now)
         if self.tracker.is_measured(0):
             self.tracker.load_base()
         measured = [s for s in self.run_directory.steps() if self.tracker.is_measured(s)]
@@ -438,40 +442,8 @@ class Trainer:
             f"{self.config.method} on {self.config.task} from {self.config.policy}: {total} "
             f"updates, checkpoints after {listed}. Prior skills: {skills}."
         )
-
-
-class _Interrupts:
-    """Turns Ctrl-C and SIGTERM into KeyboardInterrupt, at once or after the running update."""
-
-    def __init__(self) -> None:
-        self.postponed = False
-        self.pending = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.postponed and not self.pending:
-            self.pending = True  # a second one does not wait
-            return
-        raise KeyboardInterrupt
-
-    def release(self) -> None:
-        """Raise what was postponed."""
-        self.postponed = False
-        if self.pending:
-            self.pending = False
-            raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[_Interrupts]:
-    interrupts = _Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    numbers: tuple[Literal[signal.Signals.SIGINT], Literal[signal.Signals.SIGTERM]]
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupts.handle) for number in numbers}
-    try:
-        yield interrupts
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if self.unlike:
+            self.log.warn(
+                f"since this run began, something changed that its results depend on: "
+                f"{'; '.join(self.unlike)}. What is measured from now on may not be comparable."
+            )

@@ -11,7 +11,6 @@ from typing import Any
 
 from robo_razor.checkpoint import EPISODES, RunDirectory, step_name
 from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError
-from robo_razor.files import read_json
 from robo_razor.statistics import wilson_interval
 
 State = tuple[str, int]
@@ -121,12 +120,11 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         checkpoints = tuple(_read_checkpoint(summary, steps) for summary in summaries)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"A summary in {path}/eval cannot be read ({error!r})") from error
-    environment = run.path / "environment.json"
     return RunSeries(
         name=name,
         path=run.path,
         config=config,
-        environment=read_json(environment) if environment.is_file() else {},
+        environment=run.environment(),
         checkpoints=checkpoints,
         best_step=run.best_step(),
         arm=arm,

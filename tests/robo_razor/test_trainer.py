@@ -219,6 +219,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch,
     assert 0 < saved < expected.step
     console = quiet()
     again = finetune(settings(base, parted, method, resume=True), console)
+    assert "may not be comparable" not in console.file.getvalue()
     assert again.step == expected.step
     assert_same_weights(weights(whole, expected.step), weights(parted, expected.step))
     ignored = {"elapsed_s", "tracking_s"}
@@ -242,7 +243,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(base, tmp_path, monkeypat
         with pytest.raises(RuntimeError, match="went away"):
             finetune(settings(base, run), quiet())
     shutil.rmtree(run / "eval" / "000002")  # it died before that was measured
-    finetune(settings(base, run, resume=True), quiet())
+    environment = json.loads((run / "environment.json").read_text())
+    assert len(environment["policy_hash"]) == 64
+    environment["packages"]["mujoco"] = "3.0.0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    console = quiet()
+    finetune(settings(base, run, resume=True), console)
+    shown = " ".join(console.file.getvalue().split())
+    assert "version of mujoco: 3.0.0 against" in shown
     assert_same_weights(weights(finished[0], 4), weights(run, 4))
     assert summary(run, 2)["kl_base_tuned"] == summary(finished[0], 2)["kl_base_tuned"]
 
