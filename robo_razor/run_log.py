@@ -203,13 +203,20 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """
     table = Table(title=f"Step {summary['step']}", title_justify="left", caption=_kl_line(summary))
     table.caption_justify = "left"
-    table.add_column("skill")
+    table.add_column("skill", no_wrap=True)
     table.add_column("role")
-    for name in ("success", "95 % interval", "n", "base", "retention"):
+    for name in ("success", "95 % interval", "n", "base", "kept"):
         table.add_column(name, justify="right")
     for role in ("new", "prior"):
         for skill, result in summary.get(role, {}).items():
             table.add_row(skill, role, *_cells(result))
+            if "sampled" in result:
+                table.add_row("  sampled actions", role, *_cells(result["sampled"]))
+        table.add_section()
+    mean = summary.get("prior_mean") or {}
+    if mean.get("success_rate") is not None:
+        n = sum(result["n"] for result in summary.get("prior", {}).values())
+        table.add_row("mean", "prior", *_cells({**mean, "interval": None, "n": n}))
     return table
 
 
@@ -222,6 +229,8 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
             values[f"forgetting/{skill}/retention"] = result["retention"]
     for skill, result in summary.get("new", {}).items():
         values[f"eval/new/{skill}/success_rate"] = result["success_rate"]
+        if "sampled" in result:
+            values[f"eval/new/{skill}/sampled_success_rate"] = result["sampled"]["success_rate"]
     for role in ("new", "prior"):
         rates = [result["success_rate"] for result in summary.get(role, {}).values()]
         if rates:
@@ -230,15 +239,20 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         for states, kl in (summary.get(direction) or {}).items():
             if isinstance(kl, int | float):
                 values[f"forgetting/{direction}/{states}"] = float(kl)
-    return values
+    others = {f"forgetting/{name}": value for name, value in summary.get("prior_mean", {}).items()}
+    others |= {f"distances/{name}": value for name, value in summary.get("distances", {}).items()}
+    others["eval/entropy"] = summary.get("entropy")
+    # The mean success rate of the prior skills is told as eval/prior/success_rate.
+    told = {"forgetting/success_rate", "forgetting/base_success_rate"}
+    return values | {k: float(v) for k, v in others.items() if v is not None and k not in told}
 
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
-    low, high = result["interval"]
-    base, retention = result.get("base_success_rate"), result.get("retention")
+    interval, base = result["interval"], result.get("base_success_rate")
+    retention = result.get("retention")
     return [
         f"{result['success_rate']:.1%}",
-        f"{low:.1%} - {high:.1%}",
+        "" if interval is None else f"{interval[0]:.1%} - {interval[1]:.1%}",
         str(result["n"]),
         "" if base is None else f"{base:.1%}",
         "" if retention is None else f"{retention:.2f}",

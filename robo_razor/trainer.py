@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 
 SNAPSHOT_PARAMETERS = 100_000_000
 """Up to this size an update can be undone from RAM, so Ctrl-C need not wait for its end."""
+ENV_RETRIES = 2
+"""How often in a row work is done again in fresh environments after a fault of theirs."""
 MAX_LISTED = 12
 """A greeting names the steps of at most so many checkpoints."""
 
@@ -145,8 +147,8 @@ class Trainer:
                 remedy="Clone it instead (`--method bc`), or choose a policy with action tokens "
                 "such as razor-base.",
             )
-        self.env = make_env(config.task, config.env, chunk_size=self.base.chunk_size)
-        stack.callback(self.env.close)
+        self.env = self._make_env()
+        stack.callback(lambda: self.env.close())
         self.base.check_env(self.env.single_observation_space, self.env.single_action_space)
         self.run_directory = (
             RunDirectory.resume(str(config.out)) if config.resume else RunDirectory.create(config)
@@ -207,12 +209,16 @@ class Trainer:
         snapshot = self._snapshot()
         if snapshot is None:
             interrupts.postponed = True
-        try:
-            metrics = self.method.update(self.step + 1)
-        except BaseException:
-            if snapshot is not None:
-                self._restore(*snapshot)
-            raise
+
+        def update() -> Metrics:
+            try:
+                return self.method.update(self.step + 1)
+            except BaseException:
+                if snapshot is not None:
+                    self._restore(*snapshot)
+                raise
+
+        metrics = update() if snapshot is None else self._retried(update)
         self.step += 1
         self._log_update(metrics)
         interrupts.release()
@@ -239,13 +245,17 @@ class Trainer:
         """Measure the policy as it is, show the table, and mark the best checkpoint."""
         assert self.log is not None
         start = time.perf_counter()
-        with self._rollout_threads():
-            summary = self.tracker.measure(
-                self.policy,
-                self.step,
-                final=self.step == total,
-                extra={"elapsed_s": self._elapsed(), "updates": total},
-            )
+
+        def measure() -> dict[str, Any]:
+            with self._rollout_threads():
+                return self.tracker.measure(
+                    self.policy,
+                    self.step,
+                    final=self.step == total,
+                    extra={"elapsed_s": self._elapsed(), "updates": total},
+                )
+
+        summary = self._retried(measure)
         self.tracking_s += time.perf_counter() - start
         self.log.summary(summary)
         share = self.tracking_s / self._elapsed()
@@ -355,6 +365,26 @@ class Trainer:
         policy = load_policy(source, device)
         policy.name = self.config.policy
         return policy
+
+    def _make_env(self) -> Any:
+        return make_env(self.config.task, self.config.env, chunk_size=self.base.chunk_size)
+
+    def _retried[T](self, work: Callable[[], T]) -> T:
+        """Do work; after a fault of the environment, such as a dead worker, again in a fresh one.
+
+        Episodes depend on their seeds only, so the result is that of a run without the fault.
+        """
+        for left in reversed(range(ENV_RETRIES + 1)):
+            try:
+                return work()
+            except EnvError as error:
+                if not left:
+                    raise
+                assert self.log is not None
+                self.log.warn(f"{error} They are started anew, and the work is done again.")
+                self.env.close()
+                self.env = self.tracker.env = self._make_env()
+        raise AssertionError
 
     def _services(self) -> Services:
         return Services(

@@ -13,7 +13,14 @@ from robo_razor.run_log import RunLog, format_seconds, summary_metrics, summary_
 
 SUMMARY = {
     "step": 20,
-    "new": {"PlaceCanInBin": {"success_rate": 0.8, "n": 50, "interval": [0.67, 0.89]}},
+    "new": {
+        "PlaceCanInBin": {
+            "success_rate": 0.8,
+            "n": 50,
+            "interval": [0.67, 0.89],
+            "sampled": {"success_rate": 0.75, "n": 20, "interval": [0.53, 0.89]},
+        }
+    },
     "prior": {
         "LiftCube": {
             "success_rate": 0.45,
@@ -25,6 +32,9 @@ SUMMARY = {
     },
     "kl_base_tuned": {"new_base_visited": 1.25, "new_tuned_visited": 0.75, "prior": 0.5},
     "kl_tuned_base": {"new_base_visited": 1.5, "new_tuned_visited": 1.0, "prior": None},
+    "prior_mean": {"success_rate": 0.45, "retention": 0.5, "forgetting": None},
+    "entropy": 21.5,
+    "distances": {"greedy_disagreement/prior": 0.25},
 }
 
 
@@ -91,6 +101,17 @@ def test_summary_table_shows_what_was_forgotten():
     for part in ("Step 20", "80.0%", "67.0% - 89.0%", "LiftCube", "90.0%", "0.50", "1.25"):
         assert part in output
     assert "KL(base||tuned)" in output
+    sampled, mean = (line for line in output.splitlines() if "sampled" in line or "mean" in line)
+    assert "75.0%" in sampled
+    assert "45.0%" in mean
+    assert "0.50" in mean
+
+
+def test_summary_table_fits_a_log_of_80_columns():
+    console = Console(file=io.StringIO(), width=80)
+    name = "PlaceBottleOnShelf"
+    console.print(summary_table({**SUMMARY, "prior": {name: SUMMARY["prior"]["LiftCube"]}}))
+    assert name in console.file.getvalue()
 
 
 def test_summary_becomes_metrics(run):
@@ -102,7 +123,12 @@ def test_summary_becomes_metrics(run):
     assert line["eval/prior/LiftCube/success_rate"] == 0.45
     assert line["forgetting/LiftCube/retention"] == 0.5
     assert line["forgetting/kl_base_tuned/new_base_visited"] == 1.25
-    assert "forgetting/kl_tuned_base/prior" not in summary_metrics(SUMMARY)
+    assert line["forgetting/retention"] == 0.5
+    assert line["eval/new/PlaceCanInBin/sampled_success_rate"] == 0.75
+    assert line["eval/entropy"] == 21.5
+    assert line["distances/greedy_disagreement/prior"] == 0.25
+    absent = {"forgetting/kl_tuned_base/prior", "forgetting/forgetting", "forgetting/success_rate"}
+    assert not absent & set(summary_metrics(SUMMARY))
 
 
 def test_notes_are_printed_as_they_are():

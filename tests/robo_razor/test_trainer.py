@@ -34,6 +34,7 @@ from robo_razor.errors import (
 from robo_razor.methods.bc import BC
 from robo_razor.methods.ppo import PPO
 from robo_razor.policies import load_policy
+from robo_razor.tracking import Tracker
 from robo_razor.trainer import finetune
 
 ENV = EnvConfig(num_envs=32, num_workers=1, image_size=16, env_packages=("toy_env",))
@@ -281,6 +282,41 @@ def test_a_fault_of_the_environment_loses_no_update(base, tmp_path, monkeypatch,
     monkeypatch.setattr(PPO, "_collect", collect)
     finetune(settings(base, tmp_path / "run", resume=True), quiet())
     assert_same_weights(weights(finished[0], 4), weights(tmp_path / "run", 4))
+
+
+@pytest.mark.parametrize("when", ["update", "tracking"])
+def test_a_passing_fault_of_the_environment_changes_nothing(
+    base, tmp_path, monkeypatch, finished, when
+):
+    class WorkerError(RuntimeError):
+        pass
+
+    faults = []
+    owner, name = (PPO, "_collect") if when == "update" else (Tracker, "_run_sampled")
+    original = getattr(owner, name)
+    step_wait = ToyVectorEnv.step_wait
+
+    def dies(self):
+        faults.append(self)
+        monkeypatch.setattr(ToyVectorEnv, "step_wait", step_wait)
+        raise WorkerError("Environment worker 1 died (exit code -6).")
+
+    def break_once(self, *args):
+        if len(faults) < 2 and (when == "tracking" or args[0] == 3):
+            monkeypatch.setattr(ToyVectorEnv, "step_wait", dies)
+        return original(self, *args)
+
+    monkeypatch.setattr(owner, name, break_once)
+    console = quiet()
+    result = finetune(settings(base, tmp_path / "run"), console)
+    assert len(set(map(id, faults))) == 2, "every attempt has environments of its own"
+    assert "worker 1 died (exit code -6)" in " ".join(console.file.getvalue().split())
+    assert_same_weights(weights(finished[0], 4), weights(tmp_path / "run", 4))
+    ignored = {"elapsed_s", "tracking_s"}
+    expected = summary(finished[0], 4)
+    assert {k: v for k, v in result.summary.items() if k not in ignored} == {
+        k: v for k, v in expected.items() if k not in ignored
+    }
 
 
 def test_low_rank_updates_resume_too(base, tmp_path, monkeypatch):
