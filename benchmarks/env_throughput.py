@@ -499,7 +499,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     settings = parse(arguments)
-    for name, value in (("MUJOCO_GL", "egl"), ("LP_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")):
+    for name, value in (("MUJOCO_GL", "egl"), ("LP_NUM_THREADS", "0"), ("OMP_NUM_THREADS", "1")):
         os.environ.setdefault(name, value)
     num_processes = settings.workers or len(os.sched_getaffinity(0))
     results = {}

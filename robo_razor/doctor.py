@@ -114,7 +114,7 @@ def check_gl() -> list[Finding]:
     environment = {**os.environ}
     if sys.platform.startswith("linux"):
         environment.setdefault("MUJOCO_GL", "egl")
-    environment.setdefault("LP_NUM_THREADS", "1")  # as in our workers
+    environment.setdefault("LP_NUM_THREADS", "0")  # as in our workers
     backend = environment.get("MUJOCO_GL", "default")
     try:
         result = subprocess.run(

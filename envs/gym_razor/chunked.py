@@ -101,8 +101,8 @@ class _EnvGroup:
 
 def _work(connection: Any, env_fns: Sequence[CloudpickleWrapper]) -> None:
     """Serve one `_EnvGroup` until told to close or the parent is gone."""
-    # One thread of software OpenGL per process: several would fight for the same cores.
-    os.environ.setdefault("LP_NUM_THREADS", "1")
+    # No threads of software OpenGL: they would fight with the other processes for the cores.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
         group = _EnvGroup([env_fn.fn for env_fn in env_fns])
         connection.send(("ok", group.describe()))

@@ -34,8 +34,8 @@ def _gl_context(size: int) -> Any:
     needs a display. So the class is chosen here, which works whatever was imported first.
     """
     backend = os.environ.get("MUJOCO_GL") or ("egl" if sys.platform == "linux" else "")
-    # Software OpenGL: one thread per process, the worker processes are the parallelism.
-    os.environ.setdefault("LP_NUM_THREADS", "1")
+    # Software OpenGL without threads of its own: the worker processes are the parallelism.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     if backend in ("egl", "osmesa"):
         return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
     return mujoco.GLContext(size, size)

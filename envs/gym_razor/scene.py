@@ -343,7 +343,7 @@ def scene_xml(pair: tuple[str, str]) -> str:
   </option>
   <size memory="4M"/>
   <visual>
-    <quality offsamples="0" shadowsize="0"/>
+    <quality offsamples="0" shadowsize="0" numslices="28" numstacks="2" numquads="1"/>
     <global offwidth="640" offheight="640"/>
     <headlight ambient=".45 .45 .45" diffuse=".35 .35 .35" specular=".05 .05 .05"/>
     <map znear=".01" zfar="20"/>

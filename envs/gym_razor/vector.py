@@ -36,7 +36,7 @@ Infos = dict[str, Any]
 
 CAMERAS = ("front", "wrist")
 ACTION_DIM, STATE_DIM = 5, 7
-_WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerError(RuntimeError):
