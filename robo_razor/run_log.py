@@ -204,19 +204,18 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"Step {summary['step']}", title_justify="left", caption=_kl_line(summary))
     table.caption_justify = "left"
     table.add_column("skill", no_wrap=True)
-    table.add_column("role")
-    for name in ("success", "95 % interval", "n", "base", "kept"):
+    for name in ("success", "95 % interval", "n", "base", "retention"):
         table.add_column(name, justify="right")
     for role in ("new", "prior"):
         for skill, result in summary.get(role, {}).items():
-            table.add_row(skill, role, *_cells(result))
+            table.add_row(f"{skill} (new)" if role == "new" else skill, *_cells(result))
             if "sampled" in result:
-                table.add_row("  sampled actions", role, *_cells(result["sampled"]))
+                table.add_row("  sampled actions", *_cells(result["sampled"]))
         table.add_section()
     mean = summary.get("prior_mean") or {}
     if mean.get("success_rate") is not None:
         n = sum(result["n"] for result in summary.get("prior", {}).values())
-        table.add_row("mean", "prior", *_cells({**mean, "interval": None, "n": n}))
+        table.add_row("mean of prior skills", *_cells({**mean, "interval": None, "n": n}))
     return table
 
 

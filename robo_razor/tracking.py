@@ -154,16 +154,21 @@ class Tracker:
         self._write(step, summary, results, [(greedy, "greedy"), (sampled, "sample")])
         return summary
 
-    def alarms(self, summary: dict[str, Any]) -> list[str]:
-        """Return a warning for every prior skill that is certainly below the alarm's retention."""
+    def alarm(self, summary: dict[str, Any]) -> str | None:
+        """Return a warning of the prior skills that are certainly below the alarm's retention."""
         threshold = self.config.tracking.alarm_retention
-        return [
-            f"{skill} is being forgotten: {entry['success_rate']:.0%} against "
-            f"{entry['base_success_rate']:.0%} of the base (retention {entry['retention']:.2f}, at "
-            f"most {entry['retention_interval'][1]:.2f}; alarm below {threshold:g})"
+        forgotten = [
+            f"{skill} {entry['base_success_rate']:.0%} -> {entry['success_rate']:.0%}"
             for skill, entry in summary["prior"].items()
             if entry.get("retention_interval") and entry["retention_interval"][1] < threshold
         ]
+        if not forgotten:
+            return None
+        what = "skill is" if len(forgotten) == 1 else "skills are"
+        return (
+            f"{len(forgotten)} of {len(summary['prior'])} prior {what} being forgotten "
+            f"(retention below {threshold:g} beyond its 95 % interval): {', '.join(forgotten)}"
+        )
 
     def score(self, step: int) -> float:
         """Return what `best` maximises: the lower end of the new task's interval.

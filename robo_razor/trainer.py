@@ -266,7 +266,7 @@ class Trainer:
             if self.step
             else f"{spent}."
         )
-        for alarm in self.tracker.alarms(summary):
+        if alarm := self.tracker.alarm(summary):
             self.log.warn(alarm)
         score = self.tracker.score(self.step)
         if score > self.best_score:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -362,7 +363,9 @@ def test_forgetting_raises_an_alarm(base, tmp_path, monkeypatch):
     finetune(settings(expert, tmp_path / "run", tracking=tracking), console)
     found = summary(tmp_path / "run", 4)
     assert found["prior_mean"]["forgetting"] > 0.3
-    assert "is being forgotten" in console.file.getvalue()
+    shown = " ".join(console.file.getvalue().split())
+    assert "prior skills are being forgotten" in shown or "skill is being forgotten" in shown
+    assert re.search(r"-> \d+%", shown)
 
 
 def save_good_policy(directory):
