@@ -234,9 +234,9 @@ class BCConfig(Settings):
     """Softmax temperature of a policy that demonstrates (> 0)."""
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
-    noise: float = setting(0.25, low=0.0, high=1.0)
+    noise: float = setting(0.15, low=0.0, high=1.0)
     """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
-    episodes: int = setting(300, low=1)
+    episodes: int = setting(700, low=1)
     """Demonstrations used (>= 1); all there are when the directory holds fewer."""
     epochs: int = setting(10, low=1)
     """Passes over the demonstrations (>= 1)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -108,6 +109,12 @@ def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
 def role_of(task: str) -> str:
     """Return the role "prior" or "new" that a task is registered with ("new" without one)."""
     return str(gym.spec(task).kwargs.get("role", "new"))
+
+
+def time_limit(task: str) -> float:
+    """Return the time limit that a task is registered with, control steps; infinite without one."""
+    spec = gym.registry.get(task)
+    return math.inf if spec is None or not spec.max_episode_steps else spec.max_episode_steps
 
 
 def skill_name(task: str) -> str:

@@ -27,7 +27,7 @@ from rich.console import Console
 from torch import Tensor
 
 from robo_razor.actors import Actor, Decision, ExpertActor, Mode, PolicyActor, Request
-from robo_razor.environment import GroupDriver, concatenate, make_env, put, take
+from robo_razor.environment import GroupDriver, concatenate, make_env, put, take, time_limit
 from robo_razor.manifest import start_states
 from robo_razor.types import DecisionRecord, EpisodeBatch, EpisodeRow, Observation
 
@@ -190,7 +190,9 @@ class _Run:
         self.env, self.actor, self.rows = env, actor, rows
         self.progress, self.observer = progress, observer
         self.driver = GroupDriver(env)
-        self.queue = deque(range(len(rows)))
+        # The longest first: when the last ones run, few environments are left without work.
+        limits = [time_limit(row.task) for row in rows]
+        self.queue = deque(sorted(range(len(rows)), key=lambda e: -limits[e]))
         n, e = self.driver.num_envs, len(rows)
         self.episode = np.full(n, -1, dtype=np.int64)
         self.steps = np.zeros(n, dtype=np.int64)
