@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ class WindowSampler:
         self.policy = policy
         owner = np.repeat(np.arange(demonstrations.num_episodes), lengths)
         self.episode = owner[self.frames]
-        self.encoded = self._encode() if getattr(policy, "vision_frozen", False) else None
+        self.encoded: dict[str, Tensor] | None = None
+        if getattr(policy, "vision_frozen", False):
+            self.encoded = self._encode()
+            self.demonstrations = replace(demonstrations, images={})  # a gigabyte by default
 
     def __len__(self) -> int:
         return len(self.windows)
