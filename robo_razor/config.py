@@ -140,7 +140,7 @@ class PPOConfig(Settings):
 
     SECTION: ClassVar[str] = "ppo"
 
-    learning_rate: float = setting(8e-5, above=0.0)
+    learning_rate: float = setting(1.2e-4, above=0.0)
     """AdamW's learning rate of the policy (> 0)."""
     value_learning_rate: float = setting(1e-3, above=0.0)
     """AdamW's learning rate of the value head (> 0)."""
@@ -152,7 +152,7 @@ class PPOConfig(Settings):
     """Keep each update's `approx_kl` near half of `target_kl` by changing the policy's rate."""
     episodes_per_update: int = setting(256, low=2)
     """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(36, low=1)
+    num_updates: int = setting(40, low=1)
     """Updates in the run (>= 1)."""
     gamma: float = setting(0.99, low=0.0, high=1.0)
     """Discount per decision (one action chunk), [0, 1]."""
