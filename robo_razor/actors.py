@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.environment import take
+from robo_razor.errors import EnvError, unknown_name
 from robo_razor.types import EpisodeRow, Observation
 
 Mode = Literal["greedy", "sample"]
@@ -157,8 +158,21 @@ class ExpertActor:
         self.style = style
 
     def decide(self, request: Request) -> Decision:
-        """Return the expert's chunks for the waiting environments."""
-        actions = request.env.expert_actions(style=self.style, env_ids=request.env_ids)
+        """Return the expert's chunks for the waiting environments.
+
+        Raises:
+            EnvError: The environment has no expert, or none of that style.
+        """
+        env = request.env
+        if not hasattr(env, "expert_actions"):
+            raise EnvError(
+                f"The environment of {request.rows[0].task!r} has no scripted expert",
+                remedy="Choose a task of gym_razor, or let a policy demonstrate.",
+            )
+        styles = getattr(env, "expert_styles", (self.style,))
+        if self.style not in styles:
+            raise unknown_name("expert style", self.style, styles)
+        actions = env.expert_actions(style=self.style, env_ids=request.env_ids)
         return Decision(np.asarray(actions, dtype=np.float32))
 
     def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:

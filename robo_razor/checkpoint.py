@@ -110,7 +110,10 @@ class RunDirectory:
         """
         run = cls(path)
         if not run.path.is_dir():
-            raise RunDirectoryError(f"The run directory {str(path)!r} does not exist")
+            raise RunDirectoryError(
+                f"The run directory {str(path)!r} does not exist",
+                remedy="Name one that `robo-razor finetune` made; by default they are in `runs/`.",
+            )
         if not run.has_config():
             raise RunDirectoryError(
                 f"{str(path)!r} is no run directory: it holds no {CONFIG}",
@@ -356,7 +359,7 @@ def refuse_used_directory(path: str | Path, *, resumable: bool = False) -> None:
         if target.is_dir()
         else f"The output directory {str(path)!r} is a file",
         remedy="Choose another one"
-        + (f", or go on with that run: `--resume --out {path}`." if is_run else ", or delete it."),
+        + (f", or go on with that run: `--resume --out {path}`." if is_run else "."),
     )
 
 

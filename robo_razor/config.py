@@ -100,7 +100,7 @@ class TrackingConfig(Settings):
     max_share: float = setting(0.15, above=0.0, high=1.0)
     """Share of wall time that tracking should stay under (0, 1]; exceeding it is warned of."""
     final_episodes_new: int = setting(200, low=1)
-    """Episodes on the new task at the last checkpoint (greedy)."""
+    """Episodes on the new task at step 0 and at the last checkpoint (greedy)."""
     alarm_retention: float = setting(0.8, low=0.0)
     """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0:
     never."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from robo_razor.config import EnvConfig
@@ -139,7 +141,7 @@ def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) ->
         kwargs["max_episode_steps"] = config.max_episode_steps
     if config.reward_type != "sparse":
         kwargs["reward_type"] = config.reward_type
-    if gym.spec(task).vector_entry_point is None:
+    if not _steps_chunks(task):
         return SerialVectorEnv(task, config.num_envs, chunk_size=chunk_size, env_kwargs=kwargs)
     with worker_errors():
         return gym.make_vec(
@@ -151,6 +153,18 @@ def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) ->
             image_size=config.image_size,
             **kwargs,
         )
+
+
+def _steps_chunks(task: str) -> bool:
+    """Tell whether a task's own vector environment takes the arguments of those of this toolkit."""
+    entry_point = gym.spec(task).vector_entry_point
+    if entry_point is None:
+        return False
+    maker = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    names = inspect.signature(maker).parameters
+    return {"num_workers", "chunk_size", "image_size"} <= set(names) or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in names.values()
+    )
 
 
 @contextlib.contextmanager

@@ -85,7 +85,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_strict_loader())
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}",
+            remedy="Mend the place that is named; `key: value` needs the space.",
+        ) from error
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -99,6 +99,8 @@ def _check_keys(data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -
             raise ConfigError(
                 f"{where}Unknown key `{key}`.{did_you_mean(str(key), allowed)}",
                 allowed=", ".join(allowed),
+                remedy="Settings of `finetune` belong under `base`, or an arm's `settings` or "
+                "`grid`.",
             )
 
 

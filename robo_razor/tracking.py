@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -125,7 +126,7 @@ class Tracker:
         step: int,
         *,
         final: bool = False,
-        extra: dict[str, Any] | None = None,
+        extra: Callable[[], dict[str, Any]] = dict,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Measure a policy and write `eval/<step>/`.
@@ -134,7 +135,7 @@ class Tracker:
             policy: `PolicyHandle` as it is at this step; at step 0 equal to the base.
             step: Updates done.
             final: Whether this is the run's last checkpoint, which gets more episodes.
-            extra: Further entries of the summary.
+            extra: Returns further entries of the summary; called when everything is measured.
             progress: Called as episodes finish.
 
         Returns:
@@ -150,7 +151,7 @@ class Tracker:
         summary = self._summary(step, greedy, sampled, results)
         summary["distances"] = self._distances(policy, results)
         summary["tracking_s"] = time.perf_counter() - start
-        summary |= extra or {}
+        summary |= extra()
         self._write(step, summary, results, [(greedy, "greedy"), (sampled, "sample")])
         return summary
 
@@ -189,7 +190,8 @@ class Tracker:
         self, policy: Any, *, final: bool, record: bool, progress: Progress | None
     ) -> EpisodeBatch:
         tracking = self.config.tracking
-        n = max(tracking.episodes_new, tracking.final_episodes_new if final else 0)
+        # All of the last checkpoint's for the base too: it is compared on the same start states.
+        n = max(tracking.episodes_new, tracking.final_episodes_new if final or record else 0)
         episodes = {skill: n for skill in self.new}
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
         rows = manifest(self.new | self.prior, episodes)

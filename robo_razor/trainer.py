@@ -252,7 +252,7 @@ class Trainer:
                     self.policy,
                     self.step,
                     final=self.step == total,
-                    extra={"elapsed_s": self._elapsed(), "updates": total},
+                    extra=lambda: {"elapsed_s": self._elapsed(), "updates": total},
                 )
 
         summary = self._retried(measure)

@@ -23,6 +23,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space, create_empty_array
 from numpy.typing import NDArray
 
+from gym_razor.faults import WorkerError, dump_episodes, worker_error
+
 EnvFactory = Callable[[], "gym.Env[Any, Any]"]
 Transition = tuple[Any, float, bool, bool, dict[str, Any]]
 StepResult = tuple[
@@ -114,8 +116,9 @@ def _work(connection: Any, env_fns: Sequence[CloudpickleWrapper]) -> None:
                 return
     except (EOFError, KeyboardInterrupt):
         return
-    except BaseException:
-        connection.send(("error", traceback.format_exc()))
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        connection.send(("error", text))
 
 
 class _LocalGroup:
@@ -133,6 +136,10 @@ class _LocalGroup:
 
     def close(self) -> None:
         self.group.close()
+
+
+class _Fault(RuntimeError):
+    """What went wrong with a worker process."""
 
 
 class _RemoteGroup:
@@ -163,17 +170,16 @@ class _RemoteGroup:
     def receive(self) -> Any:
         if not self.connection.poll(self.timeout_s):
             self.process.kill()
-            raise RuntimeError(
-                f"{self.name} gave no answer for {self.timeout_s:.0f} s after "
-                f"{self.last_request} and was stopped. A hanging OpenGL driver is the usual "
-                "cause: check MUJOCO_GL, or use fewer workers."
+            raise _Fault(
+                f"gave no answer for {self.timeout_s:.0f} s after {self.last_request} (a hung "
+                "OpenGL call?) and was stopped"
             )
         try:
             status, result = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._died() from error
         if status == "error":
-            raise RuntimeError(f"{self.name} failed in {self.last_request}:\n{result}")
+            raise _Fault(f"raised {result}")
         return result
 
     def close(self) -> None:
@@ -188,12 +194,11 @@ class _RemoteGroup:
             self.process.join(timeout=5)
         self.connection.close()
 
-    def _died(self) -> RuntimeError:
+    def _died(self) -> _Fault:
         self.process.join(timeout=1)
-        return RuntimeError(
-            f"{self.name} died with exit code {self.process.exitcode} in {self.last_request}. "
-            "-9 means that the system stopped it, usually for memory: use fewer environments."
-        )
+        code = self.process.exitcode
+        why = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
+        return _Fault(f"died with exit code {code}{why} in {self.last_request}")
 
 
 class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
@@ -248,15 +253,19 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             else:
                 name = f"Worker {number} (environments {ids[0]}-{ids[-1]})"
                 self._workers.append(_RemoteGroup(share, name, timeout_s))
-        descriptions = [worker.receive() for worker in self._workers]
+        self._tasks: list[str] = [""] * self.num_envs
+        self._instructions: list[str] = [""] * self.num_envs
+        self._seeds: list[int | None] = [None] * self.num_envs
+        self._history: list[list[Any]] = [[] for _ in factories]
+        descriptions = [self._receive(group) for group in range(len(self.groups))]
         self._describe(descriptions[0])
         self._pending: dict[int, NDArray[np.intp]] = {}
         self._observations: list[Any] = [None] * self.num_envs
         self._infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._terminated = np.zeros(self.num_envs, np.bool_)
         self._truncated = np.zeros(self.num_envs, np.bool_)
-        self._tasks: list[str] = cast("list[str]", self._get("task"))
-        self._instructions: list[str] = cast("list[str]", self._get("task_description"))
+        self._tasks = cast("list[str]", self._get("task"))
+        self._instructions = cast("list[str]", self._get("task_description"))
 
     def _describe(self, described: Mapping[str, Any]) -> None:
         self.metadata = {
@@ -321,9 +330,10 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
                     words = instructions[env_id]
                     own = {**given, "instruction": words} if words else given
                     requests[row] = (seeds[env_id], own)
-            self._workers[group].send("reset", requests)
+                    self._seeds[env_id], self._history[env_id] = seeds[env_id], []
+            self._send(group, "reset", requests)
         for group in asked:
-            for row, started in self._workers[group].receive().items():
+            for row, started in self._receive(group).items():
                 env_id = self.groups[group][row]
                 self._observations[env_id], self._infos[env_id] = started[:2]
                 self._tasks[env_id], self._instructions[env_id] = started[2:]
@@ -382,7 +392,9 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             own_chunks = chunks[self._group_of[ids] == group]
             active = ~(self._terminated[asked] | self._truncated[asked])
             first = self.groups[group][0]
-            self._workers[group].send("step", (asked[active] - first).tolist(), own_chunks[active])
+            for env_id, chunk in zip(asked[active], own_chunks[active], strict=True):
+                self._history[env_id].append(chunk.tolist())
+            self._send(group, "step", (asked[active] - first).tolist(), own_chunks[active])
             self._pending[group] = asked
 
     def step_wait(self) -> StepResult:
@@ -396,7 +408,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         asked = self._pending.pop(group)
         ids = self.groups[group]
         rewards = np.zeros(self.num_envs)
-        for row, transition in self._workers[group].receive().items():
+        for row, transition in self._receive(group).items():
             env_id = ids[row]
             self._observations[env_id], rewards[env_id] = transition[0], transition[1]
             self._terminated[env_id], self._truncated[env_id] = transition[2], transition[3]
@@ -423,10 +435,10 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         self._check_idle(range(len(self.groups)))
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
         frames: dict[int, Any] = {}
-        for group, (worker, members) in enumerate(zip(self._workers, self.groups, strict=True)):
+        for group, members in enumerate(self.groups):
             rows = (ids[self._group_of[ids] == group] - members[0]).tolist()
-            worker.send("render", rows)
-            frames.update({int(members[row]): frame for row, frame in worker.receive().items()})
+            self._send(group, "render", rows)
+            frames.update({int(members[row]): frame for row, frame in self._receive(group).items()})
         pictures = np.stack([frames[int(env_id)] for env_id in ids])
         if size is None or size == pictures.shape[1]:
             return pictures
@@ -447,9 +459,38 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
 
     def _get(self, name: str) -> list[Any]:
         self._check_idle(range(len(self.groups)))
-        for worker in self._workers:
-            worker.send("get", name)
-        return [value for worker in self._workers for value in worker.receive()]
+        groups = range(len(self.groups))
+        for group in groups:
+            self._send(group, "get", name)
+        return [value for group in groups for value in self._receive(group)]
+
+    def _send(self, group: int, command: str, *arguments: Any) -> None:
+        try:
+            self._workers[group].send(command, *arguments)
+        except _Fault as fault:
+            raise self._worker_error(group, str(fault)) from fault
+
+    def _receive(self, group: int) -> Any:
+        try:
+            return self._workers[group].receive()
+        except _Fault as fault:
+            raise self._worker_error(group, str(fault)) from fault
+
+    def _worker_error(self, group: int, what: str) -> WorkerError:
+        """Dump what is needed to replay a faulty worker's episodes, and say so."""
+        episodes = [
+            {
+                "env": int(env_id),
+                "task": self._tasks[env_id],
+                "seed": self._seeds[env_id],
+                "instruction": self._instructions[env_id],
+                "actions": self._history[env_id],
+            }
+            for env_id in self.groups[group]
+        ]
+        worker = self._workers[group]
+        name = worker.name if isinstance(worker, _RemoteGroup) else "The environment"
+        return WorkerError(worker_error(name, what, episodes, dump_episodes(what, episodes)))
 
     def _check_tasks(self, tasks: Sequence[str | None]) -> None:
         wanted = [task for task in tasks if task is not None]

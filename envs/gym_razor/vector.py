@@ -11,11 +11,9 @@ actions of its episodes, which are enough to replay them because a start state i
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -29,6 +27,8 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from gym_razor.faults import WorkerError, dump_episodes, worker_error
+
 logger = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int64]
@@ -37,10 +37,6 @@ Infos = dict[str, Any]
 CAMERAS = ("front", "wrist")
 ACTION_DIM, STATE_DIM = 5, 7
 _WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-class WorkerError(RuntimeError):
-    """A worker process died, hung or raised; the text names its episodes and their dump."""
 
 
 def _layout(
@@ -203,8 +199,8 @@ def _serve(
                 os._exit(3) if arguments == "die" else time.sleep(3600)
             connection.send(("ok", getattr(worker, command)(*arguments)))
         worker.close()
-    except EOFError:
-        pass
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        worker.close()
     except Exception as error:
         import traceback
 
@@ -252,6 +248,8 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         role: Of the task, from its registration; unused.
     """
 
+    expert_styles = ("a", "b")
+
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
         "render_fps": 10,
@@ -298,7 +296,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         self._history: list[list[npt.NDArray[np.float32]]] = [[] for _ in range(num_envs)]
         self._generator = np.random.default_rng()
         self._timeout_s = timeout_s
-        self._dump_dir = Path(dump_dir or tempfile.gettempdir())
+        self._dump_dir = dump_dir
         layout = _layout(num_envs, image_size, chunk_size, len(LANDMARKS))
         settings = {
             "layout": layout,
@@ -382,14 +380,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
     def _fail(self, index: int, what: str) -> None:
         ids = self.groups[index]
         path = self._dump([int(i) for i in ids], reason=what)
-        episodes = ", ".join(f"{self.tasks[i]} seed {self._seeds[i]}" for i in ids[:4])
-        more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
         self.close(terminate=True)
-        raise WorkerError(
-            f"Environment worker {index} {what}. Its episodes ({episodes}{more}) with the actions "
-            f"so far are in {path}; "
-            "replay one by resetting its task with its seed and stepping those actions."
-        )
+        episodes = [{"task": self.tasks[i], "seed": self._seeds[i]} for i in ids]
+        raise WorkerError(worker_error(f"Environment worker {index}", what, episodes, path))
 
     def _dump(
         self, env_ids: Sequence[int], reason: str, states: dict[int, Any] | None = None
@@ -406,9 +399,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             }
             for env_id in env_ids
         ]
-        path = self._dump_dir / f"gym_razor-fault-{os.getpid()}-{time.time_ns()}.json"
-        path.write_text(json.dumps({"reason": reason, "episodes": rows}))
-        return path
+        return dump_episodes(reason, rows, self._dump_dir)
 
     # ---- Gymnasium ----
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from counter import toy_factory
 
 from gym_razor.chunked import ChunkedVectorEnv
+from gym_razor.faults import WorkerError
 
 
 def actions(env, value):
@@ -111,9 +116,13 @@ def test_faults_in_a_worker_are_reported(fault, text):
     env = ChunkedVectorEnv([factory] * 2, chunk_size=1, num_workers=1, timeout_s=15)
     env._workers[0].timeout_s = 3
     try:
-        env.reset(seed=0)
-        with pytest.raises(RuntimeError, match=text):
-            env.step(actions(env, 0))
+        env.reset(seed=5)
+        with pytest.raises(WorkerError, match=text) as caught:
+            env.step(actions(env, 0.5))
+        assert "toy/Counter-v0 seed 5, toy/Counter-v0 seed 6" in str(caught.value)
+        dump = json.loads(Path(re.search(r"in (\S+\.json)", str(caught.value))[1]).read_text())
+        assert [episode["seed"] for episode in dump["episodes"]] == [5, 6]
+        assert dump["episodes"][0]["actions"] == [[[0.5, 0.0, 0.0]]]
     finally:
         env.close()
 

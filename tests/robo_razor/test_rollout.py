@@ -185,3 +185,19 @@ def test_unknown_tasks_and_packages_are_named():
         toy(task="toy/ReachRod-v0")
     with pytest.raises(EnvError, match="no_such_package"):
         toy(packages=("no_such_package",))
+
+
+def test_a_vector_env_of_another_kind_is_not_asked_for_chunks():
+    env = make_env("CartPole-v1", EnvConfig(num_envs=2, env_packages=()), chunk_size=2)
+    assert env.num_envs == 2
+    env.close()
+
+
+def test_an_expert_style_that_there_is_not_is_refused():
+    env = toy()
+    env.expert_styles = ("a", "b")
+    with pytest.raises(UnknownNameError, match=r"expert style 'z'.*a, b"):
+        run_actor(env, ExpertActor("z"), make_rows(RED, range(2)))
+    serial = make_env("serial/ReachRed-v0", EnvConfig(num_envs=1), chunk_size=1)
+    with pytest.raises(EnvError, match="no scripted expert"):
+        run_actor(serial, ExpertActor("a"), make_rows("serial/ReachRed-v0", range(1)))
