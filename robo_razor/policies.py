@@ -1,6 +1,6 @@
 """From a name, a checkpoint or a hub id to a policy, and from settings to a new one.
 
-With `policy_handle`, the only module that imports LeRobot's policy API. LeRobot is imported inside
+With `flow.families`, the only module that imports LeRobot's policy API. LeRobot is imported inside
 the functions, because that takes seconds.
 """
 
@@ -20,9 +20,12 @@ from typing import Any
 import torch
 
 from robo_razor.errors import CheckpointError, PolicyError, unknown_name
+from robo_razor.flow.families import is_flow_policy
+from robo_razor.flow.handle import VLM_FOLDER, FlowPolicyHandle
 from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
 
 __all__ = [
+    "FlowPolicyHandle",
     "PolicyHandle",
     "TokenPolicyHandle",
     "create_policy",
@@ -114,6 +117,8 @@ def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
     _check_config_file(directory)
     try:
         module, preprocessor, postprocessor = _load_from_directory(directory, device)
+        handle = _make_handle(module, preprocessor, postprocessor, str(name_or_path), device)
+        handle.load_extras(directory)
     except (PolicyError, CheckpointError):
         raise
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
@@ -123,7 +128,7 @@ def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
             remedy="The checkpoint is incomplete or was made by another version; take another "
             "checkpoint of the run.",
         ) from error
-    return _make_handle(module, preprocessor, postprocessor, str(name_or_path), device)
+    return handle
 
 
 def create_policy(
@@ -182,7 +187,9 @@ def _make_handle(
 ) -> PolicyHandle:
     """Choose the handle by what the policy offers."""
     has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
-    kind = TokenPolicyHandle if has_tokens else PolicyHandle
+    kind: type[PolicyHandle] = TokenPolicyHandle if has_tokens else PolicyHandle
+    if is_flow_policy(module):
+        kind = FlowPolicyHandle
     return kind(module.eval(), preprocessor, postprocessor, name, device)
 
 
@@ -229,15 +236,24 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
     _check_weights_file(directory / WEIGHTS_FILE)
     config = PreTrainedConfig.from_pretrained(directory)
     config.device = device
+    override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
+    named = getattr(config, "vlm_model_name", None)
+    if (directory / VLM_FOLDER).is_dir():  # the folder that it names may be on another machine
+        config.vlm_model_name = str(directory / VLM_FOLDER)
+        override["tokenizer_processor"] = {"tokenizer_name": config.vlm_model_name}
     with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where the weights come from.
         module = get_policy_class(config.type).from_pretrained(
             directory, config=config, strict=True
         )
-    override = {"device_processor": {"device": device}}
-    processors = make_pre_post_processors(
+    preprocessor, postprocessor = make_pre_post_processors(
         config, pretrained_path=str(directory), preprocessor_overrides=override
     )
-    return module, *processors
+    if "tokenizer_processor" in override:  # what is saved again names the folder that it named
+        config.vlm_model_name = named
+        for step in preprocessor.steps:
+            if getattr(step, "tokenizer_name", None):
+                step.tokenizer_name = named
+    return module, preprocessor, postprocessor
 
 
 def _check_weights_file(path: Path) -> None:
