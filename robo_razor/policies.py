@@ -241,9 +241,17 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
     if (directory / VLM_FOLDER).is_dir():  # the folder that it names may be on another machine
         config.vlm_model_name = str(directory / VLM_FOLDER)
         override["tokenizer_processor"] = {"tokenizer_name": config.vlm_model_name}
-    with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where the weights come from.
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # LeRobot prints where the weights come from.
         module = get_policy_class(config.type).from_pretrained(
             directory, config=config, strict=True
+        )
+    if "ould not load state dict" in printed.getvalue():
+        # pi0 and pi0.5 print this and go on with random weights.
+        reason = printed.getvalue().split("ould not load state dict")[1].strip(" :\n")
+        raise CheckpointError(
+            f"The weights in {directory} do not fit the policy: {reason.splitlines()[0][:300]}",
+            remedy="Take another checkpoint, or one that this version of LeRobot wrote.",
         )
     preprocessor, postprocessor = make_pre_post_processors(
         config, pretrained_path=str(directory), preprocessor_overrides=override

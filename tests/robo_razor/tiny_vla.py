@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -142,4 +145,81 @@ def save_tiny_smolvla(directory: Path, seed: int = 0, **settings) -> str:
     policy.save_pretrained(directory)
     for pipeline in make_pre_post_processors(config, dataset_stats=statistics()):
         pipeline.save_pretrained(directory)
+    return str(directory)
+
+
+VOCABULARY = 320
+
+
+@contextlib.contextmanager
+def small_pi(kind: str):
+    """Let LeRobot build a pi0 or pi0.5 of thousands of parameters; its sizes are constants there.
+
+    Args:
+        kind: "pi0" or "pi05".
+    """
+    module = importlib.import_module(f"lerobot.policies.{kind}.modeling_{kind}")
+    whole = module.PaliGemmaForConditionalGenerationWithPiGemma
+    mapping = module.CONFIG_MAPPING
+
+    def sizes(variant):
+        width = 32 if variant == "gemma_2b" else 24
+        return module.GemmaConfig(
+            width=width, depth=2, mlp_dim=32, num_heads=8, num_kv_heads=1, head_dim=8
+        )
+
+    def build(config):
+        config.text_config.vocab_size = VOCABULARY
+        vision = config.vision_config
+        vision.hidden_size, vision.intermediate_size, vision.patch_size = 16, 32, 16
+        vision.num_hidden_layers, vision.num_attention_heads = 1, 2
+        vision.projection_dim = config.text_config.hidden_size
+        return whole(config=config)
+
+    small = {
+        "paligemma": mapping["paligemma"],
+        "gemma": lambda **given: mapping["gemma"](**(given | {"vocab_size": VOCABULARY})),
+    }
+    with (
+        mock.patch.object(module, "get_gemma_config", sizes),
+        mock.patch.object(module, "CONFIG_MAPPING", small),
+        mock.patch.object(module, "PaliGemmaForConditionalGenerationWithPiGemma", build),
+    ):
+        yield module
+
+
+def save_tiny_pi(directory: Path, kind: str, seed: int = 0, **settings) -> str:
+    """Write the folder of a new tiny pi0 or pi0.5 and return its path; call within `small_pi`."""
+    from lerobot.policies.factory import get_policy_class, make_policy_config
+
+    words = Path(directory).with_name(f"{Path(directory).name}-words")
+    tokenizer().save_pretrained(words)
+    sizes = {
+        "chunk_size": CHUNK,
+        "n_action_steps": CHUNK,
+        "max_state_dim": 8,
+        "max_action_dim": 8,
+        "image_resolution": (32, 32),
+        "tokenizer_max_length": 48,
+        "num_inference_steps": 4,
+    }
+    config = make_policy_config(
+        kind, device="cpu", push_to_hub=False, **features(), **(sizes | settings)
+    )
+    torch.manual_seed(seed)
+    policy = get_policy_class(kind)(config)
+    policy.save_pretrained(directory)
+    processors = importlib.import_module(f"lerobot.policies.{kind}.processor_{kind}")
+    step = processors.TokenizerProcessorStep
+
+    def local(**given):
+        return step(**(given | {"tokenizer_name": str(words)}))
+
+    given = statistics()
+    for values in given.values():  # pi0.5 normalises by quantiles
+        values |= {"q01": values["mean"] - values["std"], "q99": values["mean"] + values["std"]}
+    with mock.patch.object(processors, "TokenizerProcessorStep", local):
+        make = getattr(processors, f"make_{kind}_pre_post_processors")
+        for pipeline in make(config, dataset_stats=given):
+            pipeline.save_pretrained(directory)
     return str(directory)
