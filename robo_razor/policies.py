@@ -21,7 +21,8 @@ import torch
 
 from robo_razor.errors import CheckpointError, PolicyError, unknown_name
 from robo_razor.flow.families import is_flow_policy
-from robo_razor.flow.handle import VLM_FOLDER, FlowPolicyHandle
+from robo_razor.flow.handle import FlowPolicyHandle
+from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
 from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
 
 __all__ = [
@@ -121,6 +122,13 @@ def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
         handle.load_extras(directory)
     except (PolicyError, CheckpointError):
         raise
+    except ImportError as error:
+        raise PolicyError(
+            f"The policy in {directory} needs a package that is not installed: "
+            f"{_first_line(error)}",
+            remedy='SmolVLA, pi0 and pi0.5 come with `pip install "robo-razor[vla]"`; for others '
+            "install LeRobot's extra of that name.",
+        ) from error
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
         raise CheckpointError(
             f"The policy in {directory} cannot be loaded: {type(error).__name__}: "
@@ -237,31 +245,59 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
     config = PreTrainedConfig.from_pretrained(directory)
     config.device = device
     override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
-    named = getattr(config, "vlm_model_name", None)
-    if (directory / VLM_FOLDER).is_dir():  # the folder that it names may be on another machine
-        config.vlm_model_name = str(directory / VLM_FOLDER)
-        override["tokenizer_processor"] = {"tokenizer_name": config.vlm_model_name}
+    missing = missing_vlm(config, directory)
+    with local_vlm(config, directory) as vlm:
+        if vlm is not None:
+            override["tokenizer_processor"] = {"tokenizer_name": vlm}
+        try:
+            module = _build(get_policy_class(config.type), directory, config)
+            preprocessor, postprocessor = make_pre_post_processors(
+                config, pretrained_path=str(directory), preprocessor_overrides=override
+            )
+        except OSError as error:
+            if missing is None:
+                raise
+            raise _no_backbone(directory, missing, error) from error
+    if vlm is not None:
+        match_precision(module)
+        for step in preprocessor.steps:  # what is saved again names the folder that it named
+            if getattr(step, "tokenizer_name", None):
+                step.tokenizer_name = backbone(config)
+    return module, preprocessor, postprocessor
+
+
+def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:
+    """Say that a backbone's settings are missing, and how to bring them."""
+    target = directory / VLM_FOLDER
+    remedy = (
+        f"Where there is a network, `hf download {missing} --exclude '*.safetensors'`, and copy "
+        f"what it fetched to {target}."
+    )
+    if missing.count("/") > 1:  # a folder of another time or machine
+        remedy = f"Copy that folder's settings and tokenizer to {target}."
+    return PolicyError(
+        f"The policy in {directory} needs the settings and the tokenizer of {missing!r}, which is "
+        f"no folder here and cannot be had from the hub: {_first_line(error)}",
+        remedy=remedy,
+    )
+
+
+def _build(policy_class: Any, directory: Path, config: Any) -> Any:
+    """Return a policy with its weights.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # LeRobot prints where the weights come from.
-        module = get_policy_class(config.type).from_pretrained(
-            directory, config=config, strict=True
-        )
-    if "ould not load state dict" in printed.getvalue():
-        # pi0 and pi0.5 print this and go on with random weights.
-        reason = printed.getvalue().split("ould not load state dict")[1].strip(" :\n")
+        module = policy_class.from_pretrained(directory, config=config, strict=True)
+    _, found, reason = printed.getvalue().partition("ould not load state dict")
+    if found:  # pi0 and pi0.5 print this and go on with random weights.
         raise CheckpointError(
-            f"The weights in {directory} do not fit the policy: {reason.splitlines()[0][:300]}",
+            f"The weights in {directory} do not fit the policy: {reason.strip(': ')[:300]}",
             remedy="Take another checkpoint, or one that this version of LeRobot wrote.",
         )
-    preprocessor, postprocessor = make_pre_post_processors(
-        config, pretrained_path=str(directory), preprocessor_overrides=override
-    )
-    if "tokenizer_processor" in override:  # what is saved again names the folder that it named
-        config.vlm_model_name = named
-        for step in preprocessor.steps:
-            if getattr(step, "tokenizer_name", None):
-                step.tokenizer_name = named
-    return module, preprocessor, postprocessor
+    return module
 
 
 def _check_weights_file(path: Path) -> None:

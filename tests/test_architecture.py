@@ -74,6 +74,11 @@ FORBIDDEN = (
         ("gymnasium", "mujoco"),
         "a method sees batches, not environments",
     ),
+    (
+        "robo_razor.flow",
+        ("gymnasium", "mujoco"),
+        "a sampler sees batches, not environments",
+    ),
 )
 """(importer, what it must not import even lazily, why)."""
 

@@ -33,14 +33,13 @@ from robo_razor.flow.families import (
 )
 from robo_razor.flow.kernels import Schedule, make_schedule
 from robo_razor.flow.value import ValueHead
+from robo_razor.flow.vlm import VLM_FOLDER, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
 from robo_razor.policy_handle import PolicyHandle
 
 VALUE_HEAD = "value_head"
 VALUE_FILE = "value_head.safetensors"
 FLOW_FILE = "flow.json"
-VLM_FOLDER = "vlm"
-VLM_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 class FlowPolicyHandle(PolicyHandle):
@@ -62,8 +61,8 @@ class FlowPolicyHandle(PolicyHandle):
         module.add_module(VALUE_HEAD, head)
         module.value_parameters = head.parameters  # as token policies have it
         visual = module.config.normalization_mapping.get("VISUAL")
-        vlm = Path(str(getattr(module.config, "vlm_model_name", None)))
-        self._vlm_files = _read_vlm(vlm) if vlm.is_dir() else {}
+        vlm = named_vlm(module.config)
+        self._vlm_files = {} if vlm is None else read_vlm(vlm)
         self._keep_bytes = getattr(visual, "value", "IDENTITY") == "IDENTITY"
 
     @property
@@ -257,7 +256,7 @@ class FlowPolicyHandle(PolicyHandle):
             path = directory / FLOW_FILE
             self.configure(from_dict(FlowConfig, read_json(path), source=str(path)))
         if (directory / VLM_FOLDER).is_dir():
-            self._vlm_files = _read_vlm(directory / VLM_FOLDER)
+            self._vlm_files = read_vlm(directory / VLM_FOLDER)
 
     @contextlib.contextmanager
     def _without_value_head(self) -> Iterator[ValueHead]:
@@ -268,12 +267,3 @@ class FlowPolicyHandle(PolicyHandle):
             yield head
         finally:
             self.module.add_module(VALUE_HEAD, head)
-
-
-def _read_vlm(folder: Path) -> dict[str, bytes]:
-    """Return settings and tokenizer, not weights: those are in the policy's own file.
-
-    By content: the checkpoint that a policy was loaded from may be gone when it is saved.
-    """
-    files = [file for pattern in VLM_PATTERNS for file in sorted(folder.glob(pattern))]
-    return {f.name: f.read_bytes() for f in files if not f.name.endswith(".index.json")}

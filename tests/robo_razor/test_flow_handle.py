@@ -16,7 +16,7 @@ from toy_policy import NEW
 from robo_razor.actors import PolicyActor
 from robo_razor.config import FlowConfig
 from robo_razor.divergences import compare
-from robo_razor.errors import CheckpointError, ConfigError, PolicyError
+from robo_razor.errors import ConfigError, PolicyError
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.forgetting import measure_kl
 from robo_razor.policies import load_policy
@@ -328,8 +328,40 @@ def test_a_saved_policy_needs_no_other_folder(tmp_path, observed):
     second.save(tmp_path / "two")
     third = load_policy(tmp_path / "two")
     assert np.array_equal(third.act(*observed), first.act(*observed))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(PolicyError, match="cannot be had from the hub") as error:
         load_policy(tmp_path / "policy")
+    assert "Copy that folder" in str(error.value)
+
+
+def test_a_backbone_that_only_the_hub_has_is_named(tmp_path, observed):
+    folder = tmp_path / "policy"
+    tiny_vla.save_tiny_smolvla(folder)
+    for name in ("config.json", "policy_preprocessor.json"):
+        text = (folder / name).read_text().replace(str(tmp_path / "policy-vlm"), "owner/backbone")
+        (folder / name).write_text(
+            text.replace('"load_vlm_weights": false', '"load_vlm_weights": true')
+        )
+    with pytest.raises(PolicyError, match="tokenizer of 'owner/backbone'") as error:
+        load_policy(folder)
+    assert str(folder / "vlm") in str(error.value)
+    shutil.copytree(tmp_path / "policy-vlm", folder / "vlm")
+    handle = load_policy(folder)
+    assert handle.act(*observed).shape == (5, tiny_vla.CHUNK, tiny_vla.A)
+    assert handle.config.vlm_model_name == "owner/backbone"
+    network = handle.module.model.vlm_with_expert
+    assert next(network.vlm.parameters()).dtype == torch.bfloat16  # as LeRobot loads it
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    import robo_razor.policies
+
+    def build(*_):
+        raise ImportError("'transformers' is required but not installed.")
+
+    monkeypatch.setattr(robo_razor.policies, "_build", build)
+    with pytest.raises(PolicyError, match="'transformers' is required") as error:
+        load_policy(folder)
+    assert "robo-razor[vla]" in str(error.value)
 
 
 def test_settings_that_change_actions_elsewhere_have_no_density(folder, tmp_path):
