@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robo_razor.distributions import log_prob_steps
 from robo_razor.environment import take
 from robo_razor.errors import EnvError, unknown_name
 from robo_razor.types import EpisodeRow, Observation
@@ -38,7 +39,8 @@ class Request:
 class Decision:
     """Chunks to execute, and what a record needs of the policy at that moment.
 
-    `label` is the chunk to learn from, where it differs from the one that is executed.
+    `label` is the chunk to learn from, where it differs from the one that is executed. `sample` is
+    what the policy drew, where that is more than the chunk (see `DecisionRecord.actions`).
     """
 
     actions: NDArray[np.float32]
@@ -46,6 +48,7 @@ class Decision:
     inputs: dict[str, Tensor] | None = None
     log_prob: Tensor | None = None
     value: Tensor | None = None
+    sample: Tensor | None = None
 
 
 class Actor(Protocol):
@@ -117,19 +120,25 @@ class PolicyActor:
         else:
             distribution, value = policy.distribution(inputs), None
         if self.mode == "sample":
-            shape = (policy.chunk_size, policy.action_dim)
+            shape = policy.noise_shape
             uniforms = sampling_uniforms(request.rows, request.steps, shape, self.sampling_seed)
-            actions = distribution.sample(uniforms.to(policy.device))
+            sample = distribution.sample(uniforms.to(policy.device))
         else:
-            actions = distribution.mode()
-        chunks = actions.float().cpu().numpy()
+            sample = distribution.mode()
+        chunks = policy.to_actions(sample)
         if not self.record:
             return Decision(chunks)
         inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
         if value is None:
             return Decision(chunks, inputs=inputs)
-        log_prob = distribution.log_prob(actions).float().cpu()
-        return Decision(chunks, inputs=inputs, log_prob=log_prob, value=value.float().cpu())
+        log_prob = log_prob_steps(distribution, sample)
+        return Decision(
+            chunks,
+            inputs=inputs,
+            log_prob=log_prob.float().cpu(),
+            value=value.float().cpu(),
+            sample=sample.float().cpu(),
+        )
 
     def _decide_without_density(self, request: Request) -> Decision:
         """Let a policy act in its own way, which may be random whatever the mode."""

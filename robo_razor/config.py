@@ -32,6 +32,7 @@ __all__ = [
     "EnvConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "FlowConfig",
     "ManifestConfig",
     "PPOConfig",
     "PretrainConfig",
@@ -131,6 +132,24 @@ class CheckpointConfig(Settings):
     """Newest checkpoints kept (>= 1); `best` is kept as well. Evaluations are never deleted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(Settings):
+    """How a flow-matching policy (SmolVLA, pi0, pi0.5) is sampled and trained."""
+
+    SECTION: ClassVar[str] = "flow"
+
+    kernel: Literal["sde", "cps", "inject"] = "sde"
+    """Sampler: `sde` (the flow's marginals), `cps` (coefficient-preserving), `inject` (added)."""
+    noise: float = setting(0.5, above=0.0)
+    """Its noise level (> 0); a KL of denoising paths shrinks with its square."""
+    num_steps: int | None = setting(None, low=1)
+    """Denoising steps (>= 1); None: the policy's own."""
+    kl_paths: int = setting(1, low=1)
+    """Denoising paths per observation from which a KL divergence is estimated (>= 1)."""
+    train: Literal["own", "expert", "all"] = "own"
+    """What is trained: as the policy's `own` settings say, the action `expert` alone, or `all`."""
+
+
 # --- Methods --------------------------------------------------------------------------------------
 
 
@@ -193,6 +212,10 @@ class PPOConfig(Settings):
     """Compute in bfloat16 where the device is faster with it."""
     temperature: float = setting(0.6, above=0.0)
     """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
+    ratio: Literal["step", "chunk"] = "step"
+    """What is clipped: ratios of each denoising `step`, or of the `chunk`; tokens have one step."""
+    micro_batch_size: int | None = setting(None, low=1)
+    """Decisions at once in memory (>= 1), gradients are added up; None: the whole minibatch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +314,8 @@ class FinetuneConfig(Settings):
     """What is measured at step 0 and at every checkpoint."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Which checkpoints stay on disk."""
+    flow: FlowConfig = FlowConfig()
+    """How a flow-matching policy (SmolVLA, pi0, pi0.5) is sampled and trained."""
     ppo: PPOConfig = PPOConfig()
     """Settings of `--method ppo`."""
     reinforce: ReinforceConfig = ReinforceConfig()

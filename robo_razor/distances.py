@@ -172,7 +172,7 @@ def diagonal_fisher(base: Any, probe: ProbeSet, states: int = FISHER_STATES) -> 
     weights = {name: p for name, p in model.module.named_parameters() if name in names}
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     index = evenly(np.arange(len(probe)), states)
-    shape = (len(index), model.chunk_size, model.action_dim)
+    shape = (len(index), *model.noise_shape)
     numbers = generator("fisher").random(shape).clip(2.0**-25, 1.0 - 2.0**-25)
     uniforms = torch.from_numpy(numbers).to(model.device)
     for row, state in enumerate(index):
@@ -278,7 +278,7 @@ def _batches(policy: Any, probe: ProbeSet) -> Iterator[list[tuple[Tensor, Tensor
         inputs = probe.rows(start, start + size, policy.device)
         rows = min(size, len(probe) - start)
         with _watch_linear_layers(policy.module) as calls:
-            policy.distribution(inputs)
+            policy.distribution(inputs).mode()
         # A policy may fill its batch up with more rows.
         yield [(read[:rows], written[:rows]) for read, written in calls]
 

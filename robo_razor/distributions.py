@@ -19,7 +19,12 @@ KLKind = Literal["exact", "closed form", "upper bound"]
 
 
 class ActionDistribution(Protocol):
-    """Distribution of action chunks [B, H, A] given B observations."""
+    """Distribution of action chunks [B, H, A] given B observations.
+
+    A *sample* may be more than the chunk, such as the denoising path to it: then `uniforms` have
+    the policy's `noise_shape`, `log_prob` is that of the sample, and the policy's `to_actions`
+    gives the chunk. Such a distribution also has `log_prob_steps`.
+    """
 
     @property
     def kl_kind(self) -> KLKind:
@@ -39,6 +44,17 @@ class ActionDistribution(Protocol):
 
     def kl(self, other: Any) -> Tensor:
         """Return KL(self || other) [B]; `other` is a distribution of the same kind."""
+
+
+def log_prob_steps(distribution: Any, sample: Tensor) -> Tensor:
+    """Return the log-probability of every random step that led to a sample.
+
+    Returns:
+        float [B, K], or [B] for a distribution that draws the chunk at once.
+    """
+    steps = getattr(distribution, "log_prob_steps", distribution.log_prob)
+    found: Tensor = steps(sample)
+    return found
 
 
 class TokenChunkDistribution:

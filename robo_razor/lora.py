@@ -27,7 +27,8 @@ class LowRankLinear(nn.Linear):
 
     def updated_weight(self) -> Tensor:
         """Return the weight with its update."""
-        return self.weight + self.lora_scale * (self.lora_up @ self.lora_down)
+        update = self.lora_scale * (self.lora_up @ self.lora_down)
+        return (self.weight + update).to(self.weight.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer with its updated weight."""
@@ -72,7 +73,7 @@ def merge_lora(module: nn.Module) -> None:
     """Write every low-rank update of `module` into its weight and remove it."""
     for layer in module.modules():
         if isinstance(layer, LowRankLinear):
-            layer.weight.copy_(layer.updated_weight())
+            layer.weight.data = layer.updated_weight()  # others may share the old one's memory
             del layer.lora_down, layer.lora_up, layer.lora_scale
             layer.__class__ = nn.Linear  # type: ignore[assignment]
 

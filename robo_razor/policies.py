@@ -1,6 +1,6 @@
 """From a name, a checkpoint or a hub id to a policy, and from settings to a new one.
 
-With `policy_handle`, the only module that imports LeRobot's policy API. LeRobot is imported inside
+With `flow.families`, the only module that imports LeRobot's policy API. LeRobot is imported inside
 the functions, because that takes seconds.
 """
 
@@ -20,9 +20,13 @@ from typing import Any
 import torch
 
 from robo_razor.errors import CheckpointError, PolicyError, unknown_name
+from robo_razor.flow.families import is_flow_policy
+from robo_razor.flow.handle import FlowPolicyHandle
+from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
 from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
 
 __all__ = [
+    "FlowPolicyHandle",
     "PolicyHandle",
     "TokenPolicyHandle",
     "create_policy",
@@ -114,8 +118,17 @@ def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
     _check_config_file(directory)
     try:
         module, preprocessor, postprocessor = _load_from_directory(directory, device)
+        handle = _make_handle(module, preprocessor, postprocessor, str(name_or_path), device)
+        handle.load_extras(directory)
     except (PolicyError, CheckpointError):
         raise
+    except ImportError as error:
+        raise PolicyError(
+            f"The policy in {directory} needs a package that is not installed: "
+            f"{_first_line(error)}",
+            remedy='SmolVLA, pi0 and pi0.5 come with `pip install "robo-razor[vla]"`; for others '
+            "install LeRobot's extra of that name.",
+        ) from error
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
         raise CheckpointError(
             f"The policy in {directory} cannot be loaded: {type(error).__name__}: "
@@ -123,7 +136,7 @@ def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
             remedy="The checkpoint is incomplete or was made by another version; take another "
             "checkpoint of the run.",
         ) from error
-    return _make_handle(module, preprocessor, postprocessor, str(name_or_path), device)
+    return handle
 
 
 def create_policy(
@@ -182,7 +195,9 @@ def _make_handle(
 ) -> PolicyHandle:
     """Choose the handle by what the policy offers."""
     has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
-    kind = TokenPolicyHandle if has_tokens else PolicyHandle
+    kind: type[PolicyHandle] = TokenPolicyHandle if has_tokens else PolicyHandle
+    if is_flow_policy(module):
+        kind = FlowPolicyHandle
     return kind(module.eval(), preprocessor, postprocessor, name, device)
 
 
@@ -229,15 +244,60 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
     _check_weights_file(directory / WEIGHTS_FILE)
     config = PreTrainedConfig.from_pretrained(directory)
     config.device = device
-    with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where the weights come from.
-        module = get_policy_class(config.type).from_pretrained(
-            directory, config=config, strict=True
-        )
-    override = {"device_processor": {"device": device}}
-    processors = make_pre_post_processors(
-        config, pretrained_path=str(directory), preprocessor_overrides=override
+    override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
+    missing = missing_vlm(config, directory)
+    with local_vlm(config, directory) as vlm:
+        if vlm is not None:
+            override["tokenizer_processor"] = {"tokenizer_name": vlm}
+        try:
+            module = _build(get_policy_class(config.type), directory, config)
+            preprocessor, postprocessor = make_pre_post_processors(
+                config, pretrained_path=str(directory), preprocessor_overrides=override
+            )
+        except OSError as error:
+            if missing is None:
+                raise
+            raise _no_backbone(directory, missing, error) from error
+    if vlm is not None:
+        match_precision(module)
+        for step in preprocessor.steps:  # what is saved again names the folder that it named
+            if getattr(step, "tokenizer_name", None):
+                step.tokenizer_name = backbone(config)
+    return module, preprocessor, postprocessor
+
+
+def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:
+    """Say that a backbone's settings are missing, and how to bring them."""
+    target = directory / VLM_FOLDER
+    remedy = (
+        f"Where there is a network, `hf download {missing} --exclude '*.safetensors'`, and copy "
+        f"what it fetched to {target}."
     )
-    return module, *processors
+    if missing.count("/") > 1:  # a folder of another time or machine
+        remedy = f"Copy that folder's settings and tokenizer to {target}."
+    return PolicyError(
+        f"The policy in {directory} needs the settings and the tokenizer of {missing!r}, which is "
+        f"no folder here and cannot be had from the hub: {_first_line(error)}",
+        remedy=remedy,
+    )
+
+
+def _build(policy_class: Any, directory: Path, config: Any) -> Any:
+    """Return a policy with its weights.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # LeRobot prints where the weights come from.
+        module = policy_class.from_pretrained(directory, config=config, strict=True)
+    _, found, reason = printed.getvalue().partition("ould not load state dict")
+    if found:  # pi0 and pi0.5 print this and go on with random weights.
+        raise CheckpointError(
+            f"The weights in {directory} do not fit the policy: {reason.strip(': ')[:300]}",
+            remedy="Take another checkpoint, or one that this version of LeRobot wrote.",
+        )
+    return module
 
 
 def _check_weights_file(path: Path) -> None:

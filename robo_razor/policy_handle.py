@@ -1,8 +1,9 @@
 """What the toolkit needs of a policy: to prepare, act, give densities, train, copy and save.
 
 A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categorical action tokens)
-gets a `TokenPolicyHandle` with exact densities; every other LeRobot policy gets a `PolicyHandle`,
-which can act and be cloned but has no density. No concrete policy is known here.
+gets a `TokenPolicyHandle` with exact densities, a flow-matching one a `flow.handle` with those of
+its denoising paths; every other LeRobot policy gets a `PolicyHandle`, which can act and be cloned
+but has no density. No concrete policy is known here.
 
 Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
 S state.
@@ -22,6 +23,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robo_razor.config import FlowConfig
 from robo_razor.distributions import ActionDistribution, TokenChunkDistribution
 from robo_razor.errors import PolicyEnvMismatchError, PolicyError
 from robo_razor.lora import add_lora, has_lora, merge_lora
@@ -87,6 +89,14 @@ class PolicyHandle:
     def image_size(self) -> int:
         """Return the height of the images, pixels."""
         return self.image_shape[0]
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Return the shape of the uniform numbers that one sampled decision takes."""
+        return self.chunk_size, self.action_dim
+
+    def configure(self, flow: FlowConfig) -> None:
+        """Take over how a flow policy is sampled and trained; others have nothing to take."""
 
     # Observations ---------------------------------------------------------------------------
 
@@ -169,6 +179,14 @@ class PolicyHandle:
         chunk = self.postprocessor(self.module.predict_action_chunk(batch))
         return np.asarray(chunk[:, : self.chunk_size].float().cpu().numpy(), dtype=np.float32)
 
+    def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
+        """Return the chunks to execute, float32 [B, H, A] in the environment's units.
+
+        Args:
+            sample: What the policy's distribution returned as a sample or as its mode.
+        """
+        return np.asarray(sample.float().cpu().numpy(), dtype=np.float32)
+
     def distribution(self, batch: dict[str, Tensor]) -> ActionDistribution:
         """Return the distribution of the executed chunk.
 
@@ -191,7 +209,8 @@ class PolicyHandle:
         return PolicyError(
             f"The policy {self.name!r} (type {self.config.type!r}) has no action density, so it "
             "has no log-probability, no KL divergence and no PPO.",
-            allowed="policies with categorical action tokens, such as razor-base",
+            allowed="policies with categorical action tokens, such as razor-base, and "
+            "flow-matching ones (smolvla, pi0, pi05)",
             remedy="Fine-tune it with --method bc, or choose another --policy.",
         )
 
@@ -241,13 +260,14 @@ class PolicyHandle:
         self.module.requires_grad_(False)
         for parameter in value:
             parameter.requires_grad_(True)
+        return add_lora(self.lora_layers(), rank, scale)
+
+    def lora_layers(self) -> list[nn.Linear]:
+        """Return the linear layers that get low-rank updates: all, unless the policy says which."""
         targets = getattr(self.module, "lora_targets", None)
-        layers = (
-            targets()
-            if targets is not None
-            else [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
-        )
-        return add_lora(layers, rank, scale)
+        if targets is not None:
+            return list(targets())
+        return [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
 
     def merge_lora(self) -> None:
         """Write the low-rank updates into the weights."""
@@ -272,6 +292,12 @@ class PolicyHandle:
         module.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         self.postprocessor.save_pretrained(folder)
+
+    def load_extras(self, directory: Path) -> None:
+        """Read what `save` wrote beside LeRobot's files."""
+
+    def share_frozen(self, base: PolicyHandle) -> None:
+        """Let parameters that are not trained use the memory of the base's."""
 
     # Environments ---------------------------------------------------------------------------
 

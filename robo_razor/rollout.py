@@ -372,11 +372,13 @@ class _Recorder:
             key: torch.cat([_tensor(d.inputs, key) for d in self.decisions])[order]
             for key in first.inputs
         }
-        actions = np.concatenate([d.actions for d in self.decisions])
+        samples = [
+            torch.from_numpy(d.actions) if d.sample is None else d.sample for d in self.decisions
+        ]
         rewards = np.concatenate(self.rewards).astype(np.float32)
         return DecisionRecord(
             inputs=inputs,
-            actions=torch.from_numpy(actions)[order],
+            actions=torch.cat(samples)[order],
             log_prob=_joined([d.log_prob for d in self.decisions], order),
             value=_joined([d.value for d in self.decisions], order),
             reward=torch.from_numpy(rewards)[order],

@@ -132,20 +132,18 @@ class Trainer:
         console: Console,
         stack: contextlib.ExitStack,
     ) -> None:
-        from robo_razor.policies import load_policy
-
         self.config, self.console, self.threads = config, console, threads
         # The workers need the cores while episodes run.
         self.rollout_threads = max(1, threads - config.env.num_workers)
         device = resolve_device(config.device)
-        self.base = load_policy(config.policy, device).frozen_copy()
+        self.base = self._load(config.policy, device).frozen_copy()
         method = METHODS.get(config.method)
         if method.needs_density and not self.base.has_density:
             raise PolicyError(
                 f"The policy {config.policy!r} has no action density, which the method "
                 f"{config.method!r} needs",
                 remedy="Clone it instead (`--method bc`), or choose a policy with action tokens "
-                "such as razor-base.",
+                "such as razor-base, or a flow-matching one (smolvla, pi0, pi05).",
             )
         self.env = self._make_env()
         stack.callback(lambda: self.env.close())
@@ -157,6 +155,7 @@ class Trainer:
         self.policy = self._tuned_policy(device)
         if config.freeze_vision and hasattr(self.policy, "freeze_vision"):
             self.policy.freeze_vision()
+        self.policy.share_frozen(self.base)
         self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior)
         self.method: Method = method(config, self.policy, self.base, self._services())
         self.log: RunLog | None = None
@@ -344,11 +343,9 @@ class Trainer:
 
     def _tuned_policy(self, device: str) -> Any:
         """Return the policy to tune, at a resumed run as it was at the last checkpoint."""
-        from robo_razor.policies import load_policy
-
         rank = int(getattr(self.config.method_config, "lora_rank", 0))
         if rank:
-            policy = load_policy(self.config.policy, device)
+            policy = self._load(self.config.policy, device)
             torch.manual_seed(derive(self.config.seed, "lora"))
             policy.add_lora(rank)
             if self.config.resume:
@@ -362,8 +359,16 @@ class Trainer:
         if self.config.resume:
             step = self.run_directory.last_step()
             source = str(self.run_directory.pretrained_model(int(step or 0)))
-        policy = load_policy(source, device)
+        policy = self._load(source, device)
         policy.name = self.config.policy
+        return policy
+
+    def _load(self, source: str, device: str) -> Any:
+        """Return a policy that is sampled and trained as the settings say."""
+        from robo_razor.policies import load_policy
+
+        policy = load_policy(source, device)
+        policy.configure(self.config.flow)
         return policy
 
     def _make_env(self) -> Any:

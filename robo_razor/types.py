@@ -54,8 +54,10 @@ class DecisionRecord:
 
     Attributes:
         inputs: Prepared policy inputs, tensors of first axis M; images stay uint8.
-        actions: float32 [M, H, A], the commanded chunk.
-        log_prob: float32 [M], log-density of the chunk under the acting policy (nats), or None.
+        actions: What the policy drew: float32 [M, H, A], the commanded chunk, or for a policy that
+            denoises, the path to it, float32 [M, K + 1, ...].
+        log_prob: float32 [M], log-density of the sample under the acting policy (nats), or [M, K]
+            of each of its denoising steps, or None.
         value: float32 [M], the acting policy's value, or None.
         reward: float32 [M], sum over the executed chunk.
         offsets: int64 [E + 1]; episode e owns decisions offsets[e]:offsets[e + 1].

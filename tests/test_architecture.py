@@ -74,6 +74,11 @@ FORBIDDEN = (
         ("gymnasium", "mujoco"),
         "a method sees batches, not environments",
     ),
+    (
+        "robo_razor.flow",
+        ("gymnasium", "mujoco"),
+        "a sampler sees batches, not environments",
+    ),
 )
 """(importer, what it must not import even lazily, why)."""
 
@@ -212,11 +217,18 @@ def test_cheap_modules_import_nothing_heavy(module):
         queue.extend(item for item in found if item.startswith("robo_razor"))
 
 
-def test_lerobot_policies_are_loaded_in_one_place():
+POLICY_IMPORTERS = {
+    "robo_razor.policies": "loads and makes policies",
+    "robo_razor.flow.families": "builds attention masks as LeRobot's own samplers do",
+}
+"""Which module may import LeRobot's policy API, and what for."""
+
+
+def test_lerobot_policies_are_known_to_few():
     broken = [
-        f"{name} must not import lerobot.policies because robo_razor.policies is the only importer"
+        f"{name} must not import lerobot.policies because only {', '.join(POLICY_IMPORTERS)} do"
         for name, file in modules().items()
-        if name.startswith("robo_razor.") and name != "robo_razor.policies"
+        if name.startswith("robo_razor.") and name not in POLICY_IMPORTERS
         if any(is_in(imported, "lerobot.policies") for imported in imports(name, file))
     ]
     assert not broken, "\n".join(broken)

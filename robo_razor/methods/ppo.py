@@ -15,6 +15,11 @@ Differences from Schulman et al. 2017 and why:
   per update and bounded to a factor of 10 around the setting).
 - With a `temperature` the KL penalty is between the sampled distributions.
 - The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
+
+A policy that denoises makes a decision in K random steps. With `ratio="step"` each step's ratio is
+clipped by itself, as in Flow-GRPO (arXiv 2505.05470) and pi_RL (arXiv 2510.25889): the ratio of the
+whole chunk is their product, and leaves the clip range at once. Unlike there, steps are summed, so
+that at equal weights the gradient, and always `approx_kl` and the KL penalty, are per decision.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from robo_razor.advantages import (
     normalise,
 )
 from robo_razor.config import FinetuneConfig, PPOConfig
+from robo_razor.distributions import log_prob_steps
 from robo_razor.errors import ConfigError
 from robo_razor.methods import METHODS, MethodState, Metrics, Services, autocast
 from robo_razor.methods.on_policy import OnPolicyMethod
@@ -56,9 +62,11 @@ def ppo_policy_loss(
 
     L = -mean(min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)),  r = exp(log_prob - old_log_prob)
 
+    With K steps per decision, r is a step's ratio, and the terms of a decision are summed.
+
     Args:
-        log_prob: float [B], of the chunk under the policy that is tuned.
-        old_log_prob: float [B], under the policy that collected it.
+        log_prob: float [B] or [B, K], of the chunk or its steps under the policy that is tuned.
+        old_log_prob: The same under the policy that collected it.
         advantages: float [B].
         clip_low: Ratios below 1 - clip_low get no gradient where that would lower them further.
         clip_high: Likewise above 1 + clip_high.
@@ -67,13 +75,16 @@ def ppo_policy_loss(
         The loss (scalar) and detached scalars: `approx_kl` = mean((r - 1) - log r), an estimate of
         KL(old || new) that is never negative, `clip_fraction`, `ratio_max`.
     """
+    steps = log_prob.shape[1] if log_prob.ndim == 2 else 1
+    if log_prob.ndim == 2:
+        advantages = advantages[:, None]
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean() * steps
     with torch.no_grad():
         diagnostics = {
-            "approx_kl": ((ratio - 1.0) - log_ratio).mean(),
+            "approx_kl": ((ratio - 1.0) - log_ratio).mean() * steps,
             "clip_fraction": (ratio != clipped).float().mean(),
             "ratio_max": ratio.max(),
         }
@@ -87,7 +98,7 @@ def value_loss(value: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """What an update learns from; all float [M]."""
+    """What an update learns from; all float [M], `old_log_prob` maybe [M, K] of every step."""
 
     advantages: Tensor
     returns: Tensor
@@ -111,7 +122,7 @@ def compute_targets(batch: EpisodeBatch, config: PPOConfig) -> Targets:
         useful = advantages != 0
         # Scaled over what is learnt from, and not shifted: 0 stays "nothing to learn here".
         scale = advantages[useful].square().mean().sqrt() if useful.any() else torch.ones(())
-        return Targets(advantages / scale, returns, record.log_prob)
+        return Targets(advantages / scale, returns, _by_ratio(record.log_prob, config))
     advantages, returns = episode_gae(
         record.reward,
         record.value,
@@ -121,7 +132,12 @@ def compute_targets(batch: EpisodeBatch, config: PPOConfig) -> Targets:
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
     )
-    return Targets(normalise(advantages), returns, record.log_prob)
+    return Targets(normalise(advantages), returns, _by_ratio(record.log_prob, config))
+
+
+def _by_ratio(log_prob: Tensor, config: PPOConfig) -> Tensor:
+    """Return log-probabilities [B] or [B, K] as the ratio that is clipped needs them."""
+    return log_prob.sum(-1) if log_prob.ndim == 2 and config.ratio == "chunk" else log_prob
 
 
 @METHODS.register("ppo")
@@ -231,23 +247,43 @@ class PPO(OnPolicyMethod):
         self, record: DecisionRecord, targets: Targets, rows: Tensor, warming_up: bool
     ) -> Metrics:
         """Make one gradient step, unless the policy has already moved by `target_kl`."""
+        ppo = self.ppo
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: Metrics = {}
+        for part in torch.split(rows, ppo.micro_batch_size or len(rows)):
+            share = len(part) / len(rows)
+            loss, found = self._loss(record, targets, part, warming_up)
+            maxima = {"ratio_max": max(sums.get("ratio_max", 0.0), found["ratio_max"])}
+            sums = {key: sums.get(key, 0.0) + share * x for key, x in found.items()} | maxima
+            # No term of it is negative, so what is still to come cannot lower it.
+            if ppo.target_kl is not None and sums["approx_kl"] > ppo.target_kl and not warming_up:
+                self.optimizer.zero_grad(set_to_none=True)
+                return {"approx_kl": sums["approx_kl"], "stopped": 1.0}
+            self._check_finite(loss)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+        policy_norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, ppo.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.value_parameters, ppo.max_grad_norm)
+        self.optimizer.step()
+        return sums | {"grad_norm": float(policy_norm)}
+
+    def _loss(
+        self, record: DecisionRecord, targets: Targets, rows: Tensor, warming_up: bool
+    ) -> tuple[Tensor, Metrics]:
+        """Return the loss of some decisions (a mean) and their diagnostics (means, one maximum)."""
         ppo, device = self.ppo, self.policy.device
         inputs = {key: tensor[rows].to(device) for key, tensor in record.inputs.items()}
         with autocast(device, ppo.bf16):
             distribution, value = self.policy.distribution_and_value(
                 inputs, value_detach=ppo.detach_value or warming_up
             )
-        log_prob = distribution.log_prob(record.actions[rows].to(device))
+            log_prob = log_prob_steps(distribution, record.actions[rows].to(device))
         policy_loss, found = ppo_policy_loss(
-            log_prob,
+            _by_ratio(log_prob, ppo),
             targets.old_log_prob[rows].to(device),
             targets.advantages[rows].to(device),
             clip_low=ppo.clip_low,
             clip_high=ppo.clip_high,
         )
-        approx_kl = float(found["approx_kl"])
-        if ppo.target_kl is not None and approx_kl > ppo.target_kl and not warming_up:
-            return {"approx_kl": approx_kl, "stopped": 1.0}
         entropy = distribution.entropy().mean()
         critic_loss = value_loss(value.float(), targets.returns[rows].to(device))
         loss = torch.zeros((), device=device)
@@ -257,22 +293,15 @@ class PPO(OnPolicyMethod):
             loss = loss + policy_loss - ppo.ent_coef * entropy
             if ppo.kl_coef > 0.0:
                 loss = loss + ppo.kl_coef * self._penalty(distribution, inputs)
-        self._check_finite(loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        policy_norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, ppo.max_grad_norm)
-        torch.nn.utils.clip_grad_norm_(self.value_parameters, ppo.max_grad_norm)
-        self.optimizer.step()
-        return {
+        return loss, {
             "policy_loss": float(policy_loss.detach()),
             "value_loss": float(critic_loss.detach()),
             "entropy": float(entropy.detach()),
-            "grad_norm": float(policy_norm),
             **{key: float(tensor) for key, tensor in found.items()},
         }
 
     def _penalty(self, distribution: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the exact KL to the base, averaged over the minibatch (scalar)."""
+        """Return the KL to the base (or its bound), averaged over the minibatch (scalar)."""
         with torch.no_grad():
             base = self.base.distribution(inputs)
         divergence: Tensor = (
@@ -282,14 +311,15 @@ class PPO(OnPolicyMethod):
 
     @torch.no_grad()
     def _log_probs(self, record: DecisionRecord) -> Tensor:
-        """Return the log-probabilities float [M] of the record in the update's precision."""
+        """Return log-probabilities as `Targets` has them, in the update's precision."""
         parts = []
         for start in range(0, len(record), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
             inputs = {k: t[rows].to(self.policy.device) for k, t in record.inputs.items()}
             with autocast(self.policy.device, self.ppo.bf16):
                 distribution = self.policy.distribution(inputs)
-            parts.append(distribution.log_prob(record.actions[rows].to(self.policy.device)).cpu())
+                sample = record.actions[rows].to(self.policy.device)
+                parts.append(_by_ratio(log_prob_steps(distribution, sample), self.ppo).cpu())
         return torch.cat(parts)
 
     def _learn_metrics(

@@ -1,0 +1,1 @@
+"""Flow-matching policies as stochastic policies: kernels, adapters, distribution, handle."""

@@ -1,0 +1,77 @@
+"""Observations that are encoded when they are needed, in batches of one size.
+
+Matrix products of another batch size round differently, so without the fixed size an episode's
+outcome would depend on how many environments run beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robo_razor.flow.families import FlowAdapter, Prefix
+
+Work = Callable[..., tuple[Tensor, ...]]
+
+
+class Observations:
+    """B prepared observations of one policy.
+
+    Args:
+        adapter: Encodes them.
+        batch: Policy inputs, tensors of first axis B.
+        size: Rows per inference without gradients, filled up where there are fewer.
+    """
+
+    def __init__(self, adapter: FlowAdapter, batch: dict[str, Tensor], size: int) -> None:
+        self.adapter, self.batch, self.size = adapter, batch, size
+        self._kept: list[Prefix] = []
+        self._with_gradient: Prefix | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.batch.values())))
+
+    def keep(self) -> None:
+        """Remember what is encoded: for observations that are soon forgotten themselves."""
+        if not torch.is_grad_enabled() and not self._kept:
+            self._kept = [self.adapter.encode(self._rows(rows)) for rows in self._blocks()]
+
+    def run(self, work: Work, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return what `work(prefix, *rows of the tensors)` makes of all observations.
+
+        With gradients enabled everything is one batch, which is encoded once.
+
+        Args:
+            work: Returns tensors whose first axis is that of the prefix.
+            *tensors: Further arguments of first axis B.
+        """
+        if torch.is_grad_enabled():
+            if self._with_gradient is None:
+                self._with_gradient = self.adapter.encode(policy_batch(self.batch))
+            return work(self._with_gradient, *tensors)
+        parts = []
+        for block, rows in enumerate(self._blocks()):
+            kept = self._kept[block] if self._kept else self.adapter.encode(self._rows(rows))
+            parts.append(work(kept, *(tensor[rows] for tensor in tensors)))
+        count = len(self)
+        return tuple(torch.cat(part)[:count] for part in zip(*parts, strict=True))
+
+    def _blocks(self) -> list[Tensor]:
+        """Return the rows of every inference; the last row fills the last one up."""
+        count, size = len(self), self.size
+        device = next(iter(self.batch.values())).device
+        index = torch.arange(-(-count // size) * size, device=device).clamp(max=count - 1)
+        return list(index.view(-1, size))
+
+    def _rows(self, rows: Tensor) -> dict[str, Tensor]:
+        return policy_batch({key: value[rows] for key, value in self.batch.items()})
+
+
+def policy_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn images that were kept as uint8 [B, W, W, 3] into float32 [B, 3, W, W] in [0, 1]."""
+    return {
+        key: value.permute(0, 3, 1, 2).float() / 255.0 if value.dtype == torch.uint8 else value
+        for key, value in batch.items()
+    }

@@ -1,0 +1,269 @@
+"""A flow-matching policy of LeRobot with a density, a critic and a divergence from its base.
+
+Beside LeRobot's files a saved policy has `value_head.safetensors` (the critic), `flow.json` (how it
+is sampled) and, where the policy names a local folder for its vision-language model, a copy of that
+folder's settings and tokenizer in `vlm/`. LeRobot reads none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robo_razor.config import FlowConfig, from_dict, to_dict
+from robo_razor.errors import PolicyError
+from robo_razor.files import read_json, write_bytes, write_json
+from robo_razor.flow.distribution import FlowChunkDistribution
+from robo_razor.flow.encoding import Observations, policy_batch
+from robo_razor.flow.families import (
+    TOKEN_MASK,
+    TOKENS,
+    FlowAdapter,
+    make_adapter,
+    parameters_of,
+)
+from robo_razor.flow.kernels import Schedule, make_schedule
+from robo_razor.flow.value import ValueHead
+from robo_razor.flow.vlm import VLM_FOLDER, named_vlm, read_vlm
+from robo_razor.lora import LowRankLinear
+from robo_razor.policy_handle import PolicyHandle
+
+VALUE_HEAD = "value_head"
+VALUE_FILE = "value_head.safetensors"
+FLOW_FILE = "flow.json"
+
+
+class FlowPolicyHandle(PolicyHandle):
+    """A flow-matching policy whose sampler is stochastic: paths with densities.
+
+    Greedy actions are those of the policy's own sampler from zero noise. `temperature` is not read:
+    how far samples spread is `FlowConfig.noise`.
+    """
+
+    has_density = True
+
+    def __init__(
+        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
+    ) -> None:
+        super().__init__(module, preprocessor, postprocessor, name, device)
+        self.flow = FlowConfig()
+        self._own_training = {n: p.requires_grad for n, p in module.named_parameters()}
+        head = ValueHead(self.adapter.feature_dim).to(self.device)
+        module.add_module(VALUE_HEAD, head)
+        module.value_parameters = head.parameters  # as token policies have it
+        visual = module.config.normalization_mapping.get("VISUAL")
+        vlm = named_vlm(module.config)
+        self._vlm_files = {} if vlm is None else read_vlm(vlm)
+        self._keep_bytes = getattr(visual, "value", "IDENTITY") == "IDENTITY"
+
+    @property
+    def adapter(self) -> FlowAdapter:
+        """Return the policy as the sampler sees it."""
+        return make_adapter(self.module)
+
+    @property
+    def value_head(self) -> ValueHead:
+        """Return the critic."""
+        head: ValueHead = getattr(self.module, VALUE_HEAD)
+        return head
+
+    @property
+    def schedule(self) -> Schedule:
+        """Return the stochastic sampler that the settings ask for."""
+        num_steps = self.flow.num_steps or self.adapter.num_steps
+        return make_schedule(self.flow.kernel, num_steps, self.flow.noise)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Return the shape (K + 1, H, D) of the uniform numbers of one decision."""
+        adapter = self.adapter
+        return len(self.schedule) + 1, adapter.horizon, adapter.padded_dim
+
+    def configure(self, flow: FlowConfig) -> None:
+        """Take over how the policy is sampled, and which of its parts are trained."""
+        make_schedule(flow.kernel, flow.num_steps or 1, flow.noise)  # refuses what cannot be
+        self.flow = flow
+        for name, parameter in self.module.named_parameters():
+            if name in self._own_training:
+                parameter.requires_grad_(self._own_training[name] or flow.train == "all")
+        if flow.train == "expert":
+            for parameter in parameters_of(self.adapter.prefix_modules()):
+                parameter.requires_grad_(False)
+
+    # Observations and actions ---------------------------------------------------------------
+
+    def prepare(
+        self, observation: dict[str, Any], instructions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Turn host observations into the policy's inputs.
+
+        Images stay uint8 [N, W, W, 3] where the policy does not normalise them. Instructions are
+        padded to the policy's longest, so that inputs of different times fit together.
+        """
+        if self._keep_bytes:
+            host = {"task": list(instructions), **self._host_state(observation)}
+            batch = self._observations(self.preprocessor(host))
+            for key, camera in zip(self._image_keys, self.camera_names, strict=True):
+                images = np.array(observation["pixels"][camera])
+                batch[key] = torch.from_numpy(images).to(self.device)
+        else:
+            batch = super().prepare(observation, instructions)
+        for key in (TOKENS, TOKEN_MASK):
+            missing = int(self.config.tokenizer_max_length) - batch[key].shape[1]
+            batch[key] = F.pad(batch[key], (0, max(0, missing)))
+        batch[TOKEN_MASK] = batch[TOKEN_MASK].bool()
+        return batch
+
+    def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
+        """Return the chunks to execute, float32 [B, H, A], of paths or of greedy actions."""
+        if sample.ndim == 4:
+            sample = self._chunk_to_actions(sample[:, -1, :, : self.adapter.action_dim])
+        return np.asarray(sample.float().cpu().numpy(), dtype=np.float32)
+
+    def _chunk_to_actions(self, chunk: Tensor) -> Tensor:
+        actions: Tensor = self.postprocessor(chunk[:, : self.chunk_size])
+        return actions
+
+    # Acting ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: dict[str, Any],
+        instructions: Sequence[str],
+        mode: Literal["greedy", "sample"] = "greedy",
+        uniforms: Tensor | NDArray[Any] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the action chunks to execute; see `PolicyHandle.act`.
+
+        Args:
+            observation: Host observations of N environments.
+            instructions: One instruction per environment.
+            mode: "greedy" for the policy's own sampler from zero noise.
+            uniforms: Numbers in (0, 1) [N, *noise_shape] that "sample" turns into actions.
+
+        Raises:
+            PolicyError: If `mode` is "sample" and there are no `uniforms`.
+        """
+        distribution = self.distribution(self.prepare(observation, instructions))
+        if mode == "greedy":
+            return self.to_actions(distribution.mode())
+        if uniforms is None:
+            raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
+        numbers = torch.as_tensor(uniforms, device=self.device)
+        return self.to_actions(distribution.sample(numbers))
+
+    def distribution(self, batch: dict[str, Tensor]) -> FlowChunkDistribution:
+        """Return the distribution of the paths to the chunk; nothing is computed yet."""
+        return self._distribution(Observations(self.adapter, batch, self.inference_batch))
+
+    def distribution_and_value(
+        self, batch: dict[str, Tensor], value_detach: bool = True
+    ) -> tuple[FlowChunkDistribution, Tensor]:
+        """Return the distribution of the paths to the chunk and the value [B].
+
+        Args:
+            batch: Prepared observations.
+            value_detach: Let no gradient of the value reach what the actions depend on.
+        """
+        observations = Observations(self.adapter, batch, self.inference_batch)
+        observations.keep()
+
+        def evaluate(prefix: Any) -> tuple[Tensor]:
+            features = prefix.features.detach() if value_detach else prefix.features
+            return (self.value_head(features),)
+
+        (value,) = observations.run(evaluate)
+        return self._distribution(observations), value
+
+    def _distribution(self, observations: Observations) -> FlowChunkDistribution:
+        return FlowChunkDistribution(
+            observations,
+            self.schedule,
+            to_actions=self._chunk_to_actions,
+            kl_paths=self.flow.kl_paths,
+        )
+
+    # Training -------------------------------------------------------------------------------
+
+    def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Return the policy's own flow-matching loss and its parts; see `PolicyHandle.bc_loss`."""
+        return super().bc_loss(policy_batch(batch))
+
+    def freeze_vision(self) -> None:
+        """Stop training the image encoder."""
+        self.adapter.vision().requires_grad_(False)
+
+    def lora_layers(self) -> list[nn.Linear]:
+        """Return the action expert's linear layers: the prefix stays that of the base."""
+        modules = [m for part in self.adapter.expert_modules() for m in part.modules()]
+        return [layer for layer in modules if isinstance(layer, nn.Linear)]
+
+    # Copies and files -----------------------------------------------------------------------
+
+    def frozen_copy(self) -> FlowPolicyHandle:
+        """Return a copy in evaluation mode that takes no gradient; what is frozen is shared."""
+        low_rank = {
+            id(layer.weight) for layer in self.module.modules() if isinstance(layer, LowRankLinear)
+        }
+        shared = {
+            id(p): p
+            for p in self.module.parameters()
+            if not p.requires_grad and id(p) not in low_rank
+        }
+        frozen = copy.copy(self)
+        frozen.module = copy.deepcopy(self.module, shared)
+        frozen.merge_lora()
+        frozen.module.eval().requires_grad_(False)
+        return frozen
+
+    def share_frozen(self, base: PolicyHandle) -> None:
+        """Let parameters that are not trained use the memory of the base's equal ones."""
+        theirs = dict(base.module.named_parameters())
+        for name, mine in self.module.named_parameters():
+            if not mine.requires_grad and torch.equal(mine, theirs[name]):
+                mine.data = theirs[name].data
+
+    def save(self, directory: str | Path) -> None:
+        """Write the policy in LeRobot's layout and our files beside it."""
+        from safetensors.torch import save_file
+
+        with self._without_value_head() as head:
+            super().save(directory)
+        folder = Path(directory)
+        state = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
+        save_file(state, folder / VALUE_FILE)
+        write_json(folder / FLOW_FILE, to_dict(self.flow))
+        for name, data in self._vlm_files.items():
+            write_bytes(folder / VLM_FOLDER / name, data)
+
+    def load_extras(self, directory: Path) -> None:
+        """Read what `save` wrote beside LeRobot's files, where it is there."""
+        from robo_razor.training_state import load_tensors
+
+        if (directory / VALUE_FILE).is_file():
+            self.value_head.load_state_dict(load_tensors(directory / VALUE_FILE))
+        if (directory / FLOW_FILE).is_file():
+            path = directory / FLOW_FILE
+            self.configure(from_dict(FlowConfig, read_json(path), source=str(path)))
+        if (directory / VLM_FOLDER).is_dir():
+            self._vlm_files = read_vlm(directory / VLM_FOLDER)
+
+    @contextlib.contextmanager
+    def _without_value_head(self) -> Iterator[ValueHead]:
+        """Take the critic off the policy: LeRobot refuses or ignores weights it does not know."""
+        head = self.value_head
+        delattr(self.module, VALUE_HEAD)
+        try:
+            yield head
+        finally:
+            self.module.add_module(VALUE_HEAD, head)

@@ -1,0 +1,86 @@
+"""The folder of a vision-language model that a policy names, kept inside the policy's own folder.
+
+LeRobot's SmolVLA reads the settings and the tokenizer of its backbone from a folder or hub id that
+its configuration names, and stops where that is not at hand. Beside a saved policy we keep a copy,
+without weights (those are in the policy's own file), and load from it wherever there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VLM_FOLDER = "vlm"
+VLM_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+PALIGEMMA = "google/paligemma-3b-pt-224"
+"""Whose tokenizer LeRobot's pi0 and pi0.5 read; their configurations do not name it."""
+
+
+def read_vlm(folder: Path) -> dict[str, bytes]:
+    """Return file name -> content of a backbone's settings and tokenizer.
+
+    By content: the checkpoint that a policy was loaded from may be gone when it is saved.
+    """
+    files = [file for pattern in VLM_PATTERNS for file in sorted(folder.glob(pattern))]
+    return {f.name: f.read_bytes() for f in files if not f.name.endswith(".index.json")}
+
+
+def backbone(config: Any) -> str | None:
+    """Return the folder or hub id that a policy reads its tokenizer from, if it names one."""
+    name: str | None = getattr(config, "vlm_model_name", None)
+    return PALIGEMMA if config.type in ("pi0", "pi05") else name
+
+
+def named_vlm(config: Any) -> Path | None:
+    """Return the local folder that a policy's configuration names, if it is one."""
+    name = backbone(config)
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def missing_vlm(config: Any, directory: Path) -> str | None:
+    """Return the hub id of a backbone that only the hub has; None if there is none or it is here.
+
+    Args:
+        config: The policy's configuration.
+        directory: The policy's folder.
+    """
+    here = named_vlm(config) is not None or (directory / VLM_FOLDER).is_dir()
+    return None if here else backbone(config)
+
+
+@contextlib.contextmanager
+def local_vlm(config: Any, directory: Path) -> Iterator[str | None]:
+    """Let a configuration name the copy in a policy's folder while the policy is built.
+
+    The weights of the backbone are not loaded on their own then: the policy's file has them.
+
+    Args:
+        config: The policy's configuration.
+        directory: The policy's folder.
+
+    Yields:
+        The copy's path, or None where there is none and nothing is changed.
+    """
+    folder = directory / VLM_FOLDER
+    if not folder.is_dir():
+        yield None
+        return
+    if not hasattr(config, "vlm_model_name"):
+        yield str(folder)
+        return
+    before = config.vlm_model_name, config.load_vlm_weights
+    config.vlm_model_name, config.load_vlm_weights = str(folder), False
+    try:
+        yield str(folder)
+    finally:
+        config.vlm_model_name, config.load_vlm_weights = before
+
+
+def match_precision(module: Any) -> None:
+    """Give a backbone the precision that LeRobot gives it when it loads its weights: bfloat16."""
+    if getattr(module.config, "load_vlm_weights", False):
+        module.model.vlm_with_expert.vlm.to(torch.bfloat16)

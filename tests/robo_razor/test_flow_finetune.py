@@ -1,0 +1,178 @@
+"""The whole main job with a tiny SmolVLA: tune, measure, resume, save, reload."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import tiny_vla
+import torch
+from rich.console import Console
+from toy_policy import NEW
+
+from robo_razor.config import (
+    BCConfig,
+    EnvConfig,
+    FinetuneConfig,
+    FlowConfig,
+    PPOConfig,
+    TrackingConfig,
+)
+from robo_razor.methods.ppo import PPO
+from robo_razor.policies import load_policy
+from robo_razor.trainer import finetune
+
+ENV = EnvConfig(num_envs=16, num_workers=1, image_size=16, env_packages=("toy_env",))
+TRACKING = TrackingConfig(
+    every=1,
+    episodes_new=4,
+    episodes_new_sampled=4,
+    episodes_prior=2,
+    kl_states=8,
+    final_episodes_new=4,
+    max_share=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_vla.save_tiny_smolvla(tmp_path_factory.mktemp("base") / "policy")
+
+
+def settings(base, out, method="ppo", **changes):
+    ppo = PPOConfig(
+        num_updates=2,
+        episodes_per_update=24,
+        minibatch_size=128,
+        update_epochs=1,
+        learning_rate=1e-3,
+        warmup_updates=0,
+        value_warmup_updates=0,
+    )
+    bc = BCConfig(episodes=4, epochs=1, batch_size=8, learning_rate=1e-3, warmup_steps=0)
+    section = {"ppo": ppo} if method == "ppo" else {"bc": bc}
+    return FinetuneConfig(
+        **{
+            "method": method,
+            "policy": base,
+            "task": NEW,
+            "out": str(out),
+            "env": ENV,
+            "tracking": TRACKING,
+            "torch_threads": 1,
+            **section,
+            **changes,
+        }
+    )
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=200)
+
+
+def summary(run, step):
+    return json.loads((run / "eval" / f"{step:06d}" / "summary.json").read_text())
+
+
+def metrics(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "train/learning_rate" in line]
+
+
+def weights(run, step):
+    handle = load_policy(str(run / "checkpoints" / f"{step:06d}"))
+    return {name: p.detach().clone() for name, p in handle.module.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    finetune(settings(base, out), quiet())
+    return out
+
+
+def test_ppo_tracks_both_divergences_as_bounds(finished):
+    first, last = summary(finished, 0), summary(finished, 2)
+    for found in (first, last):
+        assert found["kl_kind"] == "upper bound"
+        assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
+        assert found["new"]["ReachBlue"]["sampled"]["n"] == 4
+    for direction in ("kl_base_tuned", "kl_tuned_base"):
+        assert set(first[direction].values()) == {0.0}
+        assert all(value > 0.0 for value in last[direction].values())
+        assert all(value >= 0.0 for value in last[f"{direction}_standard_error"].values())
+    entry = json.loads((finished / "eval" / "000002" / "action_kl.json").read_text())
+    assert entry["prior"]["kl_base_tuned"]["kind"] == "upper bound"
+
+
+def test_the_first_ratios_are_one(finished):
+    first = metrics(finished)[0]  # of one gradient step: the next would pass `target_kl`
+    assert first["train/gradient_steps"] == 1
+    assert abs(first["train/ratio_max"] - 1.0) <= 1e-4
+    assert abs(first["train/approx_kl"]) > 0.3
+    assert first["train/kl_base_tuned"] > 0.0
+    assert first["train/value_loss"] > 0.0
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(base, finished, tmp_path, monkeypatch):
+    def stop(self, update, original=PPO.update):
+        if update == 2:
+            raise KeyboardInterrupt
+        return original(self, update)
+
+    monkeypatch.setattr(PPO, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(settings(base, tmp_path / "run"), quiet())
+    monkeypatch.undo()
+    finetune(settings(base, tmp_path / "run", resume=True), quiet())
+    one, two = weights(finished, 2), weights(tmp_path / "run", 2)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    start = weights(finished, 0)
+    assert not torch.equal(
+        one["model.action_out_proj.weight"], start["model.action_out_proj.weight"]
+    )
+    assert not torch.equal(one["value_head.layers.5.weight"], start["value_head.layers.5.weight"])
+    # Only what the policy's own settings train has changed.
+    assert all(torch.equal(one[name], start[name]) for name in one if ".vlm." in name)
+
+
+def test_cloning_tracks_the_same(base, tmp_path):
+    result = finetune(settings(base, tmp_path / "run", "bc"), quiet())
+    assert result.summary["kl_kind"] == "upper bound"
+    assert result.summary["kl_base_tuned"]["new_base_visited"] > 0.0
+    probes = json.loads((tmp_path / "run" / "eval" / "000000" / "action_kl.json").read_text())
+    assert "demonstrations" in probes
+
+
+def test_low_rank_updates_with_a_penalty_in_small_parts(base, tmp_path):
+    """LoRA, gradient accumulation, the chunk's ratio and a KL penalty together."""
+    config = settings(
+        base,
+        tmp_path / "run",
+        flow=FlowConfig(train="expert", noise=0.7),
+        tracking=TrackingConfig(
+            every=1,
+            episodes_new=2,
+            episodes_new_sampled=2,
+            episodes_prior=1,
+            kl_states=4,
+            final_episodes_new=2,
+            max_share=1.0,
+        ),
+    )
+    ppo = PPOConfig(
+        num_updates=1, episodes_per_update=24, minibatch_size=256, micro_batch_size=60,
+        update_epochs=2, learning_rate=1e-4, warmup_updates=0, value_warmup_updates=0,
+        lora_rank=2, kl_coef=0.1, ratio="chunk", bf16=True, target_kl=None,
+    )  # fmt: skip
+    result = finetune(FinetuneConfig(**{**vars(config), "ppo": ppo}), quiet())
+    assert result.summary["kl_base_tuned"]["prior"] > 0.0
+    changed = load_policy(str(tmp_path / "run"))
+    assert changed.flow == FlowConfig(train="expert", noise=0.7)
+    start = load_policy(base)
+    old, new = (dict(p.module.named_parameters()) for p in (start, changed))
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert any(".lm_expert." in name for name in moved)
+    assert not [name for name in moved if ".vlm." in name or "state_proj" in name]
