@@ -44,7 +44,16 @@ LAYERS = (
     ),
     ("methods", "rollout", "forgetting", "checkpoint", "run_log"),
     (
-        *("distributions", "advantages", "statistics", "types", "registry", "settings", "config"),
+        *(
+            "distributions",
+            "advantages",
+            "statistics",
+            "types",
+            "registry",
+            "settings",
+            "config",
+            "config_sections",
+        ),
         # The parts of `statistics`, and the law, which is a fit and knows no policy.
         *("bootstrap", "curves", "estimate", "law", "sequential", "student"),
     ),
