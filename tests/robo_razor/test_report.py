@@ -319,9 +319,22 @@ def test_runs_without_prior_skills_and_kl(tmp_path):
 
 
 def test_the_same_directory_name_twice(tmp_path):
-    paths = [make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)]) for x in "ab"]
+    paths = [
+        make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)], seed=k) for k, x in enumerate("ab")
+    ]
     assert [run.name for run in load_runs(paths).runs] == ["a/run", "b/run"]
-    assert len({run.name for run in load_runs([paths[0], paths[0]]).runs}) == 2
+
+
+def test_a_run_given_twice_is_refused(tmp_path):
+    points = [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)]
+    first = make_run(tmp_path / "a", points)
+    with pytest.raises(ReportError, match=r"a is given twice, as a#1 and a#2"):
+        load_runs([first, str(tmp_path / "a" / ".." / "a")])
+    copy = make_run(tmp_path / "copy", points)
+    with pytest.raises(ReportError, match=r"a and .*copy are one setting .* the same seed 0"):
+        load_runs([first, copy])
+    other = make_run(tmp_path / "other", points, section={"kl_coef": 0.5})
+    assert len(load_runs([first, other]).runs) == 2
 
 
 # --- Refusals -------------------------------------------------------------------------------------
