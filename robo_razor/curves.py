@@ -31,21 +31,24 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) 
 def frontier(points: ArrayLike, tolerance: float = 0.02) -> list[int]:
     """Return the indices, rising, of the points within `tolerance` of the Pareto frontier.
 
-    A point stays if no point with at least its new-task success keeps more than `tolerance` above
-    it on the prior skills ("RL's Razor", arXiv 2509.04259, keeps those within 2 points; in which
-    direction it measures them is our reading). With tolerance 0 a point that another one beats on
-    the new task only still stays.
+    The frontier are the points that no other one beats: at least as good in both, better in one. A
+    point is near it if one of those has at most `tolerance` more in new-task *and* in prior success
+    ("RL's Razor", arXiv 2509.04259, keeps those within 2 points; along which axis it measures them
+    is our reading). So of two checkpoints that keep everything, the one that learnt clearly less is
+    not near it.
 
     Args:
         points: float [n, 2], (new, prior); points with NaN are never on it.
-        tolerance: Allowed distance below the frontier, in prior success.
+        tolerance: Allowed distance from the frontier in each rate, >= 0.
     """
     data = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     known = np.flatnonzero(np.isfinite(data).all(axis=1))
-    new, prior = data[known, 0], data[known, 1]
-    better = new[None, :] >= new[:, None]
-    best = np.where(better, prior[None, :], -np.inf).max(axis=1, initial=-np.inf)
-    return [int(i) for i in known[prior >= best - tolerance - 1e-12]]
+    slack = 1e-12
+    more: NDArray[np.float64] = data[known][None, :, :] - data[known][:, None, :]
+    least, most = more.min(axis=2), more.max(axis=2)  # [i, j]: what j has more than i
+    beaten = ((least >= -slack) & (most > slack)).any(axis=1)
+    near = (most[:, ~beaten] <= tolerance + slack).any(axis=1)
+    return [int(i) for i in known[near]]
 
 
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
@@ -88,6 +91,36 @@ def areas_under_curves(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         return np.full(heights.shape[1], math.nan)
     areas: NDArray[np.float64] = widths @ (heights[1:] + heights[:-1]) / 2 / widths.sum()
     return areas
+
+
+def isotonic(values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
+    """Return the closest curve that never falls: weighted least squares, pool adjacent violators.
+
+    Where later values lie below earlier ones they are averaged, so a single high value that later
+    ones do not bear out does not stand. Barlow, Bartholomew, Bremner and Brunk (1972), Statistical
+    Inference under Order Restrictions.
+
+    Args:
+        values: float [T], e.g. success rates along a run.
+        weights: float [T], > 0, e.g. the episodes behind each.
+
+    Returns:
+        float [T], rising.
+    """
+    heights, sizes = (np.asarray(x, dtype=np.float64) for x in (values, weights))
+    if heights.shape != sizes.shape or heights.ndim != 1:
+        raise ValueError(f"expected one weight per value, got {heights.shape} and {sizes.shape}")
+    if not (sizes > 0).all():
+        raise ValueError("the weights of a curve must be above 0")
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, points
+    for height, size in zip(heights.tolist(), sizes.tolist(), strict=True):
+        blocks.append((height, size, 1))
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            one, two = blocks[-2], blocks[-1]
+            weight = one[1] + two[1]
+            pooled = (one[0] * one[1] + two[0] * two[1]) / weight
+            blocks[-2:] = [(pooled, weight, one[2] + two[2])]
+    return np.repeat([b[0] for b in blocks], [b[2] for b in blocks]).astype(np.float64)
 
 
 def interpolate_at(

@@ -56,6 +56,11 @@ def draw_figures(runs: RunSet, report: dict[str, Any], out: Path) -> list[str]:
             _prior_against_kl,
             {"xlabel": KL_LABEL, "ylabel": PRIOR_LABEL},
         ),
+        "residuals": (
+            "Forgetting: measured minus fitted",
+            _residuals,
+            {"xlabel": KL_LABEL, "ylabel": "residual of prior success"},
+        ),
         "new_against_kl": (
             "Learning against distance from the base",
             _new_against_kl,
@@ -108,7 +113,10 @@ def _draw(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small")
+        if draw is _skills:  # bars fill the axes, so the legend stands above them
+            figure.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=3)
+        else:
+            axes.legend(frameon=False, fontsize="small")
     for suffix in SUFFIXES:
         # A fixed salt and no date: the same runs give the same file.
         with mpl.rc_context({"svg.hashsalt": stem.name}):
@@ -133,6 +141,8 @@ def _matched(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         axes.plot(values, [row] * len(values), linestyle="", alpha=0.45, markersize=5, **style)
         if math.isfinite(estimate.low):
             axes.hlines(row, max(0, estimate.low), estimate.high, color=style["color"], linewidth=2)
+        elif (ends := found.over_episodes("retention")) is not None:
+            axes.hlines(row, *ends, color=style["color"], linewidth=1, linestyle=":")
         axes.plot([estimate.value], [row], markersize=9, **style)
     axes.set_yticks(range(len(known)), [found.arm for _, found, _ in known])
     axes.margins(y=0.15)
@@ -148,11 +158,21 @@ def _new_against_prior(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
             continue
         near = [(run.checkpoints[k].new, run.checkpoints[k].prior) for run, k in _near(arm)]
         axes.plot(*_columns(points), linestyle="", alpha=0.35, markersize=4, **style)
+        _whiskers(axes, arm, style["color"])
         axes.plot(*_columns(near), linestyle="", markersize=6, label=arm.name, **style)
         axes.plot(*_columns(analysis.pareto(points)), color=style["color"], linewidth=1.2)
     first = runs.runs[0].first
     if axes.lines:
         axes.plot([first.new], [first.prior], "*", color="black", markersize=12)
+
+
+def _whiskers(axes: Any, arm: Arm, colour: str) -> None:
+    """Draw thin 95 % intervals over episodes around the checkpoints near the frontier."""
+    style = {"color": colour, "linewidth": 0.8, "alpha": 0.3}
+    for run, k in _near(arm):
+        checkpoint = run.checkpoints[k]
+        axes.hlines(checkpoint.prior, *checkpoint.new_interval, **style)
+        axes.vlines(checkpoint.new, *checkpoint.prior_interval, **style)
 
 
 def _near(arm: Arm) -> list[tuple[RunSeries, int]]:
@@ -169,6 +189,24 @@ def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     c0, c1, c2 = coefficients
     label = f"fit, R2 = {report['law']['r2']:.2f}"
     axes.plot(x, [c0 + c1 * v + c2 * v * v for v in x], color="black", linewidth=1.2, label=label)
+
+
+def _residuals(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    coefficients = report["law"]["coefficients"]
+    if coefficients is None:
+        return
+    c0, c1, c2 = coefficients
+    for i, arm in enumerate(runs.arms):
+        points = [
+            (x, y - (c0 + c1 * x + c2 * x * x))
+            for run in arm.runs
+            for x, y in zip(run.series(FORWARD_KL), run.series("prior"), strict=True)
+            if math.isfinite(x) and math.isfinite(y)
+        ]
+        if points:
+            style = {"linestyle": "", "markersize": 5, "alpha": 0.8, **_style(i)}
+            axes.plot(*_columns(points), label=arm.name, **style)
+    axes.axhline(0.0, color="black", linewidth=0.7, linestyle=":")
 
 
 def _new_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:

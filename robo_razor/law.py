@@ -9,6 +9,11 @@ The paper gives no intervals. Checkpoints of one run are alike, so here runs are
 (interval of R2) and what is left out (error on a run that the fit has not seen). R2 is that of the
 fitted points, so it flatters; the leave-one-run-out error does not.
 
+Arms in heaps far apart give a high R2 to any predictor that tells the heaps apart, whatever happens
+inside of them. So a fit says where the predictor leaves more than a third of its range empty, and
+beside the pooled R2 stand the R2 within arms (arms with intercepts of their own: the within R2 of
+panel regression, Wooldridge 2010, chapter 10) and the error on an arm that it has not seen.
+
 Percentiles of a resampled R2 cover too little, since resamples repeat runs and so fit better: in
 simulations of 4 to 24 runs nominal 95 % covered 65 % to 92 %. The interval is therefore Student's
 in log(1 - R2), with the standard error of the clustered bootstrap, which covered 89 % to 99 %.
@@ -34,6 +39,9 @@ Floats = NDArray[np.float64]
 PREDICTOR = "kl_base_tuned/new_base_visited"
 """The paper's predictor, nats per decision: KL(base || tuned) where the base goes on the task."""
 
+BASE = "(base)"
+"""Stands for an arm where the point is the base, which belongs to none."""
+
 MIN_POINTS = 6
 """Twice the coefficients; with fewer, a parabola fits whatever it is given."""
 MIN_RUNS = 3
@@ -41,6 +49,9 @@ MIN_RUNS = 3
 MIN_BINS, BINS = 4, 20
 """The predictor must fall into so many of so many equal parts of its range: with all points but one
 in a heap, that one carries the fit."""
+MAX_GAP = 1 / 3
+"""Share of the predictor's range that may lie empty between two neighbouring points; across a wider
+gap the shape of the curve is not seen, only that its ends differ."""
 MIN_PRIOR_SPREAD = 0.05
 """Prior success must differ by so much; less is what a few hundred episodes scatter by chance."""
 
@@ -54,12 +65,14 @@ class LawPoint:
         step: Its training step; 0 is the base.
         prior: Success on the prior skills, [0, 1].
         predictors: Name -> value of every distance from the base; NaN or absent where unknown.
+        arm: What the run is compared as; empty where there are no arms.
     """
 
     run: str
     step: int
     prior: float
     predictors: Mapping[str, float]
+    arm: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,11 @@ class Law:
         y: Prior success at each point.
         fitted: The fit at each point; empty without one.
         reason: Why there is no fit: too few points or runs, or too little spread; None with one.
+        n_arms: Arms that the runs belong to.
+        within_r2: R2 within arms; None with one arm, or where nothing varies within arms.
+        leave_one_arm_out_rmse: As `leave_one_run_out_rmse` for arms; None with a single one.
+        gap: The widest empty part (from, to) of the predictor's range where it is above `MAX_GAP`
+            of it, else None. With a gap R2 says that its sides differ, not what lies between.
     """
 
     predictor: str
@@ -92,6 +110,10 @@ class Law:
     y: tuple[float, ...]
     fitted: tuple[float, ...]
     reason: str | None
+    n_arms: int = 1
+    within_r2: float | None = None
+    leave_one_arm_out_rmse: float | None = None
+    gap: tuple[float, float] | None = None
 
     @property
     def residuals(self) -> tuple[float, ...]:
@@ -129,24 +151,29 @@ def law(
         resamples: Bootstrap samples of the interval of R2.
         seed: Seed of the resampling.
     """
-    x, y, runs, n_runs = _columns(points, predictor)
+    x, y, runs, arms, n_runs = _columns(points, predictor)
     reason = _why_not(x, y, n_runs)
     columns = tuple(x.tolist()), tuple(y.tolist())
     if reason is not None:
         return Law(predictor, None, None, None, None, len(x), n_runs, *columns, (), reason)
-    fit = _Fit.of(x, y, runs)
+    fit, by_arm = _Fit.of(x, y, runs), _Fit.of(x, y, arms)
+    n_arms = len(set(arms) - {BASE})
     return Law(
         predictor=predictor,
         coefficients=fit.coefficients,
         r2=fit.r2,
         r2_interval=_r2_interval(fit.r2, fit.resampled(resamples, seed), n_runs),
-        leave_one_run_out_rmse=fit.leave_one_run_out_rmse(),
+        leave_one_run_out_rmse=fit.leave_one_out_rmse(),
         n_points=len(x),
         n_runs=n_runs,
         x=columns[0],
         y=columns[1],
         fitted=tuple((0.5 + _powers(fit.z) @ fit.beta).tolist()),
         reason=None,
+        n_arms=n_arms,
+        within_r2=by_arm.within_r2() if n_arms > 1 else None,
+        leave_one_arm_out_rmse=by_arm.leave_one_out_rmse() if n_arms > 1 else None,
+        gap=_gap(x),
     )
 
 
@@ -193,7 +220,7 @@ def r2_difference(
     shared = [p for p in points if all(_known(p, name) for name in (first, second))]
     r2, resampled, n_runs = [], [], 0
     for name in (first, second):
-        x, y, runs, n_runs = _columns(shared, name)
+        x, y, runs, _, n_runs = _columns(shared, name)
         if _why_not(x, y, n_runs) is not None:
             return Estimate(math.nan, math.nan, math.nan)
         fit = _Fit.of(x, y, runs)
@@ -206,24 +233,39 @@ def _known(point: LawPoint, predictor: str) -> bool:
     return math.isfinite(point.prior) and math.isfinite(point.predictors.get(predictor, math.nan))
 
 
-def _columns(points: Sequence[LawPoint], predictor: str) -> tuple[Floats, Floats, list[str], int]:
-    """Return x [n], y [n], the run of each point, and the number of runs that were trained.
+def _columns(
+    points: Sequence[LawPoint], predictor: str
+) -> tuple[Floats, Floats, list[str], list[str], int]:
+    """Return x [n], y [n], the run and the arm of each point, and how many runs were trained.
 
-    Points of the base (step 0) with one value of the predictor become one point.
+    Points of the base (step 0) with one value of the predictor become one point, of no arm.
     """
     used = [point for point in points if _known(point, predictor)]
     bases: dict[float, list[LawPoint]] = {}
     for point in used:
         if point.step == 0:
             bases.setdefault(point.predictors[predictor], []).append(point)
-    rows = [(same[0].run, x, float(np.mean([p.prior for p in same]))) for x, same in bases.items()]
-    rows += [(p.run, p.predictors[predictor], p.prior) for p in used if p.step > 0]
+    rows = [
+        (same[0].run, BASE, x, float(np.mean([p.prior for p in same]))) for x, same in bases.items()
+    ]
+    rows += [(p.run, p.arm, p.predictors[predictor], p.prior) for p in used if p.step > 0]
     return (
-        np.array([x for _, x, _ in rows], dtype=np.float64),
-        np.array([y for _, _, y in rows], dtype=np.float64),
-        [run for run, _, _ in rows],
+        np.array([x for _, _, x, _ in rows], dtype=np.float64),
+        np.array([y for _, _, _, y in rows], dtype=np.float64),
+        [run for run, _, _, _ in rows],
+        [arm for _, arm, _, _ in rows],
         len({point.run for point in used if point.step > 0}),
     )
+
+
+def _gap(x: Floats) -> tuple[float, float] | None:
+    """Return the widest gap between neighbouring x where it exceeds `MAX_GAP` of the range."""
+    ordered = np.sort(x)
+    widths = np.diff(ordered)
+    widest = int(widths.argmax())
+    if widths[widest] <= MAX_GAP * (ordered[-1] - ordered[0]):
+        return None
+    return float(ordered[widest]), float(ordered[widest + 1])
 
 
 def _why_not(x: Floats, y: Floats, n_runs: int) -> str | None:
@@ -296,14 +338,27 @@ class _Fit:
         """Return R2 [R] of fits to resampled runs; NaN where y does not vary in them."""
         return _r_squared(cluster_counts(len(self.moments), resamples, seed) @ self.moments)
 
-    def leave_one_run_out_rmse(self) -> float | None:
-        """Return the error on runs left out; None if one left out leaves no parabola."""
+    def leave_one_out_rmse(self) -> float | None:
+        """Return the error on groups left out; None if one left out leaves no parabola."""
         others = self.moments.sum(axis=0) - self.moments
         smallest = 1e-10 * len(self.z)
         if (np.linalg.matrix_rank(_gram(others), tol=smallest, hermitian=True) < 3).any():
             return None
         predicted = 0.5 + np.einsum("ni,ni->n", _powers(self.z), _solve(others)[self.owner])
         return float(np.sqrt(np.mean(np.square(self.y - predicted))))
+
+    def within_r2(self) -> float | None:
+        """Return R2 of z and z^2 with an intercept per group, of what varies within groups."""
+        columns = np.stack([self.z, self.z**2, self.y], axis=-1)
+        sizes = np.bincount(self.owner)
+        means = np.stack([np.bincount(self.owner, c) / sizes for c in columns.T], axis=-1)
+        inner = columns - means[self.owner]
+        total = float(np.square(inner[:, 2]).sum())
+        if total <= 1e-12 * len(self.z):
+            return None
+        beta = np.linalg.lstsq(inner[:, :2], inner[:, 2], rcond=1e-10)[0]
+        left = float(np.square(inner[:, 2] - inner[:, :2] @ beta).sum())
+        return min(1.0, max(0.0, 1 - left / total))
 
 
 def _r2_interval(r2: float, resampled: Floats, n_runs: int) -> tuple[float, float]:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robo_razor.reporting import tables
+from robo_razor.reporting.words import percent
 
 if TYPE_CHECKING:
     from robo_razor.reporting.arms import RunSet
     from robo_razor.reporting.tables import Table
 
 FIGURE_SUFFIX = ".png"
+LAW = "What explains forgetting"
 
 
 def to_console(runs: RunSet, report: dict[str, Any]) -> str:
@@ -21,7 +23,7 @@ def to_console(runs: RunSet, report: dict[str, Any]) -> str:
     parts = [*_statement(report)]
     if level is not None:
         parts.append(_table(tables.matched_table(report, level)))
-    return "\n\n".join([*parts, _table(tables.last_table(runs.runs))]) + "\n"
+    return "\n\n".join([*parts, _table(tables.last_table(runs.runs, brief=True))]) + "\n"
 
 
 def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) -> str:
@@ -38,21 +40,30 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
         _table(tables.matched_table(report)) or "No run rises above the base on the new task.",
         report["rule"],
     ]
+    if seeds := tables.seed_table(report):
+        level = percent(report["headline_level"])
+        parts += [f"### Every seed at {level} (intervals over episodes)", _table(seeds)]
     for title, table in (
         (
             "Difference between arms, at the highest level that both reach",
             tables.pair_table(report),
         ),
-        ("What explains forgetting", tables.predictor_rows(report)),
-        ("Last checkpoints", tables.last_table(runs.runs)),
+        (LAW, tables.predictor_rows(report)),
+        ("Area under the frontier of new-task and prior success", tables.frontier_table(report)),
+        ("Last checkpoints (intervals over episodes)", tables.last_table(runs.runs)),
         ("Prior skills at the last checkpoint", tables.skill_table(report)),
         ("Same start states, last checkpoints (exact McNemar)", tables.paired_table(report)),
+        (
+            "Success on every skill after every run, last checkpoints, in percent",
+            tables.matrix_table(runs, report),
+        ),
         ("Settings that differ", tables.setting_table(runs)),
+        ("Fingerprints", tables.fingerprint_table(report)),
     ):
         if table:
             parts += [f"## {title}", _table(table)]
-    if tables.predictor_rows(report) and (without := tables.unfitted(report)):
-        parts.append(f"No law is fitted: {'; '.join(without)}.")
+            if title == LAW:
+                parts += tables.predictor_remarks(report)
     if report["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
     parts += [

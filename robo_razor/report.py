@@ -8,6 +8,7 @@ first solved equally often (`robo_razor.reporting.matching`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from robo_razor.config import CompareConfig
 from robo_razor.errors import ReportError, RoboRazorError
 from robo_razor.files import finite, write_json, write_text
-from robo_razor.reporting import analysis, likeness, tables
+from robo_razor.reporting import analysis, csv_tables, likeness
 from robo_razor.reporting.arms import Arm, RunSet, load_runs
 from robo_razor.reporting.matching import (
     QUANTITIES,
@@ -24,15 +25,16 @@ from robo_razor.reporting.matching import (
     ArmMatch,
     Pair,
     compare_pair,
+    difference,
+    difference_over_episodes,
     headline_level,
     match,
     match_arm,
     matching_levels,
     shown_setting,
 )
-from robo_razor.reporting.runs import RunSeries
+from robo_razor.reporting.runs import RunSeries, known_interval
 from robo_razor.reporting.statement import make_statement
-from robo_razor.statistics import seed_difference
 
 if TYPE_CHECKING:
     from robo_razor.reporting.videos import Video
@@ -88,15 +90,16 @@ def build_report(
         levels: New-task success rates at which; empty: chosen from the runs.
         unlike: What differs between the runs that should not.
     """
-    levels = tuple(levels) or matching_levels(runs.arms)
+    asked = tuple(levels)
+    levels = asked or matching_levels(runs.arms)
     headline = headline_level(runs.arms, levels)
-    law, predictors = analysis.fit_laws(runs.runs)
-    statement = make_statement(runs.arms, headline, law, predictors)
+    laws = analysis.fit_laws(runs)
     pairs = [
         compare_pair(first, second, levels)
         for i, first in enumerate(runs.arms)
         for second in runs.arms[i + 1 :]
     ]
+    statement = make_statement(runs.arms, headline, laws, pairs, asked)
     return {
         "kind": KIND,
         "robo_razor": version("robo-razor"),
@@ -108,8 +111,11 @@ def build_report(
         "runs": [_run_entry(run, runs.arm_of(run)) for run in runs.runs],
         "matched": [_matched_entry(runs, level) for level in levels],
         "comparisons": [_pair_entry(pair) for pair in pairs],
-        "law": analysis.law_entry(law),
-        "predictors": [analysis.law_entry(entry) for entry in predictors],
+        "law": analysis.law_entry(laws.main),
+        "predictors": [analysis.law_entry(entry) for entry in laws.table],
+        "best_predictor_minus_kl": None
+        if laws.best_minus_main is None
+        else analysis.estimate_entry(laws.best_minus_main, []),
         "frontier": [analysis.frontier_entry(arm) for arm in runs.arms],
         "skills": _skill_entries(runs, headline),
         "paired": [analysis.paired_entry(a, b) for a, b in analysis.paired_runs(runs)],
@@ -147,7 +153,10 @@ def _arm_match_entry(found: ArmMatch) -> dict[str, Any]:
         "reason": found.reason,
         "runs": [vars(run) for run in found.runs],
         **{
-            quantity: analysis.estimate_entry(found.estimate(quantity), found.values(quantity))
+            quantity: {
+                **analysis.estimate_entry(found.estimate(quantity), found.values(quantity)),
+                "over_episodes": found.over_episodes(quantity),
+            }
             for quantity in QUANTITIES
         },
     }
@@ -172,14 +181,15 @@ def _pair_entry(pair: Pair) -> dict[str, Any]:
 
 
 def _difference(one: ArmMatch, two: ArmMatch, quantity: str) -> dict[str, Any]:
-    first, second = one.values(quantity), two.values(quantity)
-    if not first or not second:
-        return {"value": None, "interval": None}
-    if min(len(first), len(second)) < 2:
-        value = one.estimate(quantity).value - two.estimate(quantity).value
-        return {"value": finite(value), "interval": None}
-    difference = seed_difference(first, second)
-    return {"value": difference.value, "interval": list(difference.interval)}
+    found = difference(one, two, quantity)
+    if found is None:
+        return {"value": None, "interval": None, "over_episodes": None}
+    known = math.isfinite(found.low)
+    return {
+        "value": finite(found.value),
+        "interval": list(found.interval) if known else None,
+        "over_episodes": difference_over_episodes(one, two, quantity),
+    }
 
 
 def _skill_entries(runs: RunSet, level: float | None) -> list[dict[str, Any]]:
@@ -204,6 +214,8 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
         "seed": run.config.get("seed"),
         "policy": run.config.get("policy"),
         "best_step": run.best_step,
+        "unplanned_steps": list(run.unplanned),
+        "nbt": analysis.nbt_entry(run),
         "checkpoints": [
             {
                 "step": checkpoint.step,
@@ -211,7 +223,11 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
                 "new_interval": list(checkpoint.new_interval),
                 "new_n": checkpoint.new_n,
                 "prior_success_rate": finite(checkpoint.prior),
+                "prior_interval": known_interval(checkpoint.prior_interval),
                 "retention": finite(checkpoint.retention),
+                "retention_interval": known_interval(checkpoint.retention_interval),
+                "sampled_success_rate": finite(checkpoint.sampled),
+                "sampled_n": checkpoint.sampled_n,
                 **checkpoint.predictors,
                 "entropy": finite(checkpoint.entropy),
                 "env_steps": finite(checkpoint.env_steps),
@@ -235,11 +251,11 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
 def csv_files(runs: RunSet, report: dict[str, Any]) -> dict[str, str]:
     """Return file name -> CSV text; a table without rows is left out."""
     found = {
-        "checkpoints.csv": tables.checkpoint_rows(runs),
-        "matched.csv": tables.matched_rows(report),
-        "predictors.csv": tables.predictor_csv_rows(report),
+        "checkpoints.csv": csv_tables.checkpoint_rows(runs),
+        "matched.csv": csv_tables.matched_rows(report),
+        "predictors.csv": csv_tables.predictor_csv_rows(report),
     }
-    return {name: tables.to_csv(rows) for name, rows in found.items() if rows}
+    return {name: csv_tables.to_csv(rows) for name, rows in found.items() if rows}
 
 
 def _videos(runs: RunSet, report: dict[str, Any], out: Path, count: int) -> list[Video]:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from robo_razor.bootstrap import (
     bootstrap_mean,
     clustered_bootstrap,
+    mean_rate_interval,
     mean_retention_interval,
     nbt_interval,
     paired_bootstrap,
@@ -33,6 +34,7 @@ from robo_razor.curves import (
     frontier,
     hypervolume,
     interpolate_at,
+    isotonic,
 )
 from robo_razor.estimate import Estimate, normal_quantile, paired
 from robo_razor.sequential import SequentialInterval
@@ -51,7 +53,9 @@ __all__ = [
     "frontier",
     "hypervolume",
     "interpolate_at",
+    "isotonic",
     "mcnemar_exact",
+    "mean_rate_interval",
     "mean_retention_interval",
     "nbt_interval",
     "newcombe_difference",

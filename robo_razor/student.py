@@ -1,7 +1,10 @@
 """Intervals over seeds: each seed is one training run and gives one number.
 
 The seed is the unit. Episodes of one run share its policy, so pooling the episodes of several runs
-as if they were independent makes the interval too narrow. References: Student (1908); Welch (1947).
+as if they were independent makes the interval too narrow. The other way round, seeds that agree by
+luck say nothing about how many episodes each was measured with, so an interval over seeds is never
+narrower than what the episodes alone leave open. References: Student (1908); Welch (1947); Zou and
+Donner (2008), Statistics in Medicine 27:1693 (MOVER: an interval of a sum from those of its terms).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import functools
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from robo_razor.estimate import Estimate, check_confidence, vector
 
@@ -19,17 +22,21 @@ def seed_interval(
     values: ArrayLike,
     confidence: float = 0.95,
     *,
+    within: ArrayLike | None = None,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
     """Return the mean over seeds with Student's t interval; never give it pooled episodes.
 
     It assumes that the numbers of the seeds are about normal. Seeds that agree exactly (all at 0 or
-    at 1) give an interval without width, because nothing differs between them: show the episodes'
-    own interval beside it then.
+    at 1) would give an interval without width, because nothing differs between them; `within` says
+    how well each is known, and the interval then holds at least what the episodes leave open (see
+    `episode_offsets`).
 
     Args:
         values: float [seeds], one number per seed, e.g. its success rate.
         confidence: Coverage in (0, 1).
+        within: float [seeds, 2], low and high of each seed's own interval over its episodes, of the
+            same confidence; NaN where unknown. None: nothing is known about it.
         bounds: Range of what is possible, e.g. (0, 1) for rates; the interval is cut to it.
 
     Returns:
@@ -42,17 +49,33 @@ def seed_interval(
         check_confidence(confidence)
         return Estimate(mean, math.nan, math.nan)
     half = student_quantile(confidence, n - 1) * float(data.std(ddof=1)) / math.sqrt(n)
-    low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
-    return Estimate(mean, min(low, mean), max(high, mean))
+    below, above = episode_offsets(data, within)
+    low, high = mean - max(half, below), mean + max(half, above)
+    return _cut(mean, low, high, bounds)
 
 
-def seed_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Estimate:
+def seed_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    first_within: ArrayLike | None = None,
+    second_within: ArrayLike | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Return mean(first) - mean(second) over seeds with Welch's interval.
+
+    As in `seed_interval` the interval is never narrower than what the episodes of the two arms
+    leave open, here with the arms taken as independent (Newcombe's method 10, which is MOVER for a
+    difference); arms that share their start states differ by less.
 
     Args:
         first: float [seeds], one number per seed of one arm.
         second: float [seeds of the other arm]; the spreads may differ.
         confidence: Coverage in (0, 1).
+        first_within: float [seeds, 2], see `seed_interval`.
+        second_within: float [seeds of the other arm, 2].
+        bounds: Range of what is possible, e.g. (-1, 1); the interval is cut to it.
 
     Returns:
         The interval; its ends are NaN if an arm has fewer than two seeds.
@@ -64,14 +87,53 @@ def seed_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.9
     if min(len(one), len(two)) < 2:
         check_confidence(confidence)
         return Estimate(difference, math.nan, math.nan)
+    half = _welch_half(one, two, confidence)
+    below_1, above_1 = episode_offsets(one, first_within)
+    below_2, above_2 = episode_offsets(two, second_within)
+    low = difference - max(half, math.hypot(below_1, above_2))
+    high = difference + max(half, math.hypot(above_1, below_2))
+    return _cut(difference, low, high, bounds)
+
+
+def episode_offsets(values: ArrayLike, within: ArrayLike | None) -> tuple[float, float]:
+    """Return how far below and above the mean over seeds its episodes alone let the truth lie.
+
+    MOVER (Zou and Donner 2008) adds the distances from the values to the ends of their intervals,
+    as sqrt(sum_ij r_ij d_i d_j) / n. The seeds are evaluated on the same start states, so the
+    correlations r are unknown and positive; r = 1, which makes it the mean distance, holds for all.
+
+    Args:
+        values: float [seeds].
+        within: float [seeds, 2], low and high of each; NaN where unknown. None: all unknown.
+
+    Returns:
+        Both distances, >= 0; 0 where nothing is known.
+    """
+    data = vector(values)
+    if within is None or len(data) == 0:
+        return 0.0, 0.0
+    ends = np.asarray(within, dtype=np.float64)
+    if ends.shape != (len(data), 2):
+        raise ValueError(f"expected low and high of {len(data)} values, got shape {ends.shape}")
+    offsets = np.stack([data - ends[:, 0], ends[:, 1] - data])
+    below, above = np.nan_to_num(np.maximum(offsets, 0.0), nan=0.0).mean(axis=1)
+    return float(below), float(above)
+
+
+def _welch_half(one: NDArray[np.float64], two: NDArray[np.float64], confidence: float) -> float:
+    """Return half the width of Welch's interval; 0 where neither arm varies."""
     errors = np.array([one.var(ddof=1) / len(one), two.var(ddof=1) / len(two)])
     total = float(errors.sum())
     if total == 0:
-        return Estimate(difference, difference, difference)
+        check_confidence(confidence)
+        return 0.0
     weights = errors / total  # first, or the squares of small spreads underflow
     freedom = 1 / float((weights**2 / np.array([len(one) - 1, len(two) - 1])).sum())
-    half = student_quantile(confidence, freedom) * math.sqrt(total)
-    return Estimate(difference, difference - half, difference + half)
+    return student_quantile(confidence, freedom) * math.sqrt(total)
+
+
+def _cut(value: float, low: float, high: float, bounds: tuple[float, float]) -> Estimate:
+    return Estimate(value, min(value, max(bounds[0], low)), max(value, min(bounds[1], high)))
 
 
 @functools.lru_cache(maxsize=1024)

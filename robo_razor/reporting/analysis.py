@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from robo_razor.files import finite
-from robo_razor.law import Law, LawPoint, law, predictor_table
+from robo_razor.law import Law, LawPoint, law, predictor_table, r2_difference
 from robo_razor.reporting.arms import Arm, RunSet, Setting
-from robo_razor.reporting.runs import FORWARD_KL, RunSeries, mean, read_outcomes
+from robo_razor.reporting.episodes import read_rows
+from robo_razor.reporting.runs import FORWARD_KL, RunSeries, mean
 from robo_razor.statistics import (
     Estimate,
     detectable_difference,
@@ -31,7 +33,7 @@ MAX_PAIRED = 12
 # --- The forgetting law ---------------------------------------------------------------------------
 
 
-def law_points(runs: Sequence[RunSeries]) -> list[LawPoint]:
+def law_points(runs: RunSet) -> list[LawPoint]:
     """Return one point per checkpoint (`law` counts the base, which runs share, once).
 
     Distances on the states of single prior skills are left out: they are a dozen times as many,
@@ -43,18 +45,36 @@ def law_points(runs: Sequence[RunSeries]) -> list[LawPoint]:
             checkpoint.step,
             checkpoint.prior,
             {name: x for name, x in checkpoint.predictors.items() if SINGLE_SKILL not in name},
+            arm.name,
         )
-        for run in runs
+        for arm in runs.arms
+        for run in arm.runs
         for checkpoint in run.checkpoints
     ]
 
 
-def fit_laws(runs: Sequence[RunSeries]) -> tuple[Law, list[Law]]:
-    """Return the law in the paper's predictor, and the table of all predictors."""
+@dataclass(frozen=True)
+class Laws:
+    """The forgetting law in the paper's predictor and in all others."""
+
+    main: Law
+    table: tuple[Law, ...]
+    """All predictors, best R2 first."""
+    best_minus_main: Estimate | None = None
+    """R2 of the best predictor minus that of the paper's, paired; None where they are the same."""
+
+
+def fit_laws(runs: RunSet) -> Laws:
+    """Fit all predictors, and compare the best one with the paper's on the same resampled runs."""
     points = law_points(runs)
     table = predictor_table(points)
-    main = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
-    return main or law(points, FORWARD_KL), table
+    found = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
+    main = found or law(points, FORWARD_KL)
+    best = next((p for p in table if p.r2 is not None and p.n_points == main.n_points), None)
+    paired = None
+    if best is not None and main.r2 is not None and best.predictor != FORWARD_KL:
+        paired = r2_difference(points, best.predictor, FORWARD_KL)
+    return Laws(main, tuple(table), paired)
 
 
 def law_entry(fit: Law) -> dict[str, Any]:
@@ -65,6 +85,10 @@ def law_entry(fit: Law) -> dict[str, Any]:
         "r2": fit.r2,
         "r2_interval": None if fit.r2_interval is None else list(fit.r2_interval),
         "leave_one_run_out_rmse": fit.leave_one_run_out_rmse,
+        "within_r2": fit.within_r2,
+        "leave_one_arm_out_rmse": fit.leave_one_arm_out_rmse,
+        "gap": None if fit.gap is None else list(fit.gap),
+        "n_arms": fit.n_arms,
         "n_points": fit.n_points,
         "n_runs": fit.n_runs,
         "reason": fit.reason,
@@ -120,7 +144,9 @@ def frontier_entry(arm: Arm) -> dict[str, Any]:
             }
             for run, i in frontier_of(arm)
         ],
-        "hypervolume": estimate_entry(seed_interval(volumes) if volumes else None, volumes),
+        "hypervolume": estimate_entry(
+            seed_interval(volumes, bounds=(0.0, 1.0)) if volumes else None, volumes
+        ),
     }
 
 
@@ -136,19 +162,33 @@ def estimate_entry(estimate: Estimate | None, values: Sequence[float]) -> dict[s
     }
 
 
+def nbt_entry(run: RunSeries) -> dict[str, Any] | None:
+    """Return a run's negative backward transfer at its last checkpoint, over episodes, or None.
+
+    NBT is the mean over prior skills of success before - success after, on the same start states.
+    """
+    found = run.last_pairs().nbt()
+    if not math.isfinite(found.value):
+        return None
+    return {"value": found.value, "interval": list(found.interval), "interval_over": "episodes"}
+
+
 # --- Skills ---------------------------------------------------------------------------------------
 
 
 def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
     """Return what is left of one skill at the last checkpoints of one setting's runs.
 
-    With several seeds the interval is over seeds; with one it is over episodes, and says so.
+    With several seeds the interval is over seeds, and no narrower than their episodes leave open;
+    with one it is over episodes, and says so.
     """
     entries = [run.last.skills[skill] for run in setting.runs]
-    kept = [e["retention"] for e in entries if e.get("retention") is not None]
+    known = [e for e in entries if e.get("retention") is not None]
+    kept = [e["retention"] for e in known]
     interval, over = None, None
     if len(kept) > 1:
-        estimate = seed_interval(kept)
+        within = [e.get("retention_interval") or (math.nan, math.nan) for e in known]
+        estimate = seed_interval(kept, within=within, bounds=(0.0, math.inf))
         interval, over = [estimate.low, estimate.high], "seeds"
     elif kept and entries[0].get("retention_interval") is not None:
         interval, over = list(entries[0]["retention_interval"]), "episodes"
@@ -190,16 +230,20 @@ def paired_runs(runs: RunSet) -> list[tuple[RunSeries, RunSeries]]:
 
 
 def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
-    """Compare two runs' last checkpoints on the start states that both ran, greedily."""
-    one, two = read_outcomes(first), read_outcomes(second)
+    """Compare two runs' last checkpoints on the start states that both ran, greedily.
+
+    Episodes of equal task and seed that began differently (`--allow-unlike`) are no pairs.
+    """
+    one = read_rows(first.path, first.last.step)
+    two = read_rows(second.path, second.last.step)
     task = first.config.get("task")
     entry: dict[str, Any] = {"first": first.name, "second": second.name}
-    shared = sorted(one.keys() & two.keys())
+    shared = sorted(key for key in one.keys() & two.keys() if one[key].same_start(two[key]))
     for role in ("new", "prior"):
         keys = [key for key in shared if (key[0] == task) == (role == "new")]
         if not keys:
             continue
-        a, b = [one[key] for key in keys], [two[key] for key in keys]
+        a, b = [one[key].success for key in keys], [two[key].success for key in keys]
         test = mcnemar_exact(a, b)
         difference = paired_bootstrap(a, b, resamples=2000)
         entry[role] = {
@@ -251,8 +295,9 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
             f"Intervals are those of single arms and pairs: the best and the worst of "
             f"{len(runs.arms)} arms differ by more than two arms picked beforehand would."
         )
-    found.append(
-        "A level is reached where one evaluation first says so. Evaluations are noisy, so a first "
-        "crossing comes early rather than late, for every arm."
-    )
+    if unplanned := [run.name for run in every if run.unplanned]:
+        found.append(
+            f"Checkpoints that were measured because a run was interrupted there are left out: "
+            f"{', '.join(unplanned)}."
+        )
     return [*found, *runs.skipped]

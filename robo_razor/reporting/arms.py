@@ -6,6 +6,7 @@ of a sweep with all settings of its grid, or, for runs given one by one, one set
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,8 +85,8 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
             stands for all.
 
     Raises:
-        ReportError: There is no run, one has no evaluation, they differ in task or prior skills, or
-            an arm to merge does not exist.
+        ReportError: There is no run, one has no evaluation, they differ in task or prior skills,
+            one is given twice, two repeat one seed, or an arm to merge does not exist.
     """
     if not paths:
         raise ReportError(
@@ -106,9 +107,12 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
             f"No run in {', '.join(map(str, paths))} holds an evaluation yet",
             remedy="Wait for its first checkpoints.",
         )
+    _refuse_twice(runs)
     _refuse_other_tasks(runs)
     runs = _merged(runs, merge)
-    return RunSet(arms=group(runs), skipped=tuple(skipped))
+    arms = group(runs)
+    _refuse_equal_seeds(arms)
+    return RunSet(arms=arms, skipped=tuple(skipped))
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -161,6 +165,33 @@ def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
             )
         stands_for |= dict.fromkeys(members, members[0])
     return [replace(run, arm=stands_for.get(run.arm or "", run.arm)) for run in runs]
+
+
+def _refuse_twice(runs: Sequence[RunSeries]) -> None:
+    """Refuse a run that is given twice: it would count as two seeds."""
+    seen: dict[Path, RunSeries] = {}
+    for run in runs:
+        path = run.path.resolve()
+        if path in seen:
+            raise ReportError(
+                f"The run {path} is given twice, as {seen[path].name} and {run.name}",
+                remedy="Name every run once; a sweep's directory already means all of its runs.",
+            )
+        seen[path] = run
+
+
+def _refuse_equal_seeds(arms: Sequence[Arm]) -> None:
+    """Refuse two runs of one setting with one seed: they are no independent repetitions."""
+    for arm in arms:
+        for setting in arm.settings:
+            for one, two in itertools.pairwise(setting.runs):  # sorted by seed
+                if one.seed == two.seed:
+                    raise ReportError(
+                        f"{one.path} and {two.path} are one setting of the arm {arm.name} with "
+                        f"the same seed {one.seed}, so they are no two seeds",
+                        allowed="one run per seed of a setting",
+                        remedy="Leave one of them out.",
+                    )
 
 
 def _refuse_other_tasks(runs: Sequence[RunSeries]) -> None:

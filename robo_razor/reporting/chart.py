@@ -88,8 +88,12 @@ def describe(arm: Arm, run: RunSeries, checkpoint: Checkpoint) -> str:
         f"<b>{run.name}</b>, update {checkpoint.step}",
         f"new task {with_interval(checkpoint.new, checkpoint.new_interval)}, "
         f"n = {checkpoint.new_n}",
-        f"prior skills {percent(checkpoint.prior)}, keeps {percent(checkpoint.retention)}",
+        f"prior skills {with_interval(checkpoint.prior, checkpoint.prior_interval)}",
+        f"keeps {with_interval(checkpoint.retention, checkpoint.retention_interval)} (episodes)",
     ]
+    if checkpoint.sampled_n:
+        sampled = with_interval(checkpoint.sampled, checkpoint.sampled_interval)
+        lines.insert(2, f"sampled actions {sampled}, n = {checkpoint.sampled_n}")
     if FORWARD_KL in checkpoint.kl:
         lines.append(f"KL(base ‖ tuned) {number(checkpoint.kl[FORWARD_KL])} nats per decision")
     setting = next((s.label for s in arm.settings if run in s.runs), "")
@@ -155,17 +159,25 @@ def base_marker(where: Sequence[tuple[float, float]], text: str) -> Trace:
 
 
 def whiskers(
-    values: Sequence[float], ends: Sequence[Sequence[float]], i: int, *, thickness: float
+    values: Sequence[float],
+    ends: Sequence[Sequence[float]],
+    i: int,
+    *,
+    thickness: float,
+    alpha: float = 1.0,
 ) -> dict[str, Any]:
-    """Return error bars, cut at 0: nothing is kept less than not at all."""
-    low = [value - max(0.0, end[0]) for value, end in zip(values, ends, strict=True)]
+    """Return error bars, cut at 0: nothing is kept less than not at all; NaN ends: no bar."""
+    low = [
+        value - max(0.0, finite(end[0]) or 0.0) if math.isfinite(end[0]) else 0.0
+        for value, end in zip(values, ends, strict=True)
+    ]
     high = [end[1] - value for value, end in zip(values, ends, strict=True)]
     return {
         "type": "data",
         "symmetric": False,
         "array": [max(0.0, finite(h) or 0.0) for h in high],
         "arrayminus": [max(0.0, finite(v) or 0.0) for v in low],
-        "color": arm_colour(i),
+        "color": arm_colour(i, alpha),
         "thickness": thickness,
         "width": 0,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,10 @@ def _matched_view(level: float, found: Sequence[tuple[int, ArmMatch]]) -> View:
             continue
         estimate = entry.estimate("retention")
         known = math.isfinite(estimate.low)
-        text = with_interval(estimate.value, estimate.interval if known else None)
+        episodes = entry.over_episodes("retention")
+        text = with_interval(estimate.value, estimate.interval if known else episodes)
+        if episodes is not None:
+            text += " over the episodes of one seed"
         hover = f"<b>{entry.arm}</b> at {percent(level)}<br>keeps {text}<br>{entry.choice}"
         if entry.setting:
             hover += f"<br>{entry.setting.replace(', ', '<br>')}"
@@ -100,6 +104,8 @@ def _matched_view(level: float, found: Sequence[tuple[int, ArmMatch]]) -> View:
         mean = markers(i, [estimate.value], [row], [hover], size=13)
         if known:
             mean["error_x"] = whiskers([estimate.value], [estimate.interval], i, thickness=2.5)
+        elif episodes is not None:  # thin: it says nothing about other seeds
+            mean["error_x"] = whiskers([estimate.value], [episodes], i, thickness=1, alpha=0.6)
         mean |= {"mode": "markers+text", "text": [percent(estimate.value)]}
         mean |= {"textposition": "top center", "textfont": {"size": 13}, "cliponaxis": False}
         traces.append(mean)
@@ -186,6 +192,12 @@ def _frontier_traces(i: int, arm: Arm, *, paths: bool) -> list[Trace]:
                 size=10 if filled else 7,
                 alpha=1.0 if filled else 0.6,
             )
+            if filled:
+                news, priors = [c.new for _, c in pairs], [c.prior for _, c in pairs]
+                widths: dict[str, Any] = {"thickness": 1, "alpha": 0.22}
+                trace["error_x"] = whiskers(news, [c.new_interval for _, c in pairs], i, **widths)
+                ends = [c.prior_interval for _, c in pairs]
+                trace["error_y"] = whiskers(priors, ends, i, **widths)
             if not filled:
                 trace["marker"]["symbol"] = f"{arm_symbol(i)}-open"
             traces.append(trace)
@@ -248,9 +260,7 @@ def _law_view(runs: RunSet, fit: dict[str, Any]) -> View:
         traces.append(base_marker(sorted(bases), "the base"))
     lowest = min((x for trace in traces for x in trace["x"]), default=0.0)
     if coefficients:
-        grid = [lowest + (highest - lowest) * k / 80 for k in range(81)]
-        curve = [_predict(coefficients, x) for x in grid]
-        traces.append(line(None, grid, curve, width=2))
+        traces += _curve(coefficients, lowest, highest, fit["gap"])
     unit = ", nats per decision" if name.startswith("kl_") else ""
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": f"{predictor_parts(name)[0]}{unit}"}, "anchor": "y2"},
@@ -264,6 +274,19 @@ def _law_view(runs: RunSet, fit: dict[str, Any]) -> View:
         layout["xaxis"]["anchor"] = "y"
     text = f"R² = {number(fit['r2'])}" if fit["r2"] is not None else "no fit"
     return View(f"{predictor_name(name)} ({text})", traces, layout)
+
+
+def _curve(
+    coefficients: Sequence[float], lowest: float, highest: float, gap: Sequence[float] | None
+) -> list[Trace]:
+    """Return the fit as a line, dotted where no checkpoint lies for a wide part of the range."""
+    ends = [lowest, *(gap or ()), highest]
+    traces = []
+    for k, (low, high) in enumerate(itertools.pairwise(ends)):
+        grid = [low + (high - low) * step / 80 for step in range(81)]
+        trace = line(None, grid, [_predict(coefficients, x) for x in grid], width=2)
+        traces.append(trace | {"line": trace["line"] | {"dash": "dot"}} if k == 1 else trace)
+    return traces
 
 
 def _predict(coefficients: Sequence[float], x: float) -> float:

@@ -13,6 +13,7 @@ from robo_razor.reporting.chart import (
     View,
     arm_colour,
     describe,
+    line,
     line_at,
     markers,
     rate_axis,
@@ -103,6 +104,11 @@ Y_AXES: tuple[tuple[str, str, Callable[[Checkpoint], float]], ...] = (
     ("kl", "KL(base ‖ tuned), nats per decision", lambda c: c.kl.get(FORWARD_KL, math.nan)),
     ("entropy", "entropy of the actions, nats per decision", lambda c: c.entropy),
 )
+INTERVALS: dict[str, Callable[[Checkpoint], tuple[float, float]]] = {
+    "new": lambda c: c.new_interval,
+    "prior": lambda c: c.prior_interval,
+}
+"""What has an interval over episodes."""
 
 
 def training_charts(runs: RunSet, headline: float | None) -> list[Chart]:
@@ -115,8 +121,15 @@ def training_charts(runs: RunSet, headline: float | None) -> list[Chart]:
                 trace
                 for i, arm in enumerate(runs.arms)
                 for run in shown_setting(arm, headline).runs
-                if (trace := _training_trace(i, arm, run, x, y)) is not None
+                if (trace := _training_trace(i, arm, run, x, y, name)) is not None
             ]
+            if name == "new":
+                traces += [
+                    trace
+                    for i, arm in enumerate(runs.arms)
+                    for run in shown_setting(arm, headline).runs
+                    if (trace := _sampled_trace(i, run, x)) is not None
+                ]
             layout: dict[str, Any] = {
                 "xaxis": {"title": {"text": unit}, "rangemode": "tozero"},
                 "yaxis": rate_axis("") if name in ("new", "prior") else {},
@@ -138,13 +151,26 @@ def _training_trace(
     run: RunSeries,
     x: Callable[[Checkpoint], float],
     y: Callable[[Checkpoint], float],
+    name: str,
 ) -> Trace | None:
     known = [c for c in run.checkpoints if math.isfinite(x(c)) and math.isfinite(y(c))]
     if not known:
         return None
     texts = [describe(arm, run, checkpoint) for checkpoint in known]
     trace = markers(i, [x(c) for c in known], [y(c) for c in known], texts, size=6)
+    if name in INTERVALS:
+        ends = [INTERVALS[name](c) for c in known]
+        trace["error_y"] = whiskers(trace["y"], ends, i, thickness=1, alpha=0.3)
     return trace | {"mode": "lines+markers", "line": {"color": arm_colour(i, 0.7), "width": 1.6}}
+
+
+def _sampled_trace(i: int, run: RunSeries, x: Callable[[Checkpoint], float]) -> Trace | None:
+    """Return success with sampled actions as a thin dotted line; None where not measured."""
+    known = [c for c in run.checkpoints if math.isfinite(x(c)) and math.isfinite(c.sampled)]
+    if not known:
+        return None
+    trace = line(i, [x(c) for c in known], [c.sampled for c in known], width=1, alpha=0.6)
+    return trace | {"line": trace["line"] | {"dash": "dot"}}
 
 
 def _positive(trace: Trace) -> Trace:

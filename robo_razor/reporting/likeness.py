@@ -7,7 +7,8 @@ from typing import Any
 
 from robo_razor.errors import ReportError
 from robo_razor.fingerprint import differences
-from robo_razor.reporting.runs import RunSeries, State, read_episodes
+from robo_razor.reporting.episodes import State, read_episodes, read_rows, unlike_starts
+from robo_razor.reporting.runs import RunSeries
 
 MAX_CHANGED = 0.05
 """Share of start states on which one base may come out differently in two runs; rounding on another
@@ -15,6 +16,8 @@ machine flips single ones."""
 OTHER_BASE = (
     "the base's outcomes on the same start states (another base of that name, or another simulator)"
 )
+
+OTHER_STARTS = "the start states or instructions"
 
 
 def unlike(runs: Sequence[RunSeries]) -> list[str]:
@@ -28,9 +31,20 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
             clauses.append(f"base: {first.config.get('policy')} against {run.config.get('policy')}")
         elif _differ(base, read_episodes(run.path, 0)):
             clauses.append(OTHER_BASE)
+        clauses += _other_starts(first, run)
         for clause in clauses:
             found.setdefault(clause, []).append(run.name)
     return [f"{clause} ({first.name} / {_some(names)})" for clause, names in found.items()]
+
+
+def _other_starts(first: RunSeries, run: RunSeries) -> list[str]:
+    """Return that episodes of one task and seed did not begin alike, counted at the last step."""
+    changed, shared = unlike_starts(
+        read_rows(first.path, first.last.step), read_rows(run.path, run.last.step)
+    )
+    if not changed:
+        return []
+    return [f"{OTHER_STARTS} of {changed} of {shared} episodes of equal task and seed"]
 
 
 def _differ(first: dict[State, bool], second: dict[State, bool]) -> bool:

@@ -1,10 +1,14 @@
 """Compare arms at equal success on the new task.
 
-The rule: along each run, the prior success (retention, KL) is read off where the new task's success
-first reaches the level, by linear interpolation between checkpoints. A level counts for an arm only
-where every seed of the compared setting reaches it, and only above the base's own success. The mean
-and the interval of an arm are over its seeds (Student's t), of a difference over the seeds of both
-(Welch); episodes are never pooled.
+The rule: the new task's success along a run is smoothed to the closest curve that never falls
+(isotonic regression, episodes as weights), and prior success (retention, KL) is read off where that
+curve first reaches the level, by linear interpolation between checkpoints. The first crossing of
+the raw curve would come too early, the more so the more checkpoints there are: a run that stays at
+85 % shows 90 % in one of several evaluations of 50 episodes almost surely. A single high evaluation
+that later ones do not bear out therefore reaches nothing. A level counts for an arm only where
+every seed of the compared setting reaches it, and only above the base's own success. The mean and
+the interval of an arm are over its seeds (Student's t), of a difference over the seeds of both
+(Welch), both no narrower than the episodes leave open; episodes are never pooled.
 
 An arm with several settings (a grid) is compared by the one with the highest prior success at that
 level, chosen for each seed on the *other* seeds, so that choosing among many is no advantage.
@@ -19,16 +23,22 @@ from dataclasses import dataclass, field
 from robo_razor.files import finite
 from robo_razor.reporting.arms import Arm, Setting
 from robo_razor.reporting.runs import FORWARD_KL, RunSeries, mean
-from robo_razor.statistics import Estimate, interpolate_at
+from robo_razor.statistics import Estimate, interpolate_at, isotonic
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """New-task success rates at which arms are compared where they reach them."""
-QUANTITIES = ("prior", "retention", "kl")
+BOUNDS = {"prior": (0.0, 1.0), "retention": (0.0, math.inf), "kl": (0.0, math.inf)}
+"""What is compared, and the range of what is possible."""
+QUANTITIES = tuple(BOUNDS)
 
 RULE = (
     "Prior success and retention are read off where a run's new-task success first reaches the "
-    "level, interpolated linearly between checkpoints. An arm counts at a level only if every "
-    "seed reaches it, and only above the base's own success. Intervals (95%) are over seeds."
+    "level, interpolated linearly between checkpoints. Success along a run is first smoothed to "
+    "the closest curve that never falls (isotonic regression, episodes as weights), so an "
+    "evaluation that later ones do not bear out reaches no level. An arm counts at a level only if "
+    "every seed reaches it, and only above the base's own success. Intervals (95%) are over seeds "
+    "and never narrower than the episodes of the seeds leave open; they do not count how uncertain "
+    "the place of the crossing is."
 )
 GRID_RULE = (
     "An arm with several settings is compared by the one that keeps most at that level, chosen "
@@ -47,6 +57,14 @@ class Matched:
     prior: float | None
     retention: float | None
     kl: dict[str, float] = field(default_factory=dict)
+    prior_interval: tuple[float, float] | None = None
+    """95 % over this run's episodes; interpolated as the value is."""
+    retention_interval: tuple[float, float] | None = None
+    new: float | None = None
+    """New-task success as measured at the first checkpoint at or after the crossing."""
+    new_interval: tuple[float, float] | None = None
+    new_n: int | None = None
+    """Episodes behind it."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +82,20 @@ class ArmMatch:
 
     def values(self, quantity: str) -> list[float]:
         """Return one number per seed: `prior`, `retention`, or `kl` (the paper's predictor)."""
+        return [value for value, _ in self._pairs(quantity)]
+
+    def within(self, quantity: str) -> list[tuple[float, float]]:
+        """Return each seed's interval over its own episodes, in the order of `values`."""
+        return [ends or (math.nan, math.nan) for _, ends in self._pairs(quantity)]
+
+    def _pairs(self, quantity: str) -> list[tuple[float, tuple[float, float] | None]]:
         if quantity == "kl":
-            found = [run.kl.get(FORWARD_KL) for run in self.runs]
+            found = [(run.kl.get(FORWARD_KL), None) for run in self.runs]
         else:
-            found = [getattr(run, quantity) for run in self.runs]
-        return [value for value in found if value is not None]
+            found = [
+                (getattr(run, quantity), getattr(run, f"{quantity}_interval")) for run in self.runs
+            ]
+        return [(value, ends) for value, ends in found if value is not None]
 
     def estimate(self, quantity: str) -> Estimate:
         """Return the mean over seeds and its interval (NaN: unknown, or one seed)."""
@@ -77,7 +104,44 @@ class ArmMatch:
         values = self.values(quantity)
         if not values:
             return Estimate(math.nan, math.nan, math.nan)
-        return seed_interval(values)
+        return seed_interval(values, within=self.within(quantity), bounds=BOUNDS[quantity])
+
+    def over_episodes(self, quantity: str) -> tuple[float, float] | None:
+        """Return the interval of a single seed over its episodes; None with several, or unknown."""
+        ends = self.within(quantity)
+        return ends[0] if len(ends) == 1 and math.isfinite(ends[0][0]) else None
+
+
+def difference(first: ArmMatch, second: ArmMatch, quantity: str) -> Estimate | None:
+    """Return one arm minus another over their seeds; None where one has no number."""
+    from robo_razor.statistics import seed_difference
+
+    one, two = first.values(quantity), second.values(quantity)
+    if not one or not two:
+        return None
+    return seed_difference(
+        one,
+        two,
+        first_within=first.within(quantity),
+        second_within=second.within(quantity),
+        bounds=(-1.0, 1.0) if quantity == "prior" else (-math.inf, math.inf),
+    )
+
+
+def difference_over_episodes(
+    first: ArmMatch, second: ArmMatch, quantity: str
+) -> tuple[float, float] | None:
+    """Return what the episodes of two single runs leave open of their difference, or None.
+
+    The runs are taken as independent, see `seed_difference`; it says nothing about other seeds.
+    """
+    one, two = first.over_episodes(quantity), second.over_episodes(quantity)
+    if one is None or two is None:
+        return None
+    a, b = first.values(quantity)[0], second.values(quantity)[0]
+    low = math.hypot(a - one[0], two[1] - b)
+    high = math.hypot(one[1] - a, b - two[0])
+    return a - b - low, a - b + high
 
 
 @dataclass(frozen=True)
@@ -93,35 +157,48 @@ class Pair:
 
 
 def match(run: RunSeries, level: float) -> Matched:
-    """Return what is left of the prior skills when a run first reaches a new-task success rate."""
-    new = run.series("new")
-    found = {
-        key: interpolate_at(level, new, values)
-        for key, values in {
-            "step": [float(checkpoint.step) for checkpoint in run.checkpoints],
-            "prior": run.series("prior"),
-            "retention": run.series("retention"),
-            **{key: run.series(key) for key in sorted(run.last.kl)},
-        }.items()
-    }
-    step = found["step"]
-    if step is None:
+    """Return what is left of the prior skills where a run reaches a new-task success rate."""
+    new = smoothed(run)
+    steps = interpolate_at(level, new, [float(checkpoint.step) for checkpoint in run.checkpoints])
+    if steps is None:
         return Matched(run.name, level, False, None, None, None)
-    values = {key: value[0] for key, value in found.items() if value is not None}
+
+    def at(values: Sequence[float]) -> float:
+        found = interpolate_at(level, new, values)
+        return math.nan if found is None else found[0]
+
+    def ends(name: str) -> tuple[float, float] | None:
+        pairs = [getattr(checkpoint, name) for checkpoint in run.checkpoints]
+        low, high = at([pair[0] for pair in pairs]), at([pair[1] for pair in pairs])
+        return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+    after = next(c for c, value in zip(run.checkpoints, new, strict=True) if value >= level)
+    kl = {key: at(run.series(key)) for key in sorted(run.last.kl)}
     return Matched(
         run=run.name,
         level=level,
-        interpolated=step[1],
-        step=values["step"],
-        prior=finite(values["prior"]),
-        retention=finite(values["retention"]),
-        kl={k: v for k, v in values.items() if "/" in k and math.isfinite(v)},
+        interpolated=steps[1],
+        step=steps[0],
+        prior=finite(at(run.series("prior"))),
+        retention=finite(at(run.series("retention"))),
+        kl={key: value for key, value in kl.items() if math.isfinite(value)},
+        prior_interval=ends("prior_interval"),
+        retention_interval=ends("retention_interval"),
+        new=after.new,
+        new_interval=after.new_interval,
+        new_n=after.new_n,
     )
 
 
+def smoothed(run: RunSeries) -> list[float]:
+    """Return the new-task success along a run as the closest curve that never falls."""
+    rates = isotonic(run.series("new"), [max(1, c.new_n) for c in run.checkpoints])
+    return [float(rate) for rate in rates]
+
+
 def top(run: RunSeries) -> float:
-    """Return the highest new-task success along a run."""
-    return max(run.series("new"))
+    """Return the highest new-task success that a run reaches and later evaluations bear out."""
+    return smoothed(run)[-1]
 
 
 def reach(setting: Setting) -> float:
@@ -212,7 +289,7 @@ def _why_not(arm: Arm, level: float) -> str:
     tops = [top(run) for run in arm.runs]
     count = sum(value >= level for value in tops)
     if count == 0:
-        return f"no run reaches it; the best has {max(tops):.0%}"
+        return f"no run reaches it and holds it; the best gets to {max(tops):.0%}"
     if len(arm.settings) == 1:
         return f"only {count} of {len(tops)} seeds reach it"
     return f"no setting reaches it with every seed ({count} of {len(tops)} runs do)"

@@ -119,7 +119,13 @@ class _Page:
             parts.append(paragraph(GRID_RULE))
         if chart is not None:
             every = self.markup.table(tables.matched_table(report))
-            parts += [self._figure(chart, "New-task success"), fold("All levels", every)]
+            seeds = self.markup.table(tables.seed_table(report))
+            level = percent(report["headline_level"])
+            parts += [
+                self._figure(chart, "New-task success"),
+                fold("All levels", every),
+                fold(f"Every seed at {level}, intervals over episodes", seeds),
+            ]
         elif not pairs:
             return ""
         title = "Differences between arms, at the highest level that both reach"
@@ -135,8 +141,9 @@ class _Page:
         if chart is None:
             return ""
         text = (
-            "Every point is a checkpoint; up and to the right is better. Filled points lie within "
-            f"{100 * FRONTIER_TOLERANCE:.0f} points of their arm's frontier, which the line joins; "
+            "Every point is a checkpoint; up and to the right is better. The line joins the "
+            "checkpoints that no other one of their arm beats; filled points have at most "
+            f"{100 * FRONTIER_TOLERANCE:.0f} points less than one of those on either axis; "
             "the star is the base."
         )
         if (level := self.report["headline_level"]) is not None:
@@ -157,6 +164,14 @@ class _Page:
                 "A second-degree polynomial of prior success in the distance from the base, over "
                 f"{fit['n_points']} checkpoints. Intervals are from a bootstrap over whole runs."
             )
+            if fit["gap"] is not None:
+                low, high = (number(end) for end in fit["gap"])
+                text += (
+                    f" No checkpoint lies between {low} and {high} nats, so the shape of the curve "
+                    "there is a guess, and R² only says that the two sides differ."
+                )
+            if fit["within_r2"] is not None:
+                text += f" Within arms it explains {percent(fit['within_r2'])} of the variation."
             if fit["leave_one_run_out_rmse"] is not None:
                 error = number(100 * fit["leave_one_run_out_rmse"], 1)
                 text += f" On a run left out of the fit it errs by {error} points (RMS)."
@@ -168,11 +183,7 @@ class _Page:
         if not table:
             return ""
         bars = [entry["r2"] for entry in self.report["predictors"] if entry["r2"] is not None]
-        remarks = []
-        if len({row[-1] for row in table.rows}) > 1:
-            remarks.append("Predictors that are known at other checkpoints compare only roughly.")
-        if without := tables.unfitted(self.report):
-            remarks.append(f"Not fitted: {'; '.join(without)}.")
+        remarks = tables.predictor_remarks(self.report)
         return (
             "<h3>Predictors by the share of variation that they explain</h3>"
             + self.markup.table(table, bars={1: bars})
@@ -232,7 +243,10 @@ class _Page:
             for arm in self.runs.arms
             if all(math.isnan(run.last.env_steps) for run in arm.runs)
         ]
-        text = "Every line is a run."
+        text = (
+            "Every line is a run. Success is that of the likeliest (greedy) action; thin dotted "
+            "lines are success with sampled actions. Bars are 95% over episodes."
+        )
         if any(arm.settings[1:] for arm in self.runs.arms):
             text += " Of an arm with several settings one is shown; the table below has them all."
         if without and len(without) < len(self.runs.arms):
@@ -252,7 +266,10 @@ class _Page:
             "<h3>Settings that differ</h3>",
             table(tables.setting_table(self.runs)),
             fold("All settings of one run of each arm", "".join(every)),
-            fold("Last checkpoint of every run", table(tables.last_table(self.runs.runs))),
+            fold(
+                "Last checkpoint of every run, intervals over episodes",
+                table(tables.last_table(self.runs.runs)),
+            ),
             fold(
                 "Episodes on the same start states, last checkpoints (exact McNemar)",
                 table(tables.paired_table(self.report)),

@@ -9,12 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robo_razor.checkpoint import EPISODES, RunDirectory, step_name
+from robo_razor.checkpoint import RunDirectory
+from robo_razor.config import TrackingConfig
 from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError
-from robo_razor.statistics import wilson_interval
+from robo_razor.reporting.episodes import (
+    PriorOutcomes,
+    State,
+    prior_outcomes,
+    read_episodes,
+    read_rows,
+)
+from robo_razor.statistics import mean_rate_interval, wilson_interval
 
-State = tuple[str, int]
-"""(task, seed) of a start state."""
+UNKNOWN = (math.nan, math.nan)
+
 KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
 FORWARD_KL = "kl_base_tuned/new_base_visited"
 """The paper's predictor: KL(base || tuned) on states that the base visits on the new task."""
@@ -39,8 +47,15 @@ class Checkpoint:
     """Prior skill -> its entry of the summary."""
     distances: dict[str, float] = field(default_factory=dict)
     """Further distances to the base by name; absent where not measured."""
+    prior_interval: tuple[float, float] = UNKNOWN
+    """95 % interval of `prior` over episodes; NaN without prior skills."""
+    retention_interval: tuple[float, float] = UNKNOWN
+    """95 % interval of `retention` over episodes; NaN where they are not on disk."""
     sampled: float = math.nan
     """Success on the new task with sampled actions; NaN where not measured."""
+    sampled_interval: tuple[float, float] = UNKNOWN
+    sampled_n: int = 0
+    """Episodes with sampled actions."""
     entropy: float = math.nan
     """Entropy of the actions on the new task's probe states, nats per decision; NaN: unknown."""
     env_steps: float = math.nan
@@ -66,6 +81,8 @@ class RunSeries:
     best_step: int | None = None
     arm: str | None = None
     """The sweep's arm that the run belongs to; None outside a sweep."""
+    unplanned: tuple[int, ...] = ()
+    """Steps that were measured because the run was interrupted there; they are left out."""
 
     @property
     def first(self) -> Checkpoint:
@@ -92,6 +109,11 @@ class RunSeries:
         """Name for tables and figures."""
         return f"{self.name} ({self.method})"
 
+    def last_pairs(self) -> PriorOutcomes:
+        """Return the last checkpoint's episodes of prior skills, paired with the base's."""
+        rows = read_rows(self.path, self.last.step)
+        return prior_outcomes(read_rows(self.path, 0), rows, str(self.config.get("task")))
+
     def series(self, key: str) -> list[float]:
         """Return one quantity along training: a field of `Checkpoint`, or a predictor's name."""
         if "/" in key or key in self.last.distances:
@@ -116,8 +138,17 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
             remedy="Wait for its first checkpoint (step 0 is measured before training starts).",
         )
     steps = _rollout_steps(run.metrics)
+    base = read_rows(run.path, 0)
+    checkpoints, unplanned = [], []
     try:
-        checkpoints = tuple(_read_checkpoint(summary, steps) for summary in summaries)
+        planned = planned_steps(config, summaries)
+        for summary in summaries:
+            step = int(summary["step"])
+            if planned is not None and step not in planned:
+                unplanned.append(step)
+                continue
+            pairs = prior_outcomes(base, read_rows(run.path, step), str(config.get("task")))
+            checkpoints.append(_read_checkpoint(summary, steps, pairs))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"A summary in {path}/eval cannot be read ({error!r})") from error
     return RunSeries(
@@ -125,13 +156,38 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         path=run.path,
         config=config,
         environment=run.environment(),
-        checkpoints=checkpoints,
+        checkpoints=tuple(checkpoints),
         best_step=run.best_step(),
         arm=arm,
+        unplanned=tuple(unplanned),
     )
 
 
-def _read_checkpoint(summary: dict[str, Any], steps: Mapping[int, float]) -> Checkpoint:
+def planned_steps(
+    config: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]
+) -> frozenset[int] | None:
+    """Return the steps that were to be measured, 0 included; None where the plan is unknown.
+
+    A run that is interrupted is measured there as well. Such a checkpoint depends on when it was
+    stopped, and counting it would give an interrupted run one look more at its success.
+
+    Args:
+        config: The run's settings.
+        summaries: Its summaries; the plan needs the number of updates that they tell.
+    """
+    tracking = config.get("tracking")
+    updates = [int(summary["updates"]) for summary in summaries if summary.get("updates")]
+    if not isinstance(tracking, Mapping) or not updates or "every" not in tracking:
+        return None
+    plan = TrackingConfig(
+        every=float(tracking["every"]), early=int(tracking.get("early", TrackingConfig.early))
+    )
+    return frozenset({0, *plan.checkpoints(max(updates))})
+
+
+def _read_checkpoint(
+    summary: dict[str, Any], steps: Mapping[int, float], pairs: PriorOutcomes
+) -> Checkpoint:
     new, prior = list(summary["new"].values()), summary.get("prior", {})
     successes = round(sum(entry["success_rate"] * entry["n"] for entry in new))
     n = sum(entry["n"] for entry in new)
@@ -142,7 +198,10 @@ def _read_checkpoint(summary: dict[str, Any], steps: Mapping[int, float]) -> Che
         for states, value in (summary.get(direction) or {}).items()
         if value is not None
     }
-    sampled = [entry["sampled"]["success_rate"] for entry in new if entry.get("sampled")]
+    sampled = [entry["sampled"] for entry in new if entry.get("sampled")]
+    sampled_n = sum(entry["n"] for entry in sampled)
+    sampled_wins = round(sum(entry["success_rate"] * entry["n"] for entry in sampled))
+    counts = [(round(e["success_rate"] * e["n"]), e["n"]) for e in prior.values()]
     done = [count for step, count in steps.items() if step <= int(summary["step"])]
     return Checkpoint(
         step=int(summary["step"]),
@@ -158,7 +217,13 @@ def _read_checkpoint(summary: dict[str, Any], steps: Mapping[int, float]) -> Che
             for name, value in (summary.get("distances") or {}).items()
             if value is not None
         },
-        sampled=mean(sampled),
+        prior_interval=mean_rate_interval(*zip(*counts, strict=True)).interval
+        if counts
+        else UNKNOWN,
+        retention_interval=pairs.retention().interval,
+        sampled=mean([entry["success_rate"] for entry in sampled]),
+        sampled_interval=wilson_interval(sampled_wins, sampled_n) if sampled_n else UNKNOWN,
+        sampled_n=sampled_n,
         entropy=_number(summary.get("entropy")),
         env_steps=sum(done) if steps else math.nan,
         wall_s=_number(summary.get("elapsed_s")),
@@ -186,19 +251,6 @@ def read_outcomes(run: RunSeries) -> dict[State, bool]:
     return read_episodes(run.path, run.last.step)
 
 
-def read_episodes(path: Path, step: int) -> dict[State, bool]:
-    """Return (task, seed) -> success of the greedy episodes of one step; empty: not on disk."""
-    file = path / "eval" / step_name(step) / EPISODES
-    if not file.is_file():
-        return {}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {
-        (row["task"], row["seed"]): bool(row["success"])
-        for row in rows
-        if row.get("mode", "greedy") == "greedy"
-    }
-
-
 def short_names(paths: Sequence[str]) -> list[str]:
     """Return the directories' names, with as much of the path as makes them unique."""
     parts = [Path(path).resolve().parts for path in paths]
@@ -212,6 +264,11 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def mean(values: Sequence[float]) -> float:
     """Return the mean; NaN of nothing."""
     return sum(values) / len(values) if values else math.nan
+
+
+def known_interval(ends: tuple[float, float]) -> list[float] | None:
+    """Return an interval's ends; None where it is unknown."""
+    return list(ends) if all(math.isfinite(end) for end in ends) else None
 
 
 def _number(value: Any) -> float:

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robo_razor.law import Law
+from robo_razor.reporting.analysis import Laws
 from robo_razor.reporting.arms import Arm
-from robo_razor.reporting.matching import ArmMatch, match_arm, shown_setting
-from robo_razor.reporting.runs import FORWARD_KL, mean
+from robo_razor.reporting.matching import (
+    ArmMatch,
+    Pair,
+    difference,
+    difference_over_episodes,
+    match_arm,
+    shown_setting,
+    top,
+)
+from robo_razor.reporting.runs import RunSeries, mean
 from robo_razor.reporting.words import (
     interval,
     listing,
@@ -20,7 +29,7 @@ from robo_razor.reporting.words import (
     predictor_parts,
     with_interval,
 )
-from robo_razor.statistics import Estimate, seed_difference
+from robo_razor.statistics import Estimate
 
 NOTABLE_RETENTION = 0.8
 """A skill of which less is left is worth a sentence."""
@@ -37,15 +46,20 @@ class Statement:
 
 
 def make_statement(
-    arms: Sequence[Arm], level: float | None, law: Law, predictors: Sequence[Law]
+    arms: Sequence[Arm],
+    level: float | None,
+    laws: Laws,
+    pairs: Sequence[Pair] = (),
+    asked: Sequence[float] = (),
 ) -> Statement:
     """Return what came out, in words.
 
     Args:
         arms: What is compared.
         level: New-task success at which; None where nothing can be compared.
-        law: The fit in the paper's predictor.
-        predictors: Fits in all predictors, best first.
+        laws: The fits of the forgetting law.
+        pairs: The comparison of every two arms.
+        asked: Levels that the user asked for; empty: they were chosen from the runs.
     """
     task = skill_of(str(arms[0].runs[0].config.get("task")))
     found = [] if level is None else [match_arm(arm, level) for arm in arms]
@@ -60,11 +74,11 @@ def make_statement(
         sentences += _distance(reached)
         sentences += _ends(arms, level)
     else:
-        headline = _alone(task, arms[0]) if len(arms) == 1 else _nothing(task, arms)
+        headline = _alone(task, arms[0]) if len(arms) == 1 else _nothing(task, arms, pairs, asked)
     sentences += [
         f"**{m.arm}** is not compared there: {m.reason}." for m in found if m.reason is not None
     ]
-    sentences += _law(law, predictors)
+    sentences += _law(laws)
     return Statement(headline, tuple(sentences))
 
 
@@ -75,14 +89,16 @@ def skill_of(task: str) -> str:
 
 def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:
     start = f"At {percent(level)} success on {task}, "
+    single = any(m.over_episodes("retention") for m in reached)
+    over = " (single runs, intervals over episodes)" if single else ""
     if len(reached) <= MOST_NAMED:
         parts = [f"**{m.arm}** keeps {_kept(m)}" for m in reached]
         parts[0] += " of the prior skills"
-        return f"{start}{listing(parts)}."
+        return f"{start}{listing(parts)}{over}."
     best, worst = reached[0], reached[-1]
     return (
         f"{start}**{best.arm}** keeps most of the prior skills, {_kept(best)}, and "
-        f"**{worst.arm}** least, {_kept(worst)}, of {len(reached)} arms."
+        f"**{worst.arm}** least, {_kept(worst)}, of {len(reached)} arms{over}."
     )
 
 
@@ -96,7 +112,8 @@ def _between(reached: Sequence[ArmMatch]) -> list[str]:
 
 def _kept(match: ArmMatch) -> str:
     kept = match.estimate("retention")
-    return f"**{percent(kept.value)}** {interval(kept.interval)}".rstrip()
+    ends = match.over_episodes("retention") or kept.interval
+    return f"**{percent(kept.value)}** {interval(ends)}".rstrip()
 
 
 def _difference(reached: Sequence[ArmMatch]) -> list[str]:
@@ -106,16 +123,20 @@ def _difference(reached: Sequence[ArmMatch]) -> list[str]:
     if not gap:
         return []
     if len(one) < 2 or len(two) < 2:
+        ends = interval(difference_over_episodes(best, worst, "retention"))
+        over = f" {ends} over episodes" if ends else ""
         return [
-            f"That is a difference of **{gap} points** between single runs: with one seed there is "
-            "no interval, and another seed may say something else."
+            f"That is a difference of **{gap} points**{over} between single runs: with one seed "
+            "there is no interval over seeds, and another seed may say something else."
         ]
-    difference = seed_difference(one, two)
+    found = difference(best, worst, "retention")
+    if found is None:
+        return []
     text = (
         f"The difference between **{best.arm}** and **{worst.arm}** is **{gap} points** "
-        f"{interval(difference.interval)} over {_seeds(len(one), len(two))}"
+        f"{interval(found.interval)} over {_seeds(len(one), len(two))}"
     )
-    if difference.low <= 0 <= difference.high:
+    if found.low <= 0 <= found.high:
         return [f"{text}: it may be none."]
     return [f"{text}."]
 
@@ -143,19 +164,30 @@ def _alone(task: str, arm: Arm) -> str:
         f"**{with_interval(run.last.new, run.last.new_interval)}**{others}"
     )
     if math.isfinite(run.last.retention):
-        return f"{text} and keeps **{percent(run.last.retention)}** of the prior skills."
+        kept = f"**{percent(run.last.retention)}** {interval(run.last.retention_interval)}".rstrip()
+        over = ", both over episodes" if interval(run.last.retention_interval) else ""
+        return f"{text} and keeps {kept} of the prior skills{over}."
     return f"{text}. No prior skills were measured."
 
 
-def _nothing(task: str, arms: Sequence[Arm]) -> str:
-    start = max(run.first.new for arm in arms for run in arm.runs)
+def _nothing(task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Sequence[float]) -> str:
     if not any(run.last.skills for arm in arms for run in arm.runs):
         return f"No prior skills were measured, so nothing is known about forgetting on {task}."
-    best = max((run for arm in arms for run in arm.runs), key=lambda run: max(run.series("new")))
+    ranges = [pair for pair in pairs if pair.high > pair.low]
+    if asked and ranges:
+        widest = max(ranges, key=lambda pair: pair.high)
+        levels = listing([percent(level) for level in sorted(asked)])
+        return (
+            f"Nothing can be compared at {levels} success on {task}: {widest.first} and "
+            f"{widest.second} can be compared above {percent(widest.low)} and up to "
+            f"{percent(math.floor(100 * widest.high) / 100)}."
+        )
+    start = max(run.first.new for arm in arms for run in arm.runs)
+    best = max((run for arm in arms for run in arm.runs), key=top)
     return (
         f"Nothing can be compared at equal success: no two arms rise above the base's "
         f"{percent(start)} on {task} together. The best run is {best.name} with "
-        f"{percent(max(best.series('new')))}."
+        f"{percent(top(best))}."
     )
 
 
@@ -170,43 +202,90 @@ def _ends(arms: Sequence[Arm], level: float) -> list[str]:
             for arm, runs in shown
         ]
         sentences.append(f"At the last checkpoint {listing(parts)}.")
+    return [*sentences, *_lost(shown)]
+
+
+def _lost(shown: Sequence[tuple[Arm, Sequence[RunSeries]]]) -> list[str]:
+    """Return which skills the worst arm lost entirely, or the one of which most is lost."""
     losses = [
-        (mean([run.last.skills[skill].get("retention") or 0.0 for run in runs]), skill, arm)
+        (mean([run.last.skills[skill]["retention"] for run in runs]), skill, arm)
         for arm, runs in shown
         for skill in runs[0].last.skills
         if all(run.last.skills[skill].get("retention") is not None for run in runs)
     ]
-    kept, skill, arm = min(losses, key=lambda loss: loss[0], default=(1.0, "", arms[0]))
-    if kept < NOTABLE_RETENTION:
-        sentences.append(
-            f"Most is lost of {skill} after **{arm.name}**: {percent(kept)} of the base's success "
-            "is left."
-        )
-    return sentences
+    kept, skill, worst = min(losses, key=lambda loss: loss[0], default=(1.0, "", None))
+    if worst is None or kept >= NOTABLE_RETENTION:
+        return []
+    least = min(kept, 0.0)
+    gone = {
+        arm.name: [name for value, name, of in losses if of is arm and value <= least]
+        for arm, _ in shown
+    }
+    name, skills = max(gone.items(), key=lambda item: len(item[1]))
+    if not skills:
+        return [
+            f"Most is lost of {skill} after **{worst.name}**: {percent(kept)} of the base's "
+            "success is left."
+        ]
+    total = sum(arm.name == name for _, _, arm in losses)
+    what = "skill is" if len(skills) == 1 else "skills are"
+    return [
+        f"After **{name}** {len(skills)} of {total} prior {what} lost entirely: {listing(skills)}."
+    ]
 
 
-def _law(law: Law, predictors: Sequence[Law]) -> list[str]:
+def _law(laws: Laws) -> list[str]:
+    law = laws.main
     if law.n_points == 0:
         return []
     if law.r2 is None:
         reason = law.reason or "the points do not determine it"
         return [f"No law of forgetting is fitted: {reason.rstrip('.')}."]
+    size = f"{plural(law.n_points, 'checkpoint')} of {plural(law.n_runs, 'run')}"
+    if law.gap is not None:
+        low, high = (number(end) for end in law.gap)
+        return [
+            f"No law of forgetting can be told from these runs: no checkpoint lies between {low} "
+            f"and {high} nats of KL(base ‖ tuned) on the new task, so the R² of {number(law.r2)} "
+            f"({size}) says that the two groups differ, not how prior success falls with the "
+            f"distance.{_inside(law)}"
+        ]
     sentences = [
         f"KL(base ‖ tuned) on the new task explains {_share(law)} of the variation in prior "
-        f"success (R² of a second-degree polynomial, {plural(law.n_points, 'checkpoint')} of "
-        f"{plural(law.n_runs, 'run')})."
+        f"success (R² of a second-degree polynomial, {size}).{_inside(law)}"
     ]
-    fitted = [p for p in predictors if p.r2 is not None and p.n_points == law.n_points]
-    if not fitted or fitted[0].predictor == FORWARD_KL:
+    fitted = [p for p in laws.table if p.r2 is not None and p.n_points == law.n_points]
+    if laws.best_minus_main is None or not fitted:
         if len(fitted) > 1:
-            sentences[0] = sentences[0][:-2] + f"), the most of {len(fitted)} predictors."
+            sentences.append(f"That is the most of {len(fitted)} predictors.")
         return sentences
-    close = " Their intervals overlap." if _overlap(fitted[0], law) else ""
+    gap = laws.best_minus_main
+    difference = f"{number(gap.value)} [{number(gap.low)}, {number(gap.high)}]"
+    verdict = (
+        f"R² is not told apart from that of KL: the difference is {difference}"
+        if not gap.low > 0
+        else f"the difference in R² to KL is {difference}"
+    )
     return [
         *sentences,
-        f"Of {len(fitted)} predictors, {_named(fitted[0])} explains most: {_share(fitted[0])}."
-        f"{close}",
+        f"Of {len(fitted)} predictors, {_named(fitted[0])} explains most: {_share(fitted[0])}; "
+        f"{verdict}, runs resampled.",
     ]
+
+
+def _inside(law: Law) -> str:
+    """Return what the fit is worth inside of arms, and on an arm that it has not seen."""
+    parts = []
+    if law.within_r2 is not None:
+        parts.append(f"within arms it explains {percent(law.within_r2)}")
+    if law.leave_one_arm_out_rmse is not None:
+        error = 100 * law.leave_one_arm_out_rmse
+        text = f"{error:.0f}" if error < 100 else "more than 100"
+        parts.append(f"an arm left out of the fit is missed by {text} points (RMS)")
+    if not parts:
+        return ""
+    text = "; ".join(parts)
+    return f" {text[0].upper()}{text[1:]}."
 
 
 def _named(fit: Law) -> str:
@@ -219,11 +298,6 @@ def _named(fit: Law) -> str:
 
 def _share(fit: Law) -> str:
     return f"**{percent(fit.r2)}** {interval(fit.r2_interval)}".rstrip()
-
-
-def _overlap(first: Law, second: Law) -> bool:
-    one, two = first.r2_interval, second.r2_interval
-    return one is not None and two is not None and one[0] <= two[1] and two[0] <= one[1]
 
 
 def _order(estimate: Estimate) -> float:

@@ -1,19 +1,18 @@
-"""The report's tables, once: Markdown, the page and CSV render the same rows."""
+"""The report's tables, once: Markdown and the page render the same rows."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robo_razor.files import finite
+from robo_razor.reporting.analysis import base_success
 from robo_razor.reporting.arms import (
     RunSet,
     comparable_settings,
     setting_differences,
     show_value,
+    shown_setting_of,
 )
 from robo_razor.reporting.runs import FORWARD_KL, REVERSE_KL, RunSeries
 from robo_razor.reporting.words import (
@@ -29,10 +28,10 @@ from robo_razor.reporting.words import (
 )
 from robo_razor.settings import flatten
 
+LAST_IN_BRIEF = ("run", "new task, greedy", "prior success", "retention", "KL(base ‖ tuned)")
 MINUS = "\u2212"
 LINE = "\n"
 """Within a cell: what follows is less important and stands below."""
-Cell = str | float | int | bool | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,13 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = frozenset()
+
+    def columns(self, names: Sequence[str]) -> Table:
+        """Return some of the columns, in the given order."""
+        which = [self.head.index(name) for name in names]
+        rows = tuple(tuple(row[i] for i in which) for row in self.rows)
+        numeric = frozenset(k for k, i in enumerate(which) if i in self.numeric)
+        return Table(tuple(names), rows, numeric)
 
     def __bool__(self) -> bool:
         """Tell whether there is any row."""
@@ -60,8 +66,8 @@ def matched_table(report: dict[str, Any], level: float | None = None) -> Table:
                     percent(block["level"]),
                     entry["arm"],
                     str(len(entry["runs"])) if entry["runs"] else UNKNOWN,
-                    show_estimate(entry["prior"]),
-                    show_estimate(entry["retention"]),
+                    _over_seeds(entry["prior"]),
+                    _over_seeds(entry["retention"]),
                     number(entry["kl"]["value"]),
                     entry["reason"] or _choice(entry),
                 )
@@ -79,6 +85,34 @@ def _choice(entry: dict[str, Any]) -> str:
 def show_estimate(entry: dict[str, Any]) -> str:
     """Return a value with its interval, in percent."""
     return with_interval(entry["value"], entry["interval"])
+
+
+def _over_seeds(entry: dict[str, Any]) -> str:
+    """Return a mean over seeds; of a single seed the interval over its episodes, which says so."""
+    if entry["interval"] is None and entry["over_episodes"] is not None:
+        return f"{with_interval(entry['value'], entry['over_episodes'])} (episodes)"
+    return show_estimate(entry)
+
+
+def seed_table(report: dict[str, Any]) -> Table:
+    """Return every seed at the level that the report speaks of first, intervals over episodes."""
+    rows = [
+        (
+            run["run"],
+            number(run["step"], 1),
+            with_interval(run["new"], run["new_interval"]),
+            str(run["new_n"]),
+            with_interval(run["prior"], run["prior_interval"]),
+            with_interval(run["retention"], run["retention_interval"]),
+            number(run["kl"].get(FORWARD_KL)),
+        )
+        for block in report["matched"]
+        if block["level"] == report["headline_level"]
+        for entry in block["arms"]
+        for run in entry["runs"]
+    ]
+    head = ("run", "reached at update", "new task at the next checkpoint", "n", "prior success")
+    return Table((*head, "retention", "KL(base ‖ tuned)"), tuple(rows), frozenset(range(1, 7)))
 
 
 def pair_table(report: dict[str, Any]) -> Table:
@@ -106,28 +140,52 @@ def pair_table(report: dict[str, Any]) -> Table:
 
 def _difference(entry: dict[str, Any], turned: bool) -> str:
     sign = -1.0 if turned else 1.0
-    value, ends = entry["value"], entry["interval"]
+    value, ends = entry["value"], entry["interval"] or entry["over_episodes"]
     if value is None:
         return UNKNOWN
     ordered = None if ends is None else sorted(sign * end for end in ends)
-    return f"{points(sign * value)} {interval(ordered, signed=True)}".strip()
+    text = f"{points(sign * value)} {interval(ordered, signed=True)}".strip()
+    return text if entry["interval"] or ends is None else f"{text} (episodes)"
 
 
 def predictor_rows(report: dict[str, Any]) -> Table:
-    """Return predictors of prior success, best first."""
+    """Return predictors of prior success, best first; `*` marks those with a wide empty range."""
     rows = [
         (
             LINE.join(part for part in predictor_parts(entry["predictor"]) if part),
-            number(entry["r2"]),
+            number(entry["r2"]) + ("*" if entry["gap"] else ""),
             _plain_interval(entry["r2_interval"]),
-            _error(entry["leave_one_run_out_rmse"]),
+            number(entry["within_r2"]),
+            f"{_error(entry['leave_one_run_out_rmse'])} / "
+            f"{_error(entry['leave_one_arm_out_rmse'])}",
             str(entry["n_points"]),
         )
         for entry in report["predictors"]
         if entry["r2"] is not None
     ]
-    head = ("predictor", "R²", "95%", "error on runs left out", "checkpoints")
-    return Table(head, tuple(rows), frozenset({1, 2, 3, 4}))
+    head = ("predictor", "R²", "95%", "within arms", "error: run / arm left out", "n")
+    return Table(head, tuple(rows), frozenset(range(1, 6)))
+
+
+def predictor_remarks(report: dict[str, Any]) -> list[str]:
+    """Return what must be known to read the table of predictors."""
+    fitted = [entry for entry in report["predictors"] if entry["r2"] is not None]
+    remarks = []
+    if fitted:
+        remarks.append(
+            "Within arms: R² with an intercept for every arm. Errors are root mean squares, in "
+            "points of prior success, on runs and arms that the fit has not seen. n: checkpoints."
+        )
+    if any(entry["gap"] for entry in fitted):
+        remarks.append(
+            "* The checkpoints leave more than a third of this predictor's range empty: R² says "
+            "that the sides of the gap differ, not what lies between."
+        )
+    if len({entry["n_points"] for entry in fitted}) > 1:
+        remarks.append("Predictors that are known at other checkpoints compare only roughly.")
+    if without := unfitted(report):
+        remarks.append(f"Not fitted: {'; '.join(without)}.")
+    return remarks
 
 
 def unfitted(report: dict[str, Any]) -> list[str]:
@@ -143,7 +201,9 @@ def unfitted(report: dict[str, Any]) -> list[str]:
 
 
 def _error(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{100 * value:.1f} points"
+    if value is None:
+        return UNKNOWN
+    return f"{100 * value:.1f}" if value < 1 else "over 100"
 
 
 def _plain_interval(ends: Sequence[float] | None) -> str:
@@ -160,27 +220,64 @@ def frontier_table(report: dict[str, Any]) -> Table:
     return Table(head, tuple(rows), frozenset({1, 2}))
 
 
-def last_table(runs: Sequence[RunSeries]) -> Table:
-    """Return every run's base and last checkpoint."""
+def last_table(runs: Sequence[RunSeries], *, brief: bool = False) -> Table:
+    """Return every run's base and last checkpoint; all intervals are over episodes.
+
+    Args:
+        runs: What is shown.
+        brief: Leave out what a terminal has no room for.
+    """
     rows = []
     for run in runs:
         last, base = run.last, run.first
+        sampled = with_interval(last.sampled, last.sampled_interval)
+        nbt = run.last_pairs().nbt()
         rows.append(
             (
                 run.label,
                 str(last.step),
                 f"{percent(base.new)} \u2192 {with_interval(last.new, last.new_interval)}",
                 str(last.new_n),
-                f"{percent(base.prior)} \u2192 {percent(last.prior)}",
-                percent(last.retention),
+                f"{sampled}, n = {last.sampled_n}" if last.sampled_n else UNKNOWN,
+                f"{percent(base.prior)} \u2192 {with_interval(last.prior, last.prior_interval)}",
+                with_interval(last.retention, last.retention_interval),
+                f"{points(nbt.value)} {interval(nbt.interval, signed=True)}".strip(),
                 number(last.kl.get(FORWARD_KL)),
                 number(last.kl.get(REVERSE_KL)),
                 number(last.entropy),
             )
         )
-    head = ("run", "step", "new task", "n", "prior success", "retention")
-    more = ("KL(base ‖ tuned)", "KL(tuned ‖ base)", "entropy")
-    return Table((*head, *more), tuple(rows), frozenset({1, 2, 3, 4, 5, 6, 7, 8}))
+    head = ("run", "step", "new task, greedy", "n", "new task, sampled", "prior success")
+    more = ("retention", "NBT, points", "KL(base ‖ tuned)", "KL(tuned ‖ base)", "entropy")
+    table = Table((*head, *more), tuple(rows), frozenset(range(1, 11)))
+    return table.columns(LAST_IN_BRIEF) if brief else table
+
+
+def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
+    """Return S_ij, success on every skill (rows) after every run (columns), in percent."""
+    columns = [
+        (arm, run)
+        for arm, entry in zip(runs.arms, report["arms"], strict=True)
+        for run in shown_setting_of(arm, entry["shown_setting"]).runs
+    ]
+    first = runs.runs[0]
+    rows = [
+        (
+            skill,
+            _whole(base_success(first, skill)),
+            *(_whole(run.last.skills[skill]["success_rate"]) for _, run in columns),
+        )
+        for skill in sorted(first.last.skills)
+    ]
+    rows.append(
+        ("new task", _whole(first.first.new), *(_whole(run.last.new) for _, run in columns))
+    )
+    names = [f"{arm.name}, seed {run.seed}" for arm, run in columns]
+    return Table(("skill", "base", *names), tuple(rows), frozenset(range(1, len(names) + 2)))
+
+
+def _whole(value: float | None) -> str:
+    return percent(value).removesuffix("%")
 
 
 def skill_table(report: dict[str, Any]) -> Table:
@@ -252,96 +349,3 @@ def _some(names: Sequence[str], groups: int) -> str:
     if groups == 1:
         return "all runs"
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
-# --- CSV ------------------------------------------------------------------------------------------
-
-
-def checkpoint_rows(runs: RunSet) -> list[dict[str, Cell]]:
-    """Return one row per checkpoint, with the column names of a sweep's table."""
-    rows: list[dict[str, Cell]] = []
-    differing = [key for key, _ in setting_differences(list(runs.runs))]
-    for arm in runs.arms:
-        for run in arm.runs:
-            flat = flatten(run.config)
-            head: dict[str, Cell] = {
-                "arm": arm.name,
-                "run": run.name,
-                "method": run.method,
-                "seed": run.seed,
-                **{f"setting/{key}": _cell(flat.get(key)) for key in differing},
-            }
-            for checkpoint in run.checkpoints:
-                rows.append(
-                    {
-                        **head,
-                        "step": checkpoint.step,
-                        "new_success_rate": checkpoint.new,
-                        "new_n": checkpoint.new_n,
-                        "new_low": checkpoint.new_interval[0],
-                        "new_high": checkpoint.new_interval[1],
-                        "new_sampled_success_rate": finite(checkpoint.sampled),
-                        "prior_success_rate": finite(checkpoint.prior),
-                        "prior_retention": finite(checkpoint.retention),
-                        **{
-                            f"prior/{skill}/success_rate": entry["success_rate"]
-                            for skill, entry in checkpoint.skills.items()
-                        },
-                        **checkpoint.predictors,
-                        "entropy": finite(checkpoint.entropy),
-                        "env_steps": finite(checkpoint.env_steps),
-                        "wall_s": finite(checkpoint.wall_s),
-                    }
-                )
-    return rows
-
-
-def _cell(value: Any) -> Cell:
-    return value if isinstance(value, str | float | int | bool) or value is None else str(value)
-
-
-def matched_rows(report: dict[str, Any]) -> list[dict[str, Cell]]:
-    """Return one row per level and run of the matched comparison."""
-    return [
-        {
-            "level": block["level"],
-            "arm": entry["arm"],
-            "run": run["run"],
-            "step": run["step"],
-            "prior_success_rate": run["prior"],
-            "prior_retention": run["retention"],
-            FORWARD_KL: run["kl"].get(FORWARD_KL),
-            "setting": entry["setting"],
-            "choice": entry["choice"],
-        }
-        for block in report["matched"]
-        for entry in block["arms"]
-        for run in entry["runs"]
-    ]
-
-
-def predictor_csv_rows(report: dict[str, Any]) -> list[dict[str, Cell]]:
-    """Return one row per predictor."""
-    return [
-        {
-            "predictor": entry["predictor"],
-            "r2": entry["r2"],
-            "r2_low": entry["r2_interval"][0] if entry["r2_interval"] else None,
-            "r2_high": entry["r2_interval"][1] if entry["r2_interval"] else None,
-            "leave_one_run_out_rmse": entry["leave_one_run_out_rmse"],
-            "n_points": entry["n_points"],
-            "n_runs": entry["n_runs"],
-            "reason": entry["reason"],
-        }
-        for entry in report["predictors"]
-    ]
-
-
-def to_csv(rows: Sequence[dict[str, Cell]]) -> str:
-    """Return rows as CSV; a column that a row lacks is empty."""
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from robo_razor.checkpoint import RunDirectory, find_pretrained_model
 from robo_razor.errors import CheckpointError, RoboRazorError
 from robo_razor.reporting.arms import RunSet
+from robo_razor.reporting.episodes import State, read_episodes
 from robo_razor.reporting.matching import shown_setting
-from robo_razor.reporting.runs import RunSeries, State, read_episodes, read_outcomes
+from robo_razor.reporting.runs import RunSeries, read_outcomes
 from robo_razor.reporting.statement import skill_of
 from robo_razor.reporting.words import listing, plural
 

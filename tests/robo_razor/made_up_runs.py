@@ -103,7 +103,13 @@ def write_checkpoint(run, config, step, new, skills, retentions, kl, n_new=100, 
         },
     )
     rows = [
-        {"task": config.task, "seed": s, "mode": "greedy", "success": s < n_new * new}
+        {
+            "task": config.task,
+            "seed": s,
+            "mode": "greedy",
+            "success": s < n_new * new,
+            "start_state": f"{s:x}",
+        }
         for s in range(n_new)
     ]
     for skill, summary in prior.items():
@@ -145,12 +151,14 @@ def make_sweep(path, arms=None, seeds=3, rates=(1, 3), checkpoints=6, noise=1.0)
 def _make_curve(directory, name, factor, seed, checkpoints, noise, generator):
     method, section, kl_end, speed, top = ARMS[name]
     config = replace(FinetuneConfig(method=method), out=str(directory), task=TASK, seed=seed)
+    every = 1 / (checkpoints - 1)
+    config = replace(config, tracking=replace(config.tracking, every=every, early=0))
     rate = config.method_config.learning_rate * factor
     config = replace(
         config, **{method: replace(config.method_config, learning_rate=rate, **section)}
     )
     run = begin_run(config)
-    steps = [round(24 * i / (checkpoints - 1)) for i in range(checkpoints)]
+    steps = [0, *config.tracking.checkpoints(24)]
     for i, step in enumerate(steps):
         share = i / (checkpoints - 1)
         kl = kl_end * factor**0.5 * share**0.8 * math.exp(0.1 * noise * generator.normal())

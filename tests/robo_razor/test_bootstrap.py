@@ -9,6 +9,7 @@ from scipy import stats
 from robo_razor.statistics import (
     bootstrap_mean,
     clustered_bootstrap,
+    mean_rate_interval,
     mean_retention_interval,
     nbt_interval,
     retention_interval,
@@ -175,3 +176,25 @@ def test_retention_and_nbt_cover_near_the_edges(skills, before, after):
         nbt += drop.low <= before - after <= drop.high
     assert retention / repeats > 0.9
     assert nbt / repeats > 0.9
+
+
+@pytest.mark.parametrize(
+    "rates", [[0.98] * 12, [1.0] * 11 + [0.5], [0.5, 0.9, 0.99, 0.7], [0.97] * 4]
+)
+def test_mean_of_rates_covers(rates):
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        wins = generator.binomial(10, rates)
+        found = mean_rate_interval(wins, [10] * len(rates), resamples=400)
+        covered += found.low <= np.mean(rates) <= found.high
+    assert covered / 400 > 0.9
+
+
+def test_mean_of_rates_at_the_edges():
+    full = mean_rate_interval([10] * 12, [10] * 12)
+    assert full.value == full.high == 1.0
+    assert 0.94 < full.low < 0.99
+    assert math.isnan(mean_rate_interval([], []).value)
+    with pytest.raises(ValueError, match="not possible"):
+        mean_rate_interval([11], [10])

@@ -228,3 +228,56 @@ def test_difference_of_predictors_is_sharper_than_their_intervals():
     assert same.interval == pytest.approx((0, 0), abs=1e-9)
     assert math.isnan(r2_difference(points, PREDICTOR, "constant").value)
     assert math.isnan(r2_difference(points, PREDICTOR, "absent").value)
+
+
+def heaps(seed=0):
+    """Two arms far apart in KL, both random inside: PPO keeps everything, BC a third."""
+    generator = np.random.default_rng(seed)
+    return [
+        LawPoint(
+            f"{arm} {run}",
+            step,
+            prior + 0.03 * generator.normal(),
+            {PREDICTOR: generator.uniform(low, high)},
+            arm,
+        )
+        for arm, prior, low, high in (("ppo", 0.97, 0.3, 1.6), ("bc", 0.35, 60.0, 68.0))
+        for run in range(3)
+        for step in range(1, 7)
+    ]
+
+
+def test_two_heaps_are_no_law():
+    result = law(heaps())
+    assert result.r2 > 0.98  # as good as it looks
+    low, high = result.gap
+    assert low < 1.6
+    assert high > 60
+    assert result.within_r2 < 0.3
+    assert (result.n_arms, result.leave_one_arm_out_rmse > 0.3) == (2, True)
+
+
+def test_a_law_within_and_across_arms():
+    points = [
+        LawPoint(p.run, p.step, p.prior, p.predictors, "ab"[int(p.run[-1]) % 2])
+        for p in make_points(curve=parabola)
+    ]
+    result = law(points)
+    assert result.gap is None
+    assert result.within_r2 == pytest.approx(1.0)
+    assert result.leave_one_arm_out_rmse == pytest.approx(0.0, abs=1e-6)
+    alone = law(make_points(curve=parabola))
+    assert alone.within_r2 is alone.leave_one_arm_out_rmse is None
+
+
+def test_within_r2_equals_dummy_regression():
+    points = [
+        LawPoint(p.run, p.step, p.prior, p.predictors, "abc"[int(p.run[-1]) % 3])
+        for p in make_points(noise=0.05, alike=0.1, curve=parabola)
+    ]
+    x = np.array([p.predictors[PREDICTOR] for p in points])
+    y = np.array([p.prior for p in points])
+    arms = np.array([[p.arm == a for a in "abc"] for p in points], dtype=float)
+    full = sm.OLS(y, np.column_stack([arms, x, x**2])).fit()
+    arms_only = sm.OLS(y, arms).fit()
+    assert law(points).within_r2 == pytest.approx(1 - full.ssr / arms_only.ssr)

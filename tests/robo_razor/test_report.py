@@ -1,8 +1,11 @@
 """Known runs give known tables, unlike runs are refused, nothing foreign is overwritten."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from made_up_runs import ARMS, BASE_NEW, LAW, SKILLS, make_run, make_sweep
@@ -13,6 +16,8 @@ from robo_razor.errors import ReportError
 from robo_razor.files import read_json, write_json
 from robo_razor.report import build_report, run_compare
 from robo_razor.reporting.arms import load_runs
+from robo_razor.reporting.charts import frontier_chart, law_chart, matched_chart
+from robo_razor.reporting.charts_of_runs import training_charts
 from robo_razor.reporting.likeness import OTHER_BASE, unlike
 from robo_razor.reporting.matching import (
     compare_pair,
@@ -21,8 +26,13 @@ from robo_razor.reporting.matching import (
     match_arm,
     matching_levels,
     shown_setting,
+    top,
 )
 from robo_razor.reporting.runs import mean
+from robo_razor.reporting.tables import last_table, pair_table, predictor_rows
+from robo_razor.statistics import wilson_interval
+
+ALL = {"LiftCube": 1.0, "OpenDrawer": 1.0}
 
 
 @pytest.fixture
@@ -54,8 +64,6 @@ def test_a_run_is_read_in_order(ppo):
 
 
 def test_environment_steps_come_from_the_rollouts(ppo, bc):
-    from pathlib import Path
-
     lines = [
         {"step": s, "rollout/mean_control_steps": 50.0, "rollout/episodes": 4.0}
         for s in range(1, 21)
@@ -85,14 +93,12 @@ def test_a_sweep_is_grouped_by_arm(sweep):
     assert [arm.name for arm in runs.arms] == list(ARMS)
     sizes = {arm.name: [len(setting.runs) for setting in arm.settings] for arm in runs.arms}
     assert sizes == {"oracle": [3], "ppo_kl": [3], "ppo": [3, 3], "bc_b": [3, 3]}
-    assert runs.arms[2].settings[1].label == "learning_rate=2.4e-4"
+    assert runs.arms[2].settings[1].label == "learning_rate=3.6e-4"
     assert runs.skipped == ()
 
 
 def test_another_run_of_the_sweep_is_no_difference(tmp_path):
     """A distilled arm names another run for each seed, and is one setting all the same."""
-    from pathlib import Path
-
     sweep = Path(make_sweep(tmp_path / "sweep", arms=["oracle"], seeds=2))
     for k, config in enumerate(sorted(sweep.glob("*/*/config.yaml"))):
         text = config.read_text().replace(
@@ -104,8 +110,6 @@ def test_another_run_of_the_sweep_is_no_difference(tmp_path):
 
 
 def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep):
-    from pathlib import Path
-
     record = read_json(Path(sweep) / "sweep.json")
     record["runs"][0]["state"] = "failed"
     record["runs"][1]["state"] = "running"
@@ -121,9 +125,9 @@ def test_arms_of_a_sweep_can_be_merged(sweep):
     assert set(arms) == {"oracle", "ppo", "bc_b"}
     labels = [setting.label for setting in arms["ppo"].settings]
     assert labels == [
-        "learning_rate=8e-5, kl_coef=0",
-        "learning_rate=8e-5, kl_coef=0.1",
-        "learning_rate=2.4e-4, kl_coef=0",
+        "learning_rate=1.2e-4, kl_coef=0",
+        "learning_rate=1.2e-4, kl_coef=0.1",
+        "learning_rate=3.6e-4, kl_coef=0",
     ]
     with pytest.raises(ReportError, match="no arm 'ppo_k' to merge. Did you mean 'ppo_kl'"):
         load_runs([sweep], ["ppo,ppo_k"])
@@ -170,7 +174,7 @@ def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
     ]
     (arm,) = load_runs(paths).arms
     assert match_arm(arm, 0.7).reason == "only 1 of 2 seeds reach it"
-    assert match_arm(arm, 0.95).reason == "no run reaches it; the best has 90%"
+    assert match_arm(arm, 0.95).reason == "no run reaches it and holds it; the best gets to 90%"
     assert match_arm(arm, 0.2).reason == "the base already has 20%"
     found = match_arm(arm, 0.6)
     assert found.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
@@ -278,14 +282,17 @@ def test_the_statement_names_the_better_arm_first(ppo, bc):
     assert statement["headline"].startswith(
         "At 90% success on PlaceCanInBin, **ppo** keeps **90%**"
     )
-    assert "difference of **43 points** between single runs" in statement["sentences"][0]
+    assert re.search(
+        r"difference of \*\*43 points\*\* \[\d+,\s\d+\] over episodes between single runs",
+        statement["sentences"][0],
+    )
     assert any("No law of forgetting is fitted: too few" in s for s in statement["sentences"])
 
 
 def test_the_statement_of_one_run(ppo):
     headline = build_report(load_runs([ppo]))["statement"]["headline"]
     assert headline.startswith("**ppo** brings PlaceCanInBin from 20% to **90%")
-    assert headline.endswith("keeps **90%** of the prior skills.")
+    assert re.search(r"keeps \*\*90%\*\* \[\d+,\s\d+\] of the prior skills, both over", headline)
 
 
 def test_the_statement_when_nothing_can_be_compared(tmp_path, ppo):
@@ -319,9 +326,206 @@ def test_runs_without_prior_skills_and_kl(tmp_path):
 
 
 def test_the_same_directory_name_twice(tmp_path):
-    paths = [make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)]) for x in "ab"]
+    paths = [make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)], seed=k) for k, x in enumerate("ab")]
     assert [run.name for run in load_runs(paths).runs] == ["a/run", "b/run"]
-    assert len({run.name for run in load_runs([paths[0], paths[0]]).runs}) == 2
+
+
+def test_a_run_given_twice_is_refused(tmp_path):
+    points = [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)]
+    first = make_run(tmp_path / "a", points)
+    with pytest.raises(ReportError, match=r"a is given twice, as a#1 and a#2"):
+        load_runs([first, str(tmp_path / "a" / ".." / "a")])
+    copy = make_run(tmp_path / "copy", points)
+    with pytest.raises(ReportError, match=r"a and .*copy are one setting .* the same seed 0"):
+        load_runs([first, copy])
+    other = make_run(tmp_path / "other", points, section={"kl_coef": 0.5})
+    assert len(load_runs([first, other]).runs) == 2
+
+
+# --- What a number is worth -----------------------------------------------------------------------
+
+
+def test_seeds_that_keep_everything_are_not_certain_to(tmp_path):
+    """Three runs without a single failure: 20 episodes of each of two skills know no better."""
+    points = [(0.2, 1.0, 0.0), (0.9, 1.0, 2.0)]
+    paths = [make_run(tmp_path / f"s{k}", points, seed=k, skills=ALL) for k in range(3)]
+    bc = [(0.2, 1.0, 0.0), (0.9, 0.5, 9.0)]
+    others = [make_run(tmp_path / f"b{k}", bc, seed=k, skills=ALL, method="bc") for k in range(3)]
+    report = build_report(load_runs([*paths, *others]))
+    ppo = report["matched"][-1]["arms"][0]
+    assert ppo["retention"]["values"] == [1.0, 1.0, 1.0]
+    low, high = ppo["retention"]["interval"]
+    assert 0.8 < low < 0.97
+    assert high > 1.0  # the base may have been lucky
+    assert ppo["prior"]["interval"][1] == 1.0
+    difference = report["comparisons"][0]["levels"][-1]["difference"]["retention"]
+    assert difference["interval"][0] < difference["value"] < difference["interval"][1]
+    skill = report["skills"][0]["skills"][0]
+    assert skill["interval_over"] == "seeds"
+
+
+def test_single_runs_say_what_their_episodes_leave_open(ppo, bc):
+    report = build_report(load_runs([ppo, bc]))
+    found = report["comparisons"][0]["levels"][-1]["difference"]["retention"]
+    assert found["interval"] is None
+    low, high = found["over_episodes"]
+    assert low < found["value"] < high
+    assert re.fullmatch(r"\+43 \[\+\d+,\s\+\d+\] \(episodes\)", pair_table(report).rows[0][3])
+    arm = report["matched"][-1]["arms"][0]["retention"]
+    assert arm["interval"] is None
+    assert arm["over_episodes"][0] < arm["value"] < arm["over_episodes"][1]
+
+
+def test_one_high_evaluation_reaches_no_level(tmp_path):
+    """45 of 50 once, 88 % in the end: 90 % was never held."""
+    points = [(0.5, 1.0, 0.0), (0.8, 1.0, 1.0), (0.9, 1.0, 2.0), (0.86, 0.9, 3.0)]
+    (run,) = load_runs([make_run(tmp_path / "a", points)]).runs
+    assert max(run.series("new")) == 0.9
+    assert top(run) == pytest.approx(0.88)
+    assert match(run, 0.9).step is None
+    assert matching_levels(load_runs([str(tmp_path / "a")]).arms)[-1] == 0.85
+    at = match(run, 0.85)
+    assert (at.new, at.new_n) == (0.9, 100)
+    assert at.new_interval == pytest.approx(wilson_interval(90, 100))
+
+
+def test_checkpoints_of_an_interruption_are_left_out(tmp_path):
+    root = Path(make_sweep(tmp_path / "sweep", arms=["oracle"], seeds=1))
+    (run,) = load_runs([str(root)]).runs
+    assert run.unplanned == ()
+    extra = root / "oracle/rate=1,seed=0/eval/000007"
+    shutil.copytree(extra.parent / "000010", extra)
+    summary = read_json(extra / "summary.json")
+    write_json(extra / "summary.json", {**summary, "step": 7})
+    (again,) = load_runs([str(root)]).runs
+    assert again.unplanned == (7,)
+    assert again.checkpoints == run.checkpoints
+    assert "a run was interrupted" in " ".join(build_report(load_runs([str(root)]))["notes"])
+
+
+def test_episodes_pair_only_where_they_began_alike(ppo, bc):
+    file = Path(bc) / "eval/000020/episodes.jsonl"
+    file.write_text(file.read_text().replace('"start_state": "', '"start_state": "f'))
+    runs = load_runs([ppo, bc])
+    assert unlike(runs.runs) == [
+        "the start states or instructions of 100 of 140 episodes of equal task and seed (ppo / bc)"
+    ]
+    with pytest.raises(ReportError, match="100 of 140 episodes"):
+        run_compare(CompareConfig(runs=(ppo, bc), out=f"{bc}-report"))
+    entry = build_report(runs)["paired"][0]
+    assert "new" not in entry  # nothing left to pair
+    assert entry["prior"]["n"] == 40
+
+
+def test_damaged_episodes_are_an_error_to_act_on(ppo):
+    file = Path(ppo) / "eval/000020/episodes.jsonl"
+    file.write_text(file.read_text()[:-30])
+    with pytest.raises(ReportError, match=r"000020/episodes.jsonl cannot be read: line 140"):
+        load_runs([ppo])
+
+
+def test_the_last_checkpoints_have_intervals_over_episodes(ppo):
+    run = load_runs([ppo]).runs[0]
+    assert run.last.prior_interval[0] < run.last.prior < run.last.prior_interval[1]
+    assert run.last.retention_interval[0] < run.last.retention < run.last.retention_interval[1]
+    entry = build_report(load_runs([ppo]))["runs"][0]["nbt"]
+    assert entry["value"] == pytest.approx(0.075)  # 20 -> 18 and 16 -> 15 of 20 episodes
+    assert entry["interval"][0] < 0.075 < entry["interval"][1]
+    (row,) = last_table([run]).rows
+    assert re.match(r"90% → 8\d%\s\[\d+,\s\d+\]", row[5])
+
+
+def test_success_with_sampled_actions_is_shown(ppo):
+    file = Path(ppo) / "eval/000020/summary.json"
+    summary = read_json(file)
+    summary["new"]["PlaceCanInBin"]["sampled"] = {"success_rate": 0.6, "n": 25}
+    write_json(file, summary)
+    runs = load_runs([ppo])
+    assert last_table(runs.runs).rows[0][4] == "60%\xa0[41,\xa077], n = 25"
+    chart = next(c for c in training_charts(runs, None) if c.id == "training-new")
+    assert [t["line"].get("dash") for t in chart.views[0].traces or chart.views[2].traces][-1] == (
+        "dot"
+    )
+
+
+def test_a_level_that_was_asked_for_in_vain_is_explained(ppo, bc):
+    statement = build_report(load_runs([ppo, bc]), (0.95,))["statement"]
+    assert statement["headline"] == (
+        "Nothing can be compared at 95% success on PlaceCanInBin: ppo and bc can be compared above "
+        "20% and up to 90%."
+    )
+
+
+def test_skills_that_are_lost_entirely_are_counted(ppo, tmp_path):
+    points = [(0.2, 1.0, 0.0), (0.9, 0.0, 5.0)]
+    bc = make_run(tmp_path / "gone", points, method="bc")
+    sentences = build_report(load_runs([ppo, bc]))["statement"]["sentences"]
+    assert "After **bc** 2 of 2 prior skills are lost entirely: LiftCube and OpenDrawer." in (
+        sentences
+    )
+
+
+def test_predictors_are_compared_on_the_same_runs(tmp_path):
+    report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
+    law = " ".join(report["statement"]["sentences"])
+    assert "Their intervals overlap" not in law
+    paired = report["best_predictor_minus_kl"]
+    if paired is None:
+        assert report["predictors"][0]["predictor"] == report["law"]["predictor"]
+    elif paired["interval"][0] <= 0:
+        assert "is not told apart from that of KL" in law
+    assert report["law"]["within_r2"] is not None
+    assert report["law"]["leave_one_arm_out_rmse"] is not None
+
+
+def test_two_heaps_are_told_as_two_heaps(tmp_path):
+    near = [(0.2, 1.0, 0.0), (0.6, 1.0, 0.5), (0.9, 0.95, 1.5)]
+    far = [(0.2, 1.0, 0.0), (0.8, 0.4, 60.0), (0.9, 0.3, 66.0)]
+    further = [(0.2, 1.0, 0.0), (0.8, 0.3, 65.0), (0.9, 0.3, 71.0)]
+    paths = [make_run(tmp_path / f"p{k}", near, seed=k) for k in range(2)]
+    paths += [
+        make_run(tmp_path / f"b{k}", points, seed=k, method="bc")
+        for k, points in enumerate((far, further))
+    ]
+    runs = load_runs(paths)
+    report = build_report(runs)
+    (sentence,) = [s for s in report["statement"]["sentences"] if "law" in s]
+    assert sentence.startswith(
+        "No law of forgetting can be told from these runs: no checkpoint lies between 1.50 and 60.0"
+    )
+    assert "explains **" not in sentence
+    assert "Within arms it explains" in sentence
+    assert report["law"]["gap"] == [1.5, 60.0]
+    assert predictor_rows(report).rows[0][1].endswith("*")
+    lines = [t["line"].get("dash") for t in law_chart(runs, report).views[0].traces if "line" in t]
+    assert lines == [None, "dot", None]
+
+
+def test_every_figure_shows_how_sure_it_is(ppo, bc):
+    runs = load_runs([ppo, bc])
+    points = [t for t in frontier_chart(runs, 0.9).views[0].traces if "error_y" in t]
+    assert len(points) == 2  # the filled ones of each arm
+    assert all(max(t["error_y"]["array"] + t["error_y"]["arrayminus"]) > 0.01 for t in points)
+    bars = [t["error_x"] for t in matched_chart(runs, [0.9], 0.9).views[0].traces]
+    assert all(bar["thickness"] == 1 and bar["arrayminus"][0] > 0.01 for bar in bars)
+    for chart in training_charts(runs, 0.9):
+        known = any("error_y" in trace for view in chart.views for trace in view.traces)
+        assert known == (chart.id in ("training-new", "training-prior"))
+
+
+def test_the_text_says_what_the_page_says(ppo, bc, tmp_path):
+    out = tmp_path / "report"
+    run_compare(CompareConfig(runs=(ppo, bc), out=str(out)))
+    text = (out / "report.md").read_text()
+    for part in (
+        "### Every seed at 90%",
+        "## Area under the frontier",
+        "## Success on every skill after every run",
+        "## Fingerprints",
+        "| skill | base | ppo, seed 0 | bc, seed 0 |",
+        "mujoco",
+    ):
+        assert part in text, part
 
 
 # --- Refusals -------------------------------------------------------------------------------------
@@ -337,8 +541,6 @@ def test_runs_on_other_tasks_are_refused(ppo, tmp_path):
 
 
 def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path):
-    from pathlib import Path
-
     file = Path(bc) / "environment.json"
     environment = read_json(file)
     environment["packages"]["mujoco"] = "3.0.0"

@@ -54,6 +54,49 @@ def test_seed_interval_can_be_cut_to_what_is_possible():
     assert seed_interval(values, bounds=(0.0, 1.0)).low == seed_interval(values).low
 
 
+def test_seeds_that_agree_are_no_better_known_than_their_episodes():
+    within = [wilson_interval(10, 10)] * 3
+    low = within[0][0]
+    assert seed_interval([1.0] * 3).interval == (1.0, 1.0)  # what nothing but the seeds can say
+    found = seed_interval([1.0] * 3, within=within, bounds=(0.0, 1.0))
+    assert found.interval == (pytest.approx(low), 1.0)
+    spread = seed_interval([0.2, 0.9, 0.5], within=[(0.1, 0.3), (0.8, 1.0), (0.4, 0.6)])
+    assert spread == seed_interval([0.2, 0.9, 0.5])  # where seeds differ, Student's is wider
+    assert seed_interval([1.0] * 2, within=[(math.nan, math.nan)] * 2).interval == (1.0, 1.0)
+    with pytest.raises(ValueError, match="low and high of 3 values"):
+        seed_interval([1.0] * 3, within=[0.5, 1.0])
+
+
+def test_a_difference_of_seeds_that_agree_has_a_width():
+    sure, unsure = [(0.99, 1.0)] * 3, [(0.4, 0.8)] * 3
+    found = seed_difference(
+        [1.0] * 3, [0.6] * 3, first_within=sure, second_within=unsure, bounds=(-1.0, 1.0)
+    )
+    assert found.value == pytest.approx(0.4)
+    assert found.low == pytest.approx(0.4 - math.hypot(0.01, 0.2))
+    assert found.high == pytest.approx(0.4 + 0.2)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_interval_over_seeds_covers_near_the_ceiling(shared):
+    """Three equally good seeds at 97 %, 40 episodes each: they often agree by luck.
+
+    With `shared` start states the seeds fail on the same ones, and agree even more often.
+    """
+    generator = np.random.default_rng(0)
+    alone = combined = 0
+    for _ in range(1000):
+        luck = generator.random((1 if shared else 3, 40))
+        success = np.broadcast_to(luck < 0.97, (3, 40)).sum(axis=1)
+        within = [wilson_interval(int(k), 40) for k in success]
+        estimate = seed_interval(success / 40)
+        alone += estimate.low <= 0.97 <= estimate.high
+        estimate = seed_interval(success / 40, within=within, bounds=(0.0, 1.0))
+        combined += estimate.low <= 0.97 <= estimate.high
+    assert alone / 1000 < 0.9
+    assert combined / 1000 > 0.94
+
+
 def test_interval_over_seeds_covers_where_pooled_episodes_do_not():
     generator = np.random.default_rng(0)
     rates = np.clip(0.6 + 0.1 * generator.normal(size=(1000, 3)), 0, 1)  # runs differ
