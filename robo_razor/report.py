@@ -121,7 +121,7 @@ def build_report(
         "paired": [analysis.paired_entry(a, b) for a, b in analysis.paired_runs(runs)],
         "fingerprints": likeness.fingerprint_groups(runs.runs),
         "unlike": list(unlike),
-        "notes": analysis.notes(runs, unlike),
+        "notes": [*analysis.notes(runs, unlike), *likeness.noted(runs.runs)],
     }
 
 

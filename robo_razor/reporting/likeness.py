@@ -29,12 +29,40 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
         clauses = differences(_fingerprint(first), _fingerprint(run))
         if first.config.get("policy") != run.config.get("policy"):
             clauses.append(f"base: {first.config.get('policy')} against {run.config.get('policy')}")
+        elif (text := _other_weights(first, run)) is not None:
+            clauses.append(text)
         elif _differ(base, read_episodes(run.path, 0)):
             clauses.append(OTHER_BASE)
+        if bool(first.environment) != bool(run.environment):
+            clauses.append("fingerprint: one of them has none")
         clauses += _other_starts(first, run)
         for clause in clauses:
             found.setdefault(clause, []).append(run.name)
     return [f"{clause} ({first.name} / {_some(names)})" for clause, names in found.items()]
+
+
+def noted(runs: Sequence[RunSeries]) -> list[str]:
+    """Return what differs and is no bar to a comparison, such as the commit, as sentences."""
+    first = runs[0]
+    found: dict[str, list[str]] = {}
+    for run in runs[1:]:
+        decisive = differences(first.environment, run.environment)
+        for clause in differences(first.environment, run.environment, harmless=True):
+            if clause not in decisive and not clause.startswith("policy_hash"):
+                found.setdefault(clause, []).append(run.name)
+    return [
+        f"Not the same in all runs, though no bar to a comparison: {clause} "
+        f"({first.name} / {_some(names)})."
+        for clause, names in found.items()
+    ]
+
+
+def _other_weights(first: RunSeries, run: RunSeries) -> str | None:
+    """Return that bases of one name have other weights, where both runs kept their hash."""
+    one, two = (r.environment.get("policy_hash") for r in (first, run))
+    if one is None or two is None or one == two:
+        return None
+    return f"weights of the base: hash {one[:12]} against {two[:12]}"
 
 
 def _other_starts(first: RunSeries, run: RunSeries) -> list[str]:

@@ -18,7 +18,7 @@ from robo_razor.report import build_report, run_compare
 from robo_razor.reporting.arms import load_runs
 from robo_razor.reporting.charts import frontier_chart, law_chart, matched_chart
 from robo_razor.reporting.charts_of_runs import training_charts
-from robo_razor.reporting.likeness import OTHER_BASE, unlike
+from robo_razor.reporting.likeness import OTHER_BASE, noted, unlike
 from robo_razor.reporting.matching import (
     compare_pair,
     headline_level,
@@ -562,6 +562,19 @@ def test_another_base_of_the_same_name_is_noticed(ppo, tmp_path):
     assert unlike(runs) == [f"{OTHER_BASE} (ppo / other)"]
     nearly = make_run(tmp_path / "nearly", [(0.22, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
     assert unlike(load_runs([ppo, nearly]).runs) == []
+
+
+def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, tmp_path):
+    for run, weights, commit in ((ppo, "a" * 64, "1" * 40), (bc, "b" * 64, "2" * 40)):
+        file = Path(run) / "environment.json"
+        write_json(file, read_json(file) | {"policy_hash": weights, "git": {"commit": commit}})
+    runs = load_runs([ppo, bc]).runs
+    assert unlike(runs) == [
+        "weights of the base: hash aaaaaaaaaaaa against bbbbbbbbbbbb (ppo / bc)"
+    ]
+    assert [note for note in noted(runs) if "git commit: 1111" in note]
+    (Path(bc) / "environment.json").unlink()
+    assert unlike(load_runs([ppo, bc]).runs) == ["fingerprint: one of them has none (ppo / bc)"]
 
 
 def test_bad_runs(tmp_path):
