@@ -48,6 +48,11 @@ __all__ = [
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+DAMAGED_EVALUATION = (
+    "It was cut off by a crash or a full disk: delete that evaluation (`eval/STEP`; the others "
+    "stay usable), or leave the run out."
+)
+"""What to do about an evaluation that cannot be read."""
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 EPISODES = "episodes.jsonl"
@@ -307,7 +312,7 @@ class RunDirectory:
         """Return the evaluation summaries of all steps, ascending."""
         steps = _steps_in(self.path / "eval")
         files = [self.path / "eval" / step_name(step) / SUMMARY for step in steps]
-        return [read_json(file) for file in files if file.is_file()]
+        return [read_json(file, DAMAGED_EVALUATION) for file in files if file.is_file()]
 
     def close(self) -> None:
         """Release the lock."""

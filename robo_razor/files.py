@@ -41,14 +41,12 @@ def write_json(path: str | Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-_INCOMPLETE = (
-    "It was cut off by a crash or a full disk. Delete the evaluation it belongs to (`eval/STEP`; "
-    "the others stay usable), or leave that run out."
-)
-
-
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, remedy: str | None = None) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read.
 
     Raises:
         CheckpointError: The file is missing or is no JSON.
@@ -56,11 +54,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", remedy=_INCOMPLETE) from error
+        raise CheckpointError(f"{path} does not exist", remedy=remedy) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or no JSON ({error})", remedy=_INCOMPLETE
-        ) from error
+        raise CheckpointError(f"{path} is truncated or no JSON ({error})", remedy=remedy) from error
 
 
 @contextlib.contextmanager

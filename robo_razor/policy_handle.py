@@ -118,6 +118,16 @@ class PolicyHandle:
             host[key] = images.permute(0, 3, 1, 2).float().div_(255.0)
         return self._observations(self.preprocessor(host))
 
+    def _prepare_bytes(
+        self, observation: dict[str, Any], instructions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep."""
+        host = {"task": list(instructions), **self._host_state(observation)}
+        batch = self._observations(self.preprocessor(host))
+        for key, camera in zip(self._image_keys, self.camera_names, strict=True):
+            batch[key] = torch.from_numpy(np.array(observation["pixels"][camera])).to(self.device)
+        return batch
+
     def _host_state(self, observation: dict[str, Any]) -> dict[str, Tensor]:
         if not self.state_dim:
             return {}
@@ -170,12 +180,23 @@ class PolicyHandle:
             observation: Host observations of N environments.
             instructions: One instruction per environment.
             mode: "greedy" for the mode; a policy without density acts as it does in LeRobot.
-            uniforms: Numbers in (0, 1) [N, H, A] that "sample" turns into actions.
+            uniforms: Numbers in (0, 1) [N, *noise_shape] that "sample" turns into actions.
 
         Returns:
             Actions float32 [N, H, A] in the environment's units.
+
+        Raises:
+            PolicyError: If a policy with a density is to "sample" and there are no `uniforms`.
         """
         batch = self.prepare(observation, instructions)
+        if self.has_density:
+            distribution = self.distribution(batch)
+            if mode == "greedy":
+                return self.to_actions(distribution.mode())
+            if uniforms is None:
+                raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
+            numbers = torch.as_tensor(uniforms, device=self.device)
+            return self.to_actions(distribution.sample(numbers))
         chunk = self.postprocessor(self.module.predict_action_chunk(batch))
         return np.asarray(chunk[:, : self.chunk_size].float().cpu().numpy(), dtype=np.float32)
 
@@ -352,33 +373,7 @@ class TokenPolicyHandle(PolicyHandle):
         self, observation: dict[str, Any], instructions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Turn host observations into the policy's inputs; images stay uint8 [N, W, W, 3]."""
-        host = {"task": list(instructions), **self._host_state(observation)}
-        batch = self._observations(self.preprocessor(host))
-        for key, camera in zip(self._image_keys, self.camera_names, strict=True):
-            batch[key] = torch.from_numpy(np.array(observation["pixels"][camera])).to(self.device)
-        return batch
-
-    @torch.no_grad()
-    def act(
-        self,
-        observation: dict[str, Any],
-        instructions: Sequence[str],
-        mode: Literal["greedy", "sample"] = "greedy",
-        uniforms: Tensor | NDArray[Any] | None = None,
-    ) -> NDArray[np.float32]:
-        """Return the action chunks to execute; see `PolicyHandle.act`.
-
-        Raises:
-            PolicyError: If `mode` is "sample" and there are no `uniforms`.
-        """
-        distribution = self.distribution(self.prepare(observation, instructions))
-        if mode == "greedy":
-            actions = distribution.mode()
-        elif uniforms is None:
-            raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
-        else:
-            actions = distribution.sample(torch.as_tensor(uniforms, device=self.device))
-        return np.asarray(actions.cpu().numpy(), dtype=np.float32)
+        return self._prepare_bytes(observation, instructions)
 
     def distribution(self, batch: dict[str, Tensor]) -> TokenChunkDistribution:
         """Return the distribution of the executed chunk."""

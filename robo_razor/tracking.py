@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robo_razor.checkpoint import EPISODES, SUMMARY, RunDirectory
+from robo_razor.checkpoint import DAMAGED_EVALUATION, EPISODES, SUMMARY, RunDirectory
 from robo_razor.config import FinetuneConfig
 from robo_razor.distances import Distances
 from robo_razor.environment import skill_name
@@ -347,7 +347,7 @@ class Tracker:
 
 def read_summary(run: RunDirectory, step: int) -> dict[str, Any]:
     """Return a step's `summary.json`."""
-    summary: dict[str, Any] = read_json(run.evaluation(step) / SUMMARY)
+    summary: dict[str, Any] = read_json(run.evaluation(step) / SUMMARY, DAMAGED_EVALUATION)
     return summary
 
 
@@ -368,5 +368,5 @@ def _mean(values: list[float]) -> float | None:
 
 def _hashes(path: Path) -> dict[str, str]:
     """Return probe set -> hash from `action_kl.json`; empty for a run that has none in it."""
-    entries = read_json(path) if path.is_file() else {}
+    entries = read_json(path, DAMAGED_EVALUATION) if path.is_file() else {}
     return {name: entry["hash"] for name, entry in entries.items() if "hash" in entry}

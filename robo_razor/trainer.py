@@ -379,17 +379,15 @@ class Trainer:
 
         Episodes depend on their seeds only, so the result is that of a run without the fault.
         """
-        for left in reversed(range(ENV_RETRIES + 1)):
+        for _ in range(ENV_RETRIES):
             try:
                 return work()
             except EnvError as error:
-                if not left:
-                    raise
                 assert self.log is not None
                 self.log.warn(f"{error} They are started anew, and the work is done again.")
                 self.env.close()
                 self.env = self.tracker.env = self._make_env()
-        raise AssertionError
+        return work()
 
     def _services(self) -> Services:
         return Services(

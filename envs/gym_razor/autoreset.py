@@ -9,6 +9,7 @@ observation is at hand. Loops written for Gymnasium's own vector environments ex
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,9 @@ class Autoreset(VectorWrapper[Any, Any, NDArray[Any]]):
         last = np.full(self.num_envs, None, dtype=object)
         for env_id, observation in enumerate(iterate(self.observation_space, observations)):
             if finished[env_id]:
-                last[env_id] = _copied(observation)
+                last[env_id] = deepcopy(observation)
         before = {key: np.array(values) for key, values in infos.items()}
         observations, infos = self.env.reset(options={"reset_mask": finished})
         self._finished = np.zeros_like(finished)
         infos = dict(infos) | {"final_obs": last, "_final_obs": finished}
         return observations, infos | {"final_info": before, "_final_info": finished}
-
-
-def _copied(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: _copied(value) for key, value in observation.items()}
-    return np.array(observation)

@@ -11,7 +11,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robo_razor.config import FlowConfig, from_dict, to_dict
-from robo_razor.errors import PolicyError
 from robo_razor.files import read_json, write_bytes, write_json
 from robo_razor.flow.distribution import FlowChunkDistribution
 from robo_razor.flow.encoding import Observations, policy_batch
@@ -110,11 +109,7 @@ class FlowPolicyHandle(PolicyHandle):
         padded to the policy's longest, so that inputs of different times fit together.
         """
         if self._keep_bytes:
-            host = {"task": list(instructions), **self._host_state(observation)}
-            batch = self._observations(self.preprocessor(host))
-            for key, camera in zip(self._image_keys, self.camera_names, strict=True):
-                images = np.array(observation["pixels"][camera])
-                batch[key] = torch.from_numpy(images).to(self.device)
+            batch = self._prepare_bytes(observation, instructions)
         else:
             batch = super().prepare(observation, instructions)
         for key in (TOKENS, TOKEN_MASK):
@@ -133,34 +128,7 @@ class FlowPolicyHandle(PolicyHandle):
         actions: Tensor = self.postprocessor(chunk[:, : self.chunk_size])
         return actions
 
-    # Acting ---------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def act(
-        self,
-        observation: dict[str, Any],
-        instructions: Sequence[str],
-        mode: Literal["greedy", "sample"] = "greedy",
-        uniforms: Tensor | NDArray[Any] | None = None,
-    ) -> NDArray[np.float32]:
-        """Return the action chunks to execute; see `PolicyHandle.act`.
-
-        Args:
-            observation: Host observations of N environments.
-            instructions: One instruction per environment.
-            mode: "greedy" for the policy's own sampler from zero noise.
-            uniforms: Numbers in (0, 1) [N, *noise_shape] that "sample" turns into actions.
-
-        Raises:
-            PolicyError: If `mode` is "sample" and there are no `uniforms`.
-        """
-        distribution = self.distribution(self.prepare(observation, instructions))
-        if mode == "greedy":
-            return self.to_actions(distribution.mode())
-        if uniforms is None:
-            raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
-        numbers = torch.as_tensor(uniforms, device=self.device)
-        return self.to_actions(distribution.sample(numbers))
+    # Densities ------------------------------------------------------------------------------
 
     def distribution(self, batch: dict[str, Tensor]) -> FlowChunkDistribution:
         """Return the distribution of the paths to the chunk; nothing is computed yet."""

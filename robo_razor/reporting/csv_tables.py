@@ -97,8 +97,8 @@ def predictor_csv_rows(report: dict[str, Any]) -> list[dict[str, Cell]]:
         {
             "predictor": entry["predictor"],
             "r2": entry["r2"],
-            "r2_low": entry["r2_interval"][0] if entry["r2_interval"] else None,
-            "r2_high": entry["r2_interval"][1] if entry["r2_interval"] else None,
+            "r2_low": _end(entry["r2_interval"], 0),
+            "r2_high": _end(entry["r2_interval"], 1),
             "leave_one_run_out_rmse": entry["leave_one_run_out_rmse"],
             "within_r2": entry["within_r2"],
             "leave_one_arm_out_rmse": entry["leave_one_arm_out_rmse"],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import json
 
 import pytest
 import tiny_vla
 import torch
-from rich.console import Console
-from toy_policy import NEW
+from toy_runs import assert_same_weights, metrics, quiet, run_config, summary, weights
 
 from robo_razor.config import (
     BCConfig,
@@ -51,38 +50,8 @@ def settings(base, out, method="ppo", **changes):
         value_warmup_updates=0,
     )
     bc = BCConfig(episodes=4, epochs=1, batch_size=8, learning_rate=1e-3, warmup_steps=0)
-    section = {"ppo": ppo} if method == "ppo" else {"bc": bc}
-    return FinetuneConfig(
-        **{
-            "method": method,
-            "policy": base,
-            "task": NEW,
-            "out": str(out),
-            "env": ENV,
-            "tracking": TRACKING,
-            "torch_threads": 1,
-            **section,
-            **changes,
-        }
-    )
-
-
-def quiet():
-    return Console(file=io.StringIO(), width=200)
-
-
-def summary(run, step):
-    return json.loads((run / "eval" / f"{step:06d}" / "summary.json").read_text())
-
-
-def metrics(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "train/learning_rate" in line]
-
-
-def weights(run, step):
-    handle = load_policy(str(run / "checkpoints" / f"{step:06d}"))
-    return {name: p.detach().clone() for name, p in handle.module.named_parameters()}
+    changes = {"env": ENV, "tracking": TRACKING} | changes
+    return run_config(base, out, method, {"ppo": ppo, "bc": bc}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +76,8 @@ def test_ppo_tracks_both_divergences_as_bounds(finished):
 
 
 def test_the_first_ratios_are_one(finished):
-    first = metrics(finished)[0]  # of one gradient step: the next would pass `target_kl`
+    first = next(line for line in metrics(finished) if "train/learning_rate" in line)
+    # Of one gradient step: the next would pass `target_kl`.
     assert first["train/gradient_steps"] == 1
     assert abs(first["train/ratio_max"] - 1.0) <= 1e-4
     assert abs(first["train/approx_kl"]) > 0.3
@@ -126,9 +96,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, finished, tmp_path, mo
         finetune(settings(base, tmp_path / "run"), quiet())
     monkeypatch.undo()
     finetune(settings(base, tmp_path / "run", resume=True), quiet())
-    one, two = weights(finished, 2), weights(tmp_path / "run", 2)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    one = weights(finished, 2)
+    assert_same_weights(one, weights(tmp_path / "run", 2))
     start = weights(finished, 0)
     assert not torch.equal(
         one["model.action_out_proj.weight"], start["model.action_out_proj.weight"]
@@ -152,14 +121,13 @@ def test_low_rank_updates_with_a_penalty_in_small_parts(base, tmp_path):
         base,
         tmp_path / "run",
         flow=FlowConfig(train="expert", noise=0.7),
-        tracking=TrackingConfig(
-            every=1,
+        tracking=dataclasses.replace(
+            TRACKING,
             episodes_new=2,
             episodes_new_sampled=2,
             episodes_prior=1,
             kl_states=4,
             final_episodes_new=2,
-            max_share=1.0,
         ),
     )
     ppo = PPOConfig(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -10,9 +9,9 @@ import signal
 
 import pytest
 import torch
-from rich.console import Console
 from toy_env import ToyVectorEnv
-from toy_policy import GREEN, NEW, RED, save_tiny_policy
+from toy_policy import GREEN, RED, save_tiny_policy
+from toy_runs import assert_same_weights, metrics, quiet, run_config, summary, weights
 
 from robo_razor.config import (
     BCConfig,
@@ -34,7 +33,6 @@ from robo_razor.errors import (
 )
 from robo_razor.methods.bc import BC
 from robo_razor.methods.ppo import PPO
-from robo_razor.policies import load_policy
 from robo_razor.tracking import Tracker
 from robo_razor.trainer import finetune
 
@@ -55,10 +53,6 @@ def base(tmp_path_factory):
     return save_tiny_policy(tmp_path_factory.mktemp("base"))
 
 
-def quiet():
-    return Console(file=io.StringIO(), width=200)
-
-
 def settings(base, out, method="ppo", **changes):
     ppo = PPOConfig(
         num_updates=4,
@@ -68,33 +62,8 @@ def settings(base, out, method="ppo", **changes):
         value_warmup_updates=1,
     )
     bc = BCConfig(episodes=20, epochs=4, batch_size=16, learning_rate=1e-3)
-    section = {"ppo": ppo} if method == "ppo" else {"bc": bc}
-    return FinetuneConfig(
-        **{
-            "method": method,
-            "policy": base,
-            "task": NEW,
-            "out": str(out),
-            "env": ENV,
-            "tracking": TRACKING,
-            "torch_threads": 1,
-            **section,
-            **changes,
-        }
-    )
-
-
-def weights(run, step):
-    return load_policy(str(run / "checkpoints" / f"{step:06d}")).module.state_dict()
-
-
-def assert_same_weights(one, two):
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-
-
-def summary(run, step):
-    return json.loads((run / "eval" / f"{step:06d}" / "summary.json").read_text())
+    changes = {"env": ENV, "tracking": TRACKING} | changes
+    return run_config(base, out, method, {"ppo": ppo, "bc": bc}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +113,7 @@ def test_the_run_directory_is_complete(finished):
     assert (run / "checkpoints" / "last").resolve().name == "000004"
     assert (run / "checkpoints" / "best").resolve().name == f"{result.best_step:06d}"
     assert (run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors").is_file()
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    updates = [line for line in lines if "rollout/success_rate" in line]
+    updates = [line for line in metrics(run) if "rollout/success_rate" in line]
     assert [line["step"] for line in updates] == [1, 2, 3, 4]
     for key in (
         "rollout/mean_control_steps",
@@ -164,7 +132,7 @@ def test_the_run_directory_is_complete(finished):
 
 
 def test_the_warm_up_leaves_the_policy_alone(finished):
-    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(finished[0])
     kl = {line["step"]: line["train/kl_base_tuned"] for line in lines if "train/entropy" in line}
     assert kl[1] == 0.0
     assert kl[2] > 0.0

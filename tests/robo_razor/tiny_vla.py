@@ -115,6 +115,10 @@ def statistics():
     }
 
 
+SIZES = {"chunk_size": CHUNK, "n_action_steps": CHUNK, "max_state_dim": 8, "max_action_dim": 8}
+"""What all families have in common."""
+
+
 def save_tiny_smolvla(directory: Path, seed: int = 0, **settings) -> str:
     """Write the folder of a new tiny SmolVLA and return its path."""
     from lerobot.policies.factory import make_pre_post_processors
@@ -123,10 +127,6 @@ def save_tiny_smolvla(directory: Path, seed: int = 0, **settings) -> str:
 
     vlm = write_vlm(Path(directory).with_name(f"{Path(directory).name}-vlm"))
     sizes = {
-        "chunk_size": CHUNK,
-        "n_action_steps": CHUNK,
-        "max_state_dim": 8,
-        "max_action_dim": 8,
         "resize_imgs_with_padding": (32, 32),
         "tokenizer_max_length": 16,
         "num_vlm_layers": 2,
@@ -138,7 +138,7 @@ def save_tiny_smolvla(directory: Path, seed: int = 0, **settings) -> str:
         vlm_model_name=str(vlm),
         load_vlm_weights=False,
         **features(),
-        **(sizes | settings),
+        **(SIZES | sizes | settings),
     )
     torch.manual_seed(seed)
     policy = SmolVLAPolicy(config)
@@ -195,16 +195,12 @@ def save_tiny_pi(directory: Path, kind: str, seed: int = 0, **settings) -> str:
     words = Path(directory).with_name(f"{Path(directory).name}-words")
     tokenizer().save_pretrained(words)
     sizes = {
-        "chunk_size": CHUNK,
-        "n_action_steps": CHUNK,
-        "max_state_dim": 8,
-        "max_action_dim": 8,
         "image_resolution": (32, 32),
         "tokenizer_max_length": 48,
         "num_inference_steps": 4,
     }
     config = make_policy_config(
-        kind, device="cpu", push_to_hub=False, **features(), **(sizes | settings)
+        kind, device="cpu", push_to_hub=False, **features(), **(SIZES | sizes | settings)
     )
     torch.manual_seed(seed)
     policy = get_policy_class(kind)(config)
