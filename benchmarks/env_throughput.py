@@ -483,7 +483,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--only", default="abcd", help="which ratios, e.g. ac (default: abcd)")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
+    parser.add_argument("--repeats", type=int, default=15, help="interleaved repetitions")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--num-envs", type=int, default=48)
     parser.add_argument("--chunk-size", type=int, default=4, help="actions per decision")

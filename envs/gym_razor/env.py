@@ -159,11 +159,11 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         }
 
     def _info(self, physics_error: bool) -> dict[str, Any]:
-        positions, present = self._episode.world.landmarks()
+        world = self._episode.world
         return {
             "is_success": self._episode.is_success,
             "elapsed_steps": self._episode.elapsed_steps,
-            "landmarks": positions,
-            "landmarks_present": present,
+            "landmarks": world.landmarks().astype(np.float32),
+            "landmarks_present": world.landmarks_present.copy(),
             "physics_error": physics_error,
         }

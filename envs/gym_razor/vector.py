@@ -1,11 +1,9 @@
 """Many tables in parallel: worker processes with shared memory, one OpenGL context each.
 
 A call executes a whole chunk of actions in the worker and renders once at its end. Workers are
-spawned, never forked
-(a forked OpenGL context hangs), and watched: a worker that dies or stays silent is reported with
-the tasks, seeds and
-actions of its episodes, which are enough to replay them because a start state is a pure function of
-(task, seed).
+spawned, never forked (a forked OpenGL context hangs), and watched: a worker that dies or stays
+silent is reported with the tasks, seeds and actions of its episodes, which are enough to replay
+them because a start state is a pure function of (task, seed).
 """
 
 from __future__ import annotations
@@ -118,8 +116,10 @@ class _Worker:
             for name in ("reward", "terminated", "truncated", "physics_error"):
                 self._arrays[name][env_id] = 0
             self._arrays["start_state_hash"][env_id] = episode.world.state_hash()
+            self._arrays["landmarks_present"][env_id] = episode.world.landmarks_present
             self._observe(env_id)
             words.append(episode.instruction)
+        self._look([env_id for env_id, *_ in rows])
         return words
 
     def step(self, env_ids: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
@@ -136,6 +136,8 @@ class _Worker:
                 faults.append((env_id, episode.world.snapshot()))
             else:
                 self._observe(env_id)
+        diverged = {env_id for env_id, _ in faults}
+        self._look([env_id for env_id in env_ids if env_id not in diverged])
         return faults
 
     def _observe(self, env_id: int) -> None:
@@ -144,8 +146,19 @@ class _Worker:
         arrays["agent_pos"][env_id] = world.proprioception()
         arrays["is_success"][env_id] = episode.is_success
         arrays["elapsed_steps"][env_id] = episode.elapsed_steps
-        arrays["landmarks"][env_id], arrays["landmarks_present"][env_id] = world.landmarks()
-        if self._render:
+        arrays["landmarks"][env_id] = world.landmarks()
+
+    def _look(self, env_ids: Sequence[int]) -> None:
+        """Render both cameras of each env.
+
+        All envs are rendered after all have moved: physics and OpenGL push each other's code and
+        tables out of the processor's caches.
+        """
+        if not self._render:
+            return
+        arrays = self._arrays
+        for env_id in env_ids:
+            world = self._episodes[env_id].world
             views = self._view(world).render(world, CAMERAS, self._image_size)
             for name, view in zip(CAMERAS, views, strict=True):
                 arrays[name][env_id] = view
@@ -296,6 +309,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         self._history: list[list[npt.NDArray[np.float32]]] = [[] for _ in range(num_envs)]
         self._generator = np.random.default_rng()
         self._timeout_s = timeout_s
+        self._render_observations = render_observations
         self._dump_dir = dump_dir
         layout = _layout(num_envs, image_size, chunk_size, len(LANDMARKS))
         settings = {
@@ -414,8 +428,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         Args:
             seed: One seed per env, or one integer s for s, s+1, ...; None draws them.
             options: `reset_mask` bool [N]: only these; `tasks`: per env a task id or None to keep;
-                `instructions`: per
-                env own words or None; lists have length N.
+                `instructions`: per env own words or None; lists have length N.
 
         Returns:
             Observations and infos of all envs; these infos also hold `start_state_hash`, equal for
@@ -518,14 +531,14 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         if not np.isfinite(chunks).all():
             raise ValueError("Actions must be finite; got NaN or infinity from the policy.")
         self._arrays["actions"][env_ids] = chunks
-        for env_id, chunk in zip(env_ids, chunks, strict=True):
-            self._history[env_id].append(chunk.copy())
+        for env_id, chunk in zip(env_ids, chunks.copy(), strict=True):
+            self._history[env_id].append(chunk)
         for index, ids in self._by_worker(env_ids):
             if self._local is not None:
-                self._report_faults(self._local.step([int(i) for i in ids]))
+                self._report_faults(self._local.step(ids.tolist()))
                 self._pending[index] = ("step", ids)
             else:
-                self._send(index, "step", ids, [int(i) for i in ids])
+                self._send(index, "step", ids, ids.tolist())
 
     def step_wait(
         self,
@@ -623,23 +636,31 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
 
     def _by_worker(self, ids: Ids) -> Iterator[tuple[int, Ids]]:
         """Yield the workers that have any of the envs, with those envs."""
+        wanted = np.zeros(self.num_envs, np.bool_)
+        wanted[ids] = True
         for index, group in enumerate(self.groups):
-            mine = np.intersect1d(group, ids)
+            mine = group[wanted[group]]
             if len(mine):
                 yield index, mine
 
     def _observations(self, ids: Ids | None) -> dict[str, Any]:
-        rows = slice(None) if ids is None else ids
-        arrays = self._arrays
-        return {
-            "agent_pos": np.array(arrays["agent_pos"][rows]),
-            "pixels": {name: np.array(arrays[name][rows]) for name in CAMERAS},
-        }
+        agent_pos = self._taken("agent_pos", ids)
+        if self._render_observations:
+            pixels = {name: self._taken(name, ids) for name in CAMERAS}
+        else:
+            shape = (len(agent_pos), *self._arrays[CAMERAS[0]].shape[1:])
+            pixels = {name: np.zeros(shape, np.uint8) for name in CAMERAS}
+        return {"agent_pos": agent_pos, "pixels": pixels}
 
     def _infos(self, ids: Ids | None) -> Infos:
-        rows = slice(None) if ids is None else ids
         names = ("is_success", "elapsed_steps", "landmarks", "landmarks_present", "physics_error")
-        return {name: np.array(self._arrays[name][rows]) for name in names}
+        return {name: self._taken(name, ids) for name in names}
+
+    def _taken(self, name: str, ids: Ids | None) -> npt.NDArray[Any]:
+        """Copy a shared array's rows, all if None; what a worker writes later does not show."""
+        array = self._arrays[name]
+        copied: npt.NDArray[Any] = array.copy() if ids is None else array.take(ids, axis=0)
+        return copied
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the workers and free the shared memory; `terminate=True` does not wait for them."""

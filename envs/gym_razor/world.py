@@ -82,27 +82,43 @@ class World:
         self._finger_dof = int(model.joint("finger_left").dofadr[0])
         self._geoms = {kind: model.geom(kind).id for kind in pair}
         self._qpos, self._qvel, self._ctrl = self.data.qpos, self.data.qvel, self.data.ctrl
-        self._arm = self._qpos[:7]
+        self._arm, self._mocap_pos = self._qpos[:7], self.data.mocap_pos
         self._tip_position: Array = self.data.site_xpos[self._tip]
         self._tip_axes = self.data.site_xmat[self._tip]
-        self._full_jacobian = np.zeros((6, model.nv))
-        self._jacobian = np.zeros((6, 7))
-        self._gram = np.zeros((6, 6))
-        self._gram_diagonal = self._gram.reshape(-1)[::7]
-        self._error, self._reached, self._solution = np.zeros(6), np.zeros(6), np.zeros(6)
-        self._posture = np.zeros(7)
-        self._home = np.array(scene.HOME_QPOS)
+        self._make_control_buffers()
         self._state_size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
         self.gripper_command = -1.0
         self.colours = dict.fromkeys(pair, "red")
-        self._goal, self._ramp = np.zeros(model.nu), np.zeros(model.nu)
         self._index_landmarks()
+
+    def _make_control_buffers(self) -> None:
+        """Allocate what the control step writes into, and its constants as arrays.
+
+        NumPy takes half a microsecond longer for an operand that is a Python number.
+        """
+        model = self.model
+        jacobian = np.zeros((6, model.nv))
+        self._position_jacobian, self._rotation_jacobian = jacobian[:3], jacobian[3:]
+        self._arm_columns = jacobian[:, :7]
+        self._jacobian = np.zeros((6, 7))
+        self._gram = np.zeros((6, 6))
+        self._gram_diagonal = self._gram.reshape(-1)[::7]
+        self._damping = np.full(6, _IK_DAMPING**2)
+        self._error, self._reached, self._solution = np.zeros(6), np.zeros(6), np.zeros(6)
+        self._posture, self._gain = np.zeros(7), np.full(7, _NULLSPACE_GAIN)
+        self._largest_step = np.full(7, _MAX_JOINT_STEP_RAD)
+        self._smallest_step = -self._largest_step
+        self._home = np.array(scene.HOME_QPOS)
+        self._goal, self._ramp = np.zeros(model.nu), np.zeros(model.nu)
+        self._arm_goal, self._arm_ramp = self._goal[:7], self._ramp[:7]
+        self._arm_control, self._finger_control = self._ctrl[:7], self._ctrl[7:]
+        self._segments = np.full(7, float(_RAMP_SEGMENTS))
 
     def _index_landmarks(self) -> None:
         """Find where each of `scene.LANDMARKS` is read from."""
         names = scene.LANDMARKS
         self._landmarks = np.zeros((len(names), 3))
-        self._landmarks_present = np.array(
+        self.landmarks_present: npt.NDArray[np.bool_] = np.array(
             [name in self.pair or name not in scene.OBJECTS for name in names]
         )
         self._landmark_objects = [
@@ -113,6 +129,11 @@ class World:
         self._landmark_fixtures = [names.index(name) for name in fixtures]
         self._landmark_mocap = [self._mocap[name] for name in fixtures]
         self._landmark_handle = names.index("handle")
+
+    def _place_landmarks(self) -> None:
+        """Write the landmarks that stay where they are until the next reset."""
+        self._landmarks[self._landmark_fixtures] = self._mocap_pos[self._landmark_mocap]
+        self._landmarks[self._landmark_handle] = self.handle()
 
     # ---- reset ----
 
@@ -138,6 +159,7 @@ class World:
         data.ctrl[7:9] = (FINGER_TRAVEL_M, -FINGER_TRAVEL_M)
         mujoco.mj_step(self.model, data, scene.SUBSTEPS_PER_CONTROL)  # objects settle
         self._refresh()
+        self._place_landmarks()
 
     def _solve_start_pose(self, tip: Sequence[float], yaw: float) -> None:
         for _ in range(12):
@@ -172,30 +194,33 @@ class World:
         yaw = min(max(self.yaw + turn * MAX_TURN_RAD, -YAW_LIMIT_RAD), YAW_LIMIT_RAD)
         self.gripper_command = gripper
         opening = 0.5 * FINGER_TRAVEL_M * (1.0 - gripper)
-        self._goal[:7] = self._joint_step(target, yaw)
-        self._goal[:7] += self._arm
-        self._goal[7:] = opening, -opening
-        self._drive(self._goal)
+        np.add(self._joint_step(target, yaw), self._arm, self._arm_goal)
+        self._finger_control[0], self._finger_control[1] = opening, -opening
+        self._drive_arm()
         if not math.isfinite(self._qpos.dot(self._qpos) + self._qvel.dot(self._qvel)):
             raise PhysicsError("the physics state is not finite")
         self._refresh()
 
-    def _drive(self, goal: Array) -> None:
-        """Step the physics for one control period while the servo targets go to `goal`."""
-        ramp, control = self._ramp, self._ctrl
-        np.subtract(goal, control, out=ramp)
-        ramp /= _RAMP_SEGMENTS
-        control[7:] = goal[7:]  # the fingers' servos are slow enough by themselves
-        ramp[7:] = 0.0
+    def _drive_arm(self) -> None:
+        """Step the physics for one control period while the arm's targets go to the goal.
+
+        The fingers' servos are slow enough by themselves: their targets jump.
+        """
+        ramp, control, add, step = self._arm_ramp, self._arm_control, np.add, mujoco.mj_step
+        model, data = self.model, self.data
+        np.subtract(self._arm_goal, control, ramp)
+        np.divide(ramp, self._segments, ramp)
         for _ in range(_RAMP_SEGMENTS):
-            control += ramp
-            mujoco.mj_step(self.model, self.data, _RAMP_SUBSTEPS)
+            add(control, ramp, control)
+            step(model, data, _RAMP_SUBSTEPS)
 
     def _joint_step(self, target: Sequence[float], yaw: float) -> Array:
         """Solve (J J^T + d^2 I) w = e; J^T w moves the joints towards a pose pointing down."""
-        full, jacobian, gram = self._full_jacobian, self._jacobian, self._gram
-        mujoco.mj_jacSite(self.model, self.data, full[:3], full[3:], self._tip)
-        jacobian[:] = full[:, :7]
+        jacobian, gram = self._jacobian, self._gram
+        mujoco.mj_jacSite(
+            self.model, self.data, self._position_jacobian, self._rotation_jacobian, self._tip
+        )
+        np.copyto(jacobian, self._arm_columns)
         x, y, z = self._tip_position.tolist()
         x0, y0, z0, x1, y1, z1, x2, y2, _ = self._tip_axes.tolist()
         # Rotation error as half the sum of axis cross products with the wanted frame
@@ -209,17 +234,18 @@ class World:
             0.5 * (-x2 * sin + y2 * cos + z0),
             0.5 * (x0 * cos + x1 * sin + y0 * sin - y1 * cos),
         )
-        np.dot(jacobian, jacobian.T, out=gram)
-        self._gram_diagonal += _IK_DAMPING**2
-        posture = np.subtract(self._home, self._arm, out=self._posture)
-        posture *= _NULLSPACE_GAIN
-        self._error -= np.dot(jacobian, posture, out=self._reached)
+        diagonal, posture, reached = self._gram_diagonal, self._posture, self._reached
+        np.dot(jacobian, jacobian.T, gram)
+        np.add(diagonal, self._damping, diagonal)
+        np.subtract(self._home, self._arm, posture)
+        np.multiply(posture, self._gain, posture)
+        np.subtract(self._error, np.dot(jacobian, posture, reached), self._error)
         mujoco.mju_cholFactor(gram, 0.0)
         mujoco.mju_cholSolve(self._solution, gram, self._error)
         step: Array = self._solution.dot(jacobian)
-        step += posture
-        np.minimum(step, _MAX_JOINT_STEP_RAD, out=step)
-        np.maximum(step, -_MAX_JOINT_STEP_RAD, out=step)
+        np.add(step, posture, step)
+        np.minimum(step, self._largest_step, step)
+        np.maximum(step, self._smallest_step, step)
         return step
 
     def _refresh(self) -> None:
@@ -282,36 +308,39 @@ class World:
 
     def fixture(self, name: str) -> Array:
         """Return a fixture's origin on the table, metres, [3]."""
-        position: Array = self.data.mocap_pos[self._mocap[name]]
+        position: Array = self._mocap_pos[self._mocap[name]]
         return position
 
     def handle(self) -> Array:
         """Return the centre of the drawer's handle bar, metres, [3]."""
-        offset = np.array(scene.HANDLE_OFFSET_M)
-        offset[0] -= self.drawer_m
-        position: Array = self.fixture("cabinet") + offset
+        position: Array = self.fixture("cabinet") + np.array(scene.HANDLE_OFFSET_M)
+        position[0] = self._handle_x()
         return position
+
+    def _handle_x(self) -> float:
+        return float(self.fixture("cabinet")[0]) + (scene.HANDLE_OFFSET_M[0] - self.drawer_m)
 
     def proprioception(self) -> npt.NDArray[np.float32]:
         """Return `agent_pos`: tip x, y, z (m), sin, cos of yaw, opening, last gripper command."""
         yaw = self.yaw
+        x, y, z = self._tip_position.tolist()
         return np.array(
-            [*self.tip, math.sin(yaw), math.cos(yaw), self.opening, self.gripper_command],
+            (x, y, z, math.sin(yaw), math.cos(yaw), self.opening, self.gripper_command),
             dtype=np.float32,
         )
 
-    def landmarks(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Return positions float32 [L, 3] (m) of `scene.LANDMARKS` and bool [L], True if present.
+    def landmarks(self) -> Array:
+        """Return positions [L, 3] (m) of `scene.LANDMARKS`, a view that the next call changes.
 
         Objects are given by the point where they are held, which is also what a picture shows best.
+        Those that are not on the table (`landmarks_present` is False) stay at 0.
         """
-        positions = self._landmarks
+        positions, qpos = self._landmarks, self._qpos
         for index, address, half_height in self._landmark_objects:
-            positions[index] = self._qpos[address : address + 3]
-            positions[index, 2] += half_height
-        positions[self._landmark_fixtures] = self.data.mocap_pos[self._landmark_mocap]
-        positions[self._landmark_handle] = self.handle()
-        return positions.astype(np.float32), self._landmarks_present.copy()
+            x, y, z = qpos[address : address + 3].tolist()
+            positions[index] = x, y, z + half_height
+        positions[self._landmark_handle, 0] = self._handle_x()
+        return positions
 
     # ---- copies ----
 
@@ -326,6 +355,7 @@ class World:
         state, self.gripper_command = saved
         mujoco.mj_setState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         self._refresh()
+        self._place_landmarks()
 
     def state_hash(self) -> str:
         """Return a hash of the physics state and of what is on the table, 16 hexadecimal digits.
