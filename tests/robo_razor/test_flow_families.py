@@ -13,18 +13,12 @@ from robo_razor.flow.families import make_adapter, parameters_of
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.policies import load_policy
 
-KINDS = ("smolvla", "pi0", "pi05")
 
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=tiny_vla.KINDS)
 def handle(request, tmp_path_factory):
     """A tiny policy of every family, loaded from a folder."""
-    kind, folder = request.param, tmp_path_factory.mktemp(request.param) / "policy"
-    if kind == "smolvla":
-        yield load_policy(tiny_vla.save_tiny_smolvla(folder))
-        return
-    with tiny_vla.small_pi(kind):
-        yield load_policy(tiny_vla.save_tiny_pi(folder, kind))
+    with tiny_vla.saved(request.param, tmp_path_factory.mktemp("flow") / "policy") as folder:
+        yield load_policy(folder)
 
 
 @pytest.fixture(scope="module")

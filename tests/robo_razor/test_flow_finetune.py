@@ -1,4 +1,4 @@
-"""The whole main job with a tiny SmolVLA: tune, measure, resume, save, reload."""
+"""The whole main job with tiny flow policies: tune, measure, resume, save, reload."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robo_razor.trainer import finetune
 
 ENV = EnvConfig(num_envs=16, num_workers=1, image_size=16, env_packages=("toy_env",))
 TRACKING = TrackingConfig(
-    every=1,
+    every=2,
     episodes_new=4,
     episodes_new_sampled=4,
     episodes_prior=2,
@@ -34,23 +34,30 @@ TRACKING = TrackingConfig(
 )
 
 
+@pytest.fixture(scope="module", params=tiny_vla.KINDS)
+def base(request, tmp_path_factory):
+    with tiny_vla.saved(request.param, tmp_path_factory.mktemp("base") / "policy") as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_vla.save_tiny_smolvla(tmp_path_factory.mktemp("base") / "policy")
+def smolvla(tmp_path_factory):
+    return tiny_vla.save_tiny_smolvla(tmp_path_factory.mktemp("smolvla") / "policy")
 
 
 def settings(base, out, method="ppo", **changes):
     ppo = PPOConfig(
         num_updates=2,
-        episodes_per_update=24,
-        minibatch_size=128,
+        episodes_per_update=16,
+        minibatch_size=256,  # one gradient step per update
         update_epochs=1,
         learning_rate=1e-3,
         warmup_updates=0,
         value_warmup_updates=0,
     )
     bc = BCConfig(episodes=4, epochs=1, batch_size=8, learning_rate=1e-3, warmup_steps=0)
-    changes = {"env": ENV, "tracking": TRACKING} | changes
+    flow = FlowConfig(noise=0.8)  # new policies succeed by chance
+    changes = {"env": ENV, "tracking": TRACKING, "flow": flow} | changes
     return run_config(base, out, method, {"ppo": ppo, "bc": bc}, **changes)
 
 
@@ -66,7 +73,8 @@ def test_ppo_tracks_both_divergences_as_bounds(finished):
     for found in (first, last):
         assert found["kl_kind"] == "upper bound"
         assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
-        assert found["new"]["ReachBlue"]["sampled"]["n"] == 4
+        assert all("retention" in entry for entry in found["prior"].values())
+        assert found["new"]["ReachBlue"]["n"] == found["new"]["ReachBlue"]["sampled"]["n"] == 4
     for direction in ("kl_base_tuned", "kl_tuned_base"):
         assert set(first[direction].values()) == {0.0}
         assert all(value > 0.0 for value in last[direction].values())
@@ -76,13 +84,12 @@ def test_ppo_tracks_both_divergences_as_bounds(finished):
 
 
 def test_the_first_ratios_are_one(finished):
-    first = next(line for line in metrics(finished) if "train/learning_rate" in line)
-    # Of one gradient step: the next would pass `target_kl`.
-    assert first["train/gradient_steps"] == 1
-    assert abs(first["train/ratio_max"] - 1.0) <= 1e-4
-    assert abs(first["train/approx_kl"]) > 0.3
-    assert first["train/kl_base_tuned"] > 0.0
-    assert first["train/value_loss"] > 0.0
+    for line in metrics(finished):
+        if "train/learning_rate" in line:
+            assert line["train/gradient_steps"] == 1
+            assert abs(line["train/ratio_max"] - 1.0) <= 1e-4
+            assert line["train/kl_base_tuned"] > 0.0
+            assert line["train/value_loss"] > 0.0
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(base, finished, tmp_path, monkeypatch):
@@ -99,12 +106,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, finished, tmp_path, mo
     one = weights(finished, 2)
     assert_same_weights(one, weights(tmp_path / "run", 2))
     start = weights(finished, 0)
-    assert not torch.equal(
-        one["model.action_out_proj.weight"], start["model.action_out_proj.weight"]
-    )
-    assert not torch.equal(one["value_head.layers.5.weight"], start["value_head.layers.5.weight"])
+    moved = {name for name in one if not torch.equal(one[name], start[name])}
+    assert moved >= {"model.action_out_proj.weight", "value_head.layers.5.weight"}
     # Only what the policy's own settings train has changed.
-    assert all(torch.equal(one[name], start[name]) for name in one if ".vlm." in name)
+    trained = {n for n, p in load_policy(base).module.named_parameters() if p.requires_grad}
+    assert moved <= trained
 
 
 def test_cloning_tracks_the_same(base, tmp_path):
@@ -115,10 +121,10 @@ def test_cloning_tracks_the_same(base, tmp_path):
     assert "demonstrations" in probes
 
 
-def test_low_rank_updates_with_a_penalty_in_small_parts(base, tmp_path):
+def test_low_rank_updates_with_a_penalty_in_small_parts(smolvla, tmp_path):
     """LoRA, gradient accumulation, the chunk's ratio and a KL penalty together."""
     config = settings(
-        base,
+        smolvla,
         tmp_path / "run",
         flow=FlowConfig(train="expert", noise=0.7),
         tracking=dataclasses.replace(
@@ -139,7 +145,7 @@ def test_low_rank_updates_with_a_penalty_in_small_parts(base, tmp_path):
     assert result.summary["kl_base_tuned"]["prior"] > 0.0
     changed = load_policy(str(tmp_path / "run"))
     assert changed.flow == FlowConfig(train="expert", noise=0.7)
-    start = load_policy(base)
+    start = load_policy(smolvla)
     old, new = (dict(p.module.named_parameters()) for p in (start, changed))
     moved = {name for name in old if not torch.equal(old[name], new[name])}
     assert any(".lm_expert." in name for name in moved)

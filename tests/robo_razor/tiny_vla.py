@@ -219,3 +219,62 @@ def save_tiny_pi(directory: Path, kind: str, seed: int = 0, **settings) -> str:
         for pipeline in make(config, dataset_stats=given):
             pipeline.save_pretrained(directory)
     return str(directory)
+
+
+KINDS = ("smolvla", "pi0", "pi05")
+
+
+@contextlib.contextmanager
+def saved(kind: str, directory: Path, **settings):
+    """Yield the folder of a new tiny policy of any family; inside, LeRobot can load it."""
+    if kind == "smolvla":
+        yield save_tiny_smolvla(directory, **settings)
+        return
+    with small_pi(kind):
+        yield save_tiny_pi(directory, kind, **settings)
+
+
+def save_tiny_other(directory: Path, kind: str, seed: int = 0, **settings) -> str:
+    """Write the folder of a new tiny policy without a density, and return its path."""
+    from lerobot.policies.factory import (
+        get_policy_class,
+        make_policy_config,
+        make_pre_post_processors,
+    )
+
+    sizes = {
+        "act": {
+            "chunk_size": CHUNK,
+            "n_action_steps": CHUNK,
+            "dim_model": 32,
+            "n_heads": 2,
+            "dim_feedforward": 32,
+            "n_encoder_layers": 1,
+            "n_vae_encoder_layers": 1,
+            "latent_dim": 4,
+        },
+        "diffusion": {
+            "n_obs_steps": 1,
+            "horizon": 2 * CHUNK,
+            "n_action_steps": CHUNK,
+            "crop_shape": None,
+            "use_group_norm": True,
+            "down_dims": (16, 32),
+            "n_groups": 4,
+            "diffusion_step_embed_dim": 16,
+            "spatial_softmax_num_keypoints": 4,
+            "num_inference_steps": 3,
+        },
+    }[kind]
+    common = {"device": "cpu", "push_to_hub": False, "pretrained_backbone_weights": None}
+    config = make_policy_config(kind, **common, **features(32), **(sizes | settings))
+    given = statistics()
+    for key in config.image_features:
+        given[key] = {"mean": torch.full((3, 1, 1), 0.2), "std": torch.full((3, 1, 1), 0.3)}
+    for values in given.values():
+        values |= {"min": values["mean"] - values["std"], "max": values["mean"] + values["std"]}
+    torch.manual_seed(seed)
+    get_policy_class(kind)(config).save_pretrained(directory)
+    for pipeline in make_pre_post_processors(config, dataset_stats=given):
+        pipeline.save_pretrained(directory)
+    return str(directory)
