@@ -18,6 +18,10 @@ What is exact for a distribution that factorises over tokens, p(a) = prod_i p_i(
 Continuous actions have no tokens: there a greedy action disagrees if it differs by more than
 `ACTION_TOLERANCE`, and there is no `total_variation` but only that of the chunk. Where the KL is an
 upper bound (a sampler's path measure) nothing else but the greedy actions is compared.
+
+A policy without a density has no KL divergence. A surrogate takes its place, which is none: the
+mean squared distance `chunk_distance` of what both do, in the base's normalised action space and
+from the same noise.
 """
 
 from __future__ import annotations
@@ -48,11 +52,13 @@ UNITS = {
     "total_variation_chunk_upper": "per decision, [0, 1]",
     "greedy_disagreement": "share of action tokens",
     "greedy_disagreement_chunk": "share of decisions",
+    "chunk_distance": "squared normalised action units",
 }
 KINDS = {
     "total_variation_chunk": "estimate",
     "total_variation_chunk_lower": "lower bound",
     "total_variation_chunk_upper": "upper bound",
+    "chunk_distance": "surrogate",
 }
 """What is not exact; that of a KL divergence is its distribution's."""
 
@@ -61,13 +67,15 @@ def compare(base: Any, tuned: Any) -> dict[str, Tensor]:
     """Compare two action distributions over the same states.
 
     Args:
-        base: The base's `ActionDistribution`.
+        base: The base's `ActionDistribution`, or its chunks [B, H, A] if it has no density.
         tuned: The tuned policy's.
 
     Returns:
         Measure (a key of `UNITS`) -> float64 [B], or [B, A] where it is known for every action
         dimension; then the decision's is the sum over A for KLs and entropies, else the mean.
     """
+    if isinstance(base, Tensor):
+        return {"chunk_distance": (base.double() - tuned.double()).square().mean(1).cpu()}
     if isinstance(base, TokenChunkDistribution):
         return {name: value.double().cpu() for name, value in _tokens(base, tuned).items()}
     measures = {"kl_base_tuned": base.kl(tuned), "kl_tuned_base": tuned.kl(base)}

@@ -129,9 +129,13 @@ class ProbeResult:
 
 @torch.no_grad()
 def distributions(policy: Any, probe: ProbeSet) -> list[Any]:
-    """Return a policy's action distributions on a probe set, in batches of `PROBE_BATCH`."""
+    """Return a policy's action distributions on a probe set, in batches of `PROBE_BATCH`.
+
+    Of a policy without a density: its chunks, see `PolicyHandle.chunks`.
+    """
+    look = policy.distribution if policy.has_density else policy.chunks
     return [
-        policy.distribution(probe.rows(start, start + PROBE_BATCH, policy.device))
+        look(probe.rows(start, start + PROBE_BATCH, policy.device))
         for start in range(0, len(probe), PROBE_BATCH)
     ]
 

@@ -196,6 +196,14 @@ def _make_handle(
     """Choose the handle by what the policy offers."""
     has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
     kind: type[PolicyHandle] = TokenPolicyHandle if has_tokens else PolicyHandle
+    looks = int(getattr(module.config, "n_obs_steps", 1))
+    if looks > 1:
+        raise PolicyError(
+            f"The policy {name!r} (type {module.config.type!r}) looks at the last {looks} control "
+            "steps, but environments here are looked at once per chunk of actions.",
+            allowed="policies with n_obs_steps: 1",
+            remedy="Train it with `--policy.n_obs_steps=1`, or choose another policy.",
+        )
     if is_flow_policy(module):
         kind = FlowPolicyHandle
     return kind(module.eval(), preprocessor, postprocessor, name, device)
@@ -332,7 +340,10 @@ def _download(repo_id: str) -> Path:
             f"The policy {repo_id!r} is no directory here, and it cannot be had from the hub: "
             f"{type(error).__name__}: {_first_line(error)}",
             allowed=f"shipped policies ({shipped}), run and checkpoint directories, hub ids",
-            remedy="Check the spelling and the network, or copy the policy here and give its path.",
+            remedy="Check the spelling and the network, or bring the files: where there is a "
+            f"network, `hf download {repo_id} --local-dir POLICY`, copy that folder here and give "
+            "its path (`--policy POLICY`). SmolVLA, pi0 and pi0.5 also need settings and tokenizer "
+            f"of their backbone in POLICY/{VLM_FOLDER}; loading names what is missing.",
         ) from error
 
 

@@ -27,6 +27,7 @@ from robo_razor.config import FlowConfig
 from robo_razor.distributions import ActionDistribution, TokenChunkDistribution
 from robo_razor.errors import PolicyEnvMismatchError, PolicyError
 from robo_razor.lora import add_lora, has_lora, merge_lora
+from robo_razor.own_noise import fixed_noise
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +198,34 @@ class PolicyHandle:
                 raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
             numbers = torch.as_tensor(uniforms, device=self.device)
             return self.to_actions(distribution.sample(numbers))
-        chunk = self.postprocessor(self.module.predict_action_chunk(batch))
-        return np.asarray(chunk[:, : self.chunk_size].float().cpu().numpy(), dtype=np.float32)
+        chunk = self.postprocessor(self.chunks(batch))
+        return np.asarray(chunk.float().cpu().numpy(), dtype=np.float32)
+
+    @torch.no_grad()
+    def chunks(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return what a policy without a density does, [B, H, A] in its normalised action space.
+
+        A pure function of weights and observation: blocks have one size, and a policy that draws
+        noise gets the same at every call and in every row.
+        """
+        count, size = len(next(iter(batch.values()))), self.inference_batch
+        index = torch.arange(-(-count // size) * size, device=self.device).clamp(max=count - 1)
+        inputs = self._policy_inputs(batch)
+        found = []
+        for rows in index.view(-1, size):
+            with fixed_noise():
+                block = {key: value[rows] for key, value in inputs.items()}
+                found.append(self.module.predict_action_chunk(block)[:, : self.chunk_size])
+        return torch.cat(found)[:count]
+
+    def _policy_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return observations as the policy's own code wants them."""
+        if not looks_back(self.module):
+            return batch
+        return {
+            key: value[:, None] if key.startswith("observation.") else value
+            for key, value in batch.items()
+        }
 
     def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
         """Return the chunks to execute, float32 [B, H, A] in the environment's units.
@@ -244,7 +271,8 @@ class PolicyHandle:
             batch: Prepared observations with `action` float [B, H, A] in the environment's units,
                 and optionally `action_is_pad` bool [B, H] and landmarks.
         """
-        loss, info = self.module.forward({**batch, ACTION: self._normalize_action(batch[ACTION])})
+        inputs = self._policy_inputs(batch)
+        loss, info = self.module.forward({**inputs, ACTION: self._normalize_action(batch[ACTION])})
         return loss, dict(info or {})
 
     def _normalize_action(self, actions: Tensor) -> Tensor:
@@ -441,6 +469,12 @@ class TokenPolicyHandle(PolicyHandle):
         ]
         joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
         return joined  # type: ignore[return-value]
+
+
+def looks_back(module: Any) -> bool:
+    """Say whether a LeRobot policy queues observations, and so wants them with an axis of time."""
+    queues = getattr(module, "_queues", None) or {}
+    return any(key.startswith("observation.") for key in queues)
 
 
 def describe_spaces(observation: spaces.Space[Any], action: spaces.Space[Any]) -> dict[str, Any]:

@@ -265,6 +265,11 @@ def _kl_line(summary: Mapping[str, Any]) -> str | None:
         if values:
             shown = ", ".join(f"{states} {value:.3g}" for states, value in values.items())
             lines.append(f"{name}, nats per decision: {shown}")
+    values = {k: v for k, v in (summary.get("surrogate") or {}).items() if v is not None}
+    if values:
+        shown = ", ".join(f"{states} {value:.3g}" for states, value in values.items())
+        lines.append(f"No KL: the policy has no density. Surrogate: {shown}")
+        lines.append(f"({summary['surrogate_kind']})")
     return "\n".join(lines) or None
 
 

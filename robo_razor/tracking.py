@@ -4,7 +4,8 @@ The base is measured once, at step 0: its outcomes are read back from `eval/0000
 and the observations of the probe sets from `eval/000000/probes.safetensors` (checked against their
 hashes), so a resumed run compares with the same.
 
-Besides success, `summary.json` has the KL divergences on the three main probe sets and, in
+Besides success, `summary.json` has the KL divergences on the three main probe sets (null for a
+policy without a density: `surrogate` with its `surrogate_kind` stands beside them) and, in
 `distances` (name -> number), everything else that may predict forgetting. `action_kl.json` has
 every measure on every probe set, per decision and per action dimension.
 """
@@ -62,8 +63,12 @@ PREDICTORS = (
     "total_variation_chunk",
     "entropy_change",
     "greedy_disagreement",
+    "chunk_distance",
 )
 """Measures besides the KL divergences that `distances` has for every probe set."""
+
+SURROGATE_KIND = "mean squared distance of action chunks in normalised units, not a KL divergence"
+"""What stands in the place of the KL for policies without a density."""
 
 Outcomes = dict[tuple[str, str, int], bool]
 """(mode, task, seed) -> success."""
@@ -116,7 +121,7 @@ class Tracker:
 
         A set that came later could not be compared along the run.
         """
-        if self.base.has_density and not self.is_measured(0):
+        if not self.is_measured(0):
             n = self.config.tracking.kl_states
             self.demonstrations = demonstration_probe(demonstrations, self.base, n)
 
@@ -143,11 +148,13 @@ class Tracker:
         """
         start = time.perf_counter()
         policy.module.eval()
-        greedy = self._run_greedy(policy, final=final, record=step == 0, progress=progress)
+        record = step == 0 or not policy.has_density
+        greedy = self._run_greedy(policy, final=final, record=record, progress=progress)
         sampled = self._run_sampled(policy, progress)
         if step == 0:
             self._keep_base(policy, greedy, sampled)
-        results = self._measure_probes(policy, sampled)
+        visited = greedy if sampled is None and not policy.has_density else sampled
+        results = self._measure_probes(policy, visited)
         summary = self._summary(step, greedy, sampled, results)
         summary["distances"] = self._distances(policy, results)
         summary["tracking_s"] = time.perf_counter() - start
@@ -216,8 +223,6 @@ class Tracker:
                     self.base_outcomes[mode, row.task, row.seed] = bool(success)
         if sampled is not None:
             self.sampled_success = tuple(bool(x) for x in sampled.success)
-        if not self.base.has_density:
-            return
         n = self.config.tracking.kl_states
         visited = sampled or greedy
         assert visited.record is not None
@@ -234,14 +239,12 @@ class Tracker:
             self.probes[DEMONSTRATIONS] = encode_probe(self.demonstrations, policy)
         save_probes(self.run.evaluation(0) / PROBES, self.probes)
 
-    def _measure_probes(self, policy: Any, sampled: EpisodeBatch | None) -> dict[str, ProbeResult]:
-        """Return what was measured on each probe set; empty for policies without density."""
-        if not policy.has_density:
-            return {}
+    def _measure_probes(self, policy: Any, visited: EpisodeBatch | None) -> dict[str, ProbeResult]:
+        """Return what was measured on each probe set, and on what the tuned policy visited."""
         probes = dict(self.probes)
-        if sampled is not None and sampled.record is not None:
+        if visited is not None and visited.record is not None:
             n = self.config.tracking.kl_states
-            probes[NEW_TUNED] = make_probe(sampled.record, n, sampled.of_task(self.config.task))
+            probes[NEW_TUNED] = make_probe(visited.record, n, visited.of_task(self.config.task))
         for name, probe in self.probes.items():
             if name not in self._base_distributions:
                 self._base_distributions[name] = distributions(self.base, probe)
@@ -286,17 +289,13 @@ class Tracker:
             "prior": prior,
             "prior_mean": _prior_mean(prior),
         }
-        kl = {name: result.measures for name, result in results.items()}
         for direction in DIRECTIONS:
-            summary[direction] = {
-                name: kl[name][direction].mean if name in kl else None for name in MAIN_STATES
-            }
-            summary[f"{direction}_standard_error"] = {
-                name: finite(kl[name][direction].standard_error) if name in kl else None
-                for name in MAIN_STATES
-            }
-        kinds = {item[direction].kind for item in kl.values() for direction in DIRECTIONS}
-        summary["kl_kind"] = kinds.pop() if kinds else None
+            summary |= _main_states(direction, direction, results)
+        found = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
+        summary["kl_kind"] = next((kl.kind for kl in found if kl is not None), None)
+        if not self.base.has_density:
+            summary |= _main_states("surrogate", "chunk_distance", results)
+            summary["surrogate_kind"] = SURROGATE_KIND
         before = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
         if before is not None:
             summary["entropy"] = before + (results[NEW_BASE].mean("entropy_change") or 0.0)
@@ -343,6 +342,20 @@ class Tracker:
         entries = {name: probe_entry(result, total_s) for name, result in results.items()}
         write_json(self.run.evaluation(step) / ACTION_KL, entries)
         self.run.write_summary(step, summary)  # last: its presence says that the step is measured
+
+
+def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, Any]:
+    """Return a measure and its standard error on the main probe sets, None where there is none."""
+    found = {
+        states: results[states].measures.get(name) if states in results else None
+        for states in MAIN_STATES
+    }
+    return {
+        key: {states: None if x is None else x.mean for states, x in found.items()},
+        f"{key}_standard_error": {
+            states: None if x is None else finite(x.standard_error) for states, x in found.items()
+        },
+    }
 
 
 def read_summary(run: RunDirectory, step: int) -> dict[str, Any]:

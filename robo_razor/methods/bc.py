@@ -46,6 +46,12 @@ def chunk_windows(
     return np.minimum(window, ends[:, None] - 1), window >= ends[:, None]
 
 
+def predicted_actions(policy: Any) -> int:
+    """Return how many actions a policy predicts at once, of which it may execute fewer."""
+    times = getattr(policy.config, "action_delta_indices", None)  # as LeRobot's own training does
+    return len(times) if times else int(getattr(policy.config, "chunk_size", policy.chunk_size))
+
+
 def learning_rate_factor(step: int, total: int, config: BCConfig) -> float:
     """Return the factor on the peak learning rate at gradient step `step` (from 0)."""
     if step < config.warmup_steps:
@@ -65,8 +71,7 @@ class WindowSampler:
     """
 
     def __init__(self, demonstrations: DemonstrationSet, policy: Any) -> None:
-        predicted = int(getattr(policy.config, "chunk_size", policy.chunk_size))
-        windows, is_pad = chunk_windows(demonstrations.offsets, predicted)
+        windows, is_pad = chunk_windows(demonstrations.offsets, predicted_actions(policy))
         lengths = np.diff(demonstrations.offsets)
         position = np.arange(len(windows)) - np.repeat(demonstrations.offsets[:-1], lengths)
         self.frames = np.flatnonzero(position % demonstrations.decision_stride == 0)

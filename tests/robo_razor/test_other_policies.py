@@ -1,0 +1,171 @@
+"""LeRobot's policies without a density: cloning, evaluation, retention, a surrogate of the KL."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+
+import numpy as np
+import pytest
+import tiny_vla
+import torch
+from rich.console import Console
+from toy_env import ToyVectorEnv
+from toy_policy import NEW
+from toy_runs import assert_same_weights, quiet, run_config, summary, weights
+
+from robo_razor.config import BCConfig, EnvConfig, PPOConfig, TrackingConfig
+from robo_razor.errors import PolicyError
+from robo_razor.methods.bc import BC, predicted_actions
+from robo_razor.policies import load_policy
+from robo_razor.rollout import run_episodes
+from robo_razor.trainer import finetune
+from robo_razor.types import make_rows
+
+NO_DIFFUSERS = importlib.util.find_spec("diffusers") is None
+KINDS = (
+    "act",
+    pytest.param(
+        "diffusion",
+        marks=pytest.mark.skipif(NO_DIFFUSERS, reason="LeRobot's Diffusion needs `diffusers`"),
+    ),
+)
+TRACKING = TrackingConfig(
+    every=100,  # at the start and the end
+    episodes_new=3,
+    episodes_new_sampled=3,
+    episodes_prior=2,
+    kl_states=8,
+    final_episodes_new=3,
+    max_share=1.0,
+)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp(request.param) / "policy"
+    return tiny_vla.save_tiny_other(place, request.param)
+
+
+def settings(folder, out, method="bc", **changes):
+    sections = {
+        "bc": BCConfig(episodes=5, epochs=2, batch_size=8, learning_rate=1e-3, warmup_steps=0),
+        "ppo": PPOConfig(num_updates=2, episodes_per_update=8),
+    }
+    env = EnvConfig(num_envs=8, num_workers=1, image_size=32, env_packages=("toy_env",))
+    return run_config(folder, out, method, sections, env=env, tracking=TRACKING, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    told = io.StringIO()
+    finetune(settings(folder, out), Console(file=told, width=200))
+    return out, told.getvalue()
+
+
+def observed(rows=5):
+    observation, _ = ToyVectorEnv(rows, image_size=32).reset(seed=0)
+    return observation, ["lift the blue block"] * rows
+
+
+def test_a_run_measures_retention_and_a_surrogate(finished):
+    run, told = finished
+    first = summary(run, 0)
+    last = summary(run, max(int(path.name) for path in (run / "eval").iterdir()))
+    for found in (first, last):
+        assert found["kl_kind"] is None
+        for direction in ("kl_base_tuned", "kl_tuned_base"):
+            assert set(found[direction].values()) == {None}
+        assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
+        assert "base_success_rate" in found["prior"]["ReachRed"]
+        assert "not a KL" in found["surrogate_kind"]
+    assert set(first["surrogate"].values()) == {0.0}
+    assert set(last["surrogate"]) == {"new_base_visited", "new_tuned_visited", "prior"}
+    assert all(value > 0.0 for value in last["surrogate"].values())
+    assert last["distances"]["chunk_distance/demonstrations"] > 0.0
+    entries = json.loads((run / "eval" / f"{last['step']:06d}" / "action_kl.json").read_text())
+    measure = entries["prior"]["chunk_distance"]
+    assert measure["kind"] == "surrogate"
+    assert len(measure["per_dimension"]["mean"]) == tiny_vla.A
+    assert "kl_base_tuned" not in entries["prior"]
+    assert "No KL: the policy has no density. Surrogate: new_base_visited" in told
+    assert "KL(base||tuned)" not in told
+
+
+def test_the_surrogate_is_the_distance_of_normalised_chunks(finished, folder):
+    run, _ = finished
+    base, tuned = load_policy(folder), load_policy(str(run))
+    inputs = base.prepare(*observed())
+    before, after = base.chunks(inputs), tuned.chunks(inputs)
+    assert before.shape == (5, tiny_vla.CHUNK, tiny_vla.A)
+    from robo_razor.divergences import compare, decision_values
+
+    found = compare(before, after)["chunk_distance"]
+    expected = (before - after).double().square().mean((1, 2))
+    assert torch.allclose(decision_values("chunk_distance", found), expected)
+    # What is executed is the chunk with the base's statistics undone.
+    assert np.allclose(base.act(*observed()), base.postprocessor(before).numpy(), atol=1e-6)
+
+
+def test_what_it_does_depends_on_the_observation_alone(folder):
+    """Diffusion draws noise: neither the batch nor what was drawn before may matter."""
+    handle = load_policy(folder)
+    inputs = handle.prepare(*observed(20))
+    torch.manual_seed(1)
+    together = handle.chunks(inputs)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)  # the stream of others is not touched
+    for row in (0, 7, 19):
+        alone = handle.chunks({key: value[row : row + 1] for key, value in inputs.items()})
+        assert torch.equal(alone[0], together[row])
+    rows = make_rows(NEW, range(5))
+    outcomes = []
+    for num_envs in (2, 5):
+        env = ToyVectorEnv(num_envs, image_size=32, task=NEW, chunk_size=tiny_vla.CHUNK)
+        outcomes.append(run_episodes(env, handle, rows).episode_return.tolist())
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(folder, finished, tmp_path, monkeypatch):
+    def stop(self, update, original=BC.update):
+        if update == 2:
+            raise KeyboardInterrupt
+        return original(self, update)
+
+    monkeypatch.setattr(BC, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(settings(folder, tmp_path / "run"), quiet())
+    monkeypatch.undo()
+    result = finetune(settings(folder, tmp_path / "run", resume=True), quiet())
+    assert result.step >= 2
+    assert_same_weights(weights(finished[0], result.step), weights(tmp_path / "run", result.step))
+    assert result.summary["surrogate"] == summary(finished[0], result.step)["surrogate"]
+
+
+def test_ppo_is_refused_before_any_work(folder, tmp_path):
+    with pytest.raises(PolicyError, match="no action density, which the method 'ppo' needs"):
+        finetune(settings(folder, tmp_path / "run", "ppo"), quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_cloning_uses_the_policys_own_loss(folder):
+    handle = load_policy(folder)
+    n = predicted_actions(handle)
+    assert n == (tiny_vla.CHUNK if handle.config.type == "act" else 2 * tiny_vla.CHUNK)
+    inputs = handle.prepare(*observed())
+    targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
+    handle.module.train()
+    loss, _ = handle.bc_loss(inputs | targets)
+    loss.backward()
+    assert loss.item() > 0.0
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in handle.module.parameters())
+
+
+@pytest.mark.skipif(NO_DIFFUSERS, reason="LeRobot's Diffusion needs `diffusers`")
+def test_a_policy_that_looks_back_is_refused(tmp_path):
+    folder = tiny_vla.save_tiny_other(tmp_path / "policy", "diffusion", n_obs_steps=2)
+    with pytest.raises(PolicyError, match="looks at the last 2 control steps"):
+        load_policy(folder)
