@@ -5,6 +5,7 @@ Axis letters as in `types`: N environments, H chunk, A action dimensions.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from robo_razor.errors import EnvError, unknown_name
 from robo_razor.types import EpisodeRow, Observation
 
 Mode = Literal["greedy", "sample"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Decision:
 
     `label` is the chunk to learn from, where it differs from the one that is executed. `sample` is
     what the policy drew, where that is more than the chunk (see `DecisionRecord.actions`).
+    `encoded` is what can stand for `inputs` in an update, where the policy offers that.
     """
 
     actions: NDArray[np.float32]
@@ -49,6 +53,7 @@ class Decision:
     log_prob: Tensor | None = None
     value: Tensor | None = None
     sample: Tensor | None = None
+    encoded: dict[str, Tensor] | None = None
 
 
 class Actor(Protocol):
@@ -105,6 +110,8 @@ class PolicyActor:
         self.mode = mode
         self.sampling_seed = sampling_seed
         self.record = record
+        self._room = int(getattr(policy, "prefix_bytes", 0)) if record is True else 0
+        """Bytes that encoded observations may still take."""
 
     @torch.no_grad()
     def decide(self, request: Request) -> Decision:
@@ -115,8 +122,9 @@ class PolicyActor:
         inputs = policy.prepare(request.observation, request.instructions)
         if self.record and getattr(policy, "vision_frozen", False):
             inputs = policy.encode(inputs)  # smaller to keep, and an update need not see again
+        encoded = self._encode(inputs)
         if self.record is True:
-            distribution, value = policy.distribution_and_value(inputs)
+            distribution, value = policy.distribution_and_value(encoded or inputs)
         else:
             distribution, value = policy.distribution(inputs), None
         if self.mode == "sample":
@@ -138,7 +146,21 @@ class PolicyActor:
             log_prob=log_prob.float().cpu(),
             value=value.float().cpu(),
             sample=sample.float().cpu(),
+            encoded=encoded and {key: tensor.cpu() for key, tensor in encoded.items()},
         )
+
+    def _encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return encoded observations as long as there is room for those of every decision."""
+        if self._room <= 0:
+            return None
+        encoded: dict[str, Tensor] = self.policy.encode_prefix(inputs)
+        self._room -= sum(tensor.nbytes for tensor in encoded.values())
+        if self._room <= 0:
+            logger.info(
+                "Encoded observations take more than `flow.prefix_gib`: the update encodes anew"
+            )
+            return None
+        return encoded
 
     def _decide_without_density(self, request: Request) -> Decision:
         """Let a policy act in its own way, which may be random whatever the mode."""

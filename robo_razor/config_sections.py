@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from robo_razor.errors import ConfigError
 from robo_razor.settings import Settings, setting
 
 
@@ -90,16 +91,32 @@ class FlowConfig(Settings):
 
     SECTION: ClassVar[str] = "flow"
 
-    kernel: Literal["sde", "cps", "inject"] = "sde"
-    """Sampler: `sde` (the flow's marginals), `cps` (coefficient-preserving), `inject` (added)."""
+    kernel: Literal["sde", "cps", "inject", "learnt"] = "sde"
+    """`sde` (the flow's marginals), `cps` (coefficient-preserving), `inject` or `learnt` noise."""
     noise: float = setting(0.5, above=0.0)
-    """Its noise level (> 0); a KL of denoising paths shrinks with its square."""
+    """Noise level (> 0), of `learnt` at the start; a path KL shrinks with its square."""
+    noise_low: float = setting(0.1, above=0.0)
+    """Lowest level that `learnt` noise can take (> 0)."""
+    noise_high: float = setting(1.0, above=0.0)
+    """Highest level that `learnt` noise can take (> 0)."""
     num_steps: int | None = setting(None, low=1)
     """Denoising steps (>= 1); None: the policy's own."""
     kl_paths: int = setting(1, low=1)
     """Denoising paths per observation from which a KL divergence is estimated (>= 1)."""
     train: Literal["own", "expert", "all"] = "own"
     """What is trained: as the policy's `own` settings say, the action `expert` alone, or `all`."""
+    prefix_gib: float = setting(2.0, low=0.0)
+    """Memory for encoded observations kept until PPO's update, if their encoder is frozen, GiB."""
+    checkpointing: bool = False
+    """Compute denoising steps anew in the backward pass: less memory, more time."""
+
+    def _check_together(self) -> None:
+        if self.kernel == "learnt" and not self.noise_low < self.noise < self.noise_high:
+            raise ConfigError(
+                f"`flow.noise` = {self.noise:g} does not lie between `flow.noise_low` = "
+                f"{self.noise_low:g} and `flow.noise_high` = {self.noise_high:g}",
+                remedy="Learnt noise starts at `flow.noise` and stays within the two.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

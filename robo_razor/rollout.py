@@ -367,11 +367,11 @@ class _Recorder:
         # Decisions of one episode arrive in time order, so a stable sort by episode is enough.
         order = torch.from_numpy(np.argsort(np.concatenate(self.episodes), kind="stable"))
         first = self.decisions[0]
-        assert first.inputs is not None
-        inputs = {
-            key: torch.cat([_tensor(d.inputs, key) for d in self.decisions])[order]
-            for key in first.inputs
-        }
+        encoded = all(decision.encoded is not None for decision in self.decisions)
+        seen = [d.encoded if encoded else d.inputs for d in self.decisions]
+        assert seen[0] is not None
+        # One by one out of the decisions: encoded observations are too large to have twice.
+        inputs = {key: torch.cat([_taken(part, key) for part in seen])[order] for key in [*seen[0]]}
         samples = [
             torch.from_numpy(d.actions) if d.sample is None else d.sample for d in self.decisions
         ]
@@ -401,9 +401,9 @@ class _Recorder:
         return values
 
 
-def _tensor(inputs: dict[str, Tensor] | None, key: str) -> Tensor:
+def _taken(inputs: dict[str, Tensor] | None, key: str) -> Tensor:
     assert inputs is not None
-    return inputs[key]
+    return inputs.pop(key)
 
 
 def _joined(parts: list[Tensor | None], order: Tensor) -> Tensor | None:

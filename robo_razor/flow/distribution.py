@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from robo_razor.distributions import KLKind
 from robo_razor.errors import PolicyError
@@ -33,6 +34,7 @@ from robo_razor.flow.kernels import (
     gaussian_log_prob,
     make_schedule,
 )
+from robo_razor.flow.noise import NoiseNetwork
 from robo_razor.seeding import generator
 
 PATH_SEED = "divergence of paths"
@@ -46,6 +48,7 @@ class FlowChunkDistribution:
         schedule: The stochastic sampler.
         to_actions: Turns normalised chunks [B, H, A] into actions of the environment.
         kl_paths: Paths per decision from which `kl` is estimated, at least 1.
+        noise: Gives the noise level of the steps, with the `learnt` kernel.
     """
 
     kl_kind: KLKind = "upper bound"
@@ -57,13 +60,15 @@ class FlowChunkDistribution:
         *,
         to_actions: Callable[[Tensor], Tensor],
         kl_paths: int = 1,
+        noise: NoiseNetwork | None = None,
     ) -> None:
         self.observations, self.schedule = observations, schedule
         self.adapter = observations.adapter
         self.num_paths = kl_paths
+        self.noise = noise
         self._to_actions = to_actions
         self._drawn: tuple[Tensor, Tensor] | None = None
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._own: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     # Samples --------------------------------------------------------------------------------
 
@@ -125,16 +130,21 @@ class FlowChunkDistribution:
         self._check(path)
 
         def replay(prefix: Prefix, rows: Tensor) -> tuple[Tensor]:
-            mean = self._means(prefix, rows)
-            return (gaussian_log_prob(self._ends(rows), mean, self._std),)
+            mean, std = self._moments(prefix, rows)
+            return (gaussian_log_prob(self._ends(rows), mean, std),)
 
         return self.observations.run(replay, path)[0]
 
     def entropy(self) -> Tensor:
-        """Return the entropy [B] of a path's steps; it does not depend on the observation."""
-        count, live = len(self.observations), len(self.schedule.live)
-        shape = torch.Size((count, live, self.adapter.horizon, self.adapter.action_dim))
-        return gaussian_entropy(self._std, shape).sum(-1)
+        """Return the entropy [B] of a path's steps; only learnt noise depends on observations."""
+        chunk = (len(self.schedule.live), self.adapter.horizon, self.adapter.action_dim)
+
+        def measure(std: Tensor) -> Tensor:
+            return gaussian_entropy(std, torch.Size((len(std), *chunk))).sum(-1)
+
+        if self.noise is None:
+            return measure(self._unit_std.expand(len(self.observations), -1, -1, -1))
+        return self.observations.run(lambda prefix: (measure(self._std(prefix)),))[0]
 
     # Divergence -----------------------------------------------------------------------------
 
@@ -157,6 +167,7 @@ class FlowChunkDistribution:
             PolicyError: If `other` has another sampler or another action space.
         """
         same = isinstance(other, FlowChunkDistribution) and self.schedule == other.schedule
+        same = same and (self.noise is None) == (other.noise is None)
         if not same or self.path_shape != other.path_shape:
             raise PolicyError(
                 "The KL divergence of two policies with different samplers was asked for.",
@@ -165,18 +176,22 @@ class FlowChunkDistribution:
             )
         found = []
         for index in range(self.num_paths):
-            path, mean = self._own_path(index)
-            other_mean = other.means(path)
-            found.append(gaussian_kl(mean, self._std, other_mean, self._std).sum(-1))
+            path, mean, std = self._own_path(index)
+            found.append(gaussian_kl(mean, std, *other.moments(path)).sum(-1))
         return torch.stack(found, -1)
 
-    def means(self, path: Tensor) -> Tensor:
-        """Return the mean of every live step at the points of a path, [B, live steps, H, A]."""
-        self._check(path)
-        return self.observations.run(lambda prefix, rows: (self._means(prefix, rows),), path)[0]
+    def moments(self, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what every live step is drawn from at the points of a path.
 
-    def _own_path(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a path of our own and the means along it; kept, as the base's never change."""
+        Returns:
+            Means [B, live steps, H, A] and standard deviations that broadcast to them.
+        """
+        self._check(path)
+        mean, std = self.observations.run(self._moments, path)
+        return mean, std
+
+    def _own_path(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a path of our own and its moments; kept, as the base's never change."""
         if index in self._own and not torch.is_grad_enabled():
             return self._own[index]
         with torch.no_grad():
@@ -184,10 +199,10 @@ class FlowChunkDistribution:
             noise = _path_noise(shape, index).to(self._device)
             path = self.observations.run(self._sample, noise)[0]
         # Replayed like the other's means, so that equal weights give equal numbers.
-        mean = self.means(path)
+        found = path, *self.moments(path)
         if not torch.is_grad_enabled():
-            self._own[index] = path, mean
-        return path, mean
+            self._own[index] = found
+        return found
 
     # Steps ----------------------------------------------------------------------------------
 
@@ -196,41 +211,74 @@ class FlowChunkDistribution:
         return next(iter(self.observations.batch.values())).device
 
     @property
-    def _std(self) -> Tensor:
-        """Return the standard deviation of the live steps, float32 [live steps, 1, 1]."""
+    def _unit_std(self) -> Tensor:
+        """Return the schedule's standard deviations, float32 [1, live steps, 1, 1]."""
         std = [self.schedule.std[k] for k in self.schedule.live]
-        return torch.tensor(std, device=self._device)[:, None, None]
+        return torch.tensor(std, device=self._device)[None, :, None, None]
+
+    def _std(self, prefix: Prefix) -> Tensor:
+        """Return the standard deviation of the live steps, [B, live steps, 1, 1 or A]."""
+        if self.noise is None:
+            return self._unit_std.expand(len(prefix), -1, -1, -1)
+        time = torch.tensor([self.schedule.time[k] for k in self.schedule.live])
+        level: Tensor = self.noise(prefix.features, time.to(self._device))
+        return self._unit_std * level
 
     def _sample(self, prefix: Prefix, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return paths and the log-density of their live steps for noise [B, K + 1, H, D]."""
         schedule, real = self.schedule, self.adapter.action_dim
+        std = self._std(prefix)
+        spread = dict(zip(schedule.live, std.unbind(1), strict=True))
         x, ends, means = noise[:, 0], [noise[:, 0]], []
         for k, t in enumerate(schedule.time):
             velocity = self.adapter.velocity(prefix, x, _times(t, x))
-            mean = schedule.state[k] * x + schedule.velocity[k] * velocity
-            following = mean + schedule.std[k] * noise[:, k + 1]
+            mean = (schedule.state[k] * x + schedule.velocity[k] * velocity)[..., :real]
+            following = mean
+            if k in spread:
+                following = mean + spread[k] * noise[:, k + 1, :, :real]
             padding = schedule.next_time(k) * noise[:, 0, :, real:]
-            x = torch.cat([following[..., :real], padding], -1)
+            x = torch.cat([following, padding], -1)
             ends.append(x)
-            means.append(mean[..., :real])
+            means.append(mean)
         path = torch.stack(ends, 1)
         live = torch.stack([means[k] for k in schedule.live], 1)
-        return path, gaussian_log_prob(self._ends(path), live, self._std)
+        return path, gaussian_log_prob(self._ends(path), live, std)
 
-    def _means(self, prefix: Prefix, path: Tensor) -> Tensor:
-        """Replay all live steps of paths in one call; float32 [B, live steps, H, A]."""
+    def _moments(self, prefix: Prefix, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean [B, live steps, H, A] and deviation of all live steps of paths."""
         schedule, live = self.schedule, list(self.schedule.live)
-        x = path[:, live]
-        rows, steps = x.shape[:2]
-        t = torch.tensor([schedule.time[k] for k in live], device=path.device).repeat(rows)
-        velocity = self.adapter.velocity(prefix.repeat(steps), x.flatten(0, 1), t)
         real = self.adapter.action_dim
-        velocity = velocity.view(rows, steps, *velocity.shape[1:])[..., :real]
+        x = path[:, live]
+        velocity = self._velocities(prefix, x)[..., :real]
         factors = torch.tensor(
             [[schedule.state[k], schedule.velocity[k]] for k in live], device=path.device
         )[:, :, None, None]
-        mean: Tensor = factors[:, 0] * x[..., :real] + factors[:, 1] * velocity
-        return mean
+        mean = factors[:, 0] * x[..., :real] + factors[:, 1] * velocity
+        return mean, self._std(prefix)
+
+    def _velocities(self, prefix: Prefix, x: Tensor) -> Tensor:
+        """Return the velocities [B, live steps, H, D] at x, the points before the live steps.
+
+        In one call, unless the backward pass is to hold the activations of one step at a time.
+        """
+        times = [self.schedule.time[k] for k in self.schedule.live]
+        rows, steps = x.shape[:2]
+        if self.observations.checkpointing and torch.is_grad_enabled():
+            found = [
+                checkpoint(
+                    self.adapter.velocity,
+                    prefix,
+                    x[:, i],
+                    _times(t, x),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+                for i, t in enumerate(times)
+            ]
+            return torch.stack(found, 1)
+        t = torch.tensor(times, device=x.device).repeat(rows)
+        velocity = self.adapter.velocity(prefix.repeat(steps), x.flatten(0, 1), t)
+        return velocity.view(rows, steps, *velocity.shape[1:])
 
     def _ends(self, path: Tensor) -> Tensor:
         """Return where the live steps of paths ended, [B, live steps, H, A]."""

@@ -1,4 +1,4 @@
-"""Observations that are encoded when they are needed, in batches of one size.
+"""Observations that are encoded when they are needed, in batches of one size, or were before.
 
 Matrix products of another batch size round differently, so without the fixed size an episode's
 outcome would depend on how many environments run beside it.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from robo_razor.flow.families import FlowAdapter, Prefix
 
@@ -21,12 +22,20 @@ class Observations:
 
     Args:
         adapter: Encodes them.
-        batch: Policy inputs, tensors of first axis B.
+        batch: Policy inputs, tensors of first axis B, or what `Prefix.tensors` made of them.
         size: Rows per inference without gradients, filled up where there are fewer.
+        checkpointing: Encode anew in the backward pass instead of keeping what lies between.
     """
 
-    def __init__(self, adapter: FlowAdapter, batch: dict[str, Tensor], size: int) -> None:
+    def __init__(
+        self,
+        adapter: FlowAdapter,
+        batch: dict[str, Tensor],
+        size: int,
+        checkpointing: bool = False,
+    ) -> None:
         self.adapter, self.batch, self.size = adapter, batch, size
+        self.checkpointing = checkpointing
         self._kept: list[Prefix] = []
         self._with_gradient: Prefix | None = None
 
@@ -36,7 +45,7 @@ class Observations:
     def keep(self) -> None:
         """Remember what is encoded: for observations that are soon forgotten themselves."""
         if not torch.is_grad_enabled() and not self._kept:
-            self._kept = [self.adapter.encode(self._rows(rows)) for rows in self._blocks()]
+            self._kept = [self._encode(self._rows(rows)) for rows in self._blocks()]
 
     def run(self, work: Work, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return what `work(prefix, *rows of the tensors)` makes of all observations.
@@ -49,11 +58,11 @@ class Observations:
         """
         if torch.is_grad_enabled():
             if self._with_gradient is None:
-                self._with_gradient = self.adapter.encode(policy_batch(self.batch))
+                self._with_gradient = self._encode(self.batch)
             return work(self._with_gradient, *tensors)
         parts = []
         for block, rows in enumerate(self._blocks()):
-            kept = self._kept[block] if self._kept else self.adapter.encode(self._rows(rows))
+            kept = self._kept[block] if self._kept else self._encode(self._rows(rows))
             parts.append(work(kept, *(tensor[rows] for tensor in tensors)))
         count = len(self)
         return tuple(torch.cat(part)[:count] for part in zip(*parts, strict=True))
@@ -66,7 +75,19 @@ class Observations:
         return list(index.view(-1, size))
 
     def _rows(self, rows: Tensor) -> dict[str, Tensor]:
-        return policy_batch({key: value[rows] for key, value in self.batch.items()})
+        return {key: value[rows] for key, value in self.batch.items()}
+
+    def _encode(self, batch: dict[str, Tensor]) -> Prefix:
+        known = Prefix.from_tensors(batch)
+        if known is not None:
+            return known
+        inputs = policy_batch(batch)
+        if self.checkpointing and torch.is_grad_enabled():
+            encoded: Prefix = checkpoint(
+                self.adapter.encode, inputs, use_reentrant=False, preserve_rng_state=False
+            )
+            return encoded
+        return self.adapter.encode(inputs)
 
 
 def policy_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

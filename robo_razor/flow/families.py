@@ -23,6 +23,7 @@ from torch import Tensor, nn
 STATE = "observation.state"
 TOKENS = "observation.language.tokens"
 TOKEN_MASK = "observation.language.attention_mask"
+PREFIX = "prefix."
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,32 @@ class Prefix:
     values: tuple[Tensor, ...]
     features: Tensor
     state: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pad_masks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parts by name, all of first axis B, as `from_tensors` takes them."""
+        parts = {"pad_masks": self.pad_masks, "features": self.features}
+        if self.state is not None:
+            parts["state"] = self.state
+        for i, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            parts |= {f"keys.{i}": key, f"values.{i}": value}
+        return {PREFIX + name: tensor for name, tensor in parts.items()}
+
+    @staticmethod
+    def from_tensors(parts: dict[str, Tensor]) -> Prefix | None:
+        """Return the prefix that `tensors` took apart; None if these are no parts of one."""
+        if f"{PREFIX}pad_masks" not in parts:
+            return None
+        layers = range(sum(name.startswith(f"{PREFIX}keys.") for name in parts))
+        return Prefix(
+            parts[f"{PREFIX}pad_masks"],
+            tuple(parts[f"{PREFIX}keys.{i}"] for i in layers),
+            tuple(parts[f"{PREFIX}values.{i}"] for i in layers),
+            parts[f"{PREFIX}features"],
+            parts.get(f"{PREFIX}state"),
+        )
 
     def repeat(self, times: int) -> Prefix:
         """Return the prefix with every row `times` times in a row; features are left out."""

@@ -1,8 +1,9 @@
 """A flow-matching policy of LeRobot with a density, a critic and a divergence from its base.
 
 Beside LeRobot's files a saved policy has `value_head.safetensors` (the critic), `flow.json` (how it
-is sampled) and, where the policy names a local folder for its vision-language model, a copy of that
-folder's settings and tokenizer in `vlm/`. LeRobot reads none of them.
+is sampled), with learnt noise `noise_network.safetensors`, and, where the policy names a local
+folder for its vision-language model, a copy of that folder's settings and tokenizer in `vlm/`.
+LeRobot reads none of them.
 """
 
 from __future__ import annotations
@@ -27,18 +28,24 @@ from robo_razor.flow.families import (
     TOKEN_MASK,
     TOKENS,
     FlowAdapter,
+    Prefix,
     make_adapter,
     parameters_of,
 )
 from robo_razor.flow.kernels import Schedule, make_schedule
+from robo_razor.flow.noise import NoiseNetwork
 from robo_razor.flow.value import ValueHead
 from robo_razor.flow.vlm import VLM_FOLDER, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
 from robo_razor.policy_handle import PolicyHandle
 
 VALUE_HEAD = "value_head"
+NOISE_NETWORK = "noise_network"
 VALUE_FILE = "value_head.safetensors"
+NOISE_FILE = "noise_network.safetensors"
 FLOW_FILE = "flow.json"
+OUR_FILES = {VALUE_HEAD: VALUE_FILE, NOISE_NETWORK: NOISE_FILE}
+"""What LeRobot's policy knows nothing of, by its name in the module."""
 
 
 class FlowPolicyHandle(PolicyHandle):
@@ -76,6 +83,11 @@ class FlowPolicyHandle(PolicyHandle):
         return head
 
     @property
+    def noise_network(self) -> NoiseNetwork | None:
+        """Return what gives the noise level with the `learnt` kernel; None with others."""
+        return getattr(self.module, NOISE_NETWORK, None)
+
+    @property
     def schedule(self) -> Schedule:
         """Return the stochastic sampler that the settings ask for."""
         num_steps = self.flow.num_steps or self.adapter.num_steps
@@ -91,12 +103,28 @@ class FlowPolicyHandle(PolicyHandle):
         """Take over how the policy is sampled, and which of its parts are trained."""
         make_schedule(flow.kernel, flow.num_steps or 1, flow.noise)  # refuses what cannot be
         self.flow = flow
+        self._set_noise(flow)
+        if flow.checkpointing and hasattr(self.module.model, "gradient_checkpointing_enable"):
+            self.module.model.gradient_checkpointing_enable()  # of LeRobot's own loss: pi0, pi0.5
         for name, parameter in self.module.named_parameters():
             if name in self._own_training:
                 parameter.requires_grad_(self._own_training[name] or flow.train == "all")
         if flow.train == "expert":
             for parameter in parameters_of(self.adapter.prefix_modules()):
                 parameter.requires_grad_(False)
+
+    def _set_noise(self, flow: FlowConfig) -> None:
+        """Add the network of learnt noise where it is asked for, or take it off."""
+        network = self.noise_network
+        if flow.kernel != "learnt":
+            if network is not None:
+                delattr(self.module, NOISE_NETWORK)
+            return
+        if network is None:
+            adapter = self.adapter
+            network = NoiseNetwork(adapter.feature_dim, adapter.action_dim).to(self.device)
+            self.module.add_module(NOISE_NETWORK, network)
+        network.bound(flow.noise, flow.noise_low, flow.noise_high)
 
     # Observations and actions ---------------------------------------------------------------
 
@@ -132,7 +160,7 @@ class FlowPolicyHandle(PolicyHandle):
 
     def distribution(self, batch: dict[str, Tensor]) -> FlowChunkDistribution:
         """Return the distribution of the paths to the chunk; nothing is computed yet."""
-        return self._distribution(Observations(self.adapter, batch, self.inference_batch))
+        return self._distribution(self._seen(batch))
 
     def distribution_and_value(
         self, batch: dict[str, Tensor], value_detach: bool = True
@@ -143,7 +171,7 @@ class FlowPolicyHandle(PolicyHandle):
             batch: Prepared observations.
             value_detach: Let no gradient of the value reach what the actions depend on.
         """
-        observations = Observations(self.adapter, batch, self.inference_batch)
+        observations = self._seen(batch)
         observations.keep()
 
         def evaluate(prefix: Any) -> tuple[Tensor]:
@@ -159,7 +187,33 @@ class FlowPolicyHandle(PolicyHandle):
             self.schedule,
             to_actions=self._chunk_to_actions,
             kl_paths=self.flow.kl_paths,
+            noise=self.noise_network,
         )
+
+    def _seen(self, batch: dict[str, Tensor]) -> Observations:
+        return Observations(self.adapter, batch, self.inference_batch, self.flow.checkpointing)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Return how much memory encoded observations may take; 0 where training changes them."""
+        trained = any(p.requires_grad for p in parameters_of(self.adapter.prefix_modules()))
+        return 0 if trained else int(self.flow.prefix_gib * 2**30)
+
+    @torch.no_grad()
+    def encode_prefix(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what can be used in place of prepared observations while no encoder changes.
+
+        By every policy with the same frozen parts, such as a base and what is tuned from it.
+        """
+        names: list[str] = []
+
+        def take(prefix: Prefix) -> tuple[Tensor, ...]:
+            parts = prefix.tensors()
+            names[:] = parts
+            return tuple(parts.values())
+
+        found = self._seen(batch).run(take)
+        return dict(zip(names, found, strict=True))
 
     # Training -------------------------------------------------------------------------------
 
@@ -170,6 +224,14 @@ class FlowPolicyHandle(PolicyHandle):
     def freeze_vision(self) -> None:
         """Stop training the image encoder."""
         self.adapter.vision().requires_grad_(False)
+
+    def add_lora(self, rank: int, scale: float = 1.0) -> list[nn.Parameter]:
+        """Train low-rank updates instead of the weights, and the noise; see `PolicyHandle`."""
+        added = super().add_lora(rank, scale)
+        network = self.noise_network
+        if network is not None:
+            added += network.requires_grad_(True).parameters()
+        return added
 
     def lora_layers(self) -> list[nn.Linear]:
         """Return the action expert's linear layers: the prefix stays that of the base."""
@@ -205,11 +267,12 @@ class FlowPolicyHandle(PolicyHandle):
         """Write the policy in LeRobot's layout and our files beside it."""
         from safetensors.torch import save_file
 
-        with self._without_value_head() as head:
+        with self._without_ours() as ours:
             super().save(directory)
         folder = Path(directory)
-        state = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
-        save_file(state, folder / VALUE_FILE)
+        for name, part in ours.items():
+            state = {key: t.detach().cpu().contiguous() for key, t in part.state_dict().items()}
+            save_file(state, folder / OUR_FILES[name])
         write_json(folder / FLOW_FILE, to_dict(self.flow))
         for name, data in self._vlm_files.items():
             write_bytes(folder / VLM_FOLDER / name, data)
@@ -223,15 +286,22 @@ class FlowPolicyHandle(PolicyHandle):
         if (directory / FLOW_FILE).is_file():
             path = directory / FLOW_FILE
             self.configure(from_dict(FlowConfig, read_json(path), source=str(path)))
+        network = self.noise_network
+        if network is not None and (directory / NOISE_FILE).is_file():
+            network.load_state_dict(load_tensors(directory / NOISE_FILE))
         if (directory / VLM_FOLDER).is_dir():
             self._vlm_files = read_vlm(directory / VLM_FOLDER)
 
     @contextlib.contextmanager
-    def _without_value_head(self) -> Iterator[ValueHead]:
-        """Take the critic off the policy: LeRobot refuses or ignores weights it does not know."""
-        head = self.value_head
-        delattr(self.module, VALUE_HEAD)
+    def _without_ours(self) -> Iterator[dict[str, nn.Module]]:
+        """Take our parts off the policy: LeRobot refuses or ignores weights it does not know."""
+        ours = {
+            name: getattr(self.module, name) for name in OUR_FILES if hasattr(self.module, name)
+        }
+        for name in ours:
+            delattr(self.module, name)
         try:
-            yield head
+            yield ours
         finally:
-            self.module.add_module(VALUE_HEAD, head)
+            for name, part in ours.items():
+                self.module.add_module(name, part)

@@ -14,8 +14,10 @@ t' = t - 1/K a Gaussian whose mean is linear in (x, v) and whose standard deviat
 - `cps`: coefficient-preserving sampling (Wang and Yu 2025, arXiv 2509.05952). From the estimates
   x0 = x - t v and e = x + (1 - t) v: mean = (1 - t') x0 + sqrt(t'^2 - s^2) e, s = t' sin(a pi / 2).
   The last step has no noise; its gradient is left out of the likelihood.
-- `inject`: Euler's rule plus noise, s = a sqrt(-dt), as ReinFlow (Zhang et al. 2025, arXiv
-  2505.22094) with a fixed instead of a learnt level. It widens the marginals.
+- `inject`: Euler's rule plus noise, s = a sqrt(-dt). It widens the marginals.
+- `learnt`: the same with a level a that a network makes of the observation, t and the action
+  dimension, as in ReinFlow (Zhang et al. 2025, arXiv 2505.22094) and as Flow-Noise in pi_RL (arXiv
+  2510.25889); see `noise`. The schedule's s is that of level 1.
 
 The first sample x ~ N(0, I) at t = 1 has no parameters, so likelihood and divergence of a path are
 those of its steps. By the data-processing inequality the divergence of paths is at least that of
@@ -35,7 +37,7 @@ from torch import Tensor
 
 from robo_razor.errors import ConfigError
 
-KernelName = Literal["ode", "sde", "cps", "inject"]
+KernelName = Literal["ode", "sde", "cps", "inject", "learnt"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Schedule:
         time: t at the start of each step, from 1 downwards.
         state: A, the factor on x.
         velocity: B, the factor on v.
-        std: s, the standard deviation; 0 where the step has no noise.
+        std: s, the standard deviation; 0 where the step has no noise. That of level 1 for `learnt`.
     """
 
     time: tuple[float, ...]
@@ -73,7 +75,8 @@ def make_schedule(kernel: KernelName, num_steps: int, noise: float = 0.0) -> Sch
     Args:
         kernel: See the module.
         num_steps: K, at least 1.
-        noise: The level a: > 0 for `sde` and `inject`, in (0, 1] for `cps`, not read by `ode`.
+        noise: The level a: > 0 for `sde` and `inject`, in (0, 1] for `cps`, not read by `ode`; for
+            `learnt` the level at the start.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -83,7 +86,7 @@ def make_schedule(kernel: KernelName, num_steps: int, noise: float = 0.0) -> Sch
     if kernel != "ode" and (noise <= 0.0 or (kernel == "cps" and noise > 1.0)):
         raise ConfigError(
             f"`flow.noise` = {noise:g} does not fit `flow.kernel: {kernel}`",
-            allowed="(0, 1] for cps, above 0 for sde and inject",
+            allowed="(0, 1] for cps, above 0 for sde, inject and learnt",
         )
     dt = -1.0 / num_steps
     rows = []
@@ -102,8 +105,9 @@ def _coefficients(
     dt = end - t
     if kernel == "ode":
         return 1.0, dt, 0.0
-    if kernel == "inject":
-        return 1.0, dt, noise * math.sqrt(-dt)
+    if kernel in ("inject", "learnt"):
+        level = noise if kernel == "inject" else 1.0
+        return 1.0, dt, level * math.sqrt(-dt)
     if kernel == "cps":
         std = end * math.sin(noise * math.pi / 2.0)
         kept = math.sqrt(max(0.0, end * end - std * std))
