@@ -1,0 +1,316 @@
+"""Compute how much memory fine-tuning the real SmolVLA, pi0 and pi0.5 takes. Nothing is measured.
+
+Example: `python benchmarks/vla_memory.py --json memory.json`
+
+The policies are built in their true shapes from LeRobot's own default settings, on torch's meta
+device, which has shapes but no numbers: no weights, no network and no accelerator are needed. Only
+SmolVLA's backbone has its shape on the hub; `SMOLVLM2_500M` repeats it here.
+
+Computed from the parameters that robo-razor trains, and how it keeps them (`trainer`, `flow`):
+
+- weights of the policy, and of the base: what is frozen is shared between the two;
+- gradients and AdamW's two moments, in the precision of what is trained; the language models'
+  output layers, which no action depends on, get none;
+- the copies with which an interrupted update is undone (weights and moments), up to 100 M trained;
+- `loading`: policy and base while both are whole, before they share. A run needs the larger one.
+
+Computed from shapes that go through the model: one decision's encoded observation, and what
+autograd keeps of one decision for the backward pass (every tensor that it saves and that is no
+parameter, once): in BC of the policy's own loss, in PPO of the replay of all denoising steps with
+observations that were encoded before. Left out: what cuDNN, cuBLAS and the allocator take for
+themselves, temporary tensors, and the simulator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as fx_config
+
+from robo_razor.flow.distribution import FlowChunkDistribution
+from robo_razor.flow.encoding import Observations
+from robo_razor.flow.families import FlowAdapter, make_adapter, parameters_of
+from robo_razor.flow.kernels import make_schedule
+from robo_razor.flow.value import ValueHead
+from robo_razor.trainer import SNAPSHOT_PARAMETERS
+
+GIB = 2**30
+CAMERAS, STATE, ACTION, IMAGE = 2, 7, 5, 64
+"""The observations and actions of the table suite."""
+SMOLVLM2_500M: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "vocab_size": 49280,
+    },
+    "scale_factor": 4,
+    "tie_word_embeddings": False,
+}
+"""Shape of HuggingFaceTB/SmolVLM2-500M-Video-Instruct; with it SmolVLA has its published 450 M."""
+
+
+def features() -> dict[str, Any]:
+    """Return what a policy for the table suite sees and does."""
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    inputs = {
+        f"observation.images.{i}": PolicyFeature(FeatureType.VISUAL, (3, IMAGE, IMAGE))
+        for i in range(CAMERAS)
+    }
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (STATE,))
+    return {
+        "input_features": inputs,
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION,))},
+    }
+
+
+def build(kind: str, dtype: str) -> Any:
+    """Return a policy in its true shape on the meta device.
+
+    Args:
+        kind: "smolvla", "pi0" or "pi05".
+        dtype: "float32" or "bfloat16"; SmolVLA has its backbone in bfloat16 always.
+    """
+    from lerobot.policies.factory import get_policy_class, make_policy_config
+
+    settings = {} if kind == "smolvla" else {"dtype": dtype}
+    config = make_policy_config(kind, push_to_hub=False, **features(), **settings)
+    config.device = "meta"
+    with torch.device("meta"), _local_backbone():
+        policy = get_policy_class(kind)(config)
+    if kind == "smolvla":  # as LeRobot loads the published weights
+        policy.model.vlm_with_expert.vlm.to(torch.bfloat16)
+    return policy.eval()
+
+
+@contextlib.contextmanager
+def _local_backbone() -> Iterator[None]:
+    """Let LeRobot's SmolVLA take its backbone's shape from here."""
+    from lerobot.policies.smolvla import smolvlm_with_expert
+    from transformers import SmolVLMConfig
+
+    tokens = SimpleNamespace(fake_image_token_id=0, global_image_token_id=1)
+    shape = mock.Mock(from_pretrained=lambda *_: SmolVLMConfig(**SMOLVLM2_500M))
+    processor = mock.Mock(from_pretrained=lambda *_: SimpleNamespace(tokenizer=tokens))
+    with (
+        mock.patch.object(smolvlm_with_expert, "AutoConfig", shape),
+        mock.patch.object(smolvlm_with_expert, "AutoProcessor", processor),
+    ):
+        yield
+
+
+def size(parameters: Iterable[Tensor]) -> int:
+    """Return bytes."""
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def parts(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
+    """Return parameters by part; the language model is what is left of the prefix.
+
+    Language model and expert contain `lm_heads`, the output layers.
+    """
+    vision = parameters_of([adapter.vision()])
+    prefix = parameters_of(adapter.prefix_modules())
+    expert = parameters_of(adapter.expert_modules())
+    heads = [p for name, p in policy.named_parameters() if "lm_head" in name]
+    return {
+        "lm_heads": sum(p.numel() for p in heads),
+        "vision": sum(p.numel() for p in vision),
+        "language": sum(p.numel() for p in prefix) - sum(p.numel() for p in vision),
+        "expert": sum(p.numel() for p in expert),
+        "all": sum(p.numel() for p in policy.parameters()),
+    }
+
+
+def low_rank(adapter: FlowAdapter, rank: int) -> list[Tensor]:
+    """Return LoRA's parameters for the action expert, float32 on the meta device."""
+    layers = [
+        layer
+        for part in adapter.expert_modules()
+        for layer in part.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    count = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+    return [torch.empty(count, device="meta")]
+
+
+def trained(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> list[Tensor]:
+    """Return what a run trains, the critic left out."""
+    if what == "lora":
+        return low_rank(adapter, rank)
+    if what == "expert":
+        return [p for p in parameters_of(adapter.expert_modules()) if p.requires_grad]
+    return [p for p in policy.parameters() if p.requires_grad or what == "all"]
+
+
+def fixed_memory(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> dict[str, float]:
+    """Return the memory that does not depend on the batch, bytes."""
+    tuned = trained(policy, adapter, what, rank)
+    critic = list(ValueHead(adapter.feature_dim).parameters())
+    weights, tuned_bytes = size(policy.parameters()), size(tuned)
+    idle = {id(p) for name, p in policy.named_parameters() if "lm_head" in name}
+    reached = size([p for p in tuned if id(p) not in idle]) + size(critic)
+    small = sum(p.numel() for p in tuned) <= SNAPSHOT_PARAMETERS
+    found = {
+        "weights": weights + size(critic) + (tuned_bytes if what == "lora" else 0),
+        "base": 0 if what == "lora" else tuned_bytes,
+        "gradients": reached,
+        "moments": 2 * reached,
+        "undo": tuned_bytes + size(critic) + 2 * reached if small else 0,
+    }
+    training = sum(found.values())
+    return found | {"training": training, "loading": 2.0 * weights}
+
+
+def saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+    """Return how much autograd keeps for the backward pass of `work`, parameters left out."""
+    kept: dict[int, Tensor] = {}
+    weights = {p.untyped_storage()._cdata for p in parameters}
+
+    def pack(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in weights:
+            kept.setdefault(key, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def observations(policy: Any) -> dict[str, Tensor]:
+    """Return one decision's inputs on the meta device."""
+    length = policy.config.tokenizer_max_length
+    batch = {
+        f"observation.images.{i}": torch.empty(1, 3, IMAGE, IMAGE, device="meta")
+        for i in range(CAMERAS)
+    }
+    return batch | {
+        "observation.state": torch.empty(1, STATE, device="meta"),
+        "observation.language.tokens": torch.empty(1, length, dtype=torch.long, device="meta"),
+        "observation.language.attention_mask": torch.empty(
+            1, length, dtype=torch.bool, device="meta"
+        ),
+    }
+
+
+def memory_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
+    """Return the bytes of one decision: encoded, in BC, and in PPO with the expert trained."""
+    from transformers import masking_utils
+
+    # SmolVLA's vision tower looks for the patches that are there, which no shape can say: all are.
+    all_there = mock.patch.object(
+        masking_utils, "_ignore_bidirectional_mask_sdpa", return_value=True
+    )
+    fx_config.meta_nonzero_assume_all_nonzero = True
+    parameters = list(policy.parameters())
+    batch = observations(policy)
+    with torch.device("meta"), all_there:
+        with torch.no_grad():
+            prefix = adapter.encode(batch)
+        schedule = make_schedule("sde", adapter.num_steps, 0.5)
+        path = torch.empty(1, len(schedule) + 1, adapter.horizon, adapter.padded_dim)
+
+        def replay(checkpointing: bool) -> Callable[[], Tensor]:
+            seen = Observations(adapter, prefix.tensors(), 1, checkpointing)
+            distribution = FlowChunkDistribution(seen, schedule, to_actions=lambda chunk: chunk)
+            return lambda: distribution.log_prob(path)
+
+        target = {**batch, "action": torch.empty(1, adapter.horizon, ACTION)}
+        policy.model.sample_time = lambda *_: torch.empty(1)  # a Beta's draw needs its numbers
+
+        def clone() -> None:
+            nothing = torch.zeros(adapter.padded_dim, device="cpu")
+            with (  # of the numbers that it reports
+                mock.patch.object(Tensor, "item", return_value=0.0),
+                mock.patch.object(Tensor, "cpu", return_value=nothing),
+            ):
+                policy.forward(target)
+
+        replayed = saved_bytes(replay(False), parameters)
+        # Between the passes, and then one step at a time.
+        checkpointed = saved_bytes(replay(True), parameters) + replayed // len(schedule.live)
+        return {
+            "encoded": sum(t.nbytes for t in prefix.tensors().values()),
+            "bc": saved_bytes(clone, parameters),
+            "ppo": replayed,
+            "ppo_checkpointing": checkpointed,
+        }
+
+
+def compute(kind: str, dtype: str, rank: int) -> dict[str, Any]:
+    """Return everything that is computed of one policy."""
+    policy = build(kind, dtype)
+    adapter = make_adapter(policy)
+    found: dict[str, Any] = {"policy": kind, "dtype": dtype, "parameters": parts(policy, adapter)}
+    found["fixed_bytes"] = {
+        what: fixed_memory(policy, adapter, what, rank) for what in ("lora", "expert", "own", "all")
+    }
+    for parameter in policy.parameters():  # as `flow.train: expert` has it in PPO
+        parameter.requires_grad_(False)
+    for parameter in parameters_of(adapter.expert_modules()):
+        parameter.requires_grad_(True)
+    found["bytes_per_decision"] = memory_per_decision(policy, adapter)
+    return found
+
+
+def table(found: list[dict[str, Any]], rank: int) -> str:
+    """Return what was computed as a table in Markdown."""
+    lines = [
+        f"Computed, not measured. GiB; LoRA of rank {rank} on the action expert.",
+        "",
+        "| policy | weights | M parameters: vision, language, expert | LoRA | expert | own | all "
+        "| loading | encoded, MiB per decision | BC, GiB per decision | PPO, GiB per decision | "
+        "with checkpointing |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for item in found:
+        counts, fixed, each = item["parameters"], item["fixed_bytes"], item["bytes_per_decision"]
+        shown = ", ".join(f"{counts[name] / 1e6:.0f}" for name in ("vision", "language", "expert"))
+        totals = [f"{fixed[what]['training'] / GIB:.1f}" for what in fixed]
+        lines.append(
+            f"| `{item['policy']}` | {item['dtype']} | {counts['all'] / 1e6:.0f}: {shown} | "
+            f"{' | '.join(totals)} | {fixed['own']['loading'] / GIB:.1f} | "
+            f"{each['encoded'] / 2**20:.1f} | {each['bc'] / GIB:.2f} | "
+            f"{each['ppo'] / GIB:.2f} | {each['ppo_checkpointing'] / GIB:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where all numbers are written, in bytes")
+    parser.add_argument("--rank", type=int, default=16, help="rank of LoRA")
+    arguments = parser.parse_args()
+    wanted = [("smolvla", "bfloat16"), ("pi0", "float32"), ("pi0", "bfloat16")]
+    wanted += [("pi05", "float32"), ("pi05", "bfloat16")]
+    found = [compute(kind, dtype, arguments.rank) for kind, dtype in wanted]
+    print(table(found, arguments.rank))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rank": arguments.rank, "policies": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
