@@ -52,8 +52,10 @@ UNITS = {
     "total_variation_chunk_upper": "per decision, [0, 1]",
     "greedy_disagreement": "share of action tokens",
     "greedy_disagreement_chunk": "share of decisions",
-    "chunk_distance": "squared normalised action units",
 }
+"""What is measured of two densities, in which units."""
+SURROGATES = {"chunk_distance": "squared normalised action units"}
+"""What is measured of two policies without a density."""
 KINDS = {
     "total_variation_chunk": "estimate",
     "total_variation_chunk_lower": "lower bound",
@@ -71,8 +73,9 @@ def compare(base: Any, tuned: Any) -> dict[str, Tensor]:
         tuned: The tuned policy's.
 
     Returns:
-        Measure (a key of `UNITS`) -> float64 [B], or [B, A] where it is known for every action
-        dimension; then the decision's is the sum over A for KLs and entropies, else the mean.
+        Measure (a key of `UNITS` or `SURROGATES`) -> float64 [B], or [B, A] where it is known for
+        every action dimension; then the decision's is the sum over A for KLs and entropies, else
+        the mean.
     """
     if isinstance(base, Tensor):
         return {"chunk_distance": (base.double() - tuned.double()).square().mean(1).cpu()}
@@ -93,7 +96,12 @@ def decision_values(name: str, values: Tensor) -> Tensor:
     """Return a measure per decision, [B], from what `compare` returned."""
     if values.ndim == 1:
         return values
-    return values.sum(-1) if UNITS[name] == "nats per decision" else values.mean(-1)
+    return values.sum(-1) if unit(name) == "nats per decision" else values.mean(-1)
+
+
+def unit(name: str) -> str:
+    """Return what a measure counts."""
+    return (UNITS | SURROGATES)[name]
 
 
 def _tokens(base: TokenChunkDistribution, tuned: TokenChunkDistribution) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robo_razor.divergences import DIRECTIONS, KINDS, UNITS, compare, decision_values
+from robo_razor.divergences import DIRECTIONS, KINDS, compare, decision_values, unit
 from robo_razor.files import finite
 from robo_razor.law import law
 from robo_razor.probes import ProbeSet, make_probe
@@ -111,7 +111,7 @@ class ProbeResult:
 
     Attributes:
         probe: The observations.
-        measures: Name (a key of `divergences.UNITS`) -> measure.
+        measures: Name (what `divergences.unit` knows) -> measure.
         temperature: Softmax temperature at which both policies were compared.
         wall_s: Time that measuring took, in seconds.
     """
@@ -162,7 +162,7 @@ def measure_probe(
         total = decision_values(name, values).numpy()
         kind = before[0].kl_kind if name in DIRECTIONS else KINDS.get(name, "exact")
         dimensions = values.numpy() if values.ndim == 2 else None
-        measures[name] = _divergence(total, dimensions, probe.episode, kind, UNITS[name])
+        measures[name] = _divergence(total, dimensions, probe.episode, kind, unit(name))
     temperature = float(getattr(tuned, "temperature", 1.0))
     return ProbeResult(probe, measures, temperature, time.perf_counter() - start)
 
