@@ -284,6 +284,7 @@ def test_an_unreachable_hub_is_explained(tmp_path, monkeypatch):
     with pytest.raises(PolicyError, match="cannot be had from the hub") as error:
         load_policy("nobody/robo-razor-does-not-exist")
     assert "give its path" in str(error.value)
+    assert "hf download nobody/robo-razor-does-not-exist" in str(error.value)
 
 
 def test_a_directory_without_a_policy(tmp_path):
