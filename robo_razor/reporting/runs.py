@@ -166,9 +166,9 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """Fill in settings that did not exist when a run was made: it did what they now are without."""
-    methods = FinetuneConfig.METHODS
-    method = config.get("method") if config.get("method") in methods else methods[0]
-    return merged(to_dict(FinetuneConfig(method=method)), config)
+    method = str(config.get("method"))
+    known = method if method in FinetuneConfig.METHODS else FinetuneConfig.METHODS[0]
+    return merged(to_dict(FinetuneConfig(method=known)), config)
 
 
 def planned_steps(
