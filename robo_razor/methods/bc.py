@@ -84,6 +84,10 @@ class WindowSampler:
     def __len__(self) -> int:
         return len(self.windows)
 
+    def num_actions(self, rows: NDArray[np.int64]) -> int:
+        """Return how many actions of some windows are not padding."""
+        return int((~self.is_pad[rows]).sum())
+
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the training batch of the windows `rows`, int64 [B]."""
         demos, policy, frames = self.demonstrations, self.policy, self.frames[rows]
@@ -218,13 +222,18 @@ class BC(Method):
     def _gradient_step(self, step: int) -> Metrics:
         assert self.sampler is not None
         # Augmentation and dropout draw from torch's global stream.
-        torch.manual_seed(derive(self.config.seed, "bc step", step))
+        apart = (self.ranks.rank,) if self.ranks.size > 1 else ()
+        torch.manual_seed(derive(self.config.seed, "bc step", step, *apart))
         factor = learning_rate_factor(step, self.num_steps, self.bc)
         for group in self.optimizer.param_groups:
             group["lr"] = self.bc.learning_rate * factor
         self.policy.module.train()
+        rows = self._rows(step)
+        mine = rows[self.ranks.share]
+        # Losses are means over actions that are not padding; so is what the ranks make together.
+        share = float(self.sampler.num_actions(mine) / self.sampler.num_actions(rows))
         with autocast(self.policy.device, self.bc.bf16):
-            loss, found = self.policy.bc_loss(self.sampler.batch(self._rows(step)))
+            loss, found = self.policy.bc_loss(self.sampler.batch(mine))
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The cloning loss became {float(loss)} at gradient step {step + 1}",
@@ -232,14 +241,17 @@ class BC(Method):
                 "intact.",
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * share).backward()
+        self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.bc.max_grad_norm)
         self.optimizer.step()
         self.policy.module.eval()
-        numbers = {key: float(x) for key, x in found.items() if isinstance(x, int | float | Tensor)}
+        found = {**found, "loss": loss.detach()}
+        numbers = {
+            k: share * float(x) for k, x in found.items() if isinstance(x, int | float | Tensor)
+        }
         return {
-            **numbers,
-            "loss": float(loss.detach()),
+            **self.ranks.totals(numbers),
             "grad_norm": float(norm),
             "learning_rate": self.bc.learning_rate * factor,
         }

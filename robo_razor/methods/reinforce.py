@@ -105,17 +105,21 @@ class Reinforce(OnPolicyMethod):
 
     def _gradient_step(self, record: DecisionRecord, advantages: Tensor, rows: Tensor) -> Metrics:
         device = self.policy.device
-        inputs = {key: tensor[rows].to(device) for key, tensor in record.inputs.items()}
-        distribution = self.policy.distribution(inputs)
-        log_prob = distribution.log_prob(record.actions[rows].to(device))
-        loss = reinforce_loss(log_prob, advantages[rows].to(device))
-        self._check_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        found: Metrics = {}
+        mine = record.held(rows.numpy())
+        if len(mine):
+            distribution = self.policy.distribution(self._inputs(record, mine))
+            log_prob = distribution.log_prob(record.select_actions(mine).to(device))
+            loss = reinforce_loss(log_prob, advantages[torch.from_numpy(mine)].to(device))
+            self._check_finite(loss)
+            share = len(mine) / len(rows)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            found = {
+                "policy_loss": share * float(loss.detach()),
+                "entropy": share * float(distribution.entropy().mean().detach()),
+            }
+        self.ranks.sum_gradients(self.policy_parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, self.reinforce.max_grad_norm)
         self.optimizer.step()
-        return {
-            "policy_loss": float(loss.detach()),
-            "entropy": float(distribution.entropy().mean().detach()),
-            "grad_norm": float(norm),
-        }
+        return self.ranks.totals(found) | {"grad_norm": float(norm)}
