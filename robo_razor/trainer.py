@@ -175,6 +175,7 @@ class Trainer:
         self.began = time.perf_counter()
         self.episodes = 0
         self.shown: dict[str, float] = {}
+        self.half_done = False
         self.best_score = -1.0
         self.unlike: list[str] = []
 
@@ -227,7 +228,9 @@ class Trainer:
                     self._restore(*snapshot)
                 raise
 
+        self.half_done = snapshot is None
         metrics = update() if snapshot is None else self._retried(update)
+        self.half_done = False
         self.step += 1
         self._log_update(metrics)
         interrupts.release(also=any(self.ranks.gather(interrupts.pending)))
@@ -305,12 +308,14 @@ class Trainer:
     def _save_interrupted(self) -> None:
         """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""
         assert self.log is not None
+        go_on = f"Go on with: robo-razor finetune --resume --out {self.run_directory.path}"
+        if self.half_done:  # these weights are of no step
+            last = self.stored.last_step()
+            self.log.note(f"Interrupted within update {self.step + 1}; saved is {last}. {go_on}")
+            return
         if self.step != self.stored.last_step():
             self._save()
-        self.log.note(
-            f"Interrupted after update {self.step}, which is saved. Go on with: "
-            f"robo-razor finetune --resume --out {self.run_directory.path}"
-        )
+        self.log.note(f"Interrupted after update {self.step}, which is saved. {go_on}")
 
     def _resume(self) -> None:
         """Take over counters and the method's state from the last checkpoint."""
