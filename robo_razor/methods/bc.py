@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.config import POLICY_PREFIX, BCConfig, FinetuneConfig
-from robo_razor.errors import DemonstrationError, TrainingError
+from robo_razor.errors import ConfigError, DemonstrationError, TrainingError
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
 from robo_razor.seeding import derive, generator
 from robo_razor.types import DemonstrationSet
@@ -174,6 +174,13 @@ class BC(Method):
                 remedy="Make some: `robo-razor collect --task TASK --out DIR`.",
             )
         self.sampler = WindowSampler(demonstrations, self.policy)
+        rows = min(self.bc.batch_size, len(self.sampler))
+        if rows < self.ranks.size:
+            raise ConfigError(
+                f"`bc.batch_size` = {self.bc.batch_size} gives {rows} decisions per gradient step, "
+                f"which {self.ranks.size} ranks cannot divide",
+                remedy="Raise it, give more demonstrations, or start fewer ranks.",
+            )
 
     @property
     def steps_per_epoch(self) -> int:
