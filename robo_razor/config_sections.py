@@ -190,13 +190,13 @@ class ReinforceConfig(Settings):
 
     SECTION: ClassVar[str] = "reinforce"
 
-    learning_rate: float = setting(5e-5, above=0.0)
+    learning_rate: float = setting(1e-5, above=0.0)
     """AdamW's learning rate (> 0)."""
     warmup_updates: int = setting(2, low=0)
     """Updates over which the learning rate rises (>= 0)."""
     episodes_per_update: int = setting(256, low=2)
     """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(24, low=1)
+    num_updates: int = setting(40, low=1)
     """Updates in the run (>= 1)."""
     advantage: Literal["normalised", "one_zero"] = "normalised"
     """`normalised`: rewards minus their mean, over their deviation; `one_zero`: successes only."""

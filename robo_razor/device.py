@@ -16,6 +16,7 @@ def resolve_device(device: str) -> str:
                 allowed="auto, cpu",
             )
         return device
+    # With several ranks the launcher's own device is the current one, see `ranks`.
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -24,12 +25,13 @@ class torch_threads:  # in lower case: it reads like a function where it is used
 
     Args:
         threads: Number of threads; None: one per core that this process may use.
+        processes: As many processes share the cores.
     """
 
-    def __init__(self, threads: int | None) -> None:
+    def __init__(self, threads: int | None, processes: int = 1) -> None:
         from robo_razor.fingerprint import cpu_count
 
-        self._threads = threads or cpu_count()
+        self._threads = threads or max(1, cpu_count() // processes)
         self._before = torch.get_num_threads()
 
     def __enter__(self) -> int:

@@ -6,6 +6,7 @@ the first episodes to finish would favour the fast ones, which are the successfu
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from robo_razor.config import HELD_OUT_SEED, EvaluateConfig
+from robo_razor.config import HELD_OUT_SEED, EvaluateConfig, replace
 from robo_razor.device import resolve_device, torch_threads
 from robo_razor.environment import make_env, named_tasks, resolve_tasks, role_of, skill_name
 from robo_razor.errors import ConfigError
@@ -26,6 +27,7 @@ from robo_razor.files import write_text
 from robo_razor.fingerprint import fingerprint
 from robo_razor.ledger import Entry, Ledger
 from robo_razor.manifest import EPISODES, Manifest, held_out_rows
+from robo_razor.ranks import Ranks, launched
 from robo_razor.rollout import Mode, Progress, episode_bar, run_episodes
 from robo_razor.statistics import SequentialInterval, wilson_interval
 from robo_razor.types import EpisodeBatch, EpisodeRow, SkillResult
@@ -172,14 +174,17 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
     from robo_razor.policies import load_policy
 
     plan = _plan(config)
-    console = console or Console()
-    with torch_threads(config.torch_threads):
+    ranks = launched(config.device)
+    with torch_threads(config.torch_threads, ranks.size):
+        if not ranks.is_main:
+            console, config = Console(file=io.StringIO()), replace(config, json=None)
+        console = console or Console()
         policy = load_policy(config.policy, resolve_device(config.device))
         env = make_env(plan.manifest.tasks[0], config.env, chunk_size=policy.chunk_size)
         try:
             policy.check_env(env.single_observation_space, env.single_action_space)
             with _ledger(config, plan, policy) as ledger:
-                results = _measure(config, plan, policy, env, ledger, console)
+                results = _measure(config, plan, policy, env, ledger, console, ranks)
                 if config.json is not None:
                     print_of = fingerprint(policy=policy, env=env, config=config)
                     data = evaluation_json(config, plan.manifest, results, ledger, print_of)
@@ -187,6 +192,11 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
                     ledger.discard()
         finally:
             env.close()
+    _show(config, results, console)
+    return results
+
+
+def _show(config: EvaluateConfig, results: Mapping[str, SkillResult], console: Console) -> None:
     source = config.manifest or f"start states from seed {config.seed_offset}"
     console.print(results_table(results, f"{config.policy}, {config.mode}, {source}"))
     for skill, result in results.items():
@@ -196,7 +206,6 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
                 f"{skill}: {result.n} episodes leave the interval {high - low:.3f} wide, more than "
                 f"{config.until_width:g}; give it more (`--episodes`)."
             )
-    return results
 
 
 def _plan(config: EvaluateConfig) -> _Plan:
@@ -244,7 +253,13 @@ def _ledger(config: EvaluateConfig, plan: _Plan, policy: Any) -> Ledger:
 
 
 def _measure(
-    config: EvaluateConfig, plan: _Plan, policy: Any, env: Any, ledger: Ledger, console: Console
+    config: EvaluateConfig,
+    plan: _Plan,
+    policy: Any,
+    env: Any,
+    ledger: Ledger,
+    console: Console,
+    ranks: Ranks,
 ) -> dict[str, SkillResult]:
     """Run what is not in the ledger yet, skill by skill until its rule says stop."""
     total = len(plan.manifest)
@@ -252,7 +267,7 @@ def _measure(
     def run(rows: Sequence[EpisodeRow]) -> None:
         before = len(ledger.entries)
         wins = sum(entry["success"] for entry in ledger.entries.values())
-        block = ledger.begin(rows)
+        block = ledger.begin(rows, ranks)
         run_episodes(
             env,
             policy,
@@ -262,6 +277,7 @@ def _measure(
             sampling_seed=config.seed,
             observer=ledger,
         )
+        ledger.end(ranks)
 
     try:
         with episode_bar(console, f"evaluating {config.policy}") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -185,10 +186,16 @@ def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     if coefficients is None or not axes.lines:
         return
     highest = max(value for run in runs.runs for value in _known(run.series(FORWARD_KL)))
-    x = [highest * k / 100 for k in range(101)]
     c0, c1, c2 = coefficients
-    label = f"fit, R2 = {report['law']['r2']:.2f}"
-    axes.plot(x, [c0 + c1 * v + c2 * v * v for v in x], color="black", linewidth=1.2, label=label)
+    gap = report["law"]["gap"]
+    labels = [f"fit, R2 = {report['law']['r2']:.2f}", "no checkpoints there", None]
+    ends = [0.0, *(gap or ()), highest]
+    for (low, high), style, label in zip(
+        itertools.pairwise(ends), ("-", ":", "-"), labels, strict=False
+    ):
+        x = [low + (high - low) * k / 100 for k in range(101)]
+        y = [c0 + c1 * v + c2 * v * v for v in x]
+        axes.plot(x, y, style, color="black", linewidth=1.2, label=label)
 
 
 def _residuals(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:

@@ -30,10 +30,14 @@ class Interrupts:
             return
         raise KeyboardInterrupt
 
-    def release(self) -> None:
-        """Raise what was postponed, and postpone no more."""
+    def release(self, *, also: bool = False) -> None:
+        """Raise what was postponed, and postpone no more.
+
+        Args:
+            also: Raise even if nothing is pending here: another rank was interrupted.
+        """
         self.postponed = False
-        if self.pending:
+        if self.pending or also:
             self.pending = False
             raise KeyboardInterrupt
 

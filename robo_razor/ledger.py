@@ -20,6 +20,7 @@ from robo_razor.errors import ConfigError
 from robo_razor.files import write_text
 from robo_razor.fingerprint import differences
 from robo_razor.manifest import Manifest, start_states
+from robo_razor.ranks import ALONE, Ranks
 from robo_razor.rollout import StepOutcome
 from robo_razor.types import EpisodeRow
 
@@ -83,10 +84,24 @@ class Ledger:
             self._file.close()
             self.path.unlink(missing_ok=True)
 
-    def begin(self, rows: Iterable[EpisodeRow]) -> list[EpisodeRow]:
-        """Return those of some rows that are not finished; the next rollout must run just these."""
-        self._block = [row for row in rows if row.row_id not in self.entries]
+    def begin(self, rows: Iterable[EpisodeRow], ranks: Ranks = ALONE) -> list[EpisodeRow]:
+        """Return those of some rows that are not finished; the next rollout must run just these.
+
+        Args:
+            rows: What is to be finished, the same on all ranks.
+            ranks: They divide the rows; `end` tells each what the others found.
+        """
+        for theirs in ranks.gather(list(self.entries.values())):  # rank 0 may have resumed
+            self._add_new(theirs)
+        left = [row for row in rows if row.row_id not in self.entries]
+        self._block = left[ranks.share]
         return self._block
+
+    def end(self, ranks: Ranks) -> None:
+        """Take over what the other ranks have finished."""
+        mine = [self.entries[row.row_id] for row in self._block]
+        for theirs in ranks.gather(mine):
+            self._add_new(theirs)
 
     def of(self, rows: Iterable[EpisodeRow]) -> list[Entry]:
         """Return the entries of finished rows, in the order of `rows`."""
@@ -134,6 +149,11 @@ class Ledger:
                     "truncated": bool(outcome.truncated[i]) and not terminated,
                 }
             )
+
+    def _add_new(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry["row"] not in self.entries:
+                self._add(entry)
 
     def _add(self, entry: Entry) -> None:
         self.entries[entry["row"]] = entry

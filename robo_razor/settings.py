@@ -132,6 +132,17 @@ def to_yaml(config: Settings) -> str:
     return text
 
 
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings where `second` overrides `first`."""
+    result = dict(first)
+    for key, value in second.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = merged(old, value)
+        result[key] = value
+    return result
+
+
 def describe_fields(config_class: type[Settings]) -> list[str]:
     """Return all keys of a config with their sections, e.g. `ppo.learning_rate`."""
     keys: list[str] = []

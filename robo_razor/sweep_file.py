@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import ConfigError, did_you_mean
-from robo_razor.settings import Settings, flatten, from_dict, read_yaml, replace, setting
+from robo_razor.settings import Settings, flatten, from_dict, merged, read_yaml, replace, setting
 
 HEAD_KEYS = ("name", "out", "search", "num_samples", "seed", "parallel", "base", "arms")
 ARM_KEYS = ("name", "settings", "grid", "needs")
@@ -202,17 +202,6 @@ def nested(data: dict[str, Any], where: str) -> dict[str, Any]:
         if twice:
             raise ConfigError(f"{where}: the key `{min(twice)}` is given twice")
         result = merged(result, addition)
-    return result
-
-
-def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings where `second` overrides `first`."""
-    result = dict(first)
-    for key, value in second.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            value = merged(old, value)
-        result[key] = value
     return result
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import ConfigError, did_you_mean
-from robo_razor.settings import flatten, from_dict, replace, to_dict
-from robo_razor.sweep_file import Arm, ExperimentFile, Head, merged, nested, read_experiment
+from robo_razor.settings import flatten, from_dict, merged, replace, to_dict
+from robo_razor.sweep_file import Arm, ExperimentFile, Head, nested, read_experiment
 
 MAX_NAME = 100
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -49,10 +49,12 @@ from robo_razor.probes import (
     prior_states,
     save_probes,
 )
+from robo_razor.ranks import ALONE, Ranks
 from robo_razor.rollout import Progress, run_episodes
 from robo_razor.seeding import derive
+from robo_razor.shared_rollout import run_shared
 from robo_razor.statistics import wilson_interval
-from robo_razor.types import DemonstrationSet, EpisodeBatch, SkillResult
+from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow, SkillResult
 
 ACTION_KL = "action_kl.json"
 PROBES = "probes.safetensors"
@@ -83,12 +85,20 @@ class Tracker:
         env: Vector environment that can switch to every task.
         base: `PolicyHandle` of the frozen base.
         prior: Skill name -> task id of the skills that may be forgotten.
+        ranks: This process among those of the run, which divide the episodes.
     """
 
     def __init__(
-        self, config: FinetuneConfig, run: RunDirectory, env: Any, base: Any, prior: dict[str, str]
+        self,
+        config: FinetuneConfig,
+        run: RunDirectory,
+        env: Any,
+        base: Any,
+        prior: dict[str, str],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.run, self.env, self.base = config, run, env, base
+        self.ranks = ranks
         self.new = {skill_name(config.task): config.task}
         self.prior = prior if config.tracking.episodes_prior else {}
         self.base_outcomes: Outcomes = {}
@@ -203,7 +213,11 @@ class Tracker:
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
         rows = manifest(self.new | self.prior, episodes)
         keep: Literal["inputs", False] = "inputs" if record else False
-        return run_episodes(self.env, policy, rows, "greedy", keep, progress)
+
+        def run(mine: Sequence[EpisodeRow]) -> EpisodeBatch:
+            return run_episodes(self.env, policy, mine, "greedy", keep, progress)
+
+        return run_shared(self.ranks, rows, run, whole=True)
 
     def _run_sampled(self, policy: Any, progress: Progress | None) -> EpisodeBatch | None:
         n = self.config.tracking.episodes_new_sampled
@@ -211,9 +225,13 @@ class Tracker:
             return None
         seed = derive(self.config.seed, "tracking actions")
         rows = manifest(self.new, n)
-        return run_episodes(
-            self.env, policy, rows, "sample", "inputs", progress, sampling_seed=seed
-        )
+
+        def run(mine: Sequence[EpisodeRow]) -> EpisodeBatch:
+            return run_episodes(
+                self.env, policy, mine, "sample", "inputs", progress, sampling_seed=seed
+            )
+
+        return run_shared(self.ranks, rows, run, whole=True)
 
     def _keep_base(self, policy: Any, greedy: EpisodeBatch, sampled: EpisodeBatch | None) -> None:
         """Keep the base's outcomes and the probe sets that stay the same from now on."""

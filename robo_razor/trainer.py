@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,9 +29,11 @@ from robo_razor.errors import ConfigError, EnvError, PolicyError
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
+from robo_razor.ranks import ALONE, Ranks, launched
 from robo_razor.rollout import Mode, run_episodes
 from robo_razor.run_log import RunLog, format_seconds
 from robo_razor.seeding import derive
+from robo_razor.shared_rollout import run_shared
 from robo_razor.tracking import Tracker, read_summary
 from robo_razor.training_state import TrainingState
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
@@ -79,9 +84,15 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     prior = validate(config)
     if not config.resume and config.out is not None:
         refuse_used_directory(config.out, resumable=True)
-    with torch_threads(config.torch_threads) as threads, contextlib.ExitStack() as stack:
-        trainer = Trainer(config, prior, threads, console or Console(), stack)
+    with contextlib.ExitStack() as stack:
+        ranks = launched(config.device)
+        threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
+        trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
         return trainer.run()
+
+
+def _console(console: Console | None, ranks: Ranks) -> Console:
+    return (console or Console()) if ranks.is_main else Console(file=io.StringIO())
 
 
 def stored_config(config: FinetuneConfig) -> FinetuneConfig:
@@ -122,6 +133,7 @@ class Trainer:
         threads: CPU threads of torch for updates.
         console: Where progress is shown.
         stack: Closes what is opened here.
+        ranks: This process among those of the run.
     """
 
     def __init__(
@@ -131,8 +143,9 @@ class Trainer:
         threads: int,
         console: Console,
         stack: contextlib.ExitStack,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.console, self.threads = config, console, threads
+        self.config, self.console, self.threads, self.ranks = config, console, threads, ranks
         # The workers need the cores while episodes run.
         self.rollout_threads = max(1, threads - config.env.num_workers)
         device = resolve_device(config.device)
@@ -148,15 +161,12 @@ class Trainer:
         self.env = self._make_env()
         stack.callback(lambda: self.env.close())
         self.base.check_env(self.env.single_observation_space, self.env.single_action_space)
-        self.run_directory = (
-            RunDirectory.resume(str(config.out)) if config.resume else RunDirectory.create(config)
-        )
-        stack.callback(self.run_directory.close)
+        self.run_directory = self._open_directory(stack)
         self.policy = self._tuned_policy(device)
         if config.freeze_vision and hasattr(self.policy, "freeze_vision"):
             self.policy.freeze_vision()
         self.policy.share_frozen(self.base)
-        self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior)
+        self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior, ranks)
         self.method: Method = method(config, self.policy, self.base, self._services())
         self.log: RunLog | None = None
         self.step = 0
@@ -165,6 +175,7 @@ class Trainer:
         self.began = time.perf_counter()
         self.episodes = 0
         self.shown: dict[str, float] = {}
+        self.half_done = False
         self.best_score = -1.0
         self.unlike: list[str] = []
 
@@ -193,7 +204,7 @@ class Trainer:
             self._save()
         if not self.tracker.is_measured(self.step):
             self._track(total)
-        if self.step == 0:  # only now does the environment know its renderer
+        if self.step == 0 and self.ranks.is_main:  # only now does the environment know its renderer
             self.run_directory.write_environment(fingerprint(policy=self.base, env=self.env))
         self.method.check_start(self.tracker.sampled_success)
         checkpoints = self.config.tracking.checkpoints(total)
@@ -205,8 +216,8 @@ class Trainer:
 
     def _update(self, interrupts: Interrupts) -> None:
         """Make one update, all of it or nothing."""
-        snapshot = self._snapshot()
-        if snapshot is None:
+        snapshot = self._snapshot() if self.ranks.size == 1 else None
+        if snapshot is None:  # nor can ranks be stopped in the middle of what they do together
             interrupts.postponed = True
 
         def update() -> Metrics:
@@ -217,10 +228,12 @@ class Trainer:
                     self._restore(*snapshot)
                 raise
 
+        self.half_done = snapshot is None
         metrics = update() if snapshot is None else self._retried(update)
+        self.half_done = False
         self.step += 1
         self._log_update(metrics)
-        interrupts.release()
+        interrupts.release(also=any(self.ranks.gather(interrupts.pending)))
 
     def _log_update(self, metrics: Metrics) -> None:
         assert self.log is not None
@@ -270,9 +283,12 @@ class Trainer:
         score = self.tracker.score(self.step)
         if score > self.best_score:
             self.best_score = score
-            self.run_directory.mark_best(self.step)
+            if self.ranks.is_main:
+                self.run_directory.mark_best(self.step)
 
     def _save(self) -> None:
+        if not self.ranks.is_main:
+            return
         state = self.method.state()
         tensors = {f"method/{name}": tensor for name, tensor in state.tensors.items()}
         if self._has_lora():  # the saved policy has them merged
@@ -292,16 +308,18 @@ class Trainer:
     def _save_interrupted(self) -> None:
         """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""
         assert self.log is not None
-        if self.step != self.run_directory.last_step():
+        go_on = f"Go on with: robo-razor finetune --resume --out {self.run_directory.path}"
+        if self.half_done:  # these weights are of no step
+            last = self.stored.last_step()
+            self.log.note(f"Interrupted within update {self.step + 1}; saved is {last}. {go_on}")
+            return
+        if self.step != self.stored.last_step():
             self._save()
-        self.log.note(
-            f"Interrupted after update {self.step}, which is saved. Go on with: "
-            f"robo-razor finetune --resume --out {self.run_directory.path}"
-        )
+        self.log.note(f"Interrupted after update {self.step}, which is saved. {go_on}")
 
     def _resume(self) -> None:
         """Take over counters and the method's state from the last checkpoint."""
-        state = self.run_directory.load_state()
+        state = self.stored.load_state()
         prefix = "method/"
         tensors = {
             name.removeprefix(prefix): tensor
@@ -314,18 +332,18 @@ class Trainer:
         self.earlier_s = float(state.extra["elapsed_s"])
         self.began = time.perf_counter()
         now = fingerprint(policy=self.base, env=self.env)
-        self.unlike = differences(self.run_directory.environment(), now)
+        self.unlike = differences(self.stored.environment(), now)
         if self.tracker.is_measured(0):
             self.tracker.load_base()
-        measured = [s for s in self.run_directory.steps() if self.tracker.is_measured(s)]
-        best = self.run_directory.best_step()
+        measured = [s for s in self.stored.steps() if self.tracker.is_measured(s)]
+        best = self.stored.best_step()
         if best in measured:
             self.best_score = self.tracker.score(int(best))
 
     def _finish(self, total: int) -> FinetuneResult:
         assert self.log is not None
         share = self.tracking_s / max(self._elapsed(), 1e-9)
-        best = self.run_directory.best_step()
+        best = self.stored.best_step()
         if share > self.config.tracking.max_share:
             self.log.warn(
                 f"tracking took {share:.0%} of the wall time, more than `tracking.max_share` = "
@@ -337,7 +355,8 @@ class Trainer:
             f"it. Best checkpoint: step {best}. Run directory: {self.run_directory.path}"
         )
         summary = read_summary(self.run_directory, self.step)
-        return FinetuneResult(self.run_directory.path, self.step, best, summary, share)
+        path = self.ranks.gather(self.run_directory.path)[0]
+        return FinetuneResult(path, self.step, best, summary, share)
 
     # What the run is made of ------------------------------------------------------------------
 
@@ -349,7 +368,7 @@ class Trainer:
             torch.manual_seed(derive(self.config.seed, "lora"))
             policy.add_lora(rank)
             if self.config.resume:
-                tensors = self.run_directory.load_state().tensors
+                tensors = self.stored.load_state().tensors
                 with torch.no_grad():
                     for name, parameter in policy.module.named_parameters():
                         if parameter.requires_grad:
@@ -357,8 +376,8 @@ class Trainer:
             return policy
         source = self.config.policy
         if self.config.resume:
-            step = self.run_directory.last_step()
-            source = str(self.run_directory.pretrained_model(int(step or 0)))
+            step = self.stored.last_step()
+            source = str(self.stored.pretrained_model(int(step or 0)))
         policy = self._load(source, device)
         policy.name = self.config.policy
         return policy
@@ -371,6 +390,27 @@ class Trainer:
         policy.configure(self.config.flow)
         return policy
 
+    def _open_directory(self, stack: contextlib.ExitStack) -> RunDirectory:
+        """Return where this rank writes, and know (as `stored`) where the run's state is.
+
+        Other ranks than the first keep what they measure in a folder that is thrown away.
+        """
+        config = self.config
+        if self.ranks.is_main:
+            resume, out = config.resume, str(config.out)
+            run = RunDirectory.resume(out) if resume else RunDirectory.create(config)
+            stack.callback(run.close)
+            self.stored = run
+            return run
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        run = RunDirectory.create(replace(config, out=str(own), resume=False))
+        stack.callback(run.close)
+        self.stored = run
+        if config.resume:
+            self.stored = RunDirectory.open(str(config.out))
+            shutil.copytree(self.stored.path / "eval", own / "eval", dirs_exist_ok=True)
+        return run
+
     def _make_env(self) -> Any:
         return make_env(self.config.task, self.config.env, chunk_size=self.base.chunk_size)
 
@@ -379,7 +419,8 @@ class Trainer:
 
         Episodes depend on their seeds only, so the result is that of a run without the fault.
         """
-        for _ in range(ENV_RETRIES):
+        # Ranks that are done with theirs wait for the others: they cannot begin again.
+        for _ in range(ENV_RETRIES if self.ranks.size == 1 else 0):
             try:
                 return work()
             except EnvError as error:
@@ -394,22 +435,27 @@ class Trainer:
             rollout=self._rollout,
             demonstrations=self._demonstrations,
             on_gradient_steps=self._on_gradient_steps,
+            ranks=self.ranks,
         )
 
     def _rollout(
         self, rows: Sequence[EpisodeRow], *, mode: Mode, record: bool, sampling_seed: int
     ) -> EpisodeBatch:
         self.policy.module.eval()
-        with self._rollout_threads():
-            batch = run_episodes(
+
+        def run(mine: Sequence[EpisodeRow]) -> EpisodeBatch:
+            return run_episodes(
                 self.env,
                 self.policy,
-                rows,
+                mine,
                 mode,
                 record,
                 progress=self._on_episodes,
                 sampling_seed=sampling_seed,
             )
+
+        with self._rollout_threads():
+            batch = run_shared(self.ranks, rows, run)
         self.episodes += len(batch)
         return batch
 

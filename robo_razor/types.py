@@ -63,6 +63,8 @@ class DecisionRecord:
         offsets: int64 [E + 1]; episode e owns decisions offsets[e]:offsets[e + 1].
         final_value: float32 [E], value of the true final observation of a truncated episode,
             0 where the episode terminated; None without values.
+        place: int64 [M], the row of `inputs` and `actions` that belongs to a decision, -1 where
+            another rank holds it; None: all are here, in order.
     """
 
     inputs: dict[str, Tensor]
@@ -72,6 +74,7 @@ class DecisionRecord:
     reward: Tensor
     offsets: NDArray[np.int64]
     final_value: Tensor | None
+    place: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -81,12 +84,24 @@ class DecisionRecord:
         """Return the episode number of every decision, int64 [M]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def held(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of the given decisions whose inputs and actions are here."""
+        return index if self.place is None else index[self.place[index] >= 0]
+
     def select(self, index: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the policy inputs of the given decisions, tensors of first axis len(index)."""
+        rows = self._rows(index)
+        return {name: value.index_select(0, rows) for name, value in self.inputs.items()}
+
+    def select_actions(self, index: NDArray[np.int64]) -> Tensor:
+        """Return what the policy drew at the given decisions, first axis len(index)."""
+        return self.actions.index_select(0, self._rows(index))
+
+    def _rows(self, index: NDArray[np.int64]) -> Tensor:
         import torch
 
-        rows = torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64))
-        return {name: value.index_select(0, rows) for name, value in self.inputs.items()}
+        rows = index if self.place is None else self.place[index]
+        return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
 
 
 @dataclass(frozen=True)

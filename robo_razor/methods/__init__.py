@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from robo_razor.config import FinetuneConfig
+from robo_razor.ranks import ALONE, Ranks
 from robo_razor.registry import Registry
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 
@@ -48,6 +49,7 @@ class Services:
     rollout: Rollout
     demonstrations: Callable[[], DemonstrationSet]
     on_gradient_steps: Callable[[int, int], None] = lambda done, total: None
+    ranks: Ranks = ALONE
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Method(ABC):
         self.policy = policy
         self.base = base
         self.services = services
+        self.ranks = services.ranks
 
     @classmethod  # noqa: B027  # optional
     def validate(cls, config: FinetuneConfig) -> None:

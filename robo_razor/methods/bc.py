@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.config import POLICY_PREFIX, BCConfig, FinetuneConfig
-from robo_razor.errors import DemonstrationError, TrainingError
+from robo_razor.errors import ConfigError, DemonstrationError, TrainingError
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
 from robo_razor.seeding import derive, generator
 from robo_razor.types import DemonstrationSet
@@ -88,6 +88,10 @@ class WindowSampler:
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def num_actions(self, rows: NDArray[np.int64]) -> int:
+        """Return how many actions of some windows are not padding."""
+        return int((~self.is_pad[rows]).sum())
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the training batch of the windows `rows`, int64 [B]."""
@@ -175,6 +179,13 @@ class BC(Method):
                 remedy="Make some: `robo-razor collect --task TASK --out DIR`.",
             )
         self.sampler = WindowSampler(demonstrations, self.policy)
+        rows = min(self.bc.batch_size, len(self.sampler))
+        if rows < self.ranks.size:
+            raise ConfigError(
+                f"`bc.batch_size` = {self.bc.batch_size} gives {rows} decisions per gradient step, "
+                f"which {self.ranks.size} ranks cannot divide",
+                remedy="Raise it, give more demonstrations, or start fewer ranks.",
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -223,13 +234,18 @@ class BC(Method):
     def _gradient_step(self, step: int) -> Metrics:
         assert self.sampler is not None
         # Augmentation and dropout draw from torch's global stream.
-        torch.manual_seed(derive(self.config.seed, "bc step", step))
+        apart = (self.ranks.rank,) if self.ranks.size > 1 else ()
+        torch.manual_seed(derive(self.config.seed, "bc step", step, *apart))
         factor = learning_rate_factor(step, self.num_steps, self.bc)
         for group in self.optimizer.param_groups:
             group["lr"] = self.bc.learning_rate * factor
         self.policy.module.train()
+        rows = self._rows(step)
+        mine = rows[self.ranks.share]
+        # Losses are means over actions that are not padding; so is what the ranks make together.
+        share = float(self.sampler.num_actions(mine) / self.sampler.num_actions(rows))
         with autocast(self.policy.device, self.bc.bf16):
-            loss, found = self.policy.bc_loss(self.sampler.batch(self._rows(step)))
+            loss, found = self.policy.bc_loss(self.sampler.batch(mine))
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The cloning loss became {float(loss)} at gradient step {step + 1}",
@@ -237,14 +253,17 @@ class BC(Method):
                 "intact.",
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * share).backward()
+        self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.bc.max_grad_norm)
         self.optimizer.step()
         self.policy.module.eval()
-        numbers = {key: float(x) for key, x in found.items() if isinstance(x, int | float | Tensor)}
+        found = {**found, "loss": loss.detach()}
+        numbers = {
+            k: share * float(x) for k, x in found.items() if isinstance(x, int | float | Tensor)
+        }
         return {
-            **numbers,
-            "loss": float(loss.detach()),
+            **self.ranks.totals(numbers),
             "grad_norm": float(norm),
             "learning_rate": self.bc.learning_rate * factor,
         }

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.config import FinetuneConfig
@@ -179,10 +180,17 @@ class OnPolicyMethod(Method):
         """Return KL(base || tuned) on a random sample of the states just visited."""
         order = generator(self.config.seed, f"{self.config.method} probe", update)
         chosen = np.sort(order.permutation(len(record))[:KL_PROBE_STATES])
-        inputs = record.select(chosen)
-        inputs = {key: tensor.to(self.policy.device) for key, tensor in inputs.items()}
-        base, tuned = self.base.distribution(inputs), self.policy.distribution(inputs)
-        return float(base.kl(tuned).mean())
+        held = record.held(chosen)
+        total = torch.zeros((), dtype=torch.float64)
+        if len(held):
+            inputs = self._inputs(record, held)
+            base, tuned = self.base.distribution(inputs), self.policy.distribution(inputs)
+            total += base.kl(tuned).sum().cpu()
+        return float(self.ranks.sum_(total)) / len(chosen)
+
+    def _inputs(self, record: DecisionRecord, index: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the inputs of some decisions that are held here, on the policy's device."""
+        return {key: t.to(self.policy.device) for key, t in record.select(index).items()}
 
 
 def rollout_metrics(batch: EpisodeBatch) -> Metrics:

@@ -250,17 +250,21 @@ class PPO(OnPolicyMethod):
         ppo = self.ppo
         self.optimizer.zero_grad(set_to_none=True)
         sums: Metrics = {}
-        for part in torch.split(rows, ppo.micro_batch_size or len(rows)):
+        mine = torch.from_numpy(record.held(rows.numpy()))
+        for part in torch.split(mine, ppo.micro_batch_size or len(rows)):
+            if len(part) == 0:  # all of the minibatch is held by other ranks
+                continue
             share = len(part) / len(rows)
             loss, found = self._loss(record, targets, part, warming_up)
             maxima = {"ratio_max": max(sums.get("ratio_max", 0.0), found["ratio_max"])}
             sums = {key: sums.get(key, 0.0) + share * x for key, x in found.items()} | maxima
-            # No term of it is negative, so what is still to come cannot lower it.
-            if ppo.target_kl is not None and sums["approx_kl"] > ppo.target_kl and not warming_up:
-                self.optimizer.zero_grad(set_to_none=True)
-                return {"approx_kl": sums["approx_kl"], "stopped": 1.0}
             self._check_finite(loss)
             (loss * share).backward()  # type: ignore[no-untyped-call]
+        sums = self.ranks.totals(sums, maxima=("ratio_max",))
+        if ppo.target_kl is not None and sums["approx_kl"] > ppo.target_kl and not warming_up:
+            self.optimizer.zero_grad(set_to_none=True)
+            return {"approx_kl": sums["approx_kl"], "stopped": 1.0}
+        self.ranks.sum_gradients([*self.policy_parameters, *self.value_parameters])
         policy_norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, ppo.max_grad_norm)
         torch.nn.utils.clip_grad_norm_(self.value_parameters, ppo.max_grad_norm)
         self.optimizer.step()
@@ -271,12 +275,13 @@ class PPO(OnPolicyMethod):
     ) -> tuple[Tensor, Metrics]:
         """Return the loss of some decisions (a mean) and their diagnostics (means, one maximum)."""
         ppo, device = self.ppo, self.policy.device
-        inputs = {key: tensor[rows].to(device) for key, tensor in record.inputs.items()}
+        inputs = self._inputs(record, rows.numpy())
         with autocast(device, ppo.bf16):
             distribution, value = self.policy.distribution_and_value(
                 inputs, value_detach=ppo.detach_value or warming_up
             )
-            log_prob = log_prob_steps(distribution, record.actions[rows].to(device))
+            actions = record.select_actions(rows.numpy()).to(device)
+            log_prob = log_prob_steps(distribution, actions)
         policy_loss, found = ppo_policy_loss(
             _by_ratio(log_prob, ppo),
             targets.old_log_prob[rows].to(device),
@@ -312,15 +317,17 @@ class PPO(OnPolicyMethod):
     @torch.no_grad()
     def _log_probs(self, record: DecisionRecord) -> Tensor:
         """Return log-probabilities as `Targets` has them, in the update's precision."""
-        parts = []
-        for start in range(0, len(record), EVALUATION_BATCH):
-            rows = slice(start, start + EVALUATION_BATCH)
-            inputs = {k: t[rows].to(self.policy.device) for k, t in record.inputs.items()}
+        assert record.log_prob is not None
+        found = torch.zeros_like(_by_ratio(record.log_prob, self.ppo))
+        mine = record.held(np.arange(len(record)))
+        for start in range(0, len(mine), EVALUATION_BATCH):
+            rows = mine[start : start + EVALUATION_BATCH]
             with autocast(self.policy.device, self.ppo.bf16):
-                distribution = self.policy.distribution(inputs)
-                sample = record.actions[rows].to(self.policy.device)
-                parts.append(_by_ratio(log_prob_steps(distribution, sample), self.ppo).cpu())
-        return torch.cat(parts)
+                distribution = self.policy.distribution(self._inputs(record, rows))
+                sample = record.select_actions(rows).to(self.policy.device)
+                log_prob = _by_ratio(log_prob_steps(distribution, sample), self.ppo)
+            found[torch.from_numpy(rows)] = log_prob.cpu().to(found.dtype)
+        return self.ranks.sum_(found)
 
     def _learn_metrics(
         self, history: list[Metrics], record: DecisionRecord, targets: Targets

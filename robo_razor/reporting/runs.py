@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robo_razor.checkpoint import RunDirectory
-from robo_razor.config import TrackingConfig
+from robo_razor.config import FinetuneConfig, TrackingConfig, to_dict
 from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError
 from robo_razor.reporting.episodes import (
     PriorOutcomes,
@@ -19,6 +19,7 @@ from robo_razor.reporting.episodes import (
     read_episodes,
     read_rows,
 )
+from robo_razor.settings import merged
 from robo_razor.statistics import mean_rate_interval, wilson_interval
 
 UNKNOWN = (math.nan, math.nan)
@@ -154,13 +155,20 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     return RunSeries(
         name=name,
         path=run.path,
-        config=config,
+        config=_with_defaults(config),
         environment=run.environment(),
         checkpoints=tuple(checkpoints),
         best_step=run.best_step(),
         arm=arm,
         unplanned=tuple(unplanned),
     )
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Fill in settings that did not exist when a run was made: it did what they now are without."""
+    method = str(config.get("method"))
+    known = method if method in FinetuneConfig.METHODS else FinetuneConfig.METHODS[0]
+    return merged(to_dict(FinetuneConfig(method=known)), config)
 
 
 def planned_steps(

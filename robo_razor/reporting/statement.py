@@ -89,8 +89,7 @@ def skill_of(task: str) -> str:
 
 def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:
     start = f"At {percent(level)} success on {task}, "
-    single = any(m.over_episodes("retention") for m in reached)
-    over = " (single runs, intervals over episodes)" if single else ""
+    over = _single_runs(reached)
     if len(reached) <= MOST_NAMED:
         parts = [f"**{m.arm}** keeps {_kept(m)}" for m in reached]
         parts[0] += " of the prior skills"
@@ -100,6 +99,18 @@ def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:
         f"{start}**{best.arm}** keeps most of the prior skills, {_kept(best)}, and "
         f"**{worst.arm}** least, {_kept(worst)}, of {len(reached)} arms{over}."
     )
+
+
+def _single_runs(reached: Sequence[ArmMatch]) -> str:
+    """Return a remark on the arms with one seed, whose intervals are over episodes."""
+    single = [f"**{m.arm}**" for m in reached if m.over_episodes("retention")]
+    if not single:
+        return ""
+    if len(single) == len(reached):
+        return " (single runs, intervals over episodes)"
+    if len(single) == 1:
+        return f" ({single[0]} is a single run, its interval is over episodes)"
+    return f" ({listing(single)} are single runs, their intervals are over episodes)"
 
 
 def _between(reached: Sequence[ArmMatch]) -> list[str]:
@@ -122,7 +133,13 @@ def _difference(reached: Sequence[ArmMatch]) -> list[str]:
     gap = points(sum(one) / len(one) - sum(two) / len(two)).replace("+", "") if one and two else ""
     if not gap:
         return []
-    if len(one) < 2 or len(two) < 2:
+    if (len(one) < 2) != (len(two) < 2):
+        lone = best if len(one) < 2 else worst
+        return [
+            f"That is a difference of **{gap} points**; **{lone.arm}** has one seed, so there is "
+            "no interval over seeds, and another seed may say something else."
+        ]
+    if len(one) < 2:
         ends = interval(difference_over_episodes(best, worst, "retention"))
         over = f" {ends} over episodes" if ends else ""
         return [

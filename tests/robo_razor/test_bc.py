@@ -14,6 +14,7 @@ from robo_razor.demonstrations import collect_demonstrations, demonstrations_for
 from robo_razor.errors import ConfigError, DemonstrationError, UnknownNameError
 from robo_razor.methods import METHODS, Services
 from robo_razor.methods.bc import BC, WindowSampler, chunk_windows, learning_rate_factor
+from robo_razor.ranks import ALONE, Ranks
 from robo_razor.rollout import make_env, run_episodes
 from robo_razor.types import make_rows
 
@@ -25,11 +26,11 @@ def demonstrations():
     return collect_demonstrations(make_env(NEW, ENV, chunk_size=1), ExpertActor("a"), NEW, 150)
 
 
-def make_bc(demonstrations, **settings):
+def make_bc(demonstrations, ranks=ALONE, **settings):
     policy = tiny_policy()
     defaults = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3, "warmup_steps": 5}
     config = FinetuneConfig(method="bc", task=NEW, bc=BCConfig(**(defaults | settings)))
-    services = Services(lambda *_, **__: None, lambda: demonstrations)
+    services = Services(lambda *_, **__: None, lambda: demonstrations, ranks=ranks)
     method = BC(config, policy, policy.frozen_copy(), services)
     method.prepare()
     return method, policy
@@ -69,6 +70,11 @@ def test_cloning_learns_the_task(demonstrations):
     rows = make_rows(NEW, range(1_000_000, 1_000_050))
     found = run_episodes(make_env(NEW, ENV, chunk_size=4), policy, rows)
     assert found.success_rate > 0.8
+
+
+def test_more_ranks_than_rows_are_refused(demonstrations):
+    with pytest.raises(ConfigError, match=r"gives 3 decisions per gradient step, which 4 ranks"):
+        make_bc(demonstrations, Ranks(0, 4), batch_size=3)
 
 
 def test_every_epoch_sees_every_window_once(demonstrations):

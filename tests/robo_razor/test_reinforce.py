@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from bandit import BanditPolicy, bandit_rollout
 from robo_razor.config import FinetuneConfig, ReinforceConfig
 from robo_razor.errors import TrainingError
 from robo_razor.methods import Services
-from robo_razor.methods.reinforce import Reinforce, episode_advantages, reinforce_loss
+from robo_razor.methods.reinforce import Reinforce, outcome_advantages, reinforce_loss
 
 
 def make_bandit(**settings):
@@ -30,10 +31,28 @@ def make_bandit(**settings):
 
 
 def test_normalised_advantages_have_no_mean_and_unit_deviation():
-    found = episode_advantages(torch.tensor([True, False, False, False]), "normalised")
+    found = outcome_advantages(torch.tensor([True, False, False, False]), "normalised")
     np.testing.assert_allclose(found, [np.sqrt(3), *[-1 / np.sqrt(3)] * 3], rtol=1e-6)
-    assert episode_advantages(torch.ones(4, dtype=torch.bool), "normalised").tolist() == [0.0] * 4
-    assert episode_advantages(torch.tensor([True, False]), "one_zero").tolist() == [1.0, 0.0]
+    assert outcome_advantages(torch.ones(4, dtype=torch.bool), "normalised").tolist() == [0.0] * 4
+    assert outcome_advantages(torch.tensor([True, False]), "one_zero").tolist() == [1.0, 0.0]
+
+
+def test_long_failures_do_not_make_the_mean_negative(monkeypatch):
+    """A mostly negative loss has no minimum: it lowers the probability of all that was done."""
+    method, _ = make_bandit(num_minibatches=1)
+    seen = []
+    monkeypatch.setattr(
+        method, "_gradient_step", lambda record, advantages, rows: seen.append(advantages) or {}
+    )
+    batch = method._collect(1)
+    lengths = np.where(batch.success, 1, 3)
+    record = dataclasses.replace(
+        batch.record, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    )
+    method._learn(dataclasses.replace(batch, record=record), 1)
+    assert 0 < batch.success.sum() < len(batch)
+    assert len(seen[0]) == lengths.sum()
+    assert abs(float(seen[0].mean())) < 1e-6
 
 
 def test_the_gradient_is_that_of_the_score_function():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from made_up_runs import ARMS, BASE_NEW, LAW, SKILLS, make_run, make_sweep
 
 from robo_razor.checkpoint import RunDirectory
@@ -289,6 +290,15 @@ def test_the_statement_names_the_better_arm_first(ppo, bc):
     assert any("No law of forgetting is fitted: too few" in s for s in statement["sentences"])
 
 
+def test_an_arm_with_one_seed_beside_one_with_two_is_named(tmp_path, bc):
+    points = [(0.2, 1.0, 0.0), (0.9, 0.9, 1.0)]
+    pair = [make_run(tmp_path / f"p{k}", points, seed=k) for k in range(2)]
+    statement = build_report(load_runs([*pair, bc]))["statement"]
+    assert "(**bc** is a single run, its interval is over episodes)" in statement["headline"]
+    assert "**bc** has one seed" in statement["sentences"][0]
+    assert not any("between single runs" in sentence for sentence in statement["sentences"])
+
+
 def test_the_statement_of_one_run(ppo):
     headline = build_report(load_runs([ppo]))["statement"]["headline"]
     assert headline.startswith("**ppo** brings PlaceCanInBin from 20% to **90%")
@@ -476,6 +486,18 @@ def test_predictors_are_compared_on_the_same_runs(tmp_path):
         assert "is not told apart from that of KL" in law
     assert report["law"]["within_r2"] is not None
     assert report["law"]["leave_one_arm_out_rmse"] is not None
+
+
+def test_a_run_from_before_a_setting_existed_is_a_seed_of_the_same_arm(tmp_path):
+    points = [(0.2, 1.0, 0.0), (0.9, 0.9, 1.0)]
+    paths = [make_run(tmp_path / f"s{k}", points, seed=k) for k in range(2)]
+    file = Path(paths[0]) / "config.yaml"
+    older = yaml.safe_load(file.read_text())
+    del older["flow"], older["ppo"]["ratio"]
+    file.write_text(yaml.safe_dump(older))
+    (arm,) = load_runs(paths).arms
+    assert arm.name == "ppo"
+    assert [len(setting.runs) for setting in arm.settings] == [2]
 
 
 def test_two_heaps_are_told_as_two_heaps(tmp_path):

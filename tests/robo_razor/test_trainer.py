@@ -13,6 +13,7 @@ from toy_env import ToyVectorEnv
 from toy_policy import GREEN, RED, save_tiny_policy
 from toy_runs import assert_same_weights, metrics, quiet, run_config, summary, weights
 
+from robo_razor import trainer
 from robo_razor.config import (
     BCConfig,
     CheckpointConfig,
@@ -199,6 +200,27 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch,
     }
     steps = [json.loads(line)["step"] for line in (parted / "metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(expected.step + 1))
+
+
+def test_an_update_that_cannot_be_undone_is_not_saved_half_done(base, tmp_path, monkeypatch):
+    """A large policy has no snapshot: the first Ctrl-C waits for the update's end, a second not."""
+    run, console = tmp_path / "run", quiet()
+    monkeypatch.setattr(trainer, "SNAPSHOT_PARAMETERS", 0)
+    step, calls = PPO._gradient_step, []
+
+    def interrupted_twice(self, *args):
+        calls.append(args)
+        for _ in range(2 if len(calls) == 20 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args)
+
+    monkeypatch.setattr(PPO, "_gradient_step", interrupted_twice)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(settings(base, run), console)
+    steps = sorted(item.name for item in (run / "checkpoints").iterdir() if not item.is_symlink())
+    planned = {"000000", "000002", "000004"}
+    assert set(steps) <= planned
+    assert re.search(r"Interrupted within update \d; saved is \d", console.file.getvalue())
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(base, tmp_path, monkeypatch, finished):

@@ -1,0 +1,134 @@
+"""Data-parallel ranks: one process per device, started by `accelerate launch` or `torchrun`.
+
+Every rank runs the same program with the same seeds. Episodes and the rows of each minibatch are
+divided among the ranks, outcomes are gathered, and gradients are summed, so weights stay equal
+everywhere and a run is that of one process up to the rounding of sums. Only rank 0 writes and
+speaks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robo_razor.errors import ConfigError
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for the others, whose episodes may take longer, before it gives up."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of one run.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Processes in all; 1 makes every method do nothing.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Say whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """Return which of a list of rows are this rank's: every `size`-th."""
+        return slice(self.rank, None, self.size)
+
+    def gather[T](self, thing: T) -> list[T]:
+        """Return what every rank gave, in the order of the ranks; all ranks must call it."""
+        if self.size == 1:
+            return [thing]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, thing)
+        return found
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over the ranks, in place; all ranks must call it."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of parameters over the ranks, as if one had seen all rows.
+
+        A parameter without a gradient on one rank counts as zero there; where no rank has one, it
+        stays without.
+        """
+        if self.size == 1:
+            return
+        everything = list(parameters)
+        have = torch.tensor([float(p.grad is not None) for p in everything])
+        self.sum_(have)
+        chosen = [p for p, count in zip(everything, have.tolist(), strict=True) if count]
+        if not chosen:
+            return
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in chosen]
+        )
+        self.sum_(flat)
+        sizes = [p.numel() for p in chosen]
+        for parameter, part in zip(chosen, torch.split(flat, sizes), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def totals(self, values: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
+        """Return sums over the ranks, of the keys in `maxima` the largest value.
+
+        A rank that had no rows gives no values, and nobody's are an empty dictionary.
+        """
+        if self.size == 1:
+            return dict(values)
+        found: dict[str, float] = {}
+        largest = set(maxima)
+        for theirs in self.gather(dict(values)):
+            for key, value in theirs.items():
+                if key in found:
+                    value = max(found[key], value) if key in largest else found[key] + value
+                found[key] = value
+        return found
+
+
+ALONE = Ranks()
+
+
+def launched(device: str = "auto") -> Ranks:
+    """Join the other ranks if a launcher started several.
+
+    Ranks meet once and part when the process ends: torch cannot join the same ones anew.
+
+    Args:
+        device: The setting; `auto` and `cuda` mean this rank's own device.
+
+    Returns:
+        This process among them; `ALONE` without a launcher.
+
+    Raises:
+        ConfigError: The setting names one device for several ranks.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size <= 1 or "RANK" not in os.environ:
+        return ALONE
+    if device.startswith("cuda:"):
+        raise ConfigError(
+            f"`device` = {device!r}, but {size} ranks were started",
+            allowed="auto, cuda (each rank its own), cpu",
+        )
+    backend = "gloo"
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        atexit.register(torch.distributed.destroy_process_group)
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
