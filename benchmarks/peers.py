@@ -8,7 +8,8 @@ its own), against the fastest peer where there are several:
 (a) cloning: gradient steps' samples of `robo-razor finetune --method bc` against `lerobot-train`,
     with its default data loader (4 workers) and other numbers of workers. All weights are trained;
     what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
-(b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, without its videos.
+(b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, without its videos, with
+    its environments in one process and in a process each (its default).
 (c) replay of a flow policy's denoising paths, forward and backward: one batched call against one
     call per denoising step.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
@@ -114,11 +115,13 @@ def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
             ours="robo-razor evaluate",
             contestants={
                 "robo-razor evaluate": (partial(run_evaluation, ours=True), 1),
-                "lerobot-eval": (partial(run_evaluation, ours=False), 1),
-                "lerobot-eval, not asynchronous": (
-                    partial(run_evaluation, ours=False, asynchronous=False),
-                    1,
-                ),
+                **{
+                    f"lerobot-eval, use_async_envs={asynchronous}": (
+                        partial(run_evaluation, ours=False, asynchronous=asynchronous),
+                        1,
+                    )
+                    for asynchronous in (False, *[True] * (not settings.no_async))
+                },
             },
         ),
         "c": Comparison(
@@ -178,6 +181,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--loader-workers", type=int, nargs="+", default=[4, 2, 0], help="(a): of lerobot-train")
     add("--num-envs", type=int, default=32, help="(b), (d), (e): environments in parallel")
     add("--episodes", type=int, default=64, help="(b): per repetition")
+    add("--no-async", action="store_true", help="(b): without use_async_envs, a process per env")
     add("--denoising-steps", type=int, default=10, help="(c)")
     add("--replay-batch", type=int, default=16, help="(c): decisions per replay")
     add("--replays", type=int, default=20, help="(c): per repetition")

@@ -74,6 +74,7 @@ def test_cloning(settings):
     assert 0 < frozen < whole
 
 
+@pytest.mark.slow
 def test_evaluation(settings):
     settings.max_episode_steps = 28  # some of them succeed by then
     meters = run_once("b", settings)
