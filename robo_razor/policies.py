@@ -214,6 +214,7 @@ def _register_policies() -> None:
     """Make LeRobot know its plugins, ours first."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
+    importlib.import_module("lerobot.policies")  # its own types are known from here on only
     for package in POLICY_PACKAGES:
         importlib.import_module(package)
     register_third_party_plugins()

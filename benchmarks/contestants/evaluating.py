@@ -1,0 +1,99 @@
+"""Evaluation: `robo-razor evaluate` and `lerobot-eval` on the same policy, task and start states.
+
+Both act greedily, and both have their environments running already. What `lerobot-eval` calls for
+every task, `eval_policy`, is measured without videos: the command always films its first ten
+episodes and has no setting for it. The differences that remain are those of the two designs:
+
+- `lerobot-eval` steps one control step at a time and renders both cameras at each of them, though
+  the policy looks only when a chunk is used up; ours executes a chunk per call and renders once.
+- `lerobot-eval` runs one process per environment (or, not asynchronous, all of them one after
+  another in its own); ours shares a few worker processes, and one half moves while the policy
+  thinks about the other.
+- In `lerobot-eval` a batch of episodes ends with its slowest one; ours start the next at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from contestants.cloning import parameters
+
+
+def evaluate_ours(settings: Any, meter: Any) -> None:
+    """Call what `robo-razor evaluate` calls for its episodes."""
+    from robo_razor.config import HELD_OUT_SEED, EnvConfig
+    from robo_razor.environment import make_env, skill_name
+    from robo_razor.evaluation import evaluate
+    from robo_razor.policies import load_policy
+
+    torch.set_num_threads(settings.threads)
+    policy = load_policy(settings.policy)
+    skill = skill_name(settings.task)
+    env_config = EnvConfig(
+        num_envs=settings.num_envs,
+        num_workers=min(settings.workers, settings.num_envs),
+        max_episode_steps=settings.max_episode_steps,
+    )
+    env = make_env(settings.task, env_config, chunk_size=policy.chunk_size)
+    meter.facts["trained_parameters"] = parameters(policy.module)
+    try:
+        while True:
+            meter.boundary()
+            result = evaluate(
+                policy, env, {skill: settings.task}, settings.episodes, HELD_OUT_SEED
+            )[skill]
+            meter.notes["success_rate"] = result.success_rate
+            meter.add(result.n)
+    finally:
+        env.close()
+
+
+def evaluate_lerobot(settings: Any, meter: Any, asynchronous: bool = True) -> None:
+    """Call what `lerobot-eval` calls for each of its tasks."""
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.envs import make_env_pre_post_processors
+    from lerobot.policies import make_policy, make_pre_post_processors
+    from lerobot.scripts.lerobot_eval import eval_policy
+
+    from robo_razor.config import HELD_OUT_SEED
+    from robo_razor.lerobot_env import RazorEnvConfig
+    from robo_razor.policies import locate_policy
+
+    torch.set_num_threads(settings.threads)
+    directory = locate_policy(settings.policy)
+    env_config = RazorEnvConfig(task=settings.task, episode_length=settings.max_episode_steps or 0)
+    config = PreTrainedConfig.from_pretrained(directory)
+    config.pretrained_path, config.device = directory, "cpu"
+    policy = make_policy(cfg=config, env_cfg=env_config).eval()
+    preprocessor, postprocessor = make_pre_post_processors(
+        policy_cfg=config,
+        pretrained_path=str(directory),
+        preprocessor_overrides={"device_processor": {"device": "cpu"}},
+    )
+    env_preprocessor, env_postprocessor = make_env_pre_post_processors(
+        env_cfg=env_config, policy_cfg=config
+    )
+    env: Any = env_config.create_envs(settings.num_envs, use_async_envs=asynchronous)["razor"][0]
+    env.reset(seed=list(range(settings.num_envs)))  # starts the processes
+    meter.facts["trained_parameters"] = parameters(policy)
+    try:
+        while True:
+            meter.boundary()
+            with torch.no_grad():
+                found = eval_policy(
+                    env,
+                    policy,
+                    env_preprocessor,
+                    env_postprocessor,
+                    preprocessor,
+                    postprocessor,
+                    n_episodes=settings.episodes,
+                    start_seed=HELD_OUT_SEED,
+                )
+            episodes = found["per_episode"]
+            meter.notes["success_rate"] = sum(e["success"] for e in episodes) / len(episodes)
+            meter.add(len(episodes))
+    finally:
+        env.close()

@@ -1,0 +1,169 @@
+"""PPO: `robo-razor finetune --method ppo` and Stable-Baselines3's PPO, rollout and update together.
+
+Equal on both sides: the task, the number of environments, the decisions (chunks of 4 control steps)
+per update, epochs, minibatch size, and the network: Stable-Baselines3 gets a policy made of the
+razor policy's own modules, with its own distribution of several categories over the action tokens.
+The value head reads detached features on both sides, and what is frozen is frozen on both.
+
+The policy's weights are new. Then no episode succeeds, all last until the time limit, and a fixed
+number of episodes (ours) is a fixed number of steps (Stable-Baselines3). The reward is shaped,
+since ours refuses to train where all returns are 0. No update stops early (`target_kl` is off).
+
+A unit is one update: the rollout and the gradient steps. Ours also measures the KL divergence to
+the base and writes its log; Stable-Baselines3 has its logger, silent.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+
+from contestants.cloning import ENDLESS, bounded, parameters, quiet_console, tracking
+
+CHUNK = 4
+
+
+def write_policy(settings: Any) -> None:
+    """Write a razor policy of the shipped base's shape with new weights."""
+    from robo_razor.policies import load_policy
+
+    base = load_policy(settings.policy)
+    torch.manual_seed(0)
+    module = type(base.module)(base.config)
+    base.module.load_state_dict(module.state_dict())
+    base.save(settings.folder / "untrained")
+
+
+def decisions_per_episode(settings: Any) -> int:
+    """Return the decisions of an episode that lasts until its time limit."""
+    import gym_razor  # noqa: F401  # registers the tasks
+    from robo_razor.environment import time_limit
+
+    return math.ceil((settings.max_episode_steps or time_limit(settings.task)) / CHUNK)
+
+
+def minibatch_size(settings: Any) -> int:
+    """Return the decisions per gradient step."""
+    decisions = decisions_per_episode(settings) * settings.num_envs * settings.episodes_per_env
+    return decisions // settings.minibatches
+
+
+def train_ours(settings: Any, meter: Any, freeze_vision: bool = True) -> None:
+    """Run `finetune` with PPO."""
+    from robo_razor.config import EnvConfig, FinetuneConfig, PPOConfig
+    from robo_razor.methods.ppo import PPO
+    from robo_razor.trainer import finetune
+
+    config = FinetuneConfig(
+        method="ppo",
+        policy=str(settings.folder / "untrained"),
+        task=settings.task,
+        prior_tasks="none",
+        out=str(settings.folder / f"ppo{'-frozen' * freeze_vision}"),
+        freeze_vision=freeze_vision,
+        torch_threads=settings.threads,
+        env=EnvConfig(
+            num_envs=settings.num_envs,
+            num_workers=min(settings.workers, settings.num_envs),
+            max_episode_steps=settings.max_episode_steps,
+            reward_type="shaped",
+        ),
+        tracking=tracking(),
+        ppo=PPOConfig(
+            episodes_per_update=settings.num_envs * settings.episodes_per_env,
+            num_updates=ENDLESS,
+            update_epochs=settings.update_epochs,
+            minibatch_size=minibatch_size(settings),
+            target_kl=None,
+            value_warmup_updates=0,
+            temperature=1.0,
+        ),
+    )
+    with bounded(PPO, meter, lambda metrics: int(metrics["rollout/decisions"])):
+        finetune(config, quiet_console())
+
+
+def train_sb3(
+    settings: Any, meter: Any, freeze_vision: bool = True, subprocesses: bool = False
+) -> None:
+    """Run Stable-Baselines3's `PPO.learn`."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from contestants.sb3_policy import RazorActorCritic, TokenActions
+    from robo_razor.policies import load_policy
+
+    class Boundaries(BaseCallback):
+        """Lets every update (rollout, then gradient steps) be a unit of work."""
+
+        def _on_rollout_start(self) -> None:
+            meter.facts["trained_parameters"] = parameters(self.model.policy)
+            meter.boundary()
+
+        def _on_step(self) -> bool:
+            meter.add(self.training_env.num_envs)
+            return True
+
+    def make() -> Any:
+        handle = load_policy(settings.folder / "untrained")
+        if freeze_vision:
+            handle.freeze_vision()
+        return handle
+
+    torch.set_num_threads(settings.threads)
+    env, instruction = (_subprocesses if subprocesses else _our_vector_env)(settings)
+    model = PPO(
+        RazorActorCritic,
+        TokenActions(env, make().module.bin_centers.numpy()),
+        learning_rate=1.2e-4,
+        n_steps=decisions_per_episode(settings) * settings.episodes_per_env,
+        batch_size=minibatch_size(settings),
+        n_epochs=settings.update_epochs,
+        policy_kwargs={"make": make, "instruction": instruction},
+        seed=0,
+        device="cpu",
+    )
+    try:
+        model.learn(10**12, callback=Boundaries())
+    finally:
+        env.close()
+
+
+def _our_vector_env(settings: Any) -> tuple[Any, str]:
+    """Return our vector environment behind its wrapper, and the longest instruction in it."""
+    from gym_razor.sb3 import SB3VecEnv
+    from robo_razor.config import EnvConfig
+    from robo_razor.environment import make_env
+
+    env = make_env(
+        settings.task,
+        EnvConfig(
+            num_envs=settings.num_envs,
+            num_workers=min(settings.workers, settings.num_envs),
+            max_episode_steps=settings.max_episode_steps,
+            reward_type="shaped",
+        ),
+        chunk_size=CHUNK,
+    )
+    wrapped = SB3VecEnv(env)
+    wrapped.seed(0)
+    wrapped.reset()
+    return wrapped, max(env.instructions, key=lambda words: len(words.split()))
+
+
+def _subprocesses(settings: Any) -> tuple[Any, str]:
+    """Return one process per environment, each of which renders once per chunk too."""
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    from contestants.sb3_policy import ChunkEnv
+    from robo_razor.environment import time_limit
+
+    limit = int(settings.max_episode_steps or time_limit(settings.task))
+    make = functools.partial(ChunkEnv, settings.task, CHUNK, limit)
+    env = SubprocVecEnv([make] * settings.num_envs, start_method="spawn")
+    env.seed(0)
+    env.reset()
+    return env, max(env.get_attr("task_description"), key=lambda words: len(words.split()))

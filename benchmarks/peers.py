@@ -1,0 +1,251 @@
+"""Measure robo-razor against the libraries that do the same: LeRobot and Stable-Baselines3.
+
+Example: `python benchmarks/peers.py --json peers.json`
+
+Ratios of samples per second (medians of interleaved repetitions, every contestant in a process of
+its own), against the fastest peer where there are several:
+
+(a) cloning: gradient steps' samples of `robo-razor finetune --method bc` against `lerobot-train`,
+    with its default data loader (4 workers) and other numbers of workers. All weights are trained;
+    what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
+(b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, without its videos, with
+    its environments in one process and in a process each (its default).
+(c) replay of a flow policy's denoising paths, forward and backward: one batched call against one
+    call per denoising step.
+(d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
+    update together, with the image encoder frozen on both sides as it is by default.
+(e) the same with all weights trained on both sides.
+
+Start-up, imports and checkpoints count on neither side. The modules in `contestants/` say what each
+side does, and what the two have in common. Both sides of a comparison must have done the same
+number of samples with as many trained parameters, or there is an error instead of a ratio. A ratio
+of wall times is only as good as the quiet of the machine; `cpu_ratio` is that of processor times of
+all processes involved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import functools
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contestants.meter import Comparison, compare
+from env_throughput import machine
+
+PACKAGES = ("torch", "lerobot", "accelerate", "stable-baselines3", "transformers", "gymnasium")
+
+
+def run_cloning(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+    from contestants import cloning
+
+    (cloning.clone_ours if ours else cloning.clone_lerobot)(settings, meter, **given)
+
+
+def run_evaluation(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+    from contestants import evaluating
+
+    (evaluating.evaluate_ours if ours else evaluating.evaluate_lerobot)(settings, meter, **given)
+
+
+def run_replay(settings: argparse.Namespace, meter: Any, sequential: bool) -> None:
+    from contestants import replaying
+
+    replaying.replay(settings, meter, sequential)
+
+
+def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+    from contestants import reinforcing
+
+    (reinforcing.train_ours if ours else reinforcing.train_sb3)(settings, meter, **given)
+
+
+def prepare(name: str, settings: argparse.Namespace) -> None:
+    """Write what a comparison's contestants start from; runs in a process of its own."""
+    from contestants import cloning, reinforcing, replaying
+
+    makers: dict[str, Callable[[Any], None]] = {
+        "a": cloning.write_dataset,
+        "c": replaying.write_policy,
+        "d": reinforcing.write_policy,
+        "e": reinforcing.write_policy,
+    }
+    if name in makers:
+        makers[name](settings)
+
+
+def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
+    """Return what is compared with what."""
+    partial = functools.partial
+    steps = settings.gradient_steps
+    return {
+        "a": Comparison(
+            title="BC: finetune / lerobot-train",
+            unit="samples",
+            aim=1.5,
+            ours="robo-razor finetune",
+            contestants={
+                "robo-razor finetune": (partial(run_cloning, ours=True), steps // 10),
+                **{
+                    f"lerobot-train, {n} loader workers": (
+                        partial(run_cloning, ours=False, loader_workers=n),
+                        steps,
+                    )
+                    for n in settings.loader_workers
+                },
+                "robo-razor finetune, image encoder frozen": (
+                    partial(run_cloning, ours=True, freeze_vision=True),
+                    steps // 10,
+                ),
+            },
+            extra=("robo-razor finetune, image encoder frozen",),
+        ),
+        "b": Comparison(
+            title="evaluation: evaluate / lerobot-eval",
+            unit="episodes",
+            aim=5.0,
+            ours="robo-razor evaluate",
+            contestants={
+                "robo-razor evaluate": (partial(run_evaluation, ours=True), 1),
+                **{
+                    f"lerobot-eval, use_async_envs={asynchronous}": (
+                        partial(run_evaluation, ours=False, asynchronous=asynchronous),
+                        1,
+                    )
+                    for asynchronous in (False, *[True] * (not settings.no_async))
+                },
+            },
+        ),
+        "c": Comparison(
+            title="replay of denoising paths: one call / one per step",
+            unit="decisions",
+            aim=1.4,
+            ours="batched",
+            contestants={
+                "batched": (partial(run_replay, sequential=False), settings.replays),
+                "sequential": (partial(run_replay, sequential=True), settings.replays),
+            },
+            same=("trained_parameters", "steps"),
+        ),
+        "d": ppo_comparison(settings, freeze_vision=True),
+        "e": ppo_comparison(settings, freeze_vision=False),
+    }
+
+
+def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Comparison:
+    """Return the comparison of PPO, with the image encoder frozen or trained on both sides."""
+    run = functools.partial(run_ppo, freeze_vision=freeze_vision)
+    peers = {"Stable-Baselines3 on our vector env": {"subprocesses": False}}
+    if settings.subprocesses:
+        peers["Stable-Baselines3, SubprocVecEnv"] = {"subprocesses": True}
+    return Comparison(
+        title=f"PPO, {'image encoder frozen' if freeze_vision else 'all weights'}: finetune / SB3",
+        unit="decisions",
+        aim=2.0,
+        ours="robo-razor finetune",
+        contestants={
+            "robo-razor finetune": (functools.partial(run, ours=True), settings.updates),
+            **{
+                name: (functools.partial(run, ours=False, **given), settings.updates)
+                for name, given in peers.items()
+            },
+        },
+    )
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cores = len(os.sched_getaffinity(0))
+    add = parser.add_argument
+    add("--json", type=Path, help="write the results to this file")
+    add("--only", default="abcde", help="which ratios, e.g. ac (default: abcde)")
+    add("--repeats", type=int, default=5, help="interleaved repetitions")
+    add("--threads", type=int, default=cores, help="CPU threads of torch; default: one per core")
+    add("--workers", type=int, default=cores, help="our environments' worker processes")
+    add("--policy", default="razor-base", help="policy of (a) and (b), shape of (d) and (e)")
+    add("--task", default="gym_razor/PlaceCanInBin-v0")
+    add("--max-episode-steps", type=int, help="time limit of (b), (d), (e); default: the task's")
+    add("--demonstrations", type=int, default=60, help="(a): episodes of the dataset")
+    add("--batch-size", type=int, default=64, help="(a): samples per gradient step")
+    add("--gradient-steps", type=int, default=20, help="(a): per repetition, a multiple of 10")
+    add("--loader-workers", type=int, nargs="+", default=[4, 2, 0], help="(a): of lerobot-train")
+    add("--num-envs", type=int, default=32, help="(b), (d), (e): environments in parallel")
+    add("--episodes", type=int, default=64, help="(b): per repetition")
+    add("--no-async", action="store_true", help="(b): without use_async_envs, a process per env")
+    add("--denoising-steps", type=int, default=10, help="(c)")
+    add("--replay-batch", type=int, default=16, help="(c): decisions per replay")
+    add("--replays", type=int, default=20, help="(c): per repetition")
+    add("--episodes-per-env", type=int, default=1, help="(d), (e): per update")
+    add("--update-epochs", type=int, default=3, help="(d), (e)")
+    add("--minibatches", type=int, default=2, help="(d), (e): per epoch")
+    add("--updates", type=int, default=1, help="(d), (e): per repetition")
+    add("--subprocesses", action="store_true", help="(d), (e): also SB3's SubprocVecEnv")
+    settings = parser.parse_args(arguments)
+    if not settings.only or set(settings.only) - set("abcde"):
+        parser.error(f"--only {settings.only}: give letters out of abcde")
+    if settings.gradient_steps < 10 or settings.gradient_steps % 10:
+        parser.error(f"--gradient-steps {settings.gradient_steps}: give a multiple of 10")
+    return settings
+
+
+def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
+    """Prepare and run one comparison in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        placed = argparse.Namespace(**vars(settings) | {"folder": Path(folder)})
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(prepare, name, placed).result()
+        return compare(comparisons(placed)[name], placed, Path(folder))
+
+
+def describe(name: str, result: dict[str, Any]) -> str:
+    """Return a comparison's ratios in words."""
+    low, high = result["ratio_range"]
+    unit, ours = result["unit"], result["contestants"][result["ours"]]
+    lines = [
+        f"({name}) {result['what']}: {result['ratio']:.2f} [{low:.2f}, {high:.2f}], "
+        f"aim {result['target']}, by processor time {result['cpu_ratio']:.2f}; "
+        f"{ours[f'{unit}_per_s']:.1f} {unit} per s"
+    ]
+    for peer, found in result["ratios"].items():
+        rate = result["contestants"][peer][f"{unit}_per_s"]
+        lines.append(
+            f"      against {peer}: {found['ratio']:.2f}, by processor time "
+            f"{found['cpu_ratio']:.2f}; {rate:.1f} {unit} per s"
+        )
+    for extra, found in result["extra"].items():
+        lines.append(
+            f"      {extra}: {found['ratio']:.2f}, by processor time {found['cpu_ratio']:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    settings = parse(arguments)
+    for key, value in (("MUJOCO_GL", "egl"), ("LP_NUM_THREADS", "0"), ("HF_HUB_OFFLINE", "1")):
+        os.environ.setdefault(key, value)
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    results = {}
+    for name in settings.only:
+        results[name] = measure(name, settings)
+        print(describe(name, results[name]), flush=True)
+    if settings.json:
+        chosen = {key: value for key, value in vars(settings).items() if key != "json"}
+        versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+        document = {"machine": machine() | versions, "settings": chosen, "ratios": results}
+        settings.json.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The meter measures others' loops in turns, and refuses to compare unlike work."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import loops
+import pytest
+from contestants.meter import Comparison, Contestant, check_same_work, compare, summarise
+
+
+def comparison(**contestants):
+    return Comparison("t", "samples", 1.5, "ours", {"ours": (loops.steady, 2), **contestants})
+
+
+def test_everybody_is_asked_for_the_same_units(tmp_path):
+    peer = functools.partial(loops.steady, samples=2)
+    found = compare(comparison(peer=(peer, 3)), loops.Settings(0.01), tmp_path)
+    ours, other = found["contestants"]["ours"], found["contestants"]["peer"]
+    assert (ours["samples"], other["samples"]) == (6, 6)
+    assert ours["notes"] == {"asked": 2 * 3}  # a warm-up and two repetitions
+    assert other["notes"] == {"asked": 3 * 3}
+    assert found["against"] == "peer"
+    assert set(found["ratios"]) == {"peer"}
+
+
+def test_unlike_work_is_no_ratio(tmp_path):
+    fewer = functools.partial(loops.steady, samples=1)
+    with pytest.raises(RuntimeError, match=r"unlike numbers of samples: \{'ours': 6, 'peer': 2\}"):
+        compare(comparison(peer=(fewer, 2)), loops.Settings(0.0), tmp_path)
+    smaller = functools.partial(loops.steady, trained_parameters=5)
+    with pytest.raises(RuntimeError, match="differ in trained_parameters"):
+        compare(comparison(peer=(smaller, 2)), loops.Settings(0.0), tmp_path)
+
+
+def test_a_contestant_that_fails_shows_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ended early; .*\n(.*\n)*ValueError: no such"):
+        compare(comparison(peer=(loops.broken, 1)), loops.Settings(0.0), tmp_path)
+
+
+def test_processes_of_a_contestant_stand_still_while_others_are_measured(tmp_path):
+    contestant = Contestant("one", loops.with_child, 1, None, tmp_path)
+    try:
+        contestant.measure()
+        time.sleep(1.0)  # a hundred ticks
+        notes = contestant.measure()["notes"]
+    finally:
+        contestant.close()
+    assert notes["ticks"] > 0
+    assert notes["ticks_while_waiting"] < 50
+
+
+def measured(**seconds):
+    return {
+        name: {"samples": 10, "wall_s": s, "cpu_s": 2 * s, "notes": {}}
+        for name, s in seconds.items()
+    }
+
+
+def test_the_headline_is_the_median_ratio_to_the_fastest_peer():
+    ours = comparison(slow=(None, 1), fast=(None, 1), less=(None, 1))
+    ours = Comparison(**{**vars(ours), "extra": ("less",)})
+    facts = {name: {"trained_parameters": 1} for name in ("ours", "slow", "fast", "less")}
+    rounds = [
+        measured(ours=1.0, slow=9.0, fast=2.0, less=0.5),
+        measured(ours=1.0, slow=9.0, fast=3.0, less=0.5),
+        measured(ours=2.0, slow=9.0, fast=2.0, less=0.5),
+    ]
+    facts["less"]["trained_parameters"] = 0  # not compared
+    check_same_work(ours, facts, rounds)
+    found = summarise(ours, facts, rounds)
+    assert found["against"] == "fast"
+    assert found["ratio"] == pytest.approx(2.0)
+    assert found["ratio_range"] == pytest.approx([1.0, 3.0])
+    assert found["ratios"]["slow"]["ratio"] == pytest.approx(9.0)
+    assert found["extra"]["less"]["ratio"] == pytest.approx(4.0)
+    assert found["reached"]

@@ -1,0 +1,17 @@
+"""What must work in a process that has imported nothing of LeRobot yet, as every command starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_lerobots_own_policy_types_are_known(tmp_path):
+    (tmp_path / "config.json").write_text('{"type": "smolvla"}')
+    code = f"from robo_razor.policies import load_policy; load_policy({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "Unknown policy type" not in done.stderr
+    assert "has no model.safetensors" in done.stderr  # which is looked for after the type
