@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from robo_razor.settings import Settings, setting
+from robo_razor.settings import Settings, mapping, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class EnvConfig(Settings):
     """Reward: `sparse` (1 at success) or `shaped` (staged; where the task offers it)."""
     env_packages: tuple[str, ...] = ("gym_razor",)
     """Python packages imported so that they register their Gymnasium ids."""
+    lerobot: str = mapping()
+    """Fields of LeRobot's config for tasks `lerobot:TYPE/TASK`, e.g. '{fps: 20}'."""
 
 
 @dataclass(frozen=True, kw_only=True)

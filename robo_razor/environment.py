@@ -3,7 +3,8 @@
 The toolkit asks a vector environment for four things beyond `gymnasium.vector.VectorEnv`: a chunk
 of actions per step, resets of single sub-environments, a task and an instruction for each of them,
 and a final observation that is not replaced (autoreset disabled). Environments registered with a
-`vector_entry_point` bring that themselves; any other id runs in `SerialVectorEnv`.
+`vector_entry_point` bring that themselves, `lerobot:TYPE/TASK` gets it from `lerobot_tasks`, and
+any other id runs in `SerialVectorEnv`. Tasks of unlike origin are joined by `mixed_env`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from numpy.typing import NDArray
 
 from robo_razor.config import EnvConfig
 from robo_razor.errors import EnvError, unknown_name
+from robo_razor.lerobot_tasks import (
+    environment_type,
+    is_lerobot_task,
+    make_lerobot_env,
+    register_lerobot_task,
+)
 from robo_razor.types import Observation
 
 StepResult = tuple[
@@ -52,13 +59,20 @@ def import_env_packages(names: Sequence[str]) -> None:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Check that every task is a registered Gymnasium id.
+    """Check that every task is a registered Gymnasium id, or one environment of LeRobot's.
 
     Raises:
         UnknownNameError: If one is not; lists the ids of its namespace and suggests one.
+        EnvError: LeRobot cannot make one, or its name stands for several.
     """
     for task in tasks:
-        if task not in gym.registry:
+        if is_lerobot_task(task):
+            if task not in (found := register_lerobot_task(task)):
+                raise EnvError(
+                    f"{task!r} stands for {len(found)} tasks, and one is needed here",
+                    allowed=", ".join(found),
+                )
+        elif task not in gym.registry:
             namespace = task.split("/")[0] + "/" if "/" in task else ""
             options = [name for name in gym.registry if name.startswith(namespace) and "/" in name]
             raise unknown_name(
@@ -93,6 +107,9 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     by_name = {skill_name(task): task for task in reversed(known)} | {task: task for task in known}
     tasks = []
     for part in filter(None, (part.strip() for part in spec.split(","))):
+        if is_lerobot_task(part):
+            tasks += register_lerobot_task(part)
+            continue
         if part not in by_name and part not in gym.registry:
             raise unknown_name("task", part, [*roles, *(skill_name(task) for task in known)])
         tasks.append(by_name.get(part, part))
@@ -110,7 +127,7 @@ def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
 
 def role_of(task: str) -> str:
     """Return the role "prior" or "new" that a task is registered with ("new" without one)."""
-    return str(gym.spec(task).kwargs.get("role", "new"))
+    return str(gym.registry[task].kwargs.get("role", "new") if task in gym.registry else "new")
 
 
 def time_limit(task: str) -> float:
@@ -126,17 +143,70 @@ def skill_name(task: str) -> str:
     return stem if stem and version.isdigit() else name
 
 
-def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) -> Any:
+def make_env(
+    task: str,
+    config: EnvConfig,
+    *,
+    chunk_size: int,
+    tasks: Sequence[str] = (),
+    image_shape: tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> Any:
     """Make a vector environment that executes action chunks.
 
     Args:
-        task: Gymnasium id of the first task of every sub-environment.
+        task: Gymnasium id, or `lerobot:TYPE/TASK`, of every sub-environment's first task.
         config: Number of environments and workers, image size, reward.
         chunk_size: Control steps per decision, H.
+        tasks: Further tasks that it must be able to switch to.
+        image_shape: Height and width of the images that the policy wants; environments of LeRobot's
+            are scaled to it, all others render `config.image_size`.
         **kwargs: Passed to the environment.
     """
     import_env_packages(config.env_packages)
-    check_tasks([task])
+    needed = list(dict.fromkeys((task, *tasks)))
+    check_tasks(needed)
+    families: dict[Any, list[str]] = {}
+    for name in needed:
+        families.setdefault(_family(name), []).append(name)
+    parts: list[tuple[list[str], Any]] = []
+    try:
+        for names in families.values():
+            parts.append((names, _make_family(names, config, chunk_size, image_shape, kwargs)))
+        if len(parts) == 1:
+            return parts[0][1]
+        from robo_razor.mixed_env import MixedVectorEnv
+
+        return MixedVectorEnv(parts)
+    except BaseException:
+        for _, env in parts:
+            env.close()
+        raise
+
+
+def _family(task: str) -> Any:
+    """Return what is equal for tasks that one vector environment can switch between."""
+    if is_lerobot_task(task):
+        return environment_type(task)
+    if not _steps_chunks(task):
+        return SerialVectorEnv
+    maker = _vector_maker(task)
+    return maker if getattr(maker, "switches_tasks", True) else task
+
+
+def _make_family(
+    tasks: Sequence[str],
+    config: EnvConfig,
+    chunk_size: int,
+    image_shape: tuple[int, int] | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Make the vector environment of tasks of one family."""
+    task = tasks[0]
+    if is_lerobot_task(task):
+        with worker_errors():
+            return make_lerobot_env(tasks, config, chunk_size=chunk_size, image_shape=image_shape)
+    kwargs = dict(kwargs)
     if config.max_episode_steps is not None:
         kwargs["max_episode_steps"] = config.max_episode_steps
     if config.reward_type != "sparse":
@@ -155,12 +225,16 @@ def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) ->
         )
 
 
+def _vector_maker(task: str) -> Any:
+    entry_point = gym.spec(task).vector_entry_point
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
 def _steps_chunks(task: str) -> bool:
     """Tell whether a task's own vector environment takes the arguments of those of this toolkit."""
-    entry_point = gym.spec(task).vector_entry_point
-    if entry_point is None:
+    maker = _vector_maker(task)
+    if maker is None:
         return False
-    maker = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     names = inspect.signature(maker).parameters
     return {"num_workers", "chunk_size", "image_size"} <= set(names) or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in names.values()
