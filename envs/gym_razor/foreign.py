@@ -83,6 +83,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self.render_mode = "rgb_array"
         self._elapsed = 0
         self._words: str | None = None
+        self._raw: Any = None
         self._generators: tuple[Any, Any] | None = None
         self._env: gym.Env[Any, Any] | None = None
         self._open(next(iter(self._factories)))
@@ -131,9 +132,23 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self, action: NDArray[np.float32]
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Execute one action."""
+        reward, terminated, truncated, info = self.step_without_rendering(action)
+        return self.observe(), reward, terminated, truncated, info
+
+    def step_without_rendering(
+        self, action: NDArray[np.float32]
+    ) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Do as `step`, but leave out what only the observation is for.
+
+        The last action of a chunk alone needs one. Environments that draw their picture inside
+        `step` draw it all the same, but it is not scaled; `_unformatted` says which are asked not
+        to.
+        """
         env = self._inner()
-        with self._own_generators():
-            raw, reward, terminated, truncated, info = env.step(np.asarray(action, np.float32))
+        with self._own_generators(), _unformatted(env):
+            self._raw, reward, terminated, truncated, info = env.step(
+                np.asarray(action, np.float32)
+            )
         if "is_success" not in info:
             raise ValueError(
                 f"{self.task} tells no success: its info has {sorted(info)}, but no 'is_success'."
@@ -145,7 +160,15 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         if self._reward_type == "sparse":
             reward = float(success)
         told = {"is_success": success, "elapsed_steps": self._elapsed}
-        return self._observe(raw), float(reward), ended, out_of_time and not ended, told
+        return float(reward), ended, out_of_time and not ended, told
+
+    def observe(self) -> dict[str, Any]:
+        """Return the observation that the last step led to."""
+        env = self._inner()
+        if not _formats_late(env):
+            return self._observe(self._raw)
+        with self._own_generators():
+            return self._observe(env._format_raw_obs(self._raw))  # type: ignore[attr-defined]
 
     def render(self) -> NDArray[np.uint8]:
         """Return a square picture uint8 [render_size, render_size, 3] with its aspect kept."""
@@ -307,6 +330,30 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _numbers(part) for name, part in value.items()}
     return np.asarray(value, np.float32)
+
+
+def _formats_late(env: gym.Env[Any, Any]) -> bool:
+    """Tell whether an environment is one of LeRobot's that build observations in a method."""
+    return env is env.unwrapped and callable(getattr(env, "_format_raw_obs", None))
+
+
+@contextlib.contextmanager
+def _unformatted(env: gym.Env[Any, Any]) -> Iterator[None]:
+    """Let LeRobot's Meta-World and LIBERO return what they simulate as it is, during a step.
+
+    Meta-World would render in `_format_raw_obs`, and begin a new episode inside the step that
+    succeeds, so that its last state could not be looked at any more.
+    """
+    if not _formats_late(env):
+        yield
+        return
+    shadows: dict[str, Any] = {"_format_raw_obs": lambda raw: raw, "reset": lambda: None}
+    vars(env).update(shadows)
+    try:
+        yield
+    finally:
+        for name in shadows:
+            del vars(env)[name]
 
 
 def _attribute(env: gym.Env[Any, Any], name: str) -> Any:
