@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from robo_razor.checkpoint import refuse_used_directory
@@ -25,6 +26,8 @@ from robo_razor.errors import DemonstrationError
 from robo_razor.policy_inputs import STATE, camera_name, image_key
 from robo_razor.types import DemonstrationSet
 
+SCALE = "gym_razor.foreign:resize"
+"""What images of LeRobot's environments are scaled with: a policy must see both alike."""
 IMAGES = "observation.image"
 """How the name of every camera of a LeRobotDataset begins."""
 
@@ -205,19 +208,18 @@ def _stack(
     Raises:
         DemonstrationError: There are fewer.
     """
-    from PIL import Image
-
+    scale = load_env_creator(SCALE)
     images: NDArray[np.uint8] | None = None
     row = 0
     for picture in pictures:
         if row == number:
             break
-        picture = picture.convert("RGB")
-        if shape is not None and picture.size != (shape[1], shape[0]):
-            picture = picture.resize((shape[1], shape[0]), Image.Resampling.BOX)
+        array = np.asarray(picture.convert("RGB"))
+        if shape is not None:
+            array = scale(array, *shape)
         if images is None:
-            images = np.empty((number, picture.height, picture.width, 3), dtype=np.uint8)
-        images[row] = np.asarray(picture)
+            images = np.empty((number, *array.shape), dtype=np.uint8)
+        images[row] = array
         row += 1
     if images is None or row < number:
         raise DemonstrationError(

@@ -439,10 +439,12 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             size: Side in pixels; None takes what the environments render. Other sizes are
                 sampled from that (nearest pixel).
         """
-        self._check_idle(range(len(self.groups)))
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
+        groups = [int(group) for group in np.unique(self._group_of[ids])]
+        self._check_idle(groups)
         frames: dict[int, Any] = {}
-        for group, members in enumerate(self.groups):
+        for group in groups:
+            members = self.groups[group]
             rows = (ids[self._group_of[ids] == group] - members[0]).tolist()
             self._send(group, "render", rows)
             frames.update({int(members[row]): frame for row, frame in self._receive(group).items()})

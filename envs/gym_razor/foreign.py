@@ -182,6 +182,12 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         square[top : top + small.shape[0], left : left + small.shape[1]] = small
         return square
 
+    def get_wrapper_attr(self, name: str) -> Any:
+        """Return an attribute of this environment, else of the foreign one."""
+        if hasattr(self, name):
+            return getattr(self, name)
+        return self._inner().get_wrapper_attr(name)
+
     def close(self) -> None:
         """Close the environment; a second call does nothing."""
         if self._env is not None:
@@ -294,21 +300,22 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     """
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
-    rows = _area_weights(image.shape[0], height) @ image.reshape(image.shape[0], -1)
-    across = rows.reshape(height, image.shape[1], 3).transpose(1, 0, 2).reshape(image.shape[1], -1)
-    scaled = (_area_weights(image.shape[1], width) @ across).reshape(width, height, 3)
-    return np.ascontiguousarray(np.rint(scaled).clip(0, 255).astype(np.uint8).transpose(1, 0, 2))
+    rows = _averages(image, height)
+    scaled = _averages(rows.transpose(1, 0, 2), width).transpose(1, 0, 2)
+    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8))
 
 
-@functools.lru_cache(maxsize=32)
-def _area_weights(before: int, after: int) -> NDArray[np.float32]:
-    """Return float32 [after, before]: the share of each old pixel in each new one."""
-    edges = np.arange(after + 1) * (before / after)
-    low, high = edges[:-1, None], edges[1:, None]
-    old = np.arange(before)[None]
-    overlap = np.clip(np.minimum(high, old + 1) - np.maximum(low, old), 0.0, None)
-    weights: NDArray[np.float32] = (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
-    return weights
+def _averages(values: NDArray[Any], number: int) -> NDArray[np.float64]:
+    """Average the first axis over `number` equal stretches, whose ends may cut an element."""
+    before = len(values)
+    sums = np.zeros((before + 1, *values.shape[1:]), np.float64)
+    np.cumsum(values, axis=0, out=sums[1:])
+    ends = np.arange(number + 1) * (before / number)
+    whole = np.minimum(ends.astype(np.intp), before)
+    part = (ends - whole).reshape(-1, *[1] * (values.ndim - 1))
+    at = sums[whole] + part * values[np.minimum(whole, before - 1)]
+    averages: NDArray[np.float64] = np.diff(at, axis=0) / (before / number)
+    return averages
 
 
 def _named(whole: Any, shape: tuple[int, ...]) -> dict[str, Any]:
