@@ -32,6 +32,8 @@ class EnvConfig(Settings):
     """Python packages imported so that they register their Gymnasium ids."""
     lerobot: str = mapping()
     """Fields of LeRobot's config for tasks `lerobot:TYPE/TASK`, e.g. '{fps: 20}'."""
+    fast_images: bool = False
+    """Let Meta-World render at the policy's image size and without shadows, unlike LeRobot."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from robo_razor.errors import DemonstrationError
 from robo_razor.policy_inputs import STATE, camera_name, image_key
 from robo_razor.types import DemonstrationSet
 
-SCALE = "gym_razor.foreign:resize"
+SCALE = "gym_razor.pictures:resize"
 """What images of LeRobot's environments are scaled with: a policy must see both alike."""
 IMAGES = "observation.image"
 """How the name of every camera of a LeRobotDataset begins."""
@@ -208,7 +208,7 @@ def _stack(
     Raises:
         DemonstrationError: There are fewer.
     """
-    scale = load_env_creator(SCALE)
+    scale: Any = load_env_creator(SCALE)
     images: NDArray[np.uint8] | None = None
     row = 0
     for picture in pictures:

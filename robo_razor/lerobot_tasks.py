@@ -142,6 +142,7 @@ def make_lerobot_env(
         image_shape=image_shape,
         max_episode_steps=config.max_episode_steps,
         reward_type=config.reward_type,
+        fast_images=config.fast_images,
     )
     if trouble := seed_trouble(env, config.num_envs):
         logger.warning("%s %s", tasks[0], trouble)

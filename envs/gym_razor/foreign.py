@@ -26,6 +26,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from gym_razor.chunked import ChunkedVectorEnv
+from gym_razor.pictures import into_square, resize
 
 EnvFactory = Callable[[], "gym.Env[Any, Any]"]
 
@@ -65,6 +66,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         max_episode_steps: int | None = None,
         reward_type: str = "sparse",
         render_size: int = 256,
+        fast_images: bool = False,
     ) -> None:
         """Build the first task's environment.
 
@@ -74,7 +76,11 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             max_episode_steps: Time limit in actions; None takes the environment's own.
             reward_type: `"sparse"` or `"shaped"`.
             render_size: Side of the picture that `render` returns, pixels.
+            fast_images: Let an environment that renders with Gymnasium's MuJoCo renderer
+                (Meta-World) do so at `image_shape`, without shadows and multisampling. That is
+                several times faster in software, but another picture than LeRobot's.
         """
+        self._fast_images = fast_images and image_shape is not None
         self._factories = dict(factories)
         self._image_shape = image_shape
         self._given_limit = max_episode_steps
@@ -122,11 +128,13 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             env.unwrapped.init_state_id = number
         more = {"options": given} if given else {}
         self._generators = _seeded(zlib.crc32(task.encode()), number)
-        with self._own_generators():
-            raw, _ = env.reset(seed=number, **more)
+        with self._own_generators(), _unformatted(env, "_format_raw_obs"):
+            self._raw, _ = env.reset(seed=number, **more)
         self._elapsed = 0
-        info = {"is_success": False, "elapsed_steps": 0, "start_state_hash": _hash(raw)}
-        return self._observe(raw), info
+        if self._fast_images:
+            self._render_fast()
+        info = {"is_success": False, "elapsed_steps": 0, "start_state_hash": _hash(self._raw)}
+        return self.observe(), info
 
     def step(
         self, action: NDArray[np.float32]
@@ -145,7 +153,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         to.
         """
         env = self._inner()
-        with self._own_generators(), _unformatted(env):
+        with self._own_generators(), _unformatted(env, "_format_raw_obs", "reset"):
             self._raw, reward, terminated, truncated, info = env.step(
                 np.asarray(action, np.float32)
             )
@@ -174,13 +182,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         """Return a square picture uint8 [render_size, render_size, 3] with its aspect kept."""
         with self._own_generators():
             frame = np.asarray(self._inner().render(), np.uint8)
-        side, (height, width) = self._render_size, frame.shape[:2]
-        scale = side / max(height, width)
-        small = resize(frame, max(1, round(height * scale)), max(1, round(width * scale)))
-        square = np.zeros((side, side, 3), np.uint8)
-        top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
-        square[top : top + small.shape[0], left : left + small.shape[1]] = small
-        return square
+        return into_square(frame, self._render_size)
 
     def get_wrapper_attr(self, name: str) -> Any:
         """Return an attribute of this environment, else of the foreign one."""
@@ -216,6 +218,15 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 f"{task} and {before} give or take other things: {found[0]} and {found[1]} against "
                 f"{self._space} and {self.action_space}."
             )
+
+    def _render_fast(self) -> None:
+        """Set up a MuJoCo renderer before its first picture."""
+        simulation = getattr(self._inner().unwrapped, "_env", None)
+        renderer = getattr(simulation, "mujoco_renderer", None)
+        if renderer is not None and simulation is not None and self._image_shape is not None:
+            renderer.height, renderer.width = self._image_shape
+            simulation.model.vis.quality.offsamples = 0
+            simulation.model.vis.quality.shadowsize = 0
 
     def _offered(self) -> spaces.Dict:
         """Return the space of what `_observe` returns."""
@@ -290,34 +301,6 @@ def make_foreign_vector_env(
     )
 
 
-def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Scale a picture by averaging the area that falls on each pixel.
-
-    Args:
-        image: uint8 [h, w, 3].
-        height: Wanted height, pixels.
-        width: Wanted width, pixels.
-    """
-    if image.shape[:2] == (height, width):
-        return np.ascontiguousarray(image)
-    rows = _averages(image, height)
-    scaled = _averages(rows.transpose(1, 0, 2), width).transpose(1, 0, 2)
-    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8))
-
-
-def _averages(values: NDArray[Any], number: int) -> NDArray[np.float64]:
-    """Average the first axis over `number` equal stretches, whose ends may cut an element."""
-    before = len(values)
-    sums = np.zeros((before + 1, *values.shape[1:]), np.float64)
-    np.cumsum(values, axis=0, out=sums[1:])
-    ends = np.arange(number + 1) * (before / number)
-    whole = np.minimum(ends.astype(np.intp), before)
-    part = (ends - whole).reshape(-1, *[1] * (values.ndim - 1))
-    at = sums[whole] + part * values[np.minimum(whole, before - 1)]
-    averages: NDArray[np.float64] = np.diff(at, axis=0) / (before / number)
-    return averages
-
-
 def _named(whole: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """Name an observation that is one array: an image or a state."""
     return {"pixels": whole} if len(shape) == 3 else {"agent_pos": whole}
@@ -345,8 +328,8 @@ def _formats_late(env: gym.Env[Any, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _unformatted(env: gym.Env[Any, Any]) -> Iterator[None]:
-    """Let LeRobot's Meta-World and LIBERO return what they simulate as it is, during a step.
+def _unformatted(env: gym.Env[Any, Any], *names: str) -> Iterator[None]:
+    """Let LeRobot's Meta-World and LIBERO return what they simulate as it is, during a call.
 
     Meta-World would render in `_format_raw_obs`, and begin a new episode inside the step that
     succeeds, so that its last state could not be looked at any more.
@@ -354,12 +337,11 @@ def _unformatted(env: gym.Env[Any, Any]) -> Iterator[None]:
     if not _formats_late(env):
         yield
         return
-    shadows: dict[str, Any] = {"_format_raw_obs": lambda raw: raw, "reset": lambda: None}
-    vars(env).update(shadows)
+    vars(env).update({name: lambda raw=None: raw for name in names})
     try:
         yield
     finally:
-        for name in shadows:
+        for name in names:
             del vars(env)[name]
 
 

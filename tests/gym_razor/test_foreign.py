@@ -9,7 +9,8 @@ from counter import toy_factory
 from gymnasium import spaces
 
 from gym_razor.faults import WorkerError
-from gym_razor.foreign import LONE_CAMERA, ContractEnv, make_foreign_vector_env, resize
+from gym_razor.foreign import LONE_CAMERA, ContractEnv, make_foreign_vector_env
+from gym_razor.pictures import resize
 
 
 def test_a_picture_is_scaled_by_averaging():

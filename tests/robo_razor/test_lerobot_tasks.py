@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,17 @@ def test_workers_import_neither_lerobot_nor_torch(make):
         env.reset(seed=[0, 1])
         inner = env if task == LEFT else env._env
         assert inner.call("loaded") == ([], [])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux")
+def test_workers_of_our_own_suite_do_not_load_torch_either(make):
+    env = make("gym_razor/PressButton-v0", num_envs=1, num_workers=1)
+    env.reset(seed=[0])
+    (worker,) = env.unwrapped._processes
+    loaded = Path(f"/proc/{worker.pid}/maps").read_text()
+    assert "libmujoco" in loaded
+    assert "libtorch" in Path("/proc/self/maps").read_text()
+    assert "libtorch" not in loaded  # nor LeRobot, which cannot be imported without it
 
 
 def test_a_suite_switches_tasks_and_goes_through_lerobots_pipeline(make):
