@@ -31,6 +31,7 @@ from robo_razor.policy_inputs import (
     STATE,
     InputSources,
     check_fit,
+    check_unit_actions,
     full_rename_map,
     rename_step,
     resizes_images,
@@ -397,6 +398,17 @@ class TokenPolicyHandle(PolicyHandle):
                 "actions in [-1, 1].",
                 allowed="normalization_mapping ACTION: IDENTITY",
             )
+
+    def check_env(
+        self, single_observation_space: spaces.Space[Any], single_action_space: spaces.Space[Any]
+    ) -> None:
+        """Check as every policy does, and that actions lie in [-1, 1], as tokens stand for.
+
+        Raises:
+            PolicyEnvMismatchError: If not.
+        """
+        super().check_env(single_observation_space, single_action_space)
+        check_unit_actions(self.name, single_action_space)
 
     def prepare(
         self, observation: dict[str, Any], instructions: Sequence[str]

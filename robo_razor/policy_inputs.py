@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 
 from robo_razor.errors import PolicyEnvMismatchError, PolicyError, did_you_mean
@@ -138,6 +139,24 @@ def check_fit(policy: Any, observation: spaces.Space[Any], action: spaces.Space[
         f"{', '.join([*has, f'action {size}'])}. Not found: {', '.join(missing)}",
         remedy=_remedy(policy.sources, missing, cameras),
     )
+
+
+def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
+    """Check that an environment's actions have the range [-1, 1], as far as it tells one.
+
+    Raises:
+        PolicyEnvMismatchError: If not.
+    """
+    if not isinstance(action, spaces.Box):
+        return
+    low, high = float(action.low.min()), float(action.high.max())
+    if np.isfinite([low, high]).all() and not np.allclose([low, high], [-1.0, 1.0]):
+        raise PolicyEnvMismatchError(
+            f"The policy {name!r} commands actions in [-1, 1], but the environment takes "
+            f"[{low:g}, {high:g}]",
+            remedy="Put a wrapper around the environment that scales them, or use a policy that "
+            "normalises its actions (SmolVLA, pi0, ACT, ...).",
+        )
 
 
 def offered_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -12,11 +13,19 @@ import toy_lerobot_envs
 from rich.console import Console
 from toy_policy import RED, save_tiny_policy, tiny_policy
 
-from robo_razor.config import EnvConfig, EvaluateConfig, RolloutConfig
+from robo_razor.config import (
+    EnvConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PPOConfig,
+    RolloutConfig,
+    TrackingConfig,
+)
 from robo_razor.environment import check_tasks, make_env, named_tasks, resolve_tasks, time_limit
 from robo_razor.errors import ConfigError, EnvError, PolicyEnvMismatchError, UnknownNameError
 from robo_razor.evaluation import run_evaluate
 from robo_razor.rollout import run_episodes
+from robo_razor.trainer import finetune
 from robo_razor.types import make_rows
 from robo_razor.video import run_rollout
 
@@ -280,3 +289,36 @@ def test_a_policy_that_does_not_fit_sees_both_sides(base):
         rename="{observation.images.view1: observation.image}",
     )
     assert run_evaluate(renamed, quiet())["Left"].n == 1
+
+
+def test_finetune_learns_one_and_tracks_the_other(base, tmp_path):
+    settings = FinetuneConfig(
+        method="ppo",
+        policy=base,
+        task=LEFT,
+        prior_tasks=f"{RIGHT},lerobot:toycopy/Right-v0",
+        out=str(tmp_path / "run"),
+        torch_threads=1,
+        env=config(reward_type="shaped"),
+        ppo=PPOConfig(
+            num_updates=1, episodes_per_update=4, value_warmup_updates=0, minibatch_size=16
+        ),
+        tracking=TrackingConfig(
+            episodes_new=2,
+            episodes_new_sampled=2,
+            episodes_prior=2,
+            final_episodes_new=2,
+            kl_states=4,
+        ),
+    )
+    result = finetune(settings, quiet())
+    assert result.step == 1
+    assert set(result.summary["prior"]) == {"Right", "lerobot:toycopy/Right-v0"}
+    assert result.summary["kl_base_tuned"]["new_base_visited"] > 0
+    rows = [json.loads(line) for line in (result.run / "eval/000001/episodes.jsonl").open()]
+    assert {(row["task"], row["role"]) for row in rows} == {
+        (LEFT, "new"),
+        (RIGHT, "prior"),
+        ("lerobot:toycopy/Right-v0", "prior"),
+    }
+    assert all(row["start_state"] for row in rows)

@@ -381,6 +381,12 @@ def test_a_mismatch_shows_both_sides(observation, action, needs, has):
     assert has in offer
 
 
+def test_tokens_stand_for_actions_between_minus_one_and_one():
+    with pytest.raises(PolicyEnvMismatchError, match=r"in \[-1, 1\].*takes \[0, 512\]"):
+        make_tiny().check_env(space(), spaces.Box(0, 512, (5,), np.float32))
+    make_tiny().check_env(space(), spaces.Box(-np.inf, np.inf, (5,), np.float32))
+
+
 # Other policies of LeRobot ------------------------------------------------------------------
 
 
