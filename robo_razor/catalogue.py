@@ -19,8 +19,8 @@ def run_list(kind: str | None = None) -> None:
     """Print what there is to choose from.
 
     Args:
-        kind: `tasks`, `skills`, `methods` or `policies`; None: everything but `skills`, which are
-            the tasks' short names.
+        kind: `tasks`, `skills`, `methods`, `policies` or `lerobot`; None: everything but `skills`,
+            which are the tasks' short names, and `lerobot`, whose import takes seconds.
 
     Raises:
         UnknownNameError: `kind` is none of these.
@@ -30,12 +30,13 @@ def run_list(kind: str | None = None) -> None:
         "skills": skill_table,
         "methods": method_table,
         "policies": policy_table,
+        "lerobot": lerobot_table,
     }
     if kind is not None and kind not in tables:
         raise unknown_name("list", kind, tables)
     console = Console()
     for name, table in tables.items():
-        if kind == name or (kind is None and name != "skills"):
+        if kind == name or (kind is None and name not in ("skills", "lerobot")):
             console.print(table())
 
 
@@ -55,6 +56,21 @@ def skill_table() -> Table:
     for task, role in sorted(_tasks().items(), key=lambda item: (item[1] or "~", item[0])):
         if role:
             table.add_row(skill_name(task), role, task)
+    return table
+
+
+def lerobot_table() -> Table:
+    """Return LeRobot's registered environment types, each with the default task of its config."""
+    import dataclasses
+
+    from robo_razor.lerobot_tasks import PREFIX, known_types
+
+    table = Table("type", "default task", title="LeRobot's environments", title_justify="left")
+    for kind, config in sorted(known_types().items()):
+        default = next(item.default for item in dataclasses.fields(config) if item.name == "task")
+        table.add_row(kind, f"{PREFIX}{kind}/{default}" if default else "-")
+    table.caption = 'Most need `pip install "lerobot[TYPE]"`; docs/lerobot.md says what was run.'
+    table.caption_justify = "left"
     return table
 
 

@@ -72,6 +72,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor evaluate --policy runs/x/checkpoints/best --skills PlaceCanInBin,LiftCan",
             "robo-razor evaluate --manifest razor --json out.json --resume",
             "robo-razor evaluate --skills LiftCube --until-width .05",
+            "robo-razor evaluate --policy DIR --skills lerobot:metaworld/reach-v3,LiftCube",
         ),
         "robo_razor.evaluation:run_evaluate",
         configs.EvaluateConfig,
@@ -110,8 +111,8 @@ COMMANDS: dict[str, Command] = {
         "robo_razor.doctor:run_doctor",
     ),
     "list": Command(
-        "List tasks, skills, methods and policies (or one of them).",
-        ("robo-razor list", "robo-razor list tasks"),
+        "List tasks, skills, methods and policies (or one of them, or LeRobot's environments).",
+        ("robo-razor list", "robo-razor list tasks", "robo-razor list lerobot"),
         "robo_razor.catalogue:run_list",
     ),
 }
@@ -178,7 +179,9 @@ def _run_plain(name: str, command: Command, words: list[str]) -> int:
     if words and (name != "list" or len(words) > 1 or words[0].startswith("-")):
         raise ConfigError(
             f"`robo-razor {name}` does not take {words[-1]!r}",
-            allowed="tasks, skills, methods or policies" if name == "list" else "no option",
+            allowed="tasks, skills, methods, policies or lerobot"
+            if name == "list"
+            else "no option",
         )
     return int(_load(command.target)(*words) or 0)
 

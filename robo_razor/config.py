@@ -25,6 +25,7 @@ from robo_razor.settings import (
     describe_fields,
     from_dict,
     load_yaml,
+    mapping,
     read_yaml,
     replace,
     setting,
@@ -74,7 +75,9 @@ class FinetuneConfig(Settings):
     policy: str = "razor-base"
     """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
     task: str = MAIN_TASK
-    """Gymnasium id of the new task."""
+    """The new task: a Gymnasium id, or an environment of LeRobot's, `lerobot:TYPE/TASK`."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     prior_tasks: str = "prior"
     """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
     out: str | None = None
@@ -144,7 +147,9 @@ class EvaluateConfig(Settings):
     policy: str = "razor-base"
     """Policy: `razor-base`, a run or checkpoint directory, or a hub id."""
     skills: str = "all"
-    """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
+    """`prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK` with commas."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     episodes: int | None = setting(None, low=1)
     """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
     manifest: str | None = None
@@ -206,7 +211,9 @@ class RolloutConfig(Settings):
     policy: str = "razor-base"
     """Policy: `razor-base`, a run or checkpoint directory, a hub id, or `expert`."""
     task: str = MAIN_TASK
-    """Gymnasium id of the task."""
+    """The task: a Gymnasium id, or an environment of LeRobot's, `lerobot:TYPE/TASK`."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     instruction: str | None = None
     """Your own words for the policy; None: the task's."""
     episodes: int = setting(9, low=1)
@@ -235,6 +242,8 @@ class CollectConfig(Settings):
     """Gymnasium id of the task, several with commas, or `prior`."""
     policy: str = "expert"
     """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     style: str = "a"
     """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
     episodes: int = setting(100, low=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from robo_razor.errors import ConfigError
-from robo_razor.settings import Settings, setting
+from robo_razor.settings import Settings, mapping, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,10 @@ class EnvConfig(Settings):
     """Reward: `sparse` (1 at success) or `shaped` (staged; where the task offers it)."""
     env_packages: tuple[str, ...] = ("gym_razor",)
     """Python packages imported so that they register their Gymnasium ids."""
+    lerobot: str = mapping()
+    """Fields of LeRobot's config for tasks `lerobot:TYPE/TASK`, e.g. '{fps: 20}'."""
+    fast_images: bool = False
+    """Let Meta-World render at the policy's image size and without shadows, unlike LeRobot."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
+from robo_razor.policy_inputs import STATE, image_key
 from robo_razor.rollout import LandmarkWatch, StepOutcome, episode_bar, run_actor
 from robo_razor.seeding import derive
 from robo_razor.types import DemonstrationSet, EpisodeBatch, make_rows
@@ -192,11 +193,17 @@ def demonstrations_for(
     """
     bc = config.bc
     if bc.demonstrations != "expert" and not bc.demonstrations.startswith(POLICY_PREFIX):
-        demonstrations = load_demonstrations(bc.demonstrations, max_episodes=bc.episodes)
+        demonstrations = load_demonstrations(
+            bc.demonstrations,
+            max_episodes=bc.episodes,
+            image_shape=policy.wanted_image_shape,
+            state_keys=policy.sources.candidates(STATE),
+        )
         check_fit(demonstrations, policy, bc.demonstrations)
         return demonstrations
     actor, stride = _demonstrator(config)
-    env = make_env(config.task, config.env, chunk_size=1)
+    shape = policy.wanted_image_shape
+    env = make_env(config.task, config.env, chunk_size=1, image_shape=shape)
     try:
         found = collect_demonstrations(
             env,
@@ -224,6 +231,7 @@ def _demonstrator(config: FinetuneConfig) -> tuple[Actor, int]:
         return (NoisyActor(expert, bc.noise) if bc.noise else expert), 1
     name = bc.demonstrations.removeprefix(POLICY_PREFIX)
     demonstrator = load_policy(name, resolve_device(config.device))
+    demonstrator.rename(config.rename)
     if not demonstrator.has_density:
         raise DemonstrationError(
             f"The policy {name!r} of `bc.demonstrations` has no action density to sample from",
@@ -241,22 +249,27 @@ def check_fit(demonstrations: DemonstrationSet, policy: Any, source: str) -> Non
     Raises:
         DemonstrationError: If not; shows both sides.
     """
-    size = policy.image_size
+    shape = policy.wanted_image_shape
     shapes = {name: images.shape[1:3] for name, images in demonstrations.images.items()}
+    seen = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
     fits = (
-        all(shapes.get(name) == (size, size) for name in policy.camera_names)
+        all(found is not None and shape in (None, found) for found in seen)
         and demonstrations.state.shape[1] == policy.state_dim
         and demonstrations.actions.shape[1] == policy.action_dim
     )
-    if not fits:
-        raise DemonstrationError(
-            f"The demonstrations in {source!r} do not fit the policy {policy.name!r}: they have "
-            f"cameras {shapes}, state {demonstrations.state.shape[1]}, actions "
-            f"{demonstrations.actions.shape[1]}; the policy needs cameras "
-            f"{policy.camera_names} of {size} px, state {policy.state_dim}, actions "
-            f"{policy.action_dim}",
-            remedy="Collect demonstrations in the environment that the policy was trained for.",
-        )
+    if fits:
+        return
+    cameras = [f"{image_key(name)} {w}x{h} px" for name, (h, w) in shapes.items()]
+    size = "" if shape is None else f" {shape[1]}x{shape[0]} px"
+    wanted = [f"{key}{size}" for key in policy.sources.image_keys]
+    raise DemonstrationError(
+        f"The demonstrations in {source!r} do not fit the policy {policy.name!r}: they have "
+        f"{', '.join(cameras) or 'no camera'}, state {demonstrations.state.shape[1]}, action "
+        f"{demonstrations.actions.shape[1]}; the policy wants {', '.join(wanted)}, state "
+        f"{policy.state_dim}, action {policy.action_dim}",
+        remedy="Rename cameras that are only called otherwise (`--rename`), or collect "
+        "demonstrations in the environment that the policy was trained for.",
+    )
 
 
 def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
@@ -282,7 +295,13 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
         policy, actor = _policy_actor(config)
     if config.noise > 0.0:
         actor = NoisyActor(actor, config.noise)
-    env = make_env(next(iter(tasks.values())), config.env, chunk_size=1)
+    env = make_env(
+        next(iter(tasks.values())),
+        config.env,
+        chunk_size=1,
+        tasks=tuple(tasks.values()),
+        image_shape=None if policy is None else policy.wanted_image_shape,
+    )
     writer = None
     try:
         if policy is not None:
@@ -308,6 +327,7 @@ def _policy_actor(config: CollectConfig) -> tuple[Any, Actor]:
     from robo_razor.policies import load_policy
 
     policy = load_policy(config.policy, resolve_device(config.device))
+    policy.rename(config.rename)
     mode = "sample" if policy.has_density else "greedy"
     actor = PolicyActor(policy, mode, sampling_seed=config.seed)  # type: ignore[arg-type]
     return policy, OpenLoopActor(actor, policy.chunk_size)

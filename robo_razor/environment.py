@@ -3,7 +3,8 @@
 The toolkit asks a vector environment for four things beyond `gymnasium.vector.VectorEnv`: a chunk
 of actions per step, resets of single sub-environments, a task and an instruction for each of them,
 and a final observation that is not replaced (autoreset disabled). Environments registered with a
-`vector_entry_point` bring that themselves; any other id runs in `SerialVectorEnv`.
+`vector_entry_point` bring that themselves, `lerobot:TYPE/TASK` gets it from `lerobot_tasks`, and
+any other id runs in `serial_env`. Tasks of unlike origin are joined by `mixed_env`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from numpy.typing import NDArray
 
 from robo_razor.config import EnvConfig
 from robo_razor.errors import EnvError, unknown_name
+from robo_razor.lerobot_tasks import (
+    environment_type,
+    is_lerobot_task,
+    make_lerobot_env,
+    register_lerobot_task,
+)
 from robo_razor.types import Observation
 
 StepResult = tuple[
@@ -52,13 +59,20 @@ def import_env_packages(names: Sequence[str]) -> None:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Check that every task is a registered Gymnasium id.
+    """Check that every task is a registered Gymnasium id, or one environment of LeRobot's.
 
     Raises:
         UnknownNameError: If one is not; lists the ids of its namespace and suggests one.
+        EnvError: LeRobot cannot make one, or its name stands for several.
     """
     for task in tasks:
-        if task not in gym.registry:
+        if is_lerobot_task(task):
+            if task not in (found := register_lerobot_task(task)):
+                raise EnvError(
+                    f"{task!r} stands for {len(found)} tasks, and one is needed here",
+                    allowed=", ".join(found),
+                )
+        elif task not in gym.registry:
             namespace = task.split("/")[0] + "/" if "/" in task else ""
             options = [name for name in gym.registry if name.startswith(namespace) and "/" in name]
             raise unknown_name(
@@ -93,6 +107,9 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     by_name = {skill_name(task): task for task in reversed(known)} | {task: task for task in known}
     tasks = []
     for part in filter(None, (part.strip() for part in spec.split(","))):
+        if is_lerobot_task(part):
+            tasks += register_lerobot_task(part)
+            continue
         if part not in by_name and part not in gym.registry:
             raise unknown_name("task", part, [*roles, *(skill_name(task) for task in known)])
         tasks.append(by_name.get(part, part))
@@ -110,7 +127,7 @@ def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
 
 def role_of(task: str) -> str:
     """Return the role "prior" or "new" that a task is registered with ("new" without one)."""
-    return str(gym.spec(task).kwargs.get("role", "new"))
+    return str(gym.registry[task].kwargs.get("role", "new") if task in gym.registry else "new")
 
 
 def time_limit(task: str) -> float:
@@ -126,22 +143,77 @@ def skill_name(task: str) -> str:
     return stem if stem and version.isdigit() else name
 
 
-def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) -> Any:
+def make_env(
+    task: str,
+    config: EnvConfig,
+    *,
+    chunk_size: int,
+    tasks: Sequence[str] = (),
+    image_shape: tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> Any:
     """Make a vector environment that executes action chunks.
 
     Args:
-        task: Gymnasium id of the first task of every sub-environment.
+        task: Gymnasium id, or `lerobot:TYPE/TASK`, of every sub-environment's first task.
         config: Number of environments and workers, image size, reward.
         chunk_size: Control steps per decision, H.
+        tasks: Further tasks that it must be able to switch to.
+        image_shape: Height and width of the images that the policy wants; environments of LeRobot's
+            are scaled to it, all others render `config.image_size`.
         **kwargs: Passed to the environment.
     """
     import_env_packages(config.env_packages)
-    check_tasks([task])
+    needed = list(dict.fromkeys((task, *tasks)))
+    check_tasks(needed)
+    families: dict[Any, list[str]] = {}
+    for name in needed:
+        families.setdefault(_family(name), []).append(name)
+    parts: list[tuple[list[str], Any]] = []
+    try:
+        for names in families.values():
+            parts.append((names, _make_family(names, config, chunk_size, image_shape, kwargs)))
+        if len(parts) == 1:
+            return parts[0][1]
+        from robo_razor.mixed_env import MixedVectorEnv
+
+        return MixedVectorEnv(parts)
+    except BaseException:
+        for _, env in parts:
+            env.close()
+        raise
+
+
+def _family(task: str) -> Any:
+    """Return what is equal for tasks that one vector environment can switch between."""
+    if is_lerobot_task(task):
+        return environment_type(task)
+    if not _steps_chunks(task):
+        return "serial"
+    maker = _vector_maker(task)
+    return maker if getattr(maker, "switches_tasks", True) else task
+
+
+def _make_family(
+    tasks: Sequence[str],
+    config: EnvConfig,
+    chunk_size: int,
+    image_shape: tuple[int, int] | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Make the vector environment of tasks of one family."""
+    task = tasks[0]
+    if is_lerobot_task(task):
+        with worker_errors():
+            return make_lerobot_env(tasks, config, chunk_size=chunk_size, image_shape=image_shape)
+    kwargs = dict(kwargs)
     if config.max_episode_steps is not None:
         kwargs["max_episode_steps"] = config.max_episode_steps
     if config.reward_type != "sparse":
         kwargs["reward_type"] = config.reward_type
     if not _steps_chunks(task):
+        from robo_razor.serial_env import SerialVectorEnv
+
         return SerialVectorEnv(task, config.num_envs, chunk_size=chunk_size, env_kwargs=kwargs)
     with worker_errors():
         return gym.make_vec(
@@ -155,12 +227,16 @@ def make_env(task: str, config: EnvConfig, *, chunk_size: int, **kwargs: Any) ->
         )
 
 
+def _vector_maker(task: str) -> Any:
+    entry_point = gym.spec(task).vector_entry_point
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
 def _steps_chunks(task: str) -> bool:
     """Tell whether a task's own vector environment takes the arguments of those of this toolkit."""
-    entry_point = gym.spec(task).vector_entry_point
-    if entry_point is None:
+    maker = _vector_maker(task)
+    if maker is None:
         return False
-    maker = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     names = inspect.signature(maker).parameters
     return {"num_workers", "chunk_size", "image_size"} <= set(names) or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in names.values()
@@ -181,113 +257,6 @@ def worker_errors() -> Iterator[None]:
             raise
         text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", str(error), flags=re.DOTALL)
         raise EnvError(text, remedy="`robo-razor doctor` checks OpenGL and memory.") from error
-
-
-class SerialVectorEnv:
-    """Runs ordinary single environments one after another behind the chunked interface.
-
-    For environments without a `vector_entry_point`. Start states depend on (task, seed) only as far
-    as the single environment's own `reset(seed)` does.
-    """
-
-    def __init__(
-        self, task: str, num_envs: int, *, chunk_size: int, env_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        self.num_envs = num_envs
-        self.chunk_size = chunk_size
-        self._env_kwargs = dict(env_kwargs or {})
-        self._envs = [self._make(task) for _ in range(num_envs)]
-        self._tasks = [task] * num_envs
-        self._instructions = [self._describe(env) for env in self._envs]
-        self._observation: Observation | None = None
-        self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        self.single_observation_space = self._envs[0].observation_space
-        self.single_action_space = self._envs[0].action_space
-        self.metadata = {**self._envs[0].metadata}
-        self.groups = [np.arange(num_envs)]
-
-    @property
-    def instructions(self) -> list[str]:
-        """Return the current instruction of every sub-environment."""
-        return list(self._instructions)
-
-    @property
-    def tasks(self) -> list[str]:
-        """Return the current task id of every sub-environment."""
-        return list(self._tasks)
-
-    def reset(
-        self, *, seed: Any = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
-        options = options or {}
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.num_envs
-        tasks = options.get("tasks") or [None] * self.num_envs
-        words = options.get("instructions") or [None] * self.num_envs
-        for i in np.flatnonzero(mask):
-            if tasks[i] is not None and tasks[i] != self._tasks[i]:
-                self._envs[i].close()
-                self._envs[i], self._tasks[i] = self._make(tasks[i]), tasks[i]
-            observation, _ = self._envs[i].reset(seed=None if seeds[i] is None else int(seeds[i]))
-            self._instructions[i] = words[i] or self._describe(self._envs[i])
-            self._elapsed[i] = 0
-            self._store(i, observation)
-        if self._observation is None:
-            raise EnvError("The first reset must include every sub-environment in use.")
-        return self._observation, {}
-
-    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
-        """Remember the chunks float32 [n, H, A] for `step_wait`."""
-        self._pending = (actions, np.asarray(env_ids))
-
-    def step_wait(self) -> StepResult:
-        """Execute the remembered chunks and return the rows of those sub-environments."""
-        if self._pending is None:
-            raise EnvError("step_wait() was called without step_async().")
-        (actions, env_ids), self._pending = self._pending, None
-        n = len(env_ids)
-        rewards = np.zeros(n)
-        ends = np.zeros((2, n), dtype=bool)
-        success = np.zeros(n, dtype=bool)
-        for row, i in enumerate(env_ids):
-            for action in actions[row]:
-                observation, reward, terminated, truncated, info = self._envs[i].step(action)
-                rewards[row] += float(reward)
-                self._elapsed[i] += 1
-                success[row] = bool(info.get("is_success", terminated))
-                ends[:, row] = terminated, truncated and not terminated
-                if terminated or truncated:
-                    break
-            self._store(i, observation)
-        assert self._observation is not None
-        infos = {"is_success": success, "elapsed_steps": self._elapsed[env_ids]}
-        return env_ids, take(self._observation, env_ids), rewards, ends[0], ends[1], infos
-
-    def render(self, env_ids: NDArray[np.int64] | None = None, size: int = 256) -> Any:
-        """Return uint8 [n, h, w, 3] frames of the given sub-environments."""
-        ids = range(self.num_envs) if env_ids is None else env_ids
-        return np.stack([np.asarray(self._envs[i].render()) for i in ids])
-
-    def close(self) -> None:
-        """Close every sub-environment."""
-        for env in self._envs:
-            env.close()
-
-    def _make(self, task: str) -> Any:
-        return gym.make(task, render_mode="rgb_array", **self._env_kwargs)
-
-    @staticmethod
-    def _describe(env: Any) -> str:
-        return str(getattr(env.unwrapped, "task_description", ""))
-
-    def _store(self, i: int, observation: Observation) -> None:
-        if self._observation is None:
-            self._observation = _map(
-                lambda x: np.zeros((self.num_envs, *np.shape(x)), np.asarray(x).dtype), observation
-            )
-        _assign(self._observation, i, observation)
 
 
 class GroupDriver:
@@ -375,7 +344,7 @@ def _package(spec: Any) -> str:
 
 def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:
     """Return copies of the given rows of a host observation."""
-    result: Observation = _map(lambda x: np.asarray(x)[env_ids], observation)
+    result: Observation = map_arrays(lambda x: np.asarray(x)[env_ids], observation)
     return result
 
 
@@ -399,18 +368,11 @@ def concatenate(observations: Sequence[Observation]) -> Observation:
     }
 
 
-def _map(function: Any, tree: Any) -> Any:
+def map_arrays(function: Any, tree: Any) -> Any:
+    """Apply a function to every array of a host observation."""
     if isinstance(tree, dict):
-        return {key: _map(function, value) for key, value in tree.items()}
+        return {key: map_arrays(function, value) for key, value in tree.items()}
     return function(tree)
-
-
-def _assign(target: Observation, i: int, source: Observation) -> None:
-    for key, value in source.items():
-        if isinstance(value, dict):
-            _assign(target[key], i, value)
-        else:
-            target[key][i] = value
 
 
 def _spread(n: int, env_ids: NDArray[np.int64], values: Sequence[Any]) -> list[Any]:

@@ -96,13 +96,21 @@ def result_entry(result: SkillResult) -> dict[str, Any]:
     }
 
 
-def episode_entries(batch: EpisodeBatch, mode: str) -> list[dict[str, Any]]:
-    """Return one plain dictionary per episode, for `episodes.jsonl`."""
+def episode_entries(
+    batch: EpisodeBatch, mode: str, new_task: str | None = None
+) -> list[dict[str, Any]]:
+    """Return one plain dictionary per episode, for `episodes.jsonl`.
+
+    Args:
+        batch: The episodes.
+        mode: "greedy" or "sample".
+        new_task: The task that is being learnt, all others are prior; None: as registered.
+    """
     return [
         {
             "row": row.row_id,
             "skill": skill_name(row.task),
-            "role": role_of(row.task),
+            "role": role_of(row.task) if new_task is None else _role(row.task, new_task),
             "task": row.task,
             "seed": row.seed,
             "sample": row.sample,
@@ -118,6 +126,10 @@ def episode_entries(batch: EpisodeBatch, mode: str) -> list[dict[str, Any]]:
         }
         for i, row in enumerate(batch.rows)
     ]
+
+
+def _role(task: str, new_task: str) -> str:
+    return "new" if task == new_task else "prior"
 
 
 def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
@@ -180,7 +192,15 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
             console, config = Console(file=io.StringIO()), replace(config, json=None)
         console = console or Console()
         policy = load_policy(config.policy, resolve_device(config.device))
-        env = make_env(plan.manifest.tasks[0], config.env, chunk_size=policy.chunk_size)
+        policy.rename(config.rename)
+        tasks = plan.manifest.tasks
+        env = make_env(
+            tasks[0],
+            config.env,
+            chunk_size=policy.chunk_size,
+            tasks=tasks[1:],
+            image_shape=policy.wanted_image_shape,
+        )
         try:
             policy.check_env(env.single_observation_space, env.single_action_space)
             with _ledger(config, plan, policy) as ledger:

@@ -29,13 +29,19 @@ DECISIVE_PACKAGES = (
     "robosuite",
     "numpy",
 )
-PACKAGES = (*DECISIVE_PACKAGES, "transformers", "safetensors")
+PACKAGES = (
+    *DECISIVE_PACKAGES,
+    *("transformers", "safetensors"),
+    *("metaworld", "gym-pusht", "gym-aloha"),  # simulators of LeRobot's
+)
 
 DECISIVE_SETTINGS = (
     "mode",
     "env.image_size",
     "env.max_episode_steps",
     "env.reward_type",
+    "env.lerobot",
+    "env.fast_images",
 )
 """Settings without which two success rates are not about the same thing."""
 

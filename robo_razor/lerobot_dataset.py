@@ -1,8 +1,9 @@
-"""Demonstrations as a LeRobotDataset v3 in image mode: written by LeRobot, read into RAM.
+"""Demonstrations as a LeRobotDataset v3: written by LeRobot in image mode, read into RAM.
 
 They are kept in RAM as uint8 images, because decoding them anew for every batch costs more than a
 gradient step of a small policy (`benchmarks/dataset_loader.py`). LeRobot is imported inside
-functions only.
+functions only. Data sets of others are read too, with images or videos and whatever they call their
+cameras.
 
 Axis letters as in `types`: E episodes, F frames.
 """
@@ -12,17 +13,23 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from robo_razor.checkpoint import refuse_used_directory
 from robo_razor.errors import DemonstrationError
+from robo_razor.policy_inputs import STATE, camera_name, image_key
 from robo_razor.types import DemonstrationSet
 
-IMAGE_PREFIX = "observation.images."
+SCALE = "gym_razor.pictures:resize"
+"""What images of LeRobot's environments are scaled with: a policy must see both alike."""
+IMAGES = "observation.image"
+"""How the name of every camera of a LeRobotDataset begins."""
 
 
 def save_demonstrations(demonstrations: DemonstrationSet, directory: str | Path) -> None:
@@ -43,7 +50,7 @@ def create_dataset(directory: Path, like: DemonstrationSet) -> Any:
 
     datasets.disable_progress_bars()
     features: dict[str, Any] = {
-        f"{IMAGE_PREFIX}{name}": {
+        image_key(name): {
             "dtype": "image",
             "shape": images.shape[1:],
             "names": ["height", "width", "channels"],
@@ -77,7 +84,7 @@ def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
         for frame in range(int(demos.offsets[episode]), int(demos.offsets[episode + 1])):
             dataset.add_frame(
                 {
-                    **{f"{IMAGE_PREFIX}{name}": x[frame] for name, x in demos.images.items()},
+                    **{image_key(name): x[frame] for name, x in demos.images.items()},
                     "observation.state": demos.state[frame],
                     "action": demos.actions[frame],
                     "next.reward": demos.rewards[frame : frame + 1].astype(np.float32),
@@ -88,32 +95,37 @@ def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
         dataset.save_episode()
 
 
-def load_demonstrations(directory: str | Path, max_episodes: int | None = None) -> DemonstrationSet:
-    """Decode a LeRobotDataset v3 in image mode into RAM, straight from its parquet table.
+def load_demonstrations(
+    directory: str | Path,
+    max_episodes: int | None = None,
+    *,
+    image_shape: tuple[int, int] | None = None,
+    state_keys: Sequence[str] = (STATE,),
+) -> DemonstrationSet:
+    """Decode a LeRobotDataset v3 into RAM, straight from its parquet table and video files.
 
     Args:
         directory: The dataset's directory.
         max_episodes: Read only the first ones.
+        image_shape: Height and width that images are scaled to; None keeps theirs.
+        state_keys: Columns that may be the state; the first that is there is taken.
 
     Raises:
-        DemonstrationError: There is no dataset, it holds no episode, or its images are videos.
+        DemonstrationError: There is no dataset, or it holds no episode.
     """
     import pyarrow.parquet as pq
 
     root = Path(directory)
     info = _read_info(root)
+    features = info["features"]
     files = sorted((root / "data").glob("chunk-*/file-*.parquet"))
     if not files:
         raise DemonstrationError(f"The dataset {str(root)!r} holds no data (data/chunk-*/file-*)")
-    cameras = [key for key in info["features"] if key.startswith(IMAGE_PREFIX)]
-    videos = [key for key in cameras if info["features"][key]["dtype"] != "image"]
-    if videos:
-        raise DemonstrationError(
-            f"{', '.join(videos)} in {str(root)!r} is video, which is not read into RAM",
-            remedy="Write the dataset in image mode (`use_videos=False`).",
-        )
-    columns = [*cameras, "observation.state", "action", "episode_index", "task_index"]
-    optional = [key for key in ("next.reward", "next.success") if key in info["features"]]
+    kinds = {key: features[key]["dtype"] for key in features if key.startswith(IMAGES)}
+    stored = [key for key, kind in kinds.items() if kind == "image"]
+    state = [key for key in state_keys if key in features][:1]
+    columns = [*stored, *state, "action", "episode_index", "task_index"]
+    optional = [key for key in ("next.reward", "next.success") if key in features]
     limit = [("episode_index", "<", max_episodes)] if max_episodes is not None else None
     table = pq.read_table(files, columns=columns + optional, filters=limit)
     if table.num_rows == 0:
@@ -122,17 +134,19 @@ def load_demonstrations(directory: str | Path, max_episodes: int | None = None) 
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     names = _task_names(root)
     tasks = table["task_index"].to_numpy()[offsets[:-1]]
-    shape = tuple(info["features"][cameras[0]]["shape"]) if cameras else ()
-    success = _column(table, "next.success", (len(table),), bool)
+    images = {}
+    for key, kind in kinds.items():
+        frames = _stored(table[key]) if kind == "image" else _filmed(root, key)
+        images[camera_name(key)] = _stack(frames, len(table), image_shape, f"{key} in {root}")
     return DemonstrationSet(
-        images={key.removeprefix(IMAGE_PREFIX): _decode(table[key], shape) for key in cameras},
-        state=_matrix(table["observation.state"]),
+        images=images,
+        state=_matrix(table[state[0]]) if state else np.zeros((len(table), 0), np.float32),
         actions=_matrix(table["action"]),
         offsets=offsets,
         instructions=tuple(names[int(task)] for task in tasks),
         fps=int(info["fps"]),
         rewards=_column(table, "next.reward", (len(table),), np.float32),
-        success=success,
+        success=_column(table, "next.success", (len(table),), bool),
     )
 
 
@@ -166,23 +180,63 @@ def _task_names(root: Path) -> dict[int, str]:
     return {int(i): str(text) for i, text in zip(index, words, strict=True)}
 
 
-def _decode(column: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Decode a column of PNG bytes into uint8 [F, H, W, 3]."""
+def _stored(column: Any) -> Iterator[Any]:
+    """Yield the pictures of a column of encoded images."""
     from PIL import Image
 
-    images = np.empty((len(column), *shape), dtype=np.uint8)
-    row = 0
     for chunk in column.chunks:
         for data in chunk.field("bytes"):
-            images[row] = np.asarray(Image.open(io.BytesIO(data.as_py())).convert("RGB"))
-            row += 1
+            yield Image.open(io.BytesIO(data.as_py()))
+
+
+def _filmed(root: Path, key: str) -> Iterator[Any]:
+    """Yield the frames of a camera's video files, which follow one another as the table's rows."""
+    import av
+    from PIL import Image
+
+    for file in sorted((root / "videos" / key).glob("chunk-*/file-*.mp4")):
+        with av.open(str(file)) as container:
+            for frame in container.decode(video=0):
+                yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+
+
+def _stack(
+    pictures: Iterator[Any], number: int, shape: tuple[int, int] | None, what: str
+) -> NDArray[np.uint8]:
+    """Return the first pictures as uint8 [F, H, W, 3], scaled by averaging if a shape is given.
+
+    Raises:
+        DemonstrationError: There are fewer.
+    """
+    scale: Any = load_env_creator(SCALE)
+    images: NDArray[np.uint8] | None = None
+    row = 0
+    for picture in pictures:
+        if row == number:
+            break
+        array = np.asarray(picture.convert("RGB"))
+        if shape is not None:
+            array = scale(array, *shape)
+        if images is None:
+            images = np.empty((number, *array.shape), dtype=np.uint8)
+        images[row] = array
+        row += 1
+    if images is None or row < number:
+        raise DemonstrationError(
+            f"{what} has {row} pictures for {number} frames",
+            remedy="The data set is incomplete: copy or record it again.",
+        )
     return images
 
 
 def _matrix(column: Any) -> NDArray[np.float32]:
-    """Turn a column of equally long lists into float32 [F, n]."""
-    arrays = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    matrix: NDArray[np.float32] = np.concatenate(arrays).reshape(len(column), -1)
+    """Turn a column of numbers, or of equally long lists of them, into float32 [F, n]."""
+    arrays = [
+        (chunk.flatten() if hasattr(chunk, "flatten") and chunk.type.num_fields else chunk)
+        for chunk in column.chunks
+    ]
+    numbers = [array.to_numpy(zero_copy_only=False) for array in arrays]
+    matrix: NDArray[np.float32] = np.concatenate(numbers).reshape(len(column), -1)
     return matrix.astype(np.float32)
 
 

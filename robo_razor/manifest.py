@@ -254,7 +254,8 @@ def run_manifest(config: ManifestConfig) -> Manifest:
         rows = held_out_rows(named, config.episodes or EPISODES, config.seed_offset)
     if not rows:
         raise ManifestError(f"`skills` = {config.skills!r} and `episodes` leave no row")
-    env = make_env(rows[0].task, config.env, chunk_size=1)
+    others = tuple(dict.fromkeys(row.task for row in rows))
+    env = make_env(rows[0].task, config.env, chunk_size=1, tasks=others)
     try:
         found = describe(env, rows)
     finally:

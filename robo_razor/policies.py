@@ -24,6 +24,7 @@ from robo_razor.flow.families import is_flow_policy
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
 from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
+from robo_razor.policy_inputs import image_key
 
 __all__ = [
     "FlowPolicyHandle",
@@ -170,8 +171,7 @@ def create_policy(
 
     size = settings.get("image_size", 64)
     inputs = {
-        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, size, size))
-        for name in camera_names
+        image_key(name): PolicyFeature(FeatureType.VISUAL, (3, size, size)) for name in camera_names
     }
     inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (len(state_mean),))
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (action_dim,))}

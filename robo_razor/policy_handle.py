@@ -25,14 +25,22 @@ from torch import Tensor, nn
 
 from robo_razor.config import FlowConfig
 from robo_razor.distributions import ActionDistribution, TokenChunkDistribution
-from robo_razor.errors import PolicyEnvMismatchError, PolicyError
+from robo_razor.errors import PolicyError
 from robo_razor.lora import add_lora, has_lora, merge_lora
 from robo_razor.own_noise import fixed_noise
+from robo_razor.policy_inputs import (
+    STATE,
+    InputSources,
+    check_fit,
+    check_unit_actions,
+    full_rename_map,
+    rename_step,
+    resizes_images,
+)
+from robo_razor.settings import parse_mapping
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PREFIX = "observation.images."
-STATE = "observation.state"
 ACTION = "action"
 T = TypeVar("T", bound=tuple[Tensor, ...])
 
@@ -65,7 +73,8 @@ class PolicyHandle:
         self.temperature = 1.0
         config = module.config
         self._image_keys = list(config.image_features)
-        self.camera_names = [key.removeprefix(IMAGE_PREFIX) for key in self._image_keys]
+        step = rename_step(preprocessor)
+        self.sources = InputSources(self._image_keys, step.rename_map if step else {})
         self.chunk_size: int = getattr(config, "n_action_steps", 1)
         self.action_dim: int = config.action_feature.shape[0]
         state = config.robot_state_feature
@@ -92,9 +101,40 @@ class PolicyHandle:
         return self.image_shape[0]
 
     @property
+    def wanted_image_shape(self) -> tuple[int, int] | None:
+        """Return height and width that images must have, None where any will do."""
+        return self.image_shape if self._image_keys and not resizes_images(self.config) else None
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         """Return the shape of the uniform numbers that one sampled decision takes."""
         return self.chunk_size, self.action_dim
+
+    @property
+    def camera_names(self) -> list[str]:
+        """Return the cameras of a host observation that the policy looks through."""
+        return [self.sources.camera(key) for key in self._image_keys]
+
+    def rename(self, text: str) -> None:
+        """Read inputs from where a map says, and keep that with the policy's processors.
+
+        Args:
+            text: `{name in the environment or data: name in the policy}`, in LeRobot's names.
+
+        Raises:
+            RoboRazorError: It is no such map, or names an input that the policy does not have.
+        """
+        given = full_rename_map(parse_mapping("rename", text), self)
+        if not given:
+            return
+        step = rename_step(self.preprocessor)
+        if step is None:
+            logger.warning("The preprocessor of %s keeps no names: give `rename` again", self.name)
+            self.sources = InputSources(self._image_keys, given)
+            return
+        known = {old: new for old, new in step.rename_map.items() if new not in given.values()}
+        step.rename_map = known | given
+        self.sources = InputSources(self._image_keys, step.rename_map)
 
     def configure(self, flow: FlowConfig) -> None:
         """Take over how a flow policy is sampled and trained; others have nothing to take."""
@@ -114,9 +154,9 @@ class PolicyHandle:
             Tensors that share no memory with `observation`, first axis N.
         """
         host: dict[str, Any] = {"task": list(instructions), **self._host_state(observation)}
-        for key, camera in zip(self._image_keys, self.camera_names, strict=True):
-            images = torch.from_numpy(np.asarray(observation["pixels"][camera]))
-            host[key] = images.permute(0, 3, 1, 2).float().div_(255.0)
+        for key in self._image_keys:
+            images = torch.from_numpy(np.asarray(self._seen(observation, key)))
+            host[self._fed(key)] = images.permute(0, 3, 1, 2).float().div_(255.0)
         return self._observations(self.preprocessor(host))
 
     def _prepare_bytes(
@@ -125,14 +165,23 @@ class PolicyHandle:
         """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep."""
         host = {"task": list(instructions), **self._host_state(observation)}
         batch = self._observations(self.preprocessor(host))
-        for key, camera in zip(self._image_keys, self.camera_names, strict=True):
-            batch[key] = torch.from_numpy(np.array(observation["pixels"][camera])).to(self.device)
+        for key in self._image_keys:
+            batch[key] = torch.from_numpy(np.array(self._seen(observation, key))).to(self.device)
         return batch
+
+    def _seen(self, observation: dict[str, Any], key: str) -> Any:
+        """Return the images of a host observation that an input is read from."""
+        pixels = observation["pixels"]
+        return pixels[self.sources.camera(key, pixels)]
+
+    def _fed(self, key: str) -> str:
+        return key if rename_step(self.preprocessor) is None else self.sources.fed(key)
 
     def _host_state(self, observation: dict[str, Any]) -> dict[str, Tensor]:
         if not self.state_dim:
             return {}
-        return {STATE: torch.from_numpy(np.array(observation["agent_pos"], dtype=np.float32))}
+        state = np.array(observation[self.sources.state(observation)], dtype=np.float32)
+        return {self._fed(STATE): torch.from_numpy(state)}
 
     @staticmethod
     def _observations(batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -358,26 +407,7 @@ class PolicyHandle:
         Raises:
             PolicyEnvMismatchError: If not; the message shows both sides.
         """
-        offered = describe_spaces(single_observation_space, single_action_space)
-        problems = [
-            f"camera {name!r} of {self.image_shape[1]}x{self.image_shape[0]} px"
-            for name in self.camera_names
-            if offered["cameras"].get(name) != (*self.image_shape, 3)
-        ]
-        if self.state_dim and offered["state"] != self.state_dim:
-            problems.append(f"agent_pos of {self.state_dim} numbers")
-        if offered["action"] != self.action_dim:
-            problems.append(f"actions of {self.action_dim} numbers")
-        if problems:
-            sizes = [f"{n!r} {s[1]}x{s[0]} px" for n, s in offered["cameras"].items()]
-            cameras = ", ".join(sizes) or "none"
-            raise PolicyEnvMismatchError(
-                f"The policy {self.name!r} does not fit the environment: it needs "
-                f"{', '.join(problems)}; the environment has cameras {cameras}, agent_pos of "
-                f"{offered['state']} numbers and actions of {offered['action']} numbers.",
-                remedy="Choose a task with these observations (robo-razor list), set the image "
-                "size of the environment, or use a policy that was trained for it.",
-            )
+        check_fit(self, single_observation_space, single_action_space)
 
 
 class TokenPolicyHandle(PolicyHandle):
@@ -396,6 +426,17 @@ class TokenPolicyHandle(PolicyHandle):
                 "actions in [-1, 1].",
                 allowed="normalization_mapping ACTION: IDENTITY",
             )
+
+    def check_env(
+        self, single_observation_space: spaces.Space[Any], single_action_space: spaces.Space[Any]
+    ) -> None:
+        """Check as every policy does, and that actions lie in [-1, 1], as tokens stand for.
+
+        Raises:
+            PolicyEnvMismatchError: If not.
+        """
+        super().check_env(single_observation_space, single_action_space)
+        check_unit_actions(self.name, single_action_space)
 
     def prepare(
         self, observation: dict[str, Any], instructions: Sequence[str]
@@ -475,20 +516,3 @@ def looks_back(module: Any) -> bool:
     """Say whether a LeRobot policy queues observations, and so wants them with an axis of time."""
     queues = getattr(module, "_queues", None) or {}
     return any(key.startswith("observation.") for key in queues)
-
-
-def describe_spaces(observation: spaces.Space[Any], action: spaces.Space[Any]) -> dict[str, Any]:
-    """Return cameras {name: shape}, state and action sizes (None where there is none)."""
-    cameras: dict[str, tuple[int, ...]] = {}
-    state = None
-    if isinstance(observation, spaces.Dict):
-        pixels = observation.spaces.get("pixels")
-        if isinstance(pixels, spaces.Dict):
-            cameras = {name: tuple(space.shape or ()) for name, space in pixels.spaces.items()}
-        agent = observation.spaces.get("agent_pos")
-        state = agent.shape[0] if agent is not None and agent.shape else None
-    return {
-        "cameras": cameras,
-        "state": state,
-        "action": action.shape[-1] if action.shape else None,
-    }

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import re
 import textwrap
 import types
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from robo_razor.errors import ConfigError, did_you_mean
+
+MAPPING = "mapping"
+"""Metadata of fields that hold a mapping as text."""
 
 
 def setting[T](
@@ -37,6 +41,34 @@ def setting[T](
     return result
 
 
+def mapping(default: str = "") -> str:
+    """Declare a field that holds keys and values as text, `{a: b}`; a YAML file may nest them."""
+    result: str = field(default=default, metadata={MAPPING: True})
+    return result
+
+
+def parse_mapping(key: str, text: str) -> dict[str, Any]:
+    """Return the keys and values of a `mapping` field; none for an empty text.
+
+    Raises:
+        ConfigError: It is no mapping of names.
+    """
+    import yaml
+
+    try:
+        found = yaml.load(text, Loader=_strict_loader()) if text.strip() else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"`{key}` = {text!r} cannot be read: {' '.join(str(error).split())}",
+            allowed="'{name: value, name: value}'",
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ConfigError(
+            f"`{key}` = {text!r} is no mapping of names", allowed="'{name: value, name: value}'"
+        )
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings: checks ranges and choices when built."""
@@ -48,7 +80,10 @@ class Settings:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
             value = getattr(self, item.name)
-            _check_range(self._key(item.name), value, item.metadata)
+            if item.metadata.get(MAPPING):
+                parse_mapping(self._key(item.name), value)
+            else:
+                _check_range(self._key(item.name), value, item.metadata)
             _check_choice(self._key(item.name), value, hints[item.name])
         self._check_together()
 
@@ -183,9 +218,13 @@ def _plain(value: Any) -> Any:
 def _build[C: Settings](config_class: type[C], data: dict[str, Any], path: str) -> C:
     hints = typing.get_type_hints(config_class)
     names = [item.name for item in fields(config_class)]
+    mappings = [item.name for item in fields(config_class) if item.metadata.get(MAPPING)]
     values: dict[str, Any] = {}
     for key, value in data.items():
         full = f"{path}{key}"
+        if key in mappings and isinstance(value, dict):
+            values[key] = json.dumps(value)
+            continue
         if key not in names:
             raise ConfigError(
                 _unknown_key(full, str(key), names, config_class), allowed=", ".join(names)

@@ -354,7 +354,9 @@ class Tracker:
         results: dict[str, ProbeResult],
         batches: list[tuple[EpisodeBatch | None, str]],
     ) -> None:
-        rows = [row for batch, mode in batches if batch for row in episode_entries(batch, mode)]
+        task = self.config.task
+        entries_of = [episode_entries(batch, mode, task) for batch, mode in batches if batch]
+        rows = [row for entries in entries_of for row in entries]
         self.run.write_rows(step, rows)
         total_s = summary["tracking_s"]
         entries = {name: probe_entry(result, total_s) for name, result in results.items()}

@@ -158,6 +158,7 @@ class Trainer:
                 remedy="Clone it instead (`--method bc`), or choose a policy with action tokens "
                 "such as razor-base, or a flow-matching one (smolvla, pi0, pi05).",
             )
+        self.prior = prior
         self.env = self._make_env()
         stack.callback(lambda: self.env.close())
         self.base.check_env(self.env.single_observation_space, self.env.single_action_space)
@@ -387,6 +388,7 @@ class Trainer:
         from robo_razor.policies import load_policy
 
         policy = load_policy(source, device)
+        policy.rename(self.config.rename)
         policy.configure(self.config.flow)
         return policy
 
@@ -412,7 +414,13 @@ class Trainer:
         return run
 
     def _make_env(self) -> Any:
-        return make_env(self.config.task, self.config.env, chunk_size=self.base.chunk_size)
+        return make_env(
+            self.config.task,
+            self.config.env,
+            chunk_size=self.base.chunk_size,
+            tasks=tuple(self.prior.values()),
+            image_shape=self.base.wanted_image_shape,
+        )
 
     def _retried[T](self, work: Callable[[], T]) -> T:
         """Do work; after a fault of the environment, such as a dead worker, again in a fresh one.

@@ -171,7 +171,8 @@ def run_rollout(config: RolloutConfig, console: Console | None = None) -> Episod
         policy, actor, chunk_size = _actor(config)
         if config.video is not None:
             actor, chunk_size = OpenLoopActor(actor, chunk_size), 1
-        env = make_env(config.task, env_config, chunk_size=chunk_size)
+        shape = None if policy is None else policy.wanted_image_shape
+        env = make_env(config.task, env_config, chunk_size=chunk_size, image_shape=shape)
         try:
             if policy is not None:
                 policy.check_env(env.single_observation_space, env.single_action_space)
@@ -197,6 +198,7 @@ def _actor(config: RolloutConfig) -> tuple[Any, Actor, int]:
     if config.policy == "expert":
         return None, ExpertActor("a"), 1
     policy = load_policy(config.policy, resolve_device(config.device))
+    policy.rename(config.rename)
     if config.instruction is not None:
         policy.check_instruction(config.instruction)
     return policy, PolicyActor(policy, config.mode), policy.chunk_size

@@ -74,6 +74,7 @@ class _EnvGroup:
             "action_space": env.action_space,
             "metadata": dict(env.metadata),
             "render_mode": env.render_mode,
+            "switches_tasks": getattr(env, "switches_tasks", False),
         }
 
     def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> dict[int, Any]:
@@ -274,6 +275,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             "autoreset_mode": AutoresetMode.DISABLED,
         }
         self.render_mode = described["render_mode"]
+        self._switches_tasks = bool(described["switches_tasks"])
         self.single_observation_space = described["observation_space"]
         action_space = described["action_space"]
         self._chunk_shape = (self.chunk_size, *action_space.shape)
@@ -308,11 +310,12 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
 
         Args:
             seed: One seed per environment; an int gives `seed + i` to environment i.
-            options: `"reset_mask"` (bool [N], True resets; the others keep their observation) and
-                `"instructions"` (str or None per environment); the rest goes to the environments.
+            options: `"reset_mask"` (bool [N], True resets; the others keep their observation),
+                `"instructions"` and `"tasks"` (str or None per environment; only environments with
+                `switches_tasks` can change theirs); the rest goes to the environments.
 
         Returns:
-            Observations and infos of all environments.
+            Observations and infos of all environments; zeros of those that were never reset.
         """
         given = dict(options or {})
         mask = _as_mask(given.pop("reset_mask", None), self.num_envs, "reset_mask")
@@ -328,7 +331,9 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             for row, env_id in enumerate(self.groups[group]):
                 if mask[env_id]:
                     words = instructions[env_id]
-                    own = {**given, "instruction": words} if words else given
+                    own = {**given, "instruction": words} if words else dict(given)
+                    if self._switches_tasks and tasks[env_id] is not None:
+                        own["task"] = tasks[env_id]
                     requests[row] = (seeds[env_id], own)
                     self._seeds[env_id], self._history[env_id] = seeds[env_id], []
             self._send(group, "reset", requests)
@@ -363,6 +368,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             )
         rewards = np.zeros(self.num_envs)
         self._check_idle(range(len(self.groups)))
+        self._check_reset(np.arange(self.num_envs))
         self.step_async(chunks[moving], moving)
         while self._pending:
             env_ids, _, group_rewards, _, _, _ = self.step_wait()
@@ -387,6 +393,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         chunks = np.asarray(actions, np.float32).reshape(len(ids), *self._chunk_shape)
         groups = [int(group) for group in np.unique(self._group_of[ids])]
         self._check_idle(groups)
+        self._check_reset(ids)
         for group in groups:
             asked = ids[self._group_of[ids] == group]
             own_chunks = chunks[self._group_of[ids] == group]
@@ -432,10 +439,12 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             size: Side in pixels; None takes what the environments render. Other sizes are
                 sampled from that (nearest pixel).
         """
-        self._check_idle(range(len(self.groups)))
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
+        groups = [int(group) for group in np.unique(self._group_of[ids])]
+        self._check_idle(groups)
         frames: dict[int, Any] = {}
-        for group, members in enumerate(self.groups):
+        for group in groups:
+            members = self.groups[group]
             rows = (ids[self._group_of[ids] == group] - members[0]).tolist()
             self._send(group, "render", rows)
             frames.update({int(members[row]): frame for row, frame in self._receive(group).items()})
@@ -494,7 +503,7 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
 
     def _check_tasks(self, tasks: Sequence[str | None]) -> None:
         wanted = [task for task in tasks if task is not None]
-        if wanted and any(
+        if not self._switches_tasks and any(
             task not in (None, own) for task, own in zip(tasks, self.tasks, strict=True)
         ):
             raise ValueError(
@@ -516,12 +525,14 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
     def _longest_timeout_s(self) -> float:
         return max(w.timeout_s for w in self._workers if isinstance(w, _RemoteGroup))
 
-    def _stack_observations(self, env_ids: NDArray[np.intp]) -> Any:
+    def _check_reset(self, env_ids: NDArray[np.intp]) -> None:
         missing = [int(env_id) for env_id in env_ids if self._observations[env_id] is None]
         if missing:
             raise gym.error.ResetNeeded(
                 f"Environments {missing} have not been reset: call reset before step."
             )
+
+    def _stack_observations(self, env_ids: NDArray[np.intp]) -> Any:
         return _stack(self.single_observation_space, [self._observations[i] for i in env_ids])
 
     def _stack_infos(self, env_ids: NDArray[np.intp]) -> dict[str, Any]:
@@ -530,6 +541,9 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             "is_success": np.array([bool(info.get("is_success", False)) for info in infos]),
             "elapsed_steps": np.array([int(info.get("elapsed_steps", 0)) for info in infos]),
         }
+        if any("start_state_hash" in info for info in infos):
+            hashes = [str(info.get("start_state_hash", "")) for info in infos]
+            stacked["start_state_hash"] = np.array(hashes)
         landmarks = len(self.metadata["landmark_names"])
         for name, shape, dtype in (
             ("landmarks", (landmarks, 3), np.float32),
@@ -541,12 +555,16 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
 
 
 def _stack(space: gym.Space[Any], rows: Sequence[Any]) -> Any:
-    """Stack observations of a (nested) space into new arrays."""
+    """Stack observations of a (nested) space into new arrays, zeros for those that are None."""
     if isinstance(space, gym.spaces.Dict):
-        return {key: _stack(space[key], [row[key] for row in rows]) for key in space}
+        return {
+            key: _stack(space[key], [None if row is None else row[key] for row in rows])
+            for key in space
+        }
     if not rows:
         return create_empty_array(space, 0)
-    return np.stack(rows)
+    blank = cast("Any", create_empty_array(space, 1))[0]
+    return np.stack([blank if row is None else row for row in rows])
 
 
 def _as_mask(mask: Any, num_envs: int, name: str) -> NDArray[np.bool_]:

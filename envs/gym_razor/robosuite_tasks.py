@@ -167,6 +167,9 @@ def make_robosuite_vector_env(
     return ChunkedVectorEnv([factory] * num_envs, chunk_size=chunk_size, num_workers=num_workers)
 
 
+make_robosuite_vector_env.switches_tasks = False  # type: ignore[attr-defined]
+
+
 class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     """Run one robosuite task with a Panda arm.
 

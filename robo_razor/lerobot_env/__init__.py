@@ -6,9 +6,9 @@ Example:
         --env.task=LiftCube,PressButton \
         --eval.n_episodes=20 --eval.batch_size=10
 
-This one flag also makes LeRobot know the `razor` policy. The environments are made by Gymnasium id,
-in worker processes
-that import neither LeRobot nor torch.
+This one flag also makes LeRobot know the `razor` policy. The environments are made by Gymnasium id;
+LeRobot's asynchronous workers import LeRobot for a wrapper of its own, this project's (`robo-razor
+... --task lerobot:razor/LiftCube`) import neither LeRobot nor torch.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ class RazorEnvConfig(EnvConfig):  # type: ignore[misc]
 
         envs: dict[int, Any] = {}
         for index, name in enumerate(filter(None, (self.task or "").split(","))):
-            make = functools.partial(make_task, name.strip(), self.gym_kwargs)
+            # By value, so that a worker need not import this module, which imports LeRobot.
+            make = functools.partial(
+                gym.make, task_id(name.strip()), disable_env_checker=True, **self.gym_kwargs
+            )
             if use_async_envs and n_envs > 1:
                 envs[index] = _LazyAsyncVectorEnv([make] * n_envs)
             else:
@@ -100,7 +103,6 @@ class RazorEnvConfig(EnvConfig):  # type: ignore[misc]
         return {self.type: envs}
 
 
-def make_task(name: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
-    """Make one task by name or id; runs in the worker process."""
-    task = name if "/" in name else f"{SUITE_PACKAGE}/{name}-v0"
-    return gym.make(f"{SUITE_PACKAGE}:{task}", disable_env_checker=True, **kwargs)
+def task_id(name: str) -> str:
+    """Return the Gymnasium id of a task's name, with the package that registers it."""
+    return f"{SUITE_PACKAGE}:{name if '/' in name else f'{SUITE_PACKAGE}/{name}-v0'}"

@@ -186,12 +186,16 @@ def _film(
     env_config = from_dict(EnvConfig, config.get("env", {}))
     import_env_packages(env_config.env_packages)
     small = replace(env_config, num_envs=len(states), num_workers=1)
-    env = make_env(states[0][0], small, chunk_size=1)
+    policies = [load_policy(model) for model in models]
+    for policy in policies:
+        policy.rename(config.get("rename", ""))
+    tasks = [task for task, _ in states]
+    shape = policies[0].wanted_image_shape
+    env = make_env(tasks[0], small, chunk_size=1, tasks=tasks, image_shape=shape)
     rows = [EpisodeRow(task, seed, None, i, 0) for i, (task, seed) in enumerate(states)]
     filmed = []
     try:
-        for model in models:
-            policy = load_policy(model)
+        for policy in policies:
             policy.check_env(env.single_observation_space, env.single_action_space)
             collector = FrameCollector(SIZE)
             actor = OpenLoopActor(PolicyActor(policy, "greedy"), policy.chunk_size)

@@ -367,11 +367,11 @@ def test_a_policy_fits_its_environment_and_more_cameras_do_not_matter():
 @pytest.mark.parametrize(
     ("observation", "action", "needs", "has"),
     [
-        (space(cameras=("front",)), action_space(), "camera 'wrist' of 64x64", "'front' 64x64"),
-        (space(size=96), action_space(), "camera 'front' of 64x64", "'front' 96x96"),
-        (space(state=9), action_space(), "agent_pos of 7", "agent_pos of 9"),
-        (space(), action_space(7), "actions of 5", "actions of 7"),
-        (spaces.Box(-1, 1, (3,)), action_space(), "camera 'front'", "cameras none"),
+        (space(cameras=("front",)), action_space(), "images.wrist 64x64 px", "front 64x64 px"),
+        (space(size=96), action_space(), "images.front 64x64 px", "images.front 96x96 px"),
+        (space(state=9), action_space(), "observation.state 7", "observation.state 9"),
+        (space(), action_space(7), "action 5", "action 7"),
+        (spaces.Box(-1, 1, (3,)), action_space(), "observation.images.front", "action 5"),
     ],
 )
 def test_a_mismatch_shows_both_sides(observation, action, needs, has):
@@ -380,6 +380,12 @@ def test_a_mismatch_shows_both_sides(observation, action, needs, has):
     problem, _, offer = str(error.value).partition("the environment has")
     assert needs in problem
     assert has in offer
+
+
+def test_tokens_stand_for_actions_between_minus_one_and_one():
+    with pytest.raises(PolicyEnvMismatchError, match=r"in \[-1, 1\].*takes \[0, 512\]"):
+        make_tiny().check_env(space(), spaces.Box(0, 512, (5,), np.float32))
+    make_tiny().check_env(space(), spaces.Box(-np.inf, np.inf, (5,), np.float32))
 
 
 # Other policies of LeRobot ------------------------------------------------------------------

@@ -8,7 +8,7 @@ import toy_env
 from robo_razor.policies import create_policy
 
 
-def tiny_policy(seed: int = 0, **settings):
+def tiny_policy(seed: int = 0, state: int = 7, **settings):
     torch.manual_seed(seed)
     sizes = {
         "dim_model": 32,
@@ -22,7 +22,7 @@ def tiny_policy(seed: int = 0, **settings):
         "image_size": 16,
         "image_jitter": 0.0,
     }
-    return create_policy([0.0] * 7, [0.7] * 6 + [1.0], **(sizes | settings))
+    return create_policy([0.0] * state, [0.7] * (state - 1) + [1.0], **(sizes | settings))
 
 
 def save_tiny_policy(directory, seed: int = 0, **settings) -> str:

@@ -1,0 +1,330 @@
+"""LeRobot's simulation environments as tasks: `lerobot:TYPE/TASK`.
+
+TYPE is a registered `EnvConfig` of LeRobot (`metaworld`, `pusht`, `aloha`, `libero`, a plugin's, or
+the user's own from `env.env_packages`), TASK its `task`. A TASK that stands for several, such as
+`lerobot:libero/libero_10` or `lerobot:metaworld/easy`, means all of them, `TASK:3` the one with
+that number.
+
+LeRobot's factory makes the environments, but they are stepped by this project's vector
+environment: LeRobot's own ones render after every action, begin a new episode by themselves, and
+cannot start one sub-environment from a seed while others run. So single environments are taken out
+of what the factory made. Worker processes get these environments' makers only; they import LeRobot
+and torch if, and only if, an environment itself lives in LeRobot (Meta-World's and LIBERO's do).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import load_env_creator
+
+from robo_razor.config import EnvConfig
+from robo_razor.errors import ConfigError, EnvError, did_you_mean, unknown_name
+from robo_razor.settings import parse_mapping
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "lerobot:"
+VECTOR_ENV = "gym_razor.foreign:make_foreign_vector_env"
+OWN_PLUGINS = ("robo_razor.lerobot_env",)
+"""Modules of ours that register environment types with LeRobot."""
+
+WITHOUT_EXTRA = {
+    "libero": "LIBERO asks for robosuite 1.4.0, this project for 1.5.1: install "
+    '`pip install "lerobot[libero]"` in an environment of its own, and run `lerobot-eval` there on '
+    "the checkpoints, which have LeRobot's layout.",
+}
+"""What to do where installing LeRobot's extra of the type's name is no help."""
+
+
+@dataclass(frozen=True)
+class LeRobotTask:
+    """One simulated task of LeRobot's.
+
+    Attributes:
+        make: Makes a single environment; what a worker process is given.
+        max_episode_steps: Its time limit in control steps, None if unknown.
+        processor: LeRobot's observation pipeline of this type, None where it has no step.
+    """
+
+    make: Callable[[], Any]
+    max_episode_steps: int | None
+    processor: Any
+
+
+def is_lerobot_task(name: str) -> bool:
+    """Tell whether a name means an environment of LeRobot's."""
+    return name.startswith(PREFIX)
+
+
+def environment_type(task: str) -> str:
+    """Return `metaworld` for `lerobot:metaworld/assembly-v3`."""
+    return _split(task)[0]
+
+
+def register_lerobot_task(name: str) -> list[str]:
+    """Make the tasks that a name stands for known to Gymnasium's registry; return their ids.
+
+    Raises:
+        RoboRazorError: There is no such type or task, or its simulator is not installed.
+    """
+    found = lerobot_tasks(name)
+    for task, item in found.items():
+        if task not in gym.registry:
+            gym.register(
+                task,
+                vector_entry_point="robo_razor.lerobot_tasks:make_lerobot_env",
+                max_episode_steps=item.max_episode_steps,
+            )
+    return list(found)
+
+
+@functools.cache
+def lerobot_tasks(name: str, settings: str = "") -> dict[str, LeRobotTask]:
+    """Return id -> task of all that a name stands for.
+
+    Args:
+        name: `lerobot:TYPE/TASK` or `lerobot:TYPE/TASK:NUMBER`.
+        settings: Fields of the type's LeRobot config, as the setting `env.lerobot` has them.
+
+    Raises:
+        RoboRazorError: There is no such type, task or field, or its simulator is not installed.
+    """
+    kind, task, number = _split(name)
+    config = _env_config(kind, task, settings)
+    with _install_hint(kind, name):
+        made = _made(config, kind)
+    single = f"{PREFIX}{kind}/{task}"
+    if number is None:
+        if len(made) == 1:
+            return {single: made[0]}
+        return {f"{single}:{i}": item for i, item in enumerate(made)}
+    if not number.isdigit() or int(number) >= len(made):
+        raise unknown_name("task", name, [f"{single}:{i}" for i in range(len(made))])
+    return {name: made[int(number)]}
+
+
+def make_lerobot_env(
+    tasks: Sequence[str],
+    config: EnvConfig,
+    *,
+    chunk_size: int,
+    image_shape: tuple[int, int] | None = None,
+) -> Any:
+    """Make a vector environment that can switch between tasks of one LeRobot type.
+
+    Args:
+        tasks: Their ids; every sub-environment begins with the first.
+        config: Number of environments and workers, reward, LeRobot's settings.
+        chunk_size: Control steps per decision, H.
+        image_shape: Height and width that images are scaled to; None keeps the environment's.
+    """
+    found: dict[str, LeRobotTask] = {}
+    for task in tasks:
+        found |= lerobot_tasks(task, config.lerobot)
+    make = load_env_creator(VECTOR_ENV)
+    env = make(
+        factories={task: item.make for task, item in found.items()},
+        num_envs=config.num_envs,
+        chunk_size=chunk_size,
+        num_workers=min(config.num_workers, config.num_envs),
+        image_shape=image_shape,
+        max_episode_steps=config.max_episode_steps,
+        reward_type=config.reward_type,
+        fast_images=config.fast_images,
+    )
+    if trouble := seed_trouble(env, config.num_envs):
+        logger.warning("%s %s", tasks[0], trouble)
+    processor = next(iter(found.values())).processor
+    if processor is None:
+        return env
+    from robo_razor.processed_env import ProcessedVectorEnv
+
+    return ProcessedVectorEnv(env, processor)
+
+
+def seed_trouble(env: Any, num_envs: int) -> str | None:
+    """Say what is wrong with how an environment takes seeds; None where nothing is.
+
+    Looks at three starts of the first sub-environment: two from one seed, one from another.
+
+    Args:
+        env: Vector environment whose infos tell `start_state_hash`.
+        num_envs: Its number of sub-environments.
+    """
+    first = np.arange(num_envs) == 0
+    states = []
+    for seed in (0, 0, 1):
+        _, infos = env.reset(seed=[seed] * num_envs, options={"reset_mask": first})
+        states.append(str(infos["start_state_hash"][0]))
+    if states[0] != states[1]:
+        return (
+            "does not begin twice in the same way from one seed: its episodes cannot be paired or "
+            "repeated, so success rates say less than their intervals."
+        )
+    if states[0] == states[2]:
+        return (
+            "begins in the same way whatever the seed: all episodes start alike, and start states "
+            "of an evaluation are those of the training."
+        )
+    return None
+
+
+def known_types() -> dict[str, Any]:
+    """Return LeRobot's registered environment types: name -> `EnvConfig` class."""
+    from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
+
+    _register_plugins()
+    return dict(LeRobotEnvConfig.get_known_choices())
+
+
+@functools.cache  # looking through all installed distributions takes a while
+def _register_plugins() -> None:
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    for module in OWN_PLUGINS:
+        importlib.import_module(module)
+    register_third_party_plugins()
+
+
+def _split(name: str) -> tuple[str, str, str | None]:
+    kind, slash, task = name.removeprefix(PREFIX).partition("/")
+    stem, colon, number = task.partition(":")
+    if not is_lerobot_task(name) or not kind or not slash or not stem:
+        raise EnvError(
+            f"{name!r} names no environment of LeRobot's",
+            allowed="lerobot:TYPE/TASK, such as lerobot:metaworld/reach-v3",
+        )
+    return kind, stem, number if colon else None
+
+
+def _env_config(kind: str, task: str, settings: str) -> Any:
+    """Return LeRobot's config of a type, with the user's settings checked."""
+    from lerobot.envs.configs import HubEnvConfig
+    from lerobot.envs.factory import make_env_config
+
+    types = known_types()
+    if kind not in types:
+        raise unknown_name(
+            "LeRobot environment type",
+            kind,
+            types,
+            remedy="Install its plugin, or name the package that registers it in "
+            "`env.env_packages`.",
+        )
+    if issubclass(types[kind], HubEnvConfig):
+        raise EnvError(
+            f"LeRobot's environment type {kind!r} runs code from the hub, which is not supported",
+            remedy="Write an `EnvConfig` that makes the environments from an installed package.",
+        )
+    given = parse_mapping("env.lerobot", settings)
+    names = [item.name for item in dataclasses.fields(types[kind]) if item.name != "task"]
+    for key in given:
+        if key not in names:
+            raise ConfigError(
+                f"`env.lerobot` has {key!r}, which LeRobot's {kind} environment does not know."
+                f"{did_you_mean(key, names)}",
+                allowed=", ".join(names),
+            )
+    try:
+        return make_env_config(kind, task=task, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"LeRobot's {kind} environment refuses `env.lerobot`: {error}") from error
+
+
+def _made(config: Any, kind: str) -> list[LeRobotTask]:
+    """Return all tasks that LeRobot's factory makes of a config, in its order."""
+    from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
+    from lerobot.envs.factory import make_env
+
+    pipeline, _ = config.get_env_processors()
+    processor = pipeline if pipeline.steps else None
+    if type(config).create_envs is LeRobotEnvConfig.create_envs:
+        # `gym.make` with these very arguments is all that the factory does, and names no LeRobot.
+        return [_registered(config, processor)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        suites = make_env(config, n_envs=1, use_async_envs=False)
+    logger.debug("LeRobot's factory: %s", printed.getvalue())
+    found = []
+    for vector in (vector for suite in suites.values() for vector in suite.values()):
+        try:
+            limit = getattr(vector, "call", lambda _: (None,))("_max_episode_steps")[0]
+        except AttributeError:
+            limit = None
+        found.append(LeRobotTask(_maker_in(vector, kind), limit, processor))
+        vector.close()
+    return found
+
+
+def _registered(config: Any, processor: Any) -> LeRobotTask:
+    """Return the task of a config whose environment is registered with Gymnasium."""
+    importlib.import_module(config.package_name)
+    if config.gym_id not in gym.registry:
+        prefix = config.gym_id.rpartition("/")[0]
+        known = [name.split("/")[-1] for name in gym.registry if name.startswith(f"{prefix}/")]
+        raise unknown_name("task", str(config.task), known, remedy=f"They are {prefix}'s.")
+    arguments = dict(config.gym_kwargs)
+    limit = arguments.get("max_episode_steps") or gym.spec(config.gym_id).max_episode_steps
+    make = functools.partial(
+        gym.make,
+        f"{config.package_name}:{config.gym_id}",
+        disable_env_checker=config.disable_env_checker,
+        **arguments,
+    )
+    return LeRobotTask(make, limit, processor)
+
+
+def _maker_in(vector: Any, kind: str) -> Callable[[], Any]:
+    """Return the maker of single environments that a vector environment of LeRobot's holds."""
+    makers = getattr(vector, "env_fns", None) or getattr(vector, "_env_fns", None)
+    if not makers:
+        raise EnvError(
+            f"LeRobot's {kind} environment comes as a {type(vector).__name__}, from which single "
+            "environments cannot be taken",
+            remedy="Its `create_envs` should return Gymnasium's SyncVectorEnv.",
+        )
+    make = makers[0]
+    if "freeze_after_episode_end" in getattr(make, "__qualname__", ""):
+        # Finished environments stand still here anyway; the wrapper would import torch.
+        make = inspect.getclosurevars(make).nonlocals["env_fn"]
+    result: Callable[[], Any] = make
+    return result
+
+
+@contextlib.contextmanager
+def _install_hint(kind: str, name: str) -> Iterator[None]:
+    """Tell what LeRobot's factory raises as an error for the user."""
+    try:
+        yield
+    except ImportError as error:
+        remedy = WITHOUT_EXTRA.get(kind, f'`pip install "lerobot[{kind}]"` if it is one of its own')
+        raise EnvError(
+            f"{name!r} needs a package that is not installed: {error}", remedy=remedy
+        ) from error
+    except KeyError as error:
+        raise unknown_name(
+            "task", name, [f"{PREFIX}{kind}/{t}" for t in _task_names(kind)]
+        ) from error
+    except (gym.error.Error, ValueError, AssertionError, FileNotFoundError) as error:
+        raise EnvError(f"LeRobot cannot make {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _task_names(kind: str) -> list[str]:
+    """Return the names of a type's tasks where LeRobot lists them."""
+    try:
+        module = importlib.import_module(f"lerobot.envs.{kind}")
+    except ImportError:
+        return []
+    listed: Mapping[str, Any] = getattr(module, "TASK_DESCRIPTIONS", {})
+    return list(listed)

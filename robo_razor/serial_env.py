@@ -1,0 +1,129 @@
+"""Single Gymnasium environments one after another behind the chunked interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from robo_razor.environment import StepResult, map_arrays, take
+from robo_razor.errors import EnvError
+from robo_razor.types import Observation
+
+
+class SerialVectorEnv:
+    """Runs ordinary single environments one after another behind the chunked interface.
+
+    For environments without a `vector_entry_point`. Start states depend on (task, seed) only as far
+    as the single environment's own `reset(seed)` does.
+    """
+
+    def __init__(
+        self, task: str, num_envs: int, *, chunk_size: int, env_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        self.num_envs = num_envs
+        self.chunk_size = chunk_size
+        self._env_kwargs = dict(env_kwargs or {})
+        self._envs = [self._make(task) for _ in range(num_envs)]
+        self._tasks = [task] * num_envs
+        self._instructions = [self._describe(env) for env in self._envs]
+        self._observation: Observation | None = None
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        self.single_observation_space = self._envs[0].observation_space
+        self.single_action_space = self._envs[0].action_space
+        self.metadata = {**self._envs[0].metadata}
+        self.groups = [np.arange(num_envs)]
+
+    @property
+    def instructions(self) -> list[str]:
+        """Return the current instruction of every sub-environment."""
+        return list(self._instructions)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the current task id of every sub-environment."""
+        return list(self._tasks)
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
+        options = options or {}
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.num_envs
+        tasks = options.get("tasks") or [None] * self.num_envs
+        words = options.get("instructions") or [None] * self.num_envs
+        for i in np.flatnonzero(mask):
+            if tasks[i] is not None and tasks[i] != self._tasks[i]:
+                self._envs[i].close()
+                self._envs[i], self._tasks[i] = self._make(tasks[i]), tasks[i]
+            observation, _ = self._envs[i].reset(seed=None if seeds[i] is None else int(seeds[i]))
+            self._instructions[i] = words[i] or self._describe(self._envs[i])
+            self._elapsed[i] = 0
+            self._store(i, observation)
+        if self._observation is None:
+            raise EnvError("The first reset must include every sub-environment in use.")
+        return self._observation, {}
+
+    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
+        """Remember the chunks float32 [n, H, A] for `step_wait`."""
+        self._pending = (actions, np.asarray(env_ids))
+
+    def step_wait(self) -> StepResult:
+        """Execute the remembered chunks and return the rows of those sub-environments."""
+        if self._pending is None:
+            raise EnvError("step_wait() was called without step_async().")
+        (actions, env_ids), self._pending = self._pending, None
+        n = len(env_ids)
+        rewards = np.zeros(n)
+        ends = np.zeros((2, n), dtype=bool)
+        success = np.zeros(n, dtype=bool)
+        for row, i in enumerate(env_ids):
+            for action in actions[row]:
+                observation, reward, terminated, truncated, info = self._envs[i].step(action)
+                rewards[row] += float(reward)
+                self._elapsed[i] += 1
+                success[row] = bool(info.get("is_success", terminated))
+                ends[:, row] = terminated, truncated and not terminated
+                if terminated or truncated:
+                    break
+            self._store(i, observation)
+        assert self._observation is not None
+        infos = {"is_success": success, "elapsed_steps": self._elapsed[env_ids]}
+        return env_ids, take(self._observation, env_ids), rewards, ends[0], ends[1], infos
+
+    def render(self, env_ids: NDArray[np.int64] | None = None, size: int = 256) -> Any:
+        """Return uint8 [n, h, w, 3] frames of the given sub-environments."""
+        ids = range(self.num_envs) if env_ids is None else env_ids
+        return np.stack([np.asarray(self._envs[i].render()) for i in ids])
+
+    def close(self) -> None:
+        """Close every sub-environment."""
+        for env in self._envs:
+            env.close()
+
+    def _make(self, task: str) -> Any:
+        return gym.make(task, render_mode="rgb_array", **self._env_kwargs)
+
+    @staticmethod
+    def _describe(env: Any) -> str:
+        return str(getattr(env.unwrapped, "task_description", ""))
+
+    def _store(self, i: int, observation: Observation) -> None:
+        if self._observation is None:
+            self._observation = map_arrays(
+                lambda x: np.zeros((self.num_envs, *np.shape(x)), np.asarray(x).dtype), observation
+            )
+        _assign(self._observation, i, observation)
+
+
+def _assign(target: Observation, i: int, source: Observation) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict):
+            _assign(target[key], i, value)
+        else:
+            target[key][i] = value
