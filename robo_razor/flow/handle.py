@@ -160,7 +160,7 @@ class FlowPolicyHandle(PolicyHandle):
 
     def distribution(self, batch: dict[str, Tensor]) -> FlowChunkDistribution:
         """Return the distribution of the paths to the chunk; nothing is computed yet."""
-        return self._distribution(self._observations(batch))
+        return self._distribution(self._views(batch))
 
     def distribution_and_value(
         self, batch: dict[str, Tensor], value_detach: bool = True
@@ -171,7 +171,7 @@ class FlowPolicyHandle(PolicyHandle):
             batch: Prepared observations.
             value_detach: Let no gradient of the value reach what the actions depend on.
         """
-        observations = self._observations(batch)
+        observations = self._views(batch)
         observations.keep()
 
         def evaluate(prefix: Any) -> tuple[Tensor]:
@@ -190,7 +190,7 @@ class FlowPolicyHandle(PolicyHandle):
             noise=self.noise_network,
         )
 
-    def _observations(self, batch: dict[str, Tensor]) -> Observations:
+    def _views(self, batch: dict[str, Tensor]) -> Observations:
         return Observations(self.adapter, batch, self.inference_batch, self.flow.checkpointing)
 
     @property
@@ -212,7 +212,7 @@ class FlowPolicyHandle(PolicyHandle):
             names[:] = parts
             return tuple(parts.values())
 
-        found = self._observations(batch).run(take)
+        found = self._views(batch).run(take)
         return dict(zip(names, found, strict=True))
 
     # Training -------------------------------------------------------------------------------
