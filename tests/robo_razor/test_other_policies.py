@@ -169,3 +169,21 @@ def test_a_policy_that_looks_back_is_refused(tmp_path):
     folder = tiny_vla.save_tiny_other(tmp_path / "policy", "diffusion", n_obs_steps=2)
     with pytest.raises(PolicyError, match="looks at the last 2 control steps"):
         load_policy(folder)
+
+
+def test_low_rank_updates_are_merged_when_saved(folder, tmp_path):
+    handle = load_policy(folder)
+    inputs = handle.prepare(*observed())
+    before = handle.chunks(inputs)
+    added = handle.add_lora(2)
+    assert torch.equal(handle.chunks(inputs), before)
+    n = predicted_actions(handle)
+    targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
+    optimizer = torch.optim.SGD(added, lr=10.0)
+    loss, _ = handle.bc_loss(inputs | targets)
+    loss.backward()
+    optimizer.step()
+    after = handle.chunks(inputs)
+    assert not torch.allclose(after, before, atol=1e-4)
+    handle.save(tmp_path)
+    assert torch.allclose(load_policy(tmp_path).chunks(inputs), after, atol=1e-4)
