@@ -13,6 +13,7 @@ import toy_lerobot_envs
 from rich.console import Console
 from toy_policy import RED, save_tiny_policy, tiny_policy
 
+from robo_razor.catalogue import lerobot_table
 from robo_razor.config import (
     EnvConfig,
     EvaluateConfig,
@@ -93,6 +94,14 @@ def test_names_are_checked_and_suites_mean_all_their_tasks():
 def test_wrong_names_are_told_with_what_is_allowed(name, error, text):
     with pytest.raises(error, match=text):
         check_tasks([name])
+
+
+def test_the_types_are_listed():
+    console = quiet()
+    console.print(lerobot_table())
+    listed = console.file.getvalue()
+    assert "lerobot:toyline/Left-v0" in listed
+    assert "lerobot:razor/PlaceCanInBin" in listed
 
 
 def test_libero_says_why_it_is_not_here():
