@@ -69,7 +69,10 @@ def lerobot_table() -> Table:
     for kind, config in sorted(known_types().items()):
         default = next(item.default for item in dataclasses.fields(config) if item.name == "task")
         table.add_row(kind, f"{PREFIX}{kind}/{default}" if default else "-")
-    table.caption = 'Most need `pip install "lerobot[TYPE]"`; docs/lerobot.md says what was run.'
+    table.caption = (
+        'Most need `pip install "lerobot[TYPE]"`; docs/lerobot.md says what was run. The tasks are '
+        "the defaults of LeRobot's configs, not all of which are up to date."
+    )
     table.caption_justify = "left"
     return table
 

@@ -13,6 +13,7 @@ import toy_lerobot_envs
 from rich.console import Console
 from toy_policy import RED, save_tiny_policy, tiny_policy
 
+from robo_razor.catalogue import lerobot_table
 from robo_razor.config import (
     EnvConfig,
     EvaluateConfig,
@@ -32,7 +33,7 @@ from robo_razor.video import run_rollout
 assert toy_lerobot_envs
 LEFT, RIGHT = "lerobot:toyline/Left-v0", "lerobot:toyline/Right-v0"
 SUITE = ("lerobot:toysuite/both:0", "lerobot:toysuite/both:1")
-TOY = {"env_packages": ("toy_env", "toy_lerobot_envs")}
+TOY = {"env_packages": ("toy_env", "toy_lerobot_envs", "gym_razor")}
 LINE_SIZES = {"image_size": 16, "action_dim": 3, "camera_names": ("observation.image",)}
 
 
@@ -93,6 +94,14 @@ def test_names_are_checked_and_suites_mean_all_their_tasks():
 def test_wrong_names_are_told_with_what_is_allowed(name, error, text):
     with pytest.raises(error, match=text):
         check_tasks([name])
+
+
+def test_the_types_are_listed():
+    console = quiet()
+    console.print(lerobot_table())
+    listed = console.file.getvalue()
+    assert "lerobot:toyline/Left-v0" in listed
+    assert "lerobot:razor/PlaceCanInBin" in listed
 
 
 def test_libero_says_why_it_is_not_here():
@@ -208,6 +217,23 @@ def test_workers_of_our_own_suite_do_not_load_torch_either(make):
     assert "libmujoco" in loaded
     assert "libtorch" in Path("/proc/self/maps").read_text()
     assert "libtorch" not in loaded  # nor LeRobot, which cannot be imported without it
+
+
+def test_our_own_suite_is_the_same_through_lerobot(make):
+    """Its environment type `razor` is what LeRobot's scripts use."""
+    settings = {"num_envs": 1, "num_workers": 1}
+    ours = make("gym_razor/PressButton-v0", **settings)
+    theirs = make("lerobot:razor/PressButton", **settings)
+    (one, _), (two, _) = ours.reset(seed=[3]), theirs.reset(seed=[3])
+    np.testing.assert_array_equal(one["agent_pos"], two["agent_pos"])
+    for camera in ("front", "wrist"):
+        np.testing.assert_array_equal(one["pixels"][camera], two["pixels"][camera])
+    assert ours.unwrapped.instructions == theirs.instructions
+    chunk = np.full((1, 4, 5), 0.5, np.float32)
+    np.testing.assert_array_equal(
+        ours.step(chunk)[0]["agent_pos"], theirs.step(chunk)[0]["agent_pos"]
+    )
+    assert time_limit("lerobot:razor/PressButton") == time_limit("gym_razor/PressButton-v0")
 
 
 def test_a_suite_switches_tasks_and_goes_through_lerobots_pipeline(make):
