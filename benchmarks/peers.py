@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -69,7 +70,7 @@ def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) 
 
 
 def prepare(name: str, settings: argparse.Namespace) -> None:
-    """Write what a comparison's contestants start from; runs in a process of its own."""
+    """Write what a comparison's contestants start from."""
     from contestants import cloning, reinforcing, replaying
 
     makers: dict[str, Callable[[Any], None]] = {
@@ -78,8 +79,8 @@ def prepare(name: str, settings: argparse.Namespace) -> None:
         "d": reinforcing.write_policy,
         "e": reinforcing.write_policy,
     }
-    if name in makers:
-        makers[name](settings)
+    with contextlib.redirect_stdout(sys.stderr):  # LeRobot tells what it builds
+        makers.get(name, lambda _: None)(settings)
 
 
 def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
