@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -69,7 +70,7 @@ def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) 
 
 
 def prepare(name: str, settings: argparse.Namespace) -> None:
-    """Write what a comparison's contestants start from; runs in a process of its own."""
+    """Write what a comparison's contestants start from."""
     from contestants import cloning, reinforcing, replaying
 
     makers: dict[str, Callable[[Any], None]] = {
@@ -78,14 +79,16 @@ def prepare(name: str, settings: argparse.Namespace) -> None:
         "d": reinforcing.write_policy,
         "e": reinforcing.write_policy,
     }
-    if name in makers:
-        makers[name](settings)
+    with contextlib.redirect_stdout(sys.stderr):  # LeRobot tells what it builds
+        makers.get(name, lambda _: None)(settings)
 
 
 def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
     """Return what is compared with what."""
     partial = functools.partial
     steps = settings.gradient_steps
+    run_frozen = partial(run_cloning, ours=True, freeze_vision=True)
+    frozen = {"robo-razor finetune, image encoder frozen": (run_frozen, steps // 10)}
     return {
         "a": Comparison(
             title="BC: finetune / lerobot-train",
@@ -101,12 +104,9 @@ def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
                     )
                     for n in settings.loader_workers
                 },
-                "robo-razor finetune, image encoder frozen": (
-                    partial(run_cloning, ours=True, freeze_vision=True),
-                    steps // 10,
-                ),
+                **({} if settings.no_extra else frozen),
             },
-            extra=("robo-razor finetune, image encoder frozen",),
+            extra=() if settings.no_extra else tuple(frozen),
         ),
         "b": Comparison(
             title="evaluation: evaluate / lerobot-eval",
@@ -179,6 +179,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="(a): samples per gradient step")
     add("--gradient-steps", type=int, default=20, help="(a): per repetition, a multiple of 10")
     add("--loader-workers", type=int, nargs="+", default=[4, 2, 0], help="(a): of lerobot-train")
+    add("--no-extra", action="store_true", help="(a): without the figure of the frozen encoder")
     add("--num-envs", type=int, default=32, help="(b), (d), (e): environments in parallel")
     add("--episodes", type=int, default=64, help="(b): per repetition")
     add("--no-async", action="store_true", help="(b): without use_async_envs, a process per env")
