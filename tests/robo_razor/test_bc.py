@@ -125,9 +125,10 @@ def test_windows_start_at_the_decisions_of_who_demonstrated(demonstrations):
 
 def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
     path = save_tiny_policy(tmp_path / "policy")
+    policy = tiny_policy()
     bc = BCConfig(demonstrations=f"policy:{path}", episodes=5)
     found = [
-        demonstrations_for(FinetuneConfig(method="bc", task=NEW, env=ENV, bc=bc, seed=seed), None)
+        demonstrations_for(FinetuneConfig(method="bc", task=NEW, env=ENV, bc=bc, seed=seed), policy)
         for seed in (0, 0, 1)
     ]
     assert found[0].num_episodes == 5
