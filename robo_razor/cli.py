@@ -168,6 +168,8 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(_examples(command))
         return 0
     _load(command.target)(config)
+    if "WORLD_SIZE" in os.environ:  # a launcher's; otherwise `--help` would pay for torch
+        _load("robo_razor.ranks:part")()
     return 0
 
 

@@ -8,7 +8,6 @@ speaks.
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -105,7 +104,7 @@ ALONE = Ranks()
 def launched(device: str = "auto") -> Ranks:
     """Join the other ranks if a launcher started several.
 
-    Ranks meet once and part when the process ends: torch cannot join the same ones anew.
+    Ranks meet once, torch cannot join the same ones anew; `part` is for the end of the process.
 
     Args:
         device: The setting; `auto` and `cuda` mean this rank's own device.
@@ -130,5 +129,15 @@ def launched(device: str = "auto") -> Ranks:
         backend = "cpu:gloo,cuda:nccl"
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, timeout=PATIENCE)
-        atexit.register(torch.distributed.destroy_process_group)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def part() -> None:
+    """Leave the other ranks, when all have come to the end of what they do together.
+
+    After an error it must not be called: the others are waiting elsewhere, and the launcher stops
+    them.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

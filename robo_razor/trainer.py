@@ -82,10 +82,10 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     if config.resume:
         config = stored_config(config)
     prior = validate(config)
-    if not config.resume and config.out is not None:
+    ranks = launched(config.device)
+    if ranks.is_main and not config.resume and config.out is not None:
         refuse_used_directory(config.out, resumable=True)
     with contextlib.ExitStack() as stack:
-        ranks = launched(config.device)
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
         return trainer.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from robo_razor.config import (
     TrackingConfig,
 )
 from robo_razor.evaluation import run_evaluate
-from robo_razor.ranks import launched
+from robo_razor.ranks import launched, part
 from robo_razor.trainer import finetune
 
 ENV = EnvConfig(num_envs=8, num_workers=1, image_size=16, env_packages=("toy_env",))
@@ -89,9 +90,8 @@ def main(base, out):
     finetune(settings(base, root / "ppo", "ppo", resume=True), quiet())  # nothing is left to do
     run_evaluate(evaluation(base, root / "all.json"), quiet())
     run_evaluate(evaluation(base, root / "until.json", until_width=0.9), quiet())
-    import os
-
     (root / f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))
+    part()
 
 
 if __name__ == "__main__":
