@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,38 +12,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.ranks import Ranks
+from robo_razor.rollout import Mode, Progress, run_episodes
 from robo_razor.types import DecisionRecord, EpisodeBatch, EpisodeRow
-
-Run = Callable[[Sequence[EpisodeRow]], EpisodeBatch]
 
 
 def run_shared(
-    ranks: Ranks, rows: Sequence[EpisodeRow], run: Run, *, whole: bool = False
+    ranks: Ranks,
+    env: Any,
+    policy: Any,
+    rows: Sequence[EpisodeRow],
+    mode: Mode,
+    record: bool | Literal["inputs"] = False,
+    progress: Progress | None = None,
+    *,
+    sampling_seed: int = 0,
+    whole: bool = False,
 ) -> EpisodeBatch:
     """Run every row on one of the ranks; all ranks must call it with the same rows.
 
     Args:
         ranks: This process among the others.
+        env: This rank's vector environment.
+        policy: A `PolicyHandle`, with equal weights on all ranks.
         rows: What all of them run together.
-        run: Runs this rank's rows.
+        mode: See `run_episodes`, as for all that is not told here.
+        record: Keep every decision.
+        progress: Called as this rank's episodes finish.
+        sampling_seed: Seed of the sampling noise.
         whole: Bring the inputs and actions of all decisions here too. Otherwise they stay with the
             rank that recorded them, see `DecisionRecord.place`.
 
     Returns:
         All outcomes in the order of `rows`, equal on all ranks but for what stays elsewhere.
     """
+    divided = len(rows) >= ranks.size
+    batch = run_episodes(
+        env,
+        policy,
+        rows[ranks.share] if divided else rows,
+        mode,
+        record,
+        progress,
+        sampling_seed=sampling_seed,
+    )
     if ranks.size == 1:
-        return run(rows)
-    if len(rows) < ranks.size:  # too few to divide: all run them, and rank 0 holds the record
-        batch = run(rows)
+        return batch
+    if not divided:  # too few rows: all have run them, and rank 0 holds the record
         if batch.record is None or whole or ranks.is_main:
             return batch
         nowhere = np.full(len(batch.record), -1, dtype=np.int64)
         return replace(batch, record=replace(batch.record, place=nowhere))
-    mine = run(rows[ranks.share])
-    sent = mine
-    if mine.record is not None and not whole:
-        sent = replace(mine, record=replace(mine.record, inputs={}, actions=torch.empty(0)))
+    sent = batch
+    if batch.record is not None and not whole:
+        sent = replace(batch, record=replace(batch.record, inputs={}, actions=torch.empty(0)))
     parts = ranks.gather(sent)
     size = ranks.size
 
@@ -65,7 +87,7 @@ def run_shared(
         episode_return=woven([part.episode_return for part in parts]),
         terminated=woven([part.terminated for part in parts]),
         truncated=woven([part.truncated for part in parts]),
-        record=_joined(ranks, mine, parts, decisions, whole=whole),
+        record=_joined(ranks, batch, parts, decisions, whole=whole),
         wall_s=max(part.wall_s for part in parts),
         start_states=tuple(woven_items([part.start_states for part in parts])),
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -50,11 +50,11 @@ from robo_razor.probes import (
     save_probes,
 )
 from robo_razor.ranks import ALONE, Ranks
-from robo_razor.rollout import Progress, run_episodes
+from robo_razor.rollout import Progress
 from robo_razor.seeding import derive
 from robo_razor.shared_rollout import run_shared
 from robo_razor.statistics import wilson_interval
-from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow, SkillResult
+from robo_razor.types import DemonstrationSet, EpisodeBatch, SkillResult
 
 ACTION_KL = "action_kl.json"
 PROBES = "probes.safetensors"
@@ -158,8 +158,7 @@ class Tracker:
         """
         start = time.perf_counter()
         policy.module.eval()
-        record = step == 0 or not policy.has_density
-        greedy = self._run_greedy(policy, final=final, record=record, progress=progress)
+        greedy = self._run_greedy(policy, step, final=final, progress=progress)
         sampled = self._run_sampled(policy, progress)
         if step == 0:
             self._keep_base(policy, greedy, sampled)
@@ -204,20 +203,18 @@ class Tracker:
         return wilson_interval(sum(successes), len(successes))[0]
 
     def _run_greedy(
-        self, policy: Any, *, final: bool, record: bool, progress: Progress | None
+        self, policy: Any, step: int, *, final: bool, progress: Progress | None
     ) -> EpisodeBatch:
         tracking = self.config.tracking
         # All of the last checkpoint's for the base too: it is compared on the same start states.
-        n = max(tracking.episodes_new, tracking.final_episodes_new if final or record else 0)
+        n = max(tracking.episodes_new, tracking.final_episodes_new if final or step == 0 else 0)
         episodes = {skill: n for skill in self.new}
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
         rows = manifest(self.new | self.prior, episodes)
-        keep: Literal["inputs", False] = "inputs" if record else False
-
-        def run(mine: Sequence[EpisodeRow]) -> EpisodeBatch:
-            return run_episodes(self.env, policy, mine, "greedy", keep, progress)
-
-        return run_shared(self.ranks, rows, run, whole=True)
+        keep: Literal["inputs", False] = False
+        if step == 0 or not policy.has_density:  # the latter has no sampled states to look at
+            keep = "inputs"
+        return run_shared(self.ranks, self.env, policy, rows, "greedy", keep, progress, whole=True)
 
     def _run_sampled(self, policy: Any, progress: Progress | None) -> EpisodeBatch | None:
         n = self.config.tracking.episodes_new_sampled
@@ -225,13 +222,17 @@ class Tracker:
             return None
         seed = derive(self.config.seed, "tracking actions")
         rows = manifest(self.new, n)
-
-        def run(mine: Sequence[EpisodeRow]) -> EpisodeBatch:
-            return run_episodes(
-                self.env, policy, mine, "sample", "inputs", progress, sampling_seed=seed
-            )
-
-        return run_shared(self.ranks, rows, run, whole=True)
+        return run_shared(
+            self.ranks,
+            self.env,
+            policy,
+            rows,
+            "sample",
+            "inputs",
+            progress,
+            sampling_seed=seed,
+            whole=True,
+        )
 
     def _keep_base(self, policy: Any, greedy: EpisodeBatch, sampled: EpisodeBatch | None) -> None:
         """Keep the base's outcomes and the probe sets that stay the same from now on."""

@@ -30,7 +30,7 @@ from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
 from robo_razor.ranks import ALONE, Ranks, launched
-from robo_razor.rollout import Mode, run_episodes
+from robo_razor.rollout import Mode
 from robo_razor.run_log import RunLog, format_seconds
 from robo_razor.seeding import derive
 from robo_razor.shared_rollout import run_shared
@@ -450,20 +450,17 @@ class Trainer:
         self, rows: Sequence[EpisodeRow], *, mode: Mode, record: bool, sampling_seed: int
     ) -> EpisodeBatch:
         self.policy.module.eval()
-
-        def run(mine: Sequence[EpisodeRow]) -> EpisodeBatch:
-            return run_episodes(
+        with self._rollout_threads():
+            batch = run_shared(
+                self.ranks,
                 self.env,
                 self.policy,
-                mine,
+                rows,
                 mode,
                 record,
-                progress=self._on_episodes,
+                self._on_episodes,
                 sampling_seed=sampling_seed,
             )
-
-        with self._rollout_threads():
-            batch = run_shared(self.ranks, rows, run)
         self.episodes += len(batch)
         return batch
 

@@ -15,11 +15,12 @@ from toy_env import ToyVectorEnv
 from toy_policy import NEW
 from toy_runs import assert_same_weights, quiet, run_config, summary, weights
 
-from robo_razor.config import BCConfig, EnvConfig, PPOConfig, TrackingConfig
+from robo_razor.config import BCConfig, EnvConfig, PPOConfig, TrackingConfig, replace
 from robo_razor.errors import PolicyError
 from robo_razor.methods.bc import BC, predicted_actions
 from robo_razor.policies import load_policy
 from robo_razor.rollout import run_episodes
+from robo_razor.tracking import Tracker
 from robo_razor.trainer import finetune
 from robo_razor.types import make_rows
 
@@ -143,6 +144,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder, finished, tmp_path, 
     assert result.step >= 2
     assert_same_weights(weights(finished[0], result.step), weights(tmp_path / "run", result.step))
     assert result.summary["surrogate"] == summary(finished[0], result.step)["surrogate"]
+
+
+def test_checkpoints_on_the_way_run_no_more_episodes_than_others_do(folder, tmp_path, monkeypatch):
+    """Their inputs are recorded for the surrogate; that is no reason for the last one's number."""
+    monkeypatch.setattr(
+        "robo_razor.tracking.run_shared",
+        lambda ranks, env, policy, rows, mode, record, progress, whole: (len(rows), record),
+    )
+    config = settings(folder, tmp_path / "run")
+    config = replace(config, tracking=replace(TRACKING, final_episodes_new=9))
+    handle = load_policy(folder)
+    tracker = Tracker(config, None, None, handle, {})
+    found = [
+        tracker._run_greedy(handle, step, final=final, progress=None)
+        for step, final in ((0, False), (1, False), (2, True))
+    ]
+    assert found == [(9, "inputs"), (3, "inputs"), (9, "inputs")]
 
 
 def test_ppo_is_refused_before_any_work(folder, tmp_path):
