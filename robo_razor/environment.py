@@ -243,6 +243,21 @@ def _steps_chunks(task: str) -> bool:
     )
 
 
+def reset_request(
+    num_envs: int, seed: Any, options: dict[str, Any] | None
+) -> tuple[NDArray[np.bool_], list[Any], Sequence[Any], Sequence[Any]]:
+    """Return what a reset asks for, per sub-environment: mask, seed, task, own words.
+
+    The arguments are those of a vector environment's `reset`; where there is no seed, task or own
+    words for a sub-environment it is None.
+    """
+    options = options or {}
+    mask = np.asarray(options.get("reset_mask", np.ones(num_envs, dtype=bool)))
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_envs
+    nothing = [None] * num_envs
+    return mask, seeds, options.get("tasks") or nothing, options.get("instructions") or nothing
+
+
 @contextlib.contextmanager
 def worker_errors() -> Iterator[None]:
     """Tell the fault of an environment's worker process as an error for the user.

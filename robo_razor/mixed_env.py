@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robo_razor.environment import GroupDriver, StepResult, put, take
+from robo_razor.environment import GroupDriver, StepResult, put, reset_request, take
 from robo_razor.errors import EnvError
 from robo_razor.types import Observation
 
@@ -52,11 +52,8 @@ class MixedVectorEnv:
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
-        n, options = self.num_envs, options or {}
-        mask = np.asarray(options.get("reset_mask", np.ones(n, dtype=bool)))
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * n
-        tasks = options.get("tasks") or [None] * n
-        words = options.get("instructions") or [None] * n
+        n = self.num_envs
+        mask, seeds, tasks, words = reset_request(n, seed, options)
         for i in np.flatnonzero(mask):
             self.tasks[i] = tasks[i] or self.tasks[i]
             self._current[i] = self._part_of[self.tasks[i]]

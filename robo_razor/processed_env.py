@@ -13,9 +13,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import create_empty_array
 
+from robo_razor.policy_inputs import AGENT_POS, IMAGE_PREFIX, PREFIX, STATE, camera_name, state_name
 from robo_razor.types import Observation
-
-IMAGES, STATE, PREFIX = "observation.images.", "observation.state", "observation."
 
 
 class ProcessedVectorEnv:
@@ -55,21 +54,19 @@ class ProcessedVectorEnv:
         from lerobot.envs.utils import preprocess_observation
 
         given = {
-            key: value for key, value in observation.items() if np.size(value) or key != "agent_pos"
+            key: value for key, value in observation.items() if np.size(value) or key != AGENT_POS
         }
         processed = self._processor(preprocess_observation(given))
         pixels: dict[str, Any] = {}
         found: Observation = {"pixels": pixels}
         for key, value in processed.items():
-            if key.startswith(IMAGES):
+            if key.startswith(IMAGE_PREFIX):
                 image = value.permute(0, 2, 3, 1).mul(255.0).round()
-                pixels[key.removeprefix(IMAGES)] = image.clamp(0, 255).byte().cpu().numpy()
-            elif key == STATE:
-                found["agent_pos"] = np.asarray(value.cpu().numpy(), np.float32)
-            elif key.startswith(PREFIX) and hasattr(value, "cpu"):
-                found[key.removeprefix(PREFIX)] = np.asarray(value.cpu().numpy(), np.float32)
-        if "agent_pos" not in found:
-            found["agent_pos"] = np.zeros((len(next(iter(pixels.values()))), 0), np.float32)
+                pixels[camera_name(key)] = image.clamp(0, 255).byte().cpu().numpy()
+            elif key == STATE or (key.startswith(PREFIX) and hasattr(value, "cpu")):
+                found[state_name(key)] = np.asarray(value.cpu().numpy(), np.float32)
+        if AGENT_POS not in found:
+            found[AGENT_POS] = np.zeros((len(next(iter(pixels.values()))), 0), np.float32)
         return found
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from robo_razor.environment import StepResult, map_arrays, take
+from robo_razor.environment import StepResult, map_arrays, reset_request, take
 from robo_razor.errors import EnvError
 from robo_razor.types import Observation
 
@@ -52,11 +51,7 @@ class SerialVectorEnv:
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
-        options = options or {}
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.num_envs
-        tasks = options.get("tasks") or [None] * self.num_envs
-        words = options.get("instructions") or [None] * self.num_envs
+        mask, seeds, tasks, words = reset_request(self.num_envs, seed, options)
         for i in np.flatnonzero(mask):
             if tasks[i] is not None and tasks[i] != self._tasks[i]:
                 self._envs[i].close()

@@ -8,7 +8,7 @@ import json
 import pytest
 import tiny_vla
 import torch
-from toy_runs import assert_same_weights, metrics, quiet, run_config, summary, weights
+from toy_runs import assert_same_weights, interrupt_at, metrics, quiet, run_config, summary, weights
 
 from robo_razor.config import (
     BCConfig,
@@ -93,15 +93,7 @@ def test_the_first_ratios_are_one(finished):
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(base, finished, tmp_path, monkeypatch):
-    def stop(self, update, original=PPO.update):
-        if update == 2:
-            raise KeyboardInterrupt
-        return original(self, update)
-
-    monkeypatch.setattr(PPO, "update", stop)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(settings(base, tmp_path / "run"), quiet())
-    monkeypatch.undo()
+    interrupt_at(monkeypatch, PPO, 2, settings(base, tmp_path / "run"))
     finetune(settings(base, tmp_path / "run", resume=True), quiet())
     one = weights(finished, 2)
     assert_same_weights(one, weights(tmp_path / "run", 2))

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from toy_env import ToyVectorEnv
 from toy_policy import NEW
-from toy_runs import assert_same_weights, quiet, run_config, summary, weights
+from toy_runs import assert_same_weights, interrupt_at, quiet, run_config, summary, weights
 
 from robo_razor.config import BCConfig, EnvConfig, PPOConfig, TrackingConfig, replace
 from robo_razor.errors import PolicyError
@@ -131,15 +131,7 @@ def test_what_it_does_depends_on_the_observation_alone(folder):
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(folder, finished, tmp_path, monkeypatch):
-    def stop(self, update, original=BC.update):
-        if update == 2:
-            raise KeyboardInterrupt
-        return original(self, update)
-
-    monkeypatch.setattr(BC, "update", stop)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(settings(folder, tmp_path / "run"), quiet())
-    monkeypatch.undo()
+    interrupt_at(monkeypatch, BC, 2, settings(folder, tmp_path / "run"))
     result = finetune(settings(folder, tmp_path / "run", resume=True), quiet())
     assert result.step >= 2
     assert_same_weights(weights(finished[0], result.step), weights(tmp_path / "run", result.step))

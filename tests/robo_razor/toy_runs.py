@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 import torch
 from rich.console import Console
 from toy_policy import NEW
 
 from robo_razor.config import FinetuneConfig
 from robo_razor.policies import load_policy
+from robo_razor.trainer import finetune
 
 
 def quiet():
@@ -22,6 +24,20 @@ def run_config(base, out, method, sections, **settings):
     section = {method: sections[method]} if method in sections else {}
     common = {"method": method, "policy": base, "task": NEW, "out": str(out), "torch_threads": 1}
     return FinetuneConfig(**(common | section | settings))
+
+
+def interrupt_at(monkeypatch, method, update, config):
+    """Run until Ctrl-C at the beginning of an update of a method (class)."""
+    original = method.update
+
+    def stop(self, k):
+        if k == update:
+            raise KeyboardInterrupt
+        return original(self, k)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(method, "update", stop)
+        finetune(config, quiet())
 
 
 def weights(run, step):
