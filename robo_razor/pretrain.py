@@ -24,6 +24,7 @@ from torch import Tensor
 from robo_razor.actors import Actor, ExpertActor, PolicyActor
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import PretrainConfig, to_dict
+from robo_razor.device import keep_freed_memory
 from robo_razor.environment import make_env, resolve_tasks, skill_name
 from robo_razor.errors import EnvError
 from robo_razor.files import write_json
@@ -320,6 +321,7 @@ def run_pretrain(config: PretrainConfig) -> None:
         UnknownNameError: A task is not registered.
         EnvError: The tasks have no scripted expert.
     """
+    keep_freed_memory()
     console = Console()
     pretraining = Pretraining(config, console)
     skills = ", ".join(skill_name(task) for task in pretraining.tasks)

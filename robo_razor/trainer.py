@@ -23,7 +23,7 @@ from rich.console import Console
 
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
-from robo_razor.device import resolve_device, torch_threads
+from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
 from robo_razor.errors import ConfigError, EnvError, PolicyError
 from robo_razor.fingerprint import differences, fingerprint
@@ -85,6 +85,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     ranks = launched(config.device)
     if ranks.is_main and not config.resume and config.out is not None:
         refuse_used_directory(config.out, resumable=True)
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
