@@ -13,7 +13,7 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from robo_razor.config import CompareConfig, FinetuneConfig, SweepConfig
+from robo_razor.config import ArchiveConfig, CompareConfig, FinetuneConfig, SweepConfig
 from robo_razor.errors import ConfigError, did_you_mean
 from robo_razor.settings import (
     Settings,
@@ -31,6 +31,7 @@ RESUME_MAY_CHANGE = ("out", "resume")
 POSITIONAL: dict[type[Settings], tuple[str, str]] = {
     CompareConfig: ("runs", "RUN ..."),
     SweepConfig: ("file", "FILE"),
+    ArchiveConfig: ("directory", "DIRECTORY"),
 }
 """The setting that a command takes without a flag, and what the usage line calls it."""
 

@@ -314,6 +314,15 @@ class RunDirectory:
         files = [self.path / "eval" / step_name(step) / SUMMARY for step in steps]
         return [read_json(file, DAMAGED_EVALUATION) for file in files if file.is_file()]
 
+    def measured(self) -> list[Path]:
+        """Return the files that a report reads: all but weights, optimizers and probe states."""
+        kept = [self.path / name for name in (CONFIG, ENVIRONMENT, METRICS)]
+        for step in _steps_in(self.path / "eval"):
+            kept += [self.path / "eval" / step_name(step) / name for name in (SUMMARY, EPISODES)]
+        found = [file for file in kept if file.is_file()]
+        best = self.checkpoints / BEST
+        return [*found, best] if best.is_symlink() else found
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:

@@ -34,6 +34,7 @@ from robo_razor.settings import (
 )
 
 __all__ = [
+    "ArchiveConfig",
     "BCConfig",
     "CheckpointConfig",
     "CollectConfig",
@@ -323,7 +324,7 @@ class CompareConfig(Settings):
     """Put runs next to each other: success against forgetting, at matched new-task success."""
 
     runs: tuple[str, ...] = ()
-    """Run directories that `robo-razor finetune` made, or directories of sweeps (one or more)."""
+    """Run directories, directories of sweeps, or files of `robo-razor archive` (one or more)."""
     out: str = "report"
     """Directory for the page `index.html`, `report.md`, `report.json`, CSV and figures."""
     match: tuple[float, ...] = ()
@@ -338,6 +339,16 @@ class CompareConfig(Settings):
     def _check_together(self) -> None:
         if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:
             raise ConfigError(f"match = {bad[0]} is no success rate", allowed="values in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveConfig(Settings):
+    """Keep what a sweep or a run measured in one small file, without weights."""
+
+    directory: str = ""
+    """Directory of a sweep (its finished runs are kept) or of one run."""
+    out: str | None = None
+    """The file, `NAME.tar.xz`; None: the directory's name, here."""
 
 
 @dataclass(frozen=True, kw_only=True)

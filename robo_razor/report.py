@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robo_razor.archive import unpacked
 from robo_razor.config import CompareConfig
 from robo_razor.errors import ReportError, RoboRazorError
 from robo_razor.files import finite, write_json, write_text
@@ -52,6 +53,11 @@ def run_compare(config: CompareConfig) -> None:
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
     """
+    with unpacked(config.runs) as paths:
+        _write_report(config, paths)
+
+
+def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -59,7 +65,7 @@ def run_compare(config: CompareConfig) -> None:
     from robo_razor.markdown import to_console, to_markdown
     from robo_razor.reporting.page import make_page
 
-    runs = load_runs(config.runs, config.merge)
+    runs = load_runs(paths, config.merge)
     unlike = likeness.unlike(runs.runs)
     if not config.allow_unlike:
         likeness.refuse_unlike(unlike)

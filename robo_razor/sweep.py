@@ -47,7 +47,8 @@ blocked, interrupted), `method`, `seed`, `changed` (key -> value of the settings
 `sweep_table`.
 
 The same command goes on with a sweep that was cut: finished runs are skipped, begun ones resumed
-from their last checkpoint. A run that something kills is started again at most `attempts` times; a
+from their last checkpoint. `robo-razor archive` keeps what finished runs measured, to go on
+elsewhere. A run that something kills is started again at most `attempts` times; a
 run that fails is recorded and the others go on.
 """
 
@@ -274,6 +275,11 @@ def _check_tasks(configs: list[FinetuneConfig]) -> None:
 def _refuse_failures(items: list[Progress], plan: Plan) -> None:
     failed = [item for item in items if item.state is State.FAILED]
     blocked = [item for item in items if item.state is State.BLOCKED]
+    if not failed and blocked:
+        raise SweepError(
+            f"{len(blocked)} of {len(items)} runs could not begin; first {blocked[0].run.id}: it "
+            f"{blocked[0].error}"
+        )
     if not failed:
         return
     first = failed[0]

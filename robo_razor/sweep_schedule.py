@@ -181,12 +181,30 @@ class Scheduler:
                 continue
             needed = [self.progress[name].state for name in item.run.needs]
             if any(state in (State.FAILED, State.BLOCKED) for state in needed):
-                item.state = State.BLOCKED
-                item.error = f"needs {', '.join(item.run.needs)}"
-                self._note(f"blocked {item.run.id}: it {item.error}")
-                self._on_change()
+                self._block(item, f"needs {', '.join(item.run.needs)}")
+            elif set(needed) <= {State.FINISHED} and (bare := self._without_weights(item)):
+                self._block(
+                    item,
+                    f"needs the weights of {bare}, which came from an archive without them; "
+                    "move that run's directory away, and both are run",
+                )
             elif self._has_room() and set(needed) <= {State.FINISHED}:
                 self._start(item)
+
+    def _block(self, item: Progress, reason: str) -> None:
+        item.state, item.error = State.BLOCKED, reason
+        self._note(f"blocked {item.run.id}: it {reason}")
+        self._on_change()
+
+    def _without_weights(self, item: Progress) -> str | None:
+        """Return the first finished run that a setting names and that has no checkpoint left."""
+        settings = [str(value) for value in flatten(to_dict(item.run.config)).values()]
+        for name in item.run.needs:
+            path = self.progress[name].run.path
+            named = any(str(path) in value for value in settings)
+            if named and RunDirectory(path).last_step() is None:
+                return name
+        return None
 
     def _has_room(self) -> bool:
         running = sum(item.state is State.RUNNING for item in self.chosen)
@@ -311,6 +329,7 @@ def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:
         RunDirectoryError: A setting differs that makes it another run.
     """
     old, new = flatten(stored), flatten(to_dict(run.config))
+    old = {key: _moved(value, stored.get("out"), run) for key, value in old.items()}
     default = flatten(to_dict(FinetuneConfig(method=run.config.method)))
     missing = object()
     for key, value in new.items():
@@ -321,6 +340,14 @@ def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:
                 f"means {value!r}: its file or a default has changed",
                 remedy="Choose another `--out`, move that directory away, or undo the change.",
             )
+
+
+def _moved(value: Any, stored_out: Any, run: PlannedRun) -> Any:
+    """Return a stored value as it would be had the sweep always lain where it lies now."""
+    if not isinstance(value, str) or not isinstance(stored_out, str):
+        return value
+    before, now = Path(stored_out).parent.parent, run.path.parent.parent
+    return value.replace(f"{before}/", f"{now}/") if before.name else value
 
 
 def _end_of(log: Path) -> str | None:

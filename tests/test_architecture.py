@@ -29,6 +29,7 @@ LAYERS = (
         "reporting",
         "figures",
         "markdown",
+        "archive",
         "pretrain",
         "doctor",
         "catalogue",

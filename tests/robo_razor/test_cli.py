@@ -1,5 +1,6 @@
 """The command line: quick help with examples, strict flags, errors in one paragraph."""
 
+import os
 import subprocess
 import sys
 import time
@@ -202,3 +203,21 @@ def test_resume_is_the_same_run(interrupted_run, words, message, tmp_path, monke
 def test_resuming_nothing_says_so(capsys):
     assert run("finetune", "--resume", "--out", "runs/absent") == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_wait_asleep_unless_the_user_chose(monkeypatch, chosen, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back whatever the command sets
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert run("--version") == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
