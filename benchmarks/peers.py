@@ -8,12 +8,14 @@ its own), against the fastest peer where there are several:
 (a) cloning: gradient steps' samples of `robo-razor finetune --method bc` against `lerobot-train`,
     with its default data loader (4 workers) and other numbers of workers. All weights are trained;
     what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
-(b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, without its videos, with
-    its environments in one process and in a process each (its default).
+(b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, both with their defaults
+    but for the number of episodes, which is that of LeRobot. What `lerobot-eval` does with as
+    many environments as ours has, and without the videos that it always makes, is told beside it.
 (c) replay of a flow policy's denoising paths, forward and backward: one batched call against one
     call per denoising step.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
-    update together, with the image encoder frozen on both sides as it is by default.
+    update together, with the image encoder frozen on both sides as it is by default. An extra
+    figure is with `--ppo.bf16`.
 (e) the same with all weights trained on both sides.
 
 Start-up, imports and checkpoints count on neither side. The modules in `contestants/` say what each
@@ -108,22 +110,7 @@ def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
             },
             extra=() if settings.no_extra else tuple(frozen),
         ),
-        "b": Comparison(
-            title="evaluation: evaluate / lerobot-eval",
-            unit="episodes",
-            aim=5.0,
-            ours="robo-razor evaluate",
-            contestants={
-                "robo-razor evaluate": (partial(run_evaluation, ours=True), 1),
-                **{
-                    f"lerobot-eval, use_async_envs={asynchronous}": (
-                        partial(run_evaluation, ours=False, asynchronous=asynchronous),
-                        1,
-                    )
-                    for asynchronous in (False, *[True] * (not settings.no_async))
-                },
-            },
-        ),
+        "b": evaluation_comparison(settings),
         "c": Comparison(
             title="replay of denoising paths: one call / one per step",
             unit="decisions",
@@ -140,9 +127,38 @@ def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
     }
 
 
+def evaluation_comparison(settings: argparse.Namespace) -> Comparison:
+    """Return the comparison of evaluations: with lerobot-eval as it comes, and helped."""
+    run = functools.partial(run_evaluation, ours=False)
+    tuned = f"lerobot-eval, {settings.num_envs} environments"
+    helped: dict[str, dict[str, Any]] = {
+        f"{tuned} in its process": {"num_envs": settings.num_envs, "asynchronous": False},
+        f"{tuned} in its process, without its videos": {
+            "num_envs": settings.num_envs,
+            "asynchronous": False,
+            "filmed": 0,
+        },
+    }
+    if not settings.no_async:
+        helped[f"{tuned} in processes"] = {"num_envs": settings.num_envs}
+    peers = {"lerobot-eval": {}} | helped
+    return Comparison(
+        title="evaluation: evaluate / lerobot-eval",
+        unit="episodes",
+        aim=5.0,
+        ours="robo-razor evaluate",
+        contestants={
+            "robo-razor evaluate": (functools.partial(run_evaluation, ours=True), 1),
+            **{name: (functools.partial(run, **given), 1) for name, given in peers.items()},
+        },
+        relieved=tuple(helped),
+    )
+
+
 def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Comparison:
     """Return the comparison of PPO, with the image encoder frozen or trained on both sides."""
     run = functools.partial(run_ppo, freeze_vision=freeze_vision)
+    bf16 = "robo-razor finetune --ppo.bf16"
     peers = {"Stable-Baselines3 on our vector env": {"subprocesses": False}}
     if settings.subprocesses:
         peers["Stable-Baselines3, SubprocVecEnv"] = {"subprocesses": True}
@@ -153,11 +169,13 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
         ours="robo-razor finetune",
         contestants={
             "robo-razor finetune": (functools.partial(run, ours=True), settings.updates),
+            bf16: (functools.partial(run, ours=True, bf16=True), settings.updates),
             **{
                 name: (functools.partial(run, ours=False, **given), settings.updates)
                 for name, given in peers.items()
             },
         },
+        extra=(bf16,),
     )
 
 
@@ -181,7 +199,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--loader-workers", type=int, nargs="+", default=[4, 2, 0], help="(a): of lerobot-train")
     add("--no-extra", action="store_true", help="(a): without the figure of the frozen encoder")
     add("--num-envs", type=int, default=32, help="(b), (d), (e): environments in parallel")
-    add("--episodes", type=int, default=64, help="(b): per repetition")
+    add("--episodes", type=int, default=50, help="(b): per repetition; default: lerobot-eval's")
     add("--no-async", action="store_true", help="(b): without use_async_envs, a process per env")
     add("--denoising-steps", type=int, default=10, help="(c)")
     add("--replay-batch", type=int, default=16, help="(c): decisions per replay")

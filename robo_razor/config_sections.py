@@ -179,7 +179,7 @@ class PPOConfig(Settings):
     lora_rank: int = setting(0, low=0)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
-    """Compute in bfloat16 where the device is faster with it."""
+    """Compute matrix products of rollouts and updates in bfloat16; tracking stays in float32."""
     temperature: float = setting(0.6, above=0.0)
     """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
     ratio: Literal["step", "chunk"] = "step"

@@ -50,12 +50,13 @@ class torch_threads:  # in lower case: it reads like a function where it is used
     Args:
         threads: Number of threads; None: one per core that this process may use.
         processes: As many processes share the cores.
+        beside: So many cores are left to the workers of an environment, as long as one remains.
     """
 
-    def __init__(self, threads: int | None, processes: int = 1) -> None:
+    def __init__(self, threads: int | None, processes: int = 1, beside: int = 0) -> None:
         from robo_razor.fingerprint import cpu_count
 
-        self._threads = threads or max(1, cpu_count() // processes)
+        self._threads = threads or max(1, cpu_count() // processes - beside)
         self._before = torch.get_num_threads()
 
     def __enter__(self) -> int:

@@ -187,7 +187,7 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
 
     plan = _plan(config)
     ranks = launched(config.device)
-    with torch_threads(config.torch_threads, ranks.size):
+    with torch_threads(config.torch_threads, ranks.size, beside=config.env.num_workers):
         if not ranks.is_main:
             console, config = Console(file=io.StringIO()), replace(config, json=None)
         console = console or Console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,16 @@ LAW = "What explains forgetting"
 def to_console(runs: RunSet, report: dict[str, Any]) -> str:
     """Return what the terminal shows: the statement and the two tables that it rests on."""
     level = report["headline_level"]
-    parts = [*_statement(report)]
+    shown = [tables.last_table(runs.runs, brief=True)]
     if level is not None:
-        parts.append(_table(tables.matched_table(report, level)))
-    return "\n\n".join([*parts, _table(tables.last_table(runs.runs, brief=True))]) + "\n"
+        shown.insert(0, tables.matched_table(report, level))
+    parts = [*_statement(report), *(_breakable(_table(table)) for table in shown)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _breakable(table: str) -> str:
+    """Put spaces into long names, where a narrow terminal would cut them off with an ellipsis."""
+    return re.sub(r"\w{13,}", lambda name: name.group().replace("_", " "), table)
 
 
 def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Evaluation: `robo-razor evaluate` and `lerobot-eval` on the same policy, task and start states.
 
-Both act greedily, and both have their environments running already. What `lerobot-eval` calls for
-every task, `eval_policy`, is measured without videos: the command always films its first ten
-episodes and has no setting for it. The differences that remain are those of the two designs:
+Both act greedily, and both have their environments running already. Measured is what the commands
+call for every task. `lerobot-eval` always films its first ten episodes and has no setting for it;
+what it would take without is measured beside it. The differences are those of the two designs:
 
 - `lerobot-eval` steps one control step at a time and renders both cameras at each of them, though
   the policy looks only when a chunk is used up; ours executes a chunk per call and renders once.
@@ -28,12 +28,12 @@ def evaluate_ours(settings: Any, meter: Any) -> None:
     from robo_razor.evaluation import evaluate
     from robo_razor.policies import load_policy
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(max(1, settings.threads - settings.workers))  # as the command does
     policy = load_policy(settings.policy)
     skill = skill_name(settings.task)
     env_config = EnvConfig(
-        num_envs=settings.num_envs,
-        num_workers=min(settings.workers, settings.num_envs),
+        num_envs=min(EnvConfig.num_envs, settings.episodes),
+        num_workers=settings.workers,
         max_episode_steps=settings.max_episode_steps,
     )
     env = make_env(settings.task, env_config, chunk_size=policy.chunk_size)
@@ -50,9 +50,20 @@ def evaluate_ours(settings: Any, meter: Any) -> None:
         env.close()
 
 
-def evaluate_lerobot(settings: Any, meter: Any, asynchronous: bool = True) -> None:
+FILMED = 10
+"""Episodes that `lerobot-eval` films of every task."""
+
+
+def evaluate_lerobot(
+    settings: Any,
+    meter: Any,
+    num_envs: int | None = None,
+    asynchronous: bool = True,
+    filmed: int = FILMED,
+) -> None:
     """Call what `lerobot-eval` calls for each of its tasks."""
     from lerobot.configs import PreTrainedConfig
+    from lerobot.configs.default import EvalConfig
     from lerobot.envs import make_env_pre_post_processors
     from lerobot.policies import make_policy, make_pre_post_processors
     from lerobot.scripts.lerobot_eval import eval_policy
@@ -62,6 +73,7 @@ def evaluate_lerobot(settings: Any, meter: Any, asynchronous: bool = True) -> No
     from robo_razor.policies import locate_policy
 
     torch.set_num_threads(settings.threads)
+    chosen = EvalConfig(n_episodes=settings.episodes, batch_size=num_envs or 0)  # 0: its own choice
     directory = locate_policy(settings.policy)
     env_config = RazorEnvConfig(task=settings.task, episode_length=settings.max_episode_steps or 0)
     config = PreTrainedConfig.from_pretrained(directory)
@@ -75,8 +87,9 @@ def evaluate_lerobot(settings: Any, meter: Any, asynchronous: bool = True) -> No
     env_preprocessor, env_postprocessor = make_env_pre_post_processors(
         env_cfg=env_config, policy_cfg=config
     )
-    env: Any = env_config.create_envs(settings.num_envs, use_async_envs=asynchronous)["razor"][0]
-    env.reset(seed=list(range(settings.num_envs)))  # starts the processes
+    env: Any = env_config.create_envs(chosen.batch_size, use_async_envs=asynchronous)["razor"][0]
+    env.reset(seed=list(range(chosen.batch_size)))  # starts the processes
+    meter.notes["num_envs"] = chosen.batch_size
     meter.facts["trained_parameters"] = parameters(policy)
     try:
         while True:
@@ -90,6 +103,8 @@ def evaluate_lerobot(settings: Any, meter: Any, asynchronous: bool = True) -> No
                     preprocessor,
                     postprocessor,
                     n_episodes=settings.episodes,
+                    max_episodes_rendered=filmed,
+                    videos_dir=settings.folder / "videos",
                     start_seed=HELD_OUT_SEED,
                 )
             episodes = found["per_episode"]

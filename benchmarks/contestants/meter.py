@@ -174,7 +174,9 @@ class Comparison:
         aim: The ratio that we aim at.
         ours: Name of our contestant.
         contestants: Name -> (what it runs, units of work per measurement), ours among them.
-        extra: Names of contestants that do less work by design: reported, not compared.
+        extra: Names of contestants of ours that do otherwise by choice: reported, not compared.
+        relieved: Names of peers that are set up otherwise than they come, or spared a part of
+            their work: they are compared too, but the aim is not about them.
         same: Facts that all contestants but the extra ones must share.
     """
 
@@ -184,6 +186,7 @@ class Comparison:
     ours: str
     contestants: Mapping[str, tuple[Run, int]]
     extra: tuple[str, ...] = ()
+    relieved: tuple[str, ...] = ()
     same: tuple[str, ...] = field(default=("trained_parameters",))
 
     @property
@@ -268,7 +271,8 @@ def summarise(
         }
         for name in comparison.contestants
     }
-    fastest = max(comparison.peers, key=lambda name: statistics.median(rates(name, "wall_s")))
+    whole = [name for name in comparison.peers if name not in comparison.relieved]
+    fastest = max(whole, key=lambda name: statistics.median(rates(name, "wall_s")))
     headline = ratio(comparison.ours, fastest)
     return {
         "what": comparison.title,

@@ -51,7 +51,7 @@ def minibatch_size(settings: Any) -> int:
     return decisions // settings.minibatches
 
 
-def train_ours(settings: Any, meter: Any, freeze_vision: bool = True) -> None:
+def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool = False) -> None:
     """Run `finetune` with PPO."""
     from robo_razor.config import EnvConfig, FinetuneConfig, PPOConfig
     from robo_razor.methods.ppo import PPO
@@ -62,7 +62,7 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True) -> None:
         policy=str(settings.folder / "untrained"),
         task=settings.task,
         prior_tasks="none",
-        out=str(settings.folder / f"ppo{'-frozen' * freeze_vision}"),
+        out=str(settings.folder / f"ppo{'-frozen' * freeze_vision}{'-bf16' * bf16}"),
         freeze_vision=freeze_vision,
         torch_threads=settings.threads,
         env=EnvConfig(
@@ -80,6 +80,7 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True) -> None:
             target_kl=None,
             value_warmup_updates=0,
             temperature=1.0,
+            bf16=bf16,
         ),
     )
     with bounded(PPO, meter, lambda metrics: int(metrics["rollout/decisions"])):

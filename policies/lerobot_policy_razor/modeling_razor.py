@@ -89,7 +89,8 @@ class SpatialStem(nn.Module):
         logits = rearrange(
             F.conv2d(hidden, weight, bias, padding=1), "b c h w -> b c (h w)"
         ).float()
-        position = rearrange(torch.softmax(logits, dim=-1) @ self.grid, "b c xy -> b (c xy)")
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 knows half pixels only
+            position = rearrange(torch.softmax(logits, dim=-1) @ self.grid, "b c xy -> b (c xy)")
         return torch.cat([position, logits.amax(-1) / self.temperature], dim=-1)
 
 

@@ -187,6 +187,10 @@ class PPO(OnPolicyMethod):
         self.optimizer.load_state_dict(state.optimizers["ppo"])
         self.rate_factor = float(state.extra["rate_factor"])
 
+    def _collect(self, update: int) -> EpisodeBatch:
+        with autocast(self.policy.device, self.ppo.bf16):
+            return super()._collect(update)
+
     def _learn(self, batch: EpisodeBatch, update: int) -> Metrics:
         """Make the gradient steps; return their diagnostics."""
         record = batch.record

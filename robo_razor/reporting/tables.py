@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -234,7 +235,7 @@ def last_table(runs: Sequence[RunSeries], *, brief: bool = False) -> Table:
         nbt = run.last_pairs().nbt()
         rows.append(
             (
-                run.label,
+                _in_words(run) if brief else run.label,
                 str(last.step),
                 f"{percent(base.new)} \u2192 {with_interval(last.new, last.new_interval)}",
                 str(last.new_n),
@@ -251,6 +252,14 @@ def last_table(runs: Sequence[RunSeries], *, brief: bool = False) -> Table:
     more = ("retention", "NBT, points", "KL(base ‖ tuned)", "KL(tuned ‖ base)", "entropy")
     table = Table((*head, *more), tuple(rows), frozenset(range(1, 11)))
     return table.columns(LAST_IN_BRIEF) if brief else table
+
+
+def _in_words(run: RunSeries) -> str:
+    """Return a run's label with spaces, at which a terminal breaks lines, not with an ellipsis."""
+    if run.arm is None:
+        return run.label
+    settings = re.sub(r"-(?=[A-Za-z])", ", ", run.name.partition("/")[2])
+    return f"{run.arm}: {settings.replace('_', ' ')}"
 
 
 def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:

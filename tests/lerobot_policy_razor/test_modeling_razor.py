@@ -2,7 +2,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from lerobot_policy_razor.configuration_razor import RazorConfig
+from lerobot_policy_razor.configuration_razor import KEYPOINTS, RazorConfig
 from lerobot_policy_razor.modeling_razor import RazorPolicy, mu_law_centers
 
 IMAGES = ("observation.images.front", "observation.images.wrist")
@@ -283,3 +283,12 @@ def test_settings_that_contradict_each_other(make_policy, settings, message):
 def test_images_of_another_size_are_refused(make_policy):
     with pytest.raises(ValueError, match=r"\(3, 96, 96\)"):
         make_policy(image_size=96)
+
+
+def test_keypoints_are_finer_than_bfloat16(make_policy, make_batch):
+    """In bfloat16, places near the rim of an image would be half a pixel apart."""
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        keypoints = make_policy().encode(make_batch(size=3))[KEYPOINTS]
+    places = keypoints[..., : 2 * keypoints.shape[-1] // 3]
+    assert keypoints.dtype == torch.float32
+    assert (places.bfloat16().float() != places).any()

@@ -249,13 +249,15 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not():
     assert compute_targets(cut, method.ppo).returns.tolist() == pytest.approx([0.99] * 4)
 
 
-def test_bf16_updates_start_at_ratio_one():
+def test_bf16_holds_in_rollouts_and_updates_start_at_ratio_one():
+    in_bf16 = []
     policy, base = tiny_policy(), tiny_policy()
     env = make_env(
         NEW, EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",)), chunk_size=4
     )
 
     def rollout(rows, *, mode, record, sampling_seed):
+        in_bf16.append(torch.is_autocast_enabled("cpu"))
         return run_episodes(env, policy, rows, mode, record, sampling_seed=sampling_seed)
 
     config = FinetuneConfig(
@@ -272,5 +274,7 @@ def test_bf16_updates_start_at_ratio_one():
     method = PPO(config, policy, base, Services(rollout, lambda: None))
     method.check_start([True])
     metrics = method.update(1)
+    assert in_bf16 == [True]
+    assert not torch.is_autocast_enabled("cpu")  # nothing else of the run is to be in bfloat16
     # Batches of another size round differently in bfloat16, so not exactly one.
     assert metrics["train/ratio_max"] == pytest.approx(1.0, abs=0.05)

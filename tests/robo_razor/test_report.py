@@ -622,3 +622,11 @@ def test_comparing_needs_no_torch(ppo, tmp_path):
         "assert not {'torch', 'mujoco', 'lerobot', 'gymnasium'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_terminal_names_every_run_in_full(tmp_path, capsys):
+    sweep = make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"], seeds=2)
+    run_compare(CompareConfig(runs=(sweep,), out=str(tmp_path / "report"), videos=0))
+    shown = capsys.readouterr().out
+    assert "\u2026" not in shown
+    assert shown.count("rate=1,seed=1") == 2  # of each arm
