@@ -113,3 +113,27 @@ def test_one_device_for_several_ranks_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="'cuda:0', but 2 ranks"):
         launched("cuda:0")
+
+
+@pytest.mark.slow
+def test_what_accelerate_launches_are_ranks(tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from robo_razor.ranks import launched, part\n"
+        "ranks = launched('cpu')\n"
+        f"open(r'{tmp_path}/' + str(ranks.rank), 'w').write(str(ranks.gather(ranks.rank)))\n"
+        "part()\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes=2", "--num_machines=1", "--main_process_port=0"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", str(script)]
+    child = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, child.stderr[-4000:]
+    assert [(tmp_path / name).read_text() for name in "01"] == ["[0, 1]", "[0, 1]"]
