@@ -7,7 +7,7 @@ of a sweep with all settings of its grid, or, for runs given one by one, one set
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -277,22 +277,23 @@ def comparable_settings(run: RunSeries) -> dict[str, Any]:
     that run's arm.
     """
     flat = flatten(run.config)
-    root = run.path.resolve().parents[1] if run.arm is not None else None
+    # The sweep's directory may have been renamed since its settings were written.
+    places = (run.path.resolve(), Path(str(flat.get("out"))))
+    sweeps = {place.parent.parent.name for place in places} if run.arm is not None else set()
     return {
-        key: _sibling_arm(value, root)
+        key: _sibling_arm(value, sweeps)
         for key, value in flat.items()
         if key not in NO_PART_OF_A_SETTING
     }
 
 
-def _sibling_arm(value: Any, root: Path | None) -> Any:
+def _sibling_arm(value: Any, sweeps: Set[str]) -> Any:
     """Return `run of ARM` for a text that ends in a path `.../SWEEP/ARM/RUN...`, else the value."""
-    if root is None or not isinstance(value, str) or "/" not in value:
+    if not isinstance(value, str) or "/" not in value:
         return value
     parts = Path(value.split(":", 1)[-1]).parts  # `policy:runs/razor/ppo/seed=0`
-    if root.name not in parts[:-2]:
-        return value
-    return f"run of {parts[parts.index(root.name) + 1]}"
+    found = [i for i, part in enumerate(parts[:-2]) if part in sweeps]
+    return f"run of {parts[found[0] + 1]}" if found else value
 
 
 def shown_setting_of(arm: Arm, label: str) -> Setting:

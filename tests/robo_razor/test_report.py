@@ -16,7 +16,7 @@ from robo_razor.config import CompareConfig, FinetuneConfig
 from robo_razor.errors import ReportError
 from robo_razor.files import read_json, write_json
 from robo_razor.report import build_report, run_compare
-from robo_razor.reporting.arms import load_runs
+from robo_razor.reporting.arms import comparable_settings, load_runs
 from robo_razor.reporting.charts import frontier_chart, law_chart, matched_chart
 from robo_razor.reporting.charts_of_runs import training_charts
 from robo_razor.reporting.likeness import OTHER_BASE, noted, unlike
@@ -29,7 +29,7 @@ from robo_razor.reporting.matching import (
     shown_setting,
     top,
 )
-from robo_razor.reporting.runs import mean
+from robo_razor.reporting.runs import load_run, mean
 from robo_razor.reporting.tables import last_table, pair_table, predictor_rows
 from robo_razor.statistics import wilson_interval
 
@@ -630,3 +630,22 @@ def test_the_terminal_names_every_run_in_full(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "\u2026" not in shown
     assert shown.count("rate=1,seed=1") == 2  # of each arm
+
+
+def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
+    """A teacher differs from seed to seed; where the sweep lay when it ran must not matter."""
+    for seed in (0, 1):
+        teacher = f"policy:{tmp_path}/old/ppo/seed_{seed}"
+        make_run(
+            tmp_path / f"old/distilled/seed_{seed}",
+            [(0.4, 1.0, 0.0)],
+            method="bc",
+            seed=seed,
+            section={"demonstrations": teacher},
+        )
+    (tmp_path / "old").rename(tmp_path / "new")
+    runs = [
+        load_run(tmp_path / f"new/distilled/seed_{k}", f"seed_{k}", "distilled") for k in (0, 1)
+    ]
+    assert comparable_settings(runs[0])["bc.demonstrations"] == "run of ppo"
+    assert comparable_settings(runs[0]) == comparable_settings(runs[1])
