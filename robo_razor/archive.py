@@ -32,7 +32,6 @@ from robo_razor.config import ArchiveConfig
 from robo_razor.errors import ConfigError, ReportError, RunDirectoryError
 from robo_razor.files import write_bytes
 from robo_razor.sweep import EXPERIMENT, RECORD, read_sweep
-from robo_razor.sweep_table import TABLE
 
 KIND = "robo-razor archive"
 VERSION = 1
@@ -142,7 +141,7 @@ def _sweep_files(source: Path) -> tuple[str, list[Path], int]:
             f"The sweep {str(source)!r} has no finished run yet",
             remedy="Wait for one; its runs that are under way cannot be archived.",
         )
-    own = [source / name for name in (RECORD, EXPERIMENT, TABLE)]
+    own = [source / name for name in (RECORD, EXPERIMENT)]  # `sweep` makes its table anew
     files = [file for file in own if file.is_file()]
     return record["name"], files + [f for run in finished for f in run.measured()], len(finished)
 

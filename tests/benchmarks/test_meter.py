@@ -76,3 +76,12 @@ def test_the_headline_is_the_median_ratio_to_the_fastest_peer():
     assert found["ratios"]["slow"]["ratio"] == pytest.approx(9.0)
     assert found["extra"]["less"]["ratio"] == pytest.approx(4.0)
     assert found["reached"]
+
+
+def test_the_aim_is_not_about_peers_that_are_helped():
+    ours = comparison(plain=(None, 1), helped=(None, 1))
+    ours = Comparison(**{**vars(ours), "relieved": ("helped",)})
+    facts = {name: {"trained_parameters": 1} for name in ("ours", "plain", "helped")}
+    found = summarise(ours, facts, [measured(ours=1.0, plain=6.0, helped=2.0)])
+    assert (found["against"], found["ratio"]) == ("plain", pytest.approx(6.0))
+    assert found["ratios"]["helped"]["ratio"] == pytest.approx(2.0)

@@ -13,6 +13,7 @@ import peers
 import pytest
 import torch
 from contestants.meter import Stopped, check_same_work
+from lerobot.configs.default import EvalConfig
 
 SCRIPT = Path(peers.__file__)
 TOY = [
@@ -80,6 +81,8 @@ def test_evaluation(settings):
     meters = run_once("b", settings)
     assert {meter.samples for meter in meters.values()} == {4}
     assert len({meter.notes["success_rate"] for meter in meters.values()}) == 1
+    assert meters["lerobot-eval"].notes["num_envs"] == EvalConfig(n_episodes=4).batch_size
+    assert meters["lerobot-eval, 2 environments in processes"].notes["num_envs"] == 2
 
 
 def test_replay(settings):
@@ -100,7 +103,12 @@ def test_ppo_against_one_process_per_environment(settings):
     settings.subprocesses = True
     meters = run_once("d", settings)
     assert {meter.samples for meter in meters.values()} == {2 * 2 * 2}
-    assert len(meters) == 3
+    assert list(meters) == [
+        "robo-razor finetune",
+        "robo-razor finetune --ppo.bf16",
+        "Stable-Baselines3 on our vector env",
+        "Stable-Baselines3, SubprocVecEnv",
+    ]
 
 
 @pytest.mark.slow

@@ -118,6 +118,7 @@ def test_what_needs_archived_weights_says_so(fake, tmp_path):
     fake.behave({"b/seed_1": "fail"})
     with pytest.raises(SweepError):
         fake.run(NEEDS)
+    assert str(tmp_path).encode() not in texts(pack(fake.out)[0])  # teachers' paths neither
     file = archived(fake.out, tmp_path / "x.tar.xz")
     shutil.rmtree(fake.out)
     with unpacked([file]) as [directory]:
