@@ -9,8 +9,8 @@ its own), against the fastest peer where there are several:
     with its default data loader (4 workers) and other numbers of workers. All weights are trained;
     what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
 (b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, both with their defaults
-    but for the number of episodes, which is that of LeRobot. What `lerobot-eval` does with as
-    many environments as ours has, and without the videos that it always makes, is told beside it.
+    but for the number of episodes, which is that of LeRobot. What `lerobot-eval` does with
+    `--num-envs` environments, and without the videos that it always makes, is told beside it.
 (c) replay of a flow policy's denoising paths, forward and backward: one batched call against one
     call per denoising step.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and

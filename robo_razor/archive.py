@@ -19,6 +19,7 @@ import io
 import json
 import lzma
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -72,11 +73,14 @@ def pack(source: Path) -> tuple[bytes, int]:
     Raises:
         RunDirectoryError: The directory holds neither a sweep nor a run with an evaluation.
     """
-    name, files, runs = _sweep_files(source) if (source / RECORD).is_file() else _run_files(source)
+    found = _sweep_files(source) if (source / RECORD).is_file() else _run_files(source)
+    name, files, runs, record = found
     about = {"kind": KIND, "version": VERSION, "directory": name, "robo_razor": version_here()}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as archive:
         _add(archive, ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+        if record is not None:
+            _add(archive, f"{name}/{RECORD}", _placed(record, source, f"runs/{name}"))
         for file in sorted(files):
             target = f"{name}/{file.relative_to(source)}"
             if file.is_symlink():
@@ -84,7 +88,9 @@ def pack(source: Path) -> tuple[bytes, int]:
                 link.type, link.linkname = tarfile.SYMTYPE, os.readlink(file)
                 archive.addfile(link)
             else:
-                _add(archive, target, _placed(file, source, f"runs/{name}"))
+                data = file.read_bytes()
+                is_text = file.suffix in TEXTS
+                _add(archive, target, _placed(data, source, f"runs/{name}") if is_text else data)
     return buffer.getvalue(), runs
 
 
@@ -115,14 +121,22 @@ def _unpack(file: Path, folder: str) -> Path:
         with tarfile.open(file) as archive:
             archive.extractall(folder, filter="data")
         about = json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))
-        directory = Path(folder, str(about["directory"]))
+        directory = Path(folder, Path(str(about["directory"])).name)
         if about.get("kind") != KIND or not directory.is_dir():
             problem = f"it holds no {ABOUT} of one"
         elif about.get("version") != VERSION:
             problem = f"its version is {about.get('version')}, not {VERSION}"
     except FileNotFoundError:
         problem = f"it holds no {ABOUT}"
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        tarfile.TarError,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         problem = f"it is truncated or no tar file ({error})"
     if problem is not None:
         raise ReportError(
@@ -132,7 +146,7 @@ def _unpack(file: Path, folder: str) -> Path:
     return directory
 
 
-def _sweep_files(source: Path) -> tuple[str, list[Path], int]:
+def _sweep_files(source: Path) -> tuple[str, list[Path], int, bytes | None]:
     record = read_sweep(source)
     paths = [source / entry["path"] for entry in record["runs"] if entry["state"] == "finished"]
     finished = [RunDirectory.open(path) for path in paths]
@@ -141,27 +155,29 @@ def _sweep_files(source: Path) -> tuple[str, list[Path], int]:
             f"The sweep {str(source)!r} has no finished run yet",
             remedy="Wait for one; its runs that are under way cannot be archived.",
         )
-    own = [source / name for name in (RECORD, EXPERIMENT)]  # `sweep` makes its table anew
-    files = [file for file in own if file.is_file()]
-    return record["name"], files + [f for run in finished for f in run.measured()], len(finished)
+    # What was read, not what is there now: a run may end meanwhile. Errors quote paths.
+    runs = [{**entry, "error": None} for entry in record["runs"]]
+    text = json.dumps({**record, "runs": runs}, indent=2) + "\n"
+    files = [file for file in [source / EXPERIMENT] if file.is_file()]
+    files += [file for run in finished for file in run.measured()]
+    return record["name"], files, len(finished), text.encode()
 
 
-def _run_files(source: Path) -> tuple[str, list[Path], int]:
+def _run_files(source: Path) -> tuple[str, list[Path], int, bytes | None]:
     run = RunDirectory.open(source)
     if not run.summaries():
         raise RunDirectoryError(
             f"The run {str(source)!r} holds no evaluation yet",
             remedy="Wait for its first checkpoint (step 0 is measured before training starts).",
         )
-    return source.resolve().name, run.measured(), 1
+    return source.resolve().name, run.measured(), 1, None
 
 
-def _placed(file: Path, source: Path, place: str) -> bytes:
-    """Return a file's bytes, with the place of `source` replaced in texts."""
-    data = file.read_bytes()
-    if file.suffix in TEXTS:
-        for path in dict.fromkeys((str(source.resolve()), str(source.absolute()))):
-            data = data.replace(path.encode(), place.encode())
+def _placed(data: bytes, source: Path, place: str) -> bytes:
+    """Return a text with the place of `source` replaced."""
+    for path in dict.fromkeys((str(source.resolve()), str(source.absolute()))):
+        pattern = re.escape(path).encode() + rb"(?![^/\s\"'])"  # not another name's beginning
+        data = re.sub(pattern, lambda _: place.encode(), data)
     return data
 
 

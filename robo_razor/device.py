@@ -41,7 +41,8 @@ def keep_freed_memory() -> bool:
     if chosen or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(name, _KEPT_BYTES) == 1 for name in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD))
+    # In this order: older versions refuse the first, and the second alone would make them slower.
+    return all(mallopt(name, _KEPT_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
 
 
 class torch_threads:  # in lower case: it reads like a function where it is used

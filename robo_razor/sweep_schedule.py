@@ -7,6 +7,7 @@ left alone, begun ones go on from their last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 import time
@@ -39,7 +40,7 @@ class State(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     BLOCKED = "blocked"
-    """Needs a run that failed."""
+    """Needs a run that failed, or one whose weights are not here."""
     INTERRUPTED = "interrupted"
 
 
@@ -347,7 +348,10 @@ def _moved(value: Any, stored_out: Any, run: PlannedRun) -> Any:
     if not isinstance(value, str) or not isinstance(stored_out, str):
         return value
     before, now = Path(stored_out).parent.parent, run.path.parent.parent
-    return value.replace(f"{before}/", f"{now}/") if before.name else value
+    if not before.name:
+        return value
+    # Only where a path begins, in `PATH` or `policy:PATH`: task ids may hold the sweep's name too.
+    return re.sub(rf"(?<![^:]){re.escape(str(before))}/", lambda _: f"{now}/", value)
 
 
 def _end_of(log: Path) -> str | None:

@@ -258,8 +258,8 @@ def _in_words(run: RunSeries) -> str:
     """Return a run's label with spaces, at which a terminal breaks lines, not with an ellipsis."""
     if run.arm is None:
         return run.label
-    settings = re.sub(r"-(?=[A-Za-z])", ", ", run.name.partition("/")[2])
-    return f"{run.arm}: {settings.replace('_', ' ')}"
+    arm, _, settings = run.name.partition("/")  # not `run.arm`: arms may be merged
+    return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', settings).replace('_', ' ')}"
 
 
 def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 from fake_sweep import TWO_ARMS
@@ -180,3 +181,21 @@ def test_a_damaged_archive_is_told(tmp_path, damage, monkeypatch):
     with pytest.raises(ReportError, match=r"x\.tar\.xz' is no archive that can be read"):
         run_compare(CompareConfig(runs=(str(file),), out=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
+
+
+def test_a_sweep_called_like_a_part_of_a_task_id_can_be_moved(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake.out = Path("razor")  # as in gym_razor/PlaceCanInBin-v0
+    fake.run(NEEDS)
+    fake.out.rename(tmp_path / "elsewhere")
+    fake.out = tmp_path / "elsewhere"
+    before = len(fake.starts)
+    assert {item.state for item in fake.run(NEEDS).values()} == {State.FINISHED}
+    assert len(fake.starts) == before
+
+
+def test_neighbours_whose_names_begin_alike_keep_theirs(tmp_path):
+    make_run(tmp_path / "run", [(0.4, 1.0, 0.0)])
+    file = tmp_path / "run/config.yaml"
+    file.write_text(file.read_text() + f"neighbour: {tmp_path}/run-base\n")
+    assert f"{tmp_path}/run-base".encode() in texts(pack(tmp_path / "run")[0])

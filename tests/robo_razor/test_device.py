@@ -43,3 +43,17 @@ def test_a_device_that_is_not_there_is_refused():
     assert resolve_device("auto") == "cpu"
     with pytest.raises(ConfigError, match="no CUDA device"):
         resolve_device("cuda")
+
+
+def test_a_library_that_refuses_is_left_as_it_was(monkeypatch):
+    asked = []
+
+    class Library:
+        @staticmethod
+        def mallopt(name, value):
+            asked.append(name)
+            return 0
+
+    monkeypatch.setattr("robo_razor.device.ctypes.CDLL", lambda name: Library)
+    assert not keep_freed_memory()
+    assert asked in ([-3], [])  # not the other threshold, which alone makes it slower
