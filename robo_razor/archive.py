@@ -75,12 +75,13 @@ def pack(source: Path) -> tuple[bytes, int]:
     """
     found = _sweep_files(source) if (source / RECORD).is_file() else _run_files(source)
     name, files, runs, record = found
-    about = {"kind": KIND, "version": VERSION, "directory": name, "robo_razor": version_here()}
+    place, made_by = f"runs/{name}", version("robo-razor")
+    about = {"kind": KIND, "version": VERSION, "directory": name, "robo_razor": made_by}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as archive:
         _add(archive, ABOUT, (json.dumps(about, indent=2) + "\n").encode())
         if record is not None:
-            _add(archive, f"{name}/{RECORD}", _placed(record, source, f"runs/{name}"))
+            _add(archive, f"{name}/{RECORD}", _placed(record, source, place))
         for file in sorted(files):
             target = f"{name}/{file.relative_to(source)}"
             if file.is_symlink():
@@ -90,13 +91,8 @@ def pack(source: Path) -> tuple[bytes, int]:
             else:
                 data = file.read_bytes()
                 is_text = file.suffix in TEXTS
-                _add(archive, target, _placed(data, source, f"runs/{name}") if is_text else data)
+                _add(archive, target, _placed(data, source, place) if is_text else data)
     return buffer.getvalue(), runs
-
-
-def version_here() -> str:
-    """Return the version of this installation."""
-    return version("robo-razor")
 
 
 @contextlib.contextmanager
