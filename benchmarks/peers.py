@@ -14,8 +14,9 @@ its own), against the fastest peer where there are several:
 (c) replay of a flow policy's denoising paths, forward and backward: one batched call against one
     call per denoising step.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
-    update together, with the image encoder frozen on both sides as it is by default. An extra
-    figure is with `--ppo.bf16`.
+    update together, with the image encoder frozen on both sides as it is by default. The peer has
+    its own vector envs: DummyVecEnv, which its `make_vec_env` makes, and SubprocVecEnv, a process
+    per environment. What it does on our vector env is told beside it, and ours with `--ppo.bf16`.
 (e) the same with all weights trained on both sides.
 
 Start-up, imports and checkpoints count on neither side. The modules in `contestants/` say what each
@@ -159,9 +160,10 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
     """Return the comparison of PPO, with the image encoder frozen or trained on both sides."""
     run = functools.partial(run_ppo, freeze_vision=freeze_vision)
     bf16 = "robo-razor finetune --ppo.bf16"
-    peers = {"Stable-Baselines3 on our vector env": {"subprocesses": False}}
-    if settings.subprocesses:
-        peers["Stable-Baselines3, SubprocVecEnv"] = {"subprocesses": True}
+    helped = "Stable-Baselines3 on our vector env"
+    peers = {"Stable-Baselines3, DummyVecEnv": "dummy", helped: "ours"}
+    if not settings.no_subprocesses:
+        peers["Stable-Baselines3, SubprocVecEnv"] = "subprocesses"
     return Comparison(
         title=f"PPO, {'image encoder frozen' if freeze_vision else 'all weights'}: finetune / SB3",
         unit="decisions",
@@ -171,11 +173,12 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
             "robo-razor finetune": (functools.partial(run, ours=True), settings.updates),
             bf16: (functools.partial(run, ours=True, bf16=True), settings.updates),
             **{
-                name: (functools.partial(run, ours=False, **given), settings.updates)
-                for name, given in peers.items()
+                name: (functools.partial(run, ours=False, envs=envs), settings.updates)
+                for name, envs in peers.items()
             },
         },
         extra=(bf16,),
+        relieved=(helped,),
     )
 
 
@@ -208,7 +211,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--update-epochs", type=int, default=3, help="(d), (e)")
     add("--minibatches", type=int, default=2, help="(d), (e): per epoch")
     add("--updates", type=int, default=1, help="(d), (e): per repetition")
-    add("--subprocesses", action="store_true", help="(d), (e): also SB3's SubprocVecEnv")
+    add("--no-subprocesses", action="store_true", help="(d), (e): without SB3's SubprocVecEnv")
     settings = parser.parse_args(arguments)
     if not settings.only or set(settings.only) - set("abcde"):
         parser.error(f"--only {settings.only}: give letters out of abcde")

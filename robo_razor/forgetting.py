@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from robo_razor.divergences import DIRECTIONS, KINDS, compare, decision_values, unit
+from robo_razor.falloff import falloff
 from robo_razor.files import finite
 from robo_razor.law import law
 from robo_razor.probes import ProbeSet, make_probe
@@ -33,6 +34,7 @@ __all__ = [
     "SkillForgetting",
     "distributions",
     "divergence_entry",
+    "falloff",
     "law",
     "make_probe",
     "mean_entropy",

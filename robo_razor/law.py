@@ -151,7 +151,7 @@ def law(
         resamples: Bootstrap samples of the interval of R2.
         seed: Seed of the resampling.
     """
-    x, y, runs, arms, n_runs = _columns(points, predictor)
+    x, y, runs, arms, n_runs = point_columns(points, predictor)
     reason = _why_not(x, y, n_runs)
     columns = tuple(x.tolist()), tuple(y.tolist())
     if reason is not None:
@@ -162,7 +162,7 @@ def law(
         predictor=predictor,
         coefficients=fit.coefficients,
         r2=fit.r2,
-        r2_interval=_r2_interval(fit.r2, fit.resampled(resamples, seed), n_runs),
+        r2_interval=r2_interval(fit.r2, fit.resampled(resamples, seed), n_runs),
         leave_one_run_out_rmse=fit.leave_one_out_rmse(),
         n_points=len(x),
         n_runs=n_runs,
@@ -220,7 +220,7 @@ def r2_difference(
     shared = [p for p in points if all(_known(p, name) for name in (first, second))]
     r2, resampled, n_runs = [], [], 0
     for name in (first, second):
-        x, y, runs, _, n_runs = _columns(shared, name)
+        x, y, runs, _, n_runs = point_columns(shared, name)
         if _why_not(x, y, n_runs) is not None:
             return Estimate(math.nan, math.nan, math.nan)
         fit = _Fit.of(x, y, runs)
@@ -229,11 +229,19 @@ def r2_difference(
     return student_estimate(r2[0] - r2[1], resampled[0] - resampled[1], n_runs)
 
 
+def resampled_r2(
+    points: Sequence[LawPoint], predictor: str, *, resamples: int, seed: int
+) -> Floats:
+    """Return R2 [R] of the parabolas fitted to resampled runs, for curves of other shapes."""
+    x, y, runs, *_ = point_columns(points, predictor)
+    return _Fit.of(x, y, runs).resampled(resamples, seed)
+
+
 def _known(point: LawPoint, predictor: str) -> bool:
     return math.isfinite(point.prior) and math.isfinite(point.predictors.get(predictor, math.nan))
 
 
-def _columns(
+def point_columns(
     points: Sequence[LawPoint], predictor: str
 ) -> tuple[Floats, Floats, list[str], list[str], int]:
     """Return x [n], y [n], the run and the arm of each point, and how many runs were trained.
@@ -361,7 +369,7 @@ class _Fit:
         return min(1.0, max(0.0, 1 - left / total))
 
 
-def _r2_interval(r2: float, resampled: Floats, n_runs: int) -> tuple[float, float]:
+def r2_interval(r2: float, resampled: Floats, n_runs: int) -> tuple[float, float]:
     """Return the 95 % interval of R2, Student's in log(1 - R2)."""
 
     def unexplained(value: Floats | float) -> Floats:

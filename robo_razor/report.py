@@ -118,6 +118,7 @@ def build_report(
         "matched": [_matched_entry(runs, level) for level in levels],
         "comparisons": [_pair_entry(pair) for pair in pairs],
         "law": analysis.law_entry(laws.main),
+        "falloff": analysis.falloff_entry(laws.falloff),
         "predictors": [analysis.law_entry(entry) for entry in laws.table],
         "best_predictor_minus_kl": None
         if laws.best_minus_main is None

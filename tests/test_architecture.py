@@ -56,7 +56,7 @@ LAYERS = (
             "config_sections",
         ),
         # The parts of `statistics`, and the law, which is a fit and knows no policy.
-        *("bootstrap", "curves", "estimate", "law", "sequential", "student"),
+        *("bootstrap", "curves", "estimate", "falloff", "law", "sequential", "student"),
     ),
     ("errors",),
 )
@@ -102,6 +102,7 @@ CHEAP = (
     "report",
     "statistics",
     "law",
+    "falloff",
     "sweep",
 )
 """Modules that are imported before anything heavy is wanted."""

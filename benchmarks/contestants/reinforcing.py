@@ -87,10 +87,8 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool
         finetune(config, quiet_console())
 
 
-def train_sb3(
-    settings: Any, meter: Any, freeze_vision: bool = True, subprocesses: bool = False
-) -> None:
-    """Run Stable-Baselines3's `PPO.learn`."""
+def train_sb3(settings: Any, meter: Any, freeze_vision: bool = True, envs: str = "ours") -> None:
+    """Run Stable-Baselines3's `PPO.learn` on its "dummy" or "subprocesses", or on "ours"."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -115,7 +113,7 @@ def train_sb3(
         return handle
 
     torch.set_num_threads(settings.threads)
-    env, instruction = (_subprocesses if subprocesses else _our_vector_env)(settings)
+    env, instruction = _our_vector_env(settings) if envs == "ours" else _its_own(settings, envs)
     model = PPO(
         RazorActorCritic,
         TokenActions(env, make().module.bin_centers.numpy()),
@@ -155,16 +153,16 @@ def _our_vector_env(settings: Any) -> tuple[Any, str]:
     return wrapped, max(env.instructions, key=lambda words: len(words.split()))
 
 
-def _subprocesses(settings: Any) -> tuple[Any, str]:
-    """Return one process per environment, each of which renders once per chunk too."""
-    from stable_baselines3.common.vec_env import SubprocVecEnv
+def _its_own(settings: Any, kind: str) -> tuple[Any, str]:
+    """Return Stable-Baselines3's vector env of tables that render once per chunk too."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     from contestants.sb3_policy import ChunkEnv
     from robo_razor.environment import time_limit
 
     limit = int(settings.max_episode_steps or time_limit(settings.task))
-    make = functools.partial(ChunkEnv, settings.task, CHUNK, limit)
-    env = SubprocVecEnv([make] * settings.num_envs, start_method="spawn")
+    makers = [functools.partial(ChunkEnv, settings.task, CHUNK, limit)] * settings.num_envs
+    env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")
     env.seed(0)
     env.reset()
     return env, max(env.get_attr("task_description"), key=lambda words: len(words.split()))

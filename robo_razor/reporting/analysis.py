@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robo_razor.falloff import Falloff, falloff
 from robo_razor.files import finite
 from robo_razor.law import Law, LawPoint, law, predictor_table, r2_difference
 from robo_razor.reporting.arms import Arm, RunSet, Setting
@@ -60,6 +62,8 @@ class Laws:
     main: Law
     table: tuple[Law, ...]
     """All predictors, best R2 first."""
+    falloff: Falloff
+    """A curve of another shape in the paper's predictor: level, then falling."""
     best_minus_main: Estimate | None = None
     """R2 of the best predictor minus that of the paper's, paired; None where they are the same."""
 
@@ -74,7 +78,7 @@ def fit_laws(runs: RunSet) -> Laws:
     paired = None
     if best is not None and main.r2 is not None and best.predictor != FORWARD_KL:
         paired = r2_difference(points, best.predictor, FORWARD_KL)
-    return Laws(main, tuple(table), paired)
+    return Laws(main, tuple(table), falloff(points, FORWARD_KL), paired)
 
 
 def law_entry(fit: Law) -> dict[str, Any]:
@@ -93,6 +97,14 @@ def law_entry(fit: Law) -> dict[str, Any]:
         "n_runs": fit.n_runs,
         "reason": fit.reason,
     }
+
+
+def falloff_entry(fit: Falloff) -> dict[str, Any]:
+    """Return a Hill curve as plain values."""
+    entry = dataclasses.asdict(fit)
+    difference = fit.minus_parabola
+    entry["minus_parabola"] = difference and estimate_entry(difference, [])
+    return {key: list(x) if isinstance(x, tuple) else x for key, x in entry.items()}
 
 
 # --- Frontier -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from robo_razor.falloff import Falloff
 from robo_razor.reporting import analysis
 from robo_razor.reporting.arms import Arm, RunSet
 from robo_razor.reporting.chart import (
@@ -220,11 +221,11 @@ def law_chart(runs: RunSet, report: dict[str, Any]) -> Chart | None:
         "law",
         "Success on prior skills against distance from the base, with a fitted polynomial",
         520,
-        tuple(_law_view(runs, fit) for fit in shown),
+        tuple(_law_view(runs, fit, report["falloff"] if fit is main else None) for fit in shown),
     )
 
 
-def _law_view(runs: RunSet, fit: dict[str, Any]) -> View:
+def _law_view(runs: RunSet, fit: dict[str, Any], falloff: dict[str, Any] | None) -> View:
     traces: list[Trace] = []
     highest = 0.0
     name, coefficients = fit["predictor"], fit["coefficients"]
@@ -261,6 +262,11 @@ def _law_view(runs: RunSet, fit: dict[str, Any]) -> View:
     lowest = min((x for trace in traces for x in trace["x"]), default=0.0)
     if coefficients:
         traces += _curve(coefficients, lowest, highest, fit["gap"])
+    if falloff and falloff["half"] is not None:
+        grid = [lowest + (highest - lowest) * step / 160 for step in range(161)]
+        curve = Falloff(**{key: falloff[key] for key in ("predictor", "top", "half", "steepness")})
+        trace = line(None, grid, curve.predict(grid).tolist(), width=2)
+        traces.append(trace | {"line": trace["line"] | {"dash": "dash"}})
     unit = ", nats per decision" if name.startswith("kl_") else ""
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": f"{predictor_parts(name)[0]}{unit}"}, "anchor": "y2"},

@@ -175,6 +175,14 @@ class _Page:
             if fit["leave_one_run_out_rmse"] is not None:
                 error = number(100 * fit["leave_one_run_out_rmse"], 1)
                 text += f" On a run left out of the fit it errs by {error} points (RMS)."
+            falloff = self.report["falloff"]
+            if falloff["half"] is not None:
+                low, high = (number(end) for end in falloff["half_interval"])
+                text += (
+                    " The dashed curve is level at first (Hill's, with as many coefficients): R² "
+                    f"{number(falloff['r2'])}, half gone at {number(falloff['half'])} nats "
+                    f"[{low}, {high}]."
+                )
         parts = [paragraph(text), self._figure(chart, "Predictor"), self._predictors()]
         return section("What explains forgetting", parts)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from robo_razor.falloff import Falloff
 from robo_razor.law import Law
 from robo_razor.reporting.analysis import Laws
 from robo_razor.reporting.arms import Arm
@@ -269,7 +270,8 @@ def _law(laws: Laws) -> list[str]:
         ]
     sentences = [
         f"KL(base ‖ tuned) on the new task explains {_share(law)} of the variation in prior "
-        f"success (R² of a second-degree polynomial, {size}).{_inside(law)}"
+        f"success (R² of a second-degree polynomial, {size}).{_inside(law)}",
+        *_falloff(laws.falloff),
     ]
     fitted = [p for p in laws.table if p.r2 is not None and p.n_points == law.n_points]
     if laws.best_minus_main is None or not fitted:
@@ -287,6 +289,20 @@ def _law(laws: Laws) -> list[str]:
         *sentences,
         f"Of {len(fitted)} predictors, {_named(fitted[0])} explains most: {_share(fitted[0])}; "
         f"{verdict}, runs resampled.",
+    ]
+
+
+def _falloff(fit: Falloff) -> list[str]:
+    """Return where half is lost, if a curve that is level and then falls tells it."""
+    if fit.half is None or fit.half_interval is None or fit.minus_parabola is None:
+        return []
+    low, high = (number(end) for end in fit.half_interval)
+    gap = fit.minus_parabola
+    difference = f"{number(gap.value)} [{number(gap.low)}, {number(gap.high)}]"
+    return [
+        f"Half of prior success is gone at {number(fit.half)} nats [{low}, {high}], by a curve "
+        f"that is level at first (Hill's: R² {number(fit.r2)}, minus that of the polynomial "
+        f"{difference})."
     ]
 
 

@@ -22,6 +22,7 @@ TOY = [
     *("--gradient-steps", "10", "--loader-workers", "0", "--episodes", "4"),
     *("--denoising-steps", "3", "--replay-batch", "2", "--replays", "2"),
     *("--episodes-per-env", "2", "--update-epochs", "1", "--minibatches", "2"),
+    "--no-subprocesses",
 ]
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the peers
 
@@ -100,12 +101,13 @@ def test_ppo(settings, name):
 
 @pytest.mark.slow
 def test_ppo_against_one_process_per_environment(settings):
-    settings.subprocesses = True
+    settings.no_subprocesses = False
     meters = run_once("d", settings)
     assert {meter.samples for meter in meters.values()} == {2 * 2 * 2}
     assert list(meters) == [
         "robo-razor finetune",
         "robo-razor finetune --ppo.bf16",
+        "Stable-Baselines3, DummyVecEnv",
         "Stable-Baselines3 on our vector env",
         "Stable-Baselines3, SubprocVecEnv",
     ]

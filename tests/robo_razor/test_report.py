@@ -523,6 +523,33 @@ def test_two_heaps_are_told_as_two_heaps(tmp_path):
     assert lines == [None, "dot", None]
 
 
+def test_half_gone_is_told_where_success_is_level_and_then_falls(tmp_path):
+    def prior(kl):
+        return 0.95 / (1 + (kl / 20) ** 4)
+
+    def run(name, furthest, **given):
+        kls = [furthest * k / 6 for k in range(7)]
+        points = [(0.2 + 0.1 * k, prior(kl), kl) for k, kl in enumerate(kls)]
+        return make_run(tmp_path / name, points, **given)
+
+    steep = load_runs([run(f"b{k}", 30 + 5 * k, seed=k, method="bc") for k in range(4)])
+    report = build_report(steep)
+    assert report["falloff"]["half"] == pytest.approx(20, rel=0.1)
+    low, high = report["falloff"]["half_interval"]
+    assert low < report["falloff"]["half"] < high
+    assert report["falloff"]["minus_parabola"]["value"] > 0
+    (sentence,) = [s for s in report["statement"]["sentences"] if s.startswith("Half of")]
+    assert f"{report['falloff']['half']:.1f} nats [" in sentence
+    lines = [t["line"].get("dash") for t in law_chart(steep, report).views[0].traces if "line" in t]
+    assert lines == [None, "dash"]
+
+    mild = load_runs([run(f"p{k}", 8 + k, seed=k, method="ppo") for k in range(4)])
+    report = build_report(mild)
+    assert report["falloff"]["half"] is None
+    assert "no checkpoint has lost half" in report["falloff"]["reason"]
+    assert not [s for s in report["statement"]["sentences"] if s.startswith("Half of")]
+
+
 def test_every_figure_shows_how_sure_it_is(ppo, bc):
     runs = load_runs([ppo, bc])
     points = [t for t in frontier_chart(runs, 0.9).views[0].traces if "error_y" in t]
