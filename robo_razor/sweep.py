@@ -284,7 +284,7 @@ def _refuse_failures(items: list[Progress], plan: Plan) -> None:
         return
     first = failed[0]
     reason = f" ({first.error.splitlines()[-1]})" if first.error else ""
-    also = f", {len(blocked)} more need them" if blocked else ""
+    also = f", {len(blocked)} more could not begin without others" if blocked else ""
     raise SweepError(
         f"{len(failed)} of {len(items)} runs failed{also}; first {first.run.id}{reason}",
         remedy=f"Read {first.log}; the same command tries again what is not finished.",

@@ -28,7 +28,14 @@ from robo_razor.environment import check_tasks, import_env_packages, make_env, n
 from robo_razor.errors import ConfigError, EnvError, PolicyError
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
-from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services
+from robo_razor.methods import (
+    METHODS,
+    Method,
+    MethodState,
+    Metrics,
+    Services,
+    bf16_is_fast,
+)
 from robo_razor.ranks import ALONE, Ranks, launched
 from robo_razor.rollout import Mode
 from robo_razor.run_log import RunLog, format_seconds
@@ -200,6 +207,11 @@ class Trainer:
                     self._save_interrupted()
                     raise
                 return self._finish(total)
+
+    def _computes_slowly(self) -> bool:
+        settings = getattr(self.config, self.config.method)
+        on_cpu = self.policy.device.type == "cpu"
+        return bool(getattr(settings, "bf16", False)) and on_cpu and not bf16_is_fast()
 
     def _loop(self, total: int, interrupts: Interrupts) -> None:
         if not self.config.resume:
@@ -527,6 +539,11 @@ class Trainer:
             f"{self.config.method} on {self.config.task} from {self.config.policy}: {total} "
             f"updates, checkpoints after {listed}. Prior skills: {skills}."
         )
+        if self._computes_slowly():
+            self.log.warn(
+                f"{self.config.method}.bf16 is set, but this processor has no instructions for "
+                "bfloat16 and emulates them: expect several times the time it takes without."
+            )
         if self.unlike:
             self.log.warn(
                 f"since this run began, something changed that its results depend on: "

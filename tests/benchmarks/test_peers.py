@@ -15,6 +15,8 @@ import torch
 from contestants.meter import Stopped, check_same_work
 from lerobot.configs.default import EvalConfig
 
+from robo_razor.methods import bf16_is_fast
+
 SCRIPT = Path(peers.__file__)
 TOY = [
     *("--threads", "1", "--workers", "1", "--num-envs", "2", "--max-episode-steps", "8"),
@@ -106,7 +108,7 @@ def test_ppo_against_one_process_per_environment(settings):
     assert {meter.samples for meter in meters.values()} == {2 * 2 * 2}
     assert list(meters) == [
         "robo-razor finetune",
-        "robo-razor finetune --ppo.bf16",
+        *["robo-razor finetune --ppo.bf16"] * bf16_is_fast(),
         "Stable-Baselines3, DummyVecEnv",
         "Stable-Baselines3 on our vector env",
         "Stable-Baselines3, SubprocVecEnv",

@@ -356,7 +356,10 @@ def test_a_run_that_is_always_killed_fails_in_the_end(fake):
 
 def test_a_failure_is_recorded_and_the_others_go_on(fake):
     fake.behave({"a/seed_0": "fail"})
-    message = r"1 of 4 runs failed, 1 more need them; first a/seed_0 .*error: it cannot work"
+    message = (
+        r"1 of 4 runs failed, 1 more could not begin without others; "
+        r"first a/seed_0 .*error: it cannot work"
+    )
     with pytest.raises(SweepError, match=message):
         fake.run()
     assert fake.states == {

@@ -160,6 +160,19 @@ def test_the_same_seed_gives_the_same_run(finished, base, tmp_path):
     assert_same_weights(weights(finished[0], 4), weights(tmp_path / "run", 4))
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_that_the_processor_lacks_is_told_before_the_wait(
+    base, tmp_path, monkeypatch, fast
+):
+    monkeypatch.setattr("robo_razor.trainer.bf16_is_fast", lambda: fast)
+    given = settings(base, tmp_path / "run", "bc")
+    console = quiet()
+    console.width = 1000
+    one_epoch = dataclasses.replace(given.bc, epochs=1, bf16=True)
+    finetune(dataclasses.replace(given, bc=one_epoch), console)
+    assert ("bc.bf16 is set, but" in console.file.getvalue()) is not fast
+
+
 class StopAt:
     """Presses Ctrl-C in the middle of an update."""
 
