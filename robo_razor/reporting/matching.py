@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from robo_razor.files import finite
 from robo_razor.reporting.arms import Arm, Setting
 from robo_razor.reporting.runs import FORWARD_KL, RunSeries, mean
+from robo_razor.reporting.words import plural
 from robo_razor.statistics import Estimate, interpolate_at, isotonic
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
@@ -254,12 +255,14 @@ def match_arm(arm: Arm, level: float) -> ArmMatch:
     reaching = [setting for setting in arm.settings if reach(setting) >= level]
     if not reaching:
         return ArmMatch(arm.name, level, reason=_why_not(arm, level))
-    most = max(len(setting.runs) for setting in reaching)
-    settings = [setting for setting in reaching if len(setting.runs) == most]
+    settings = _with_most_seeds(reaching)
+    most = len(settings[0].runs)
     table = [[match(run, level) for run in setting.runs] for setting in settings]
     if len(settings) == 1:
         label = settings[0].label
         choice = "only setting" if len(arm.settings) == 1 else "only setting that reaches it"
+        if len(reaching) > 1:
+            choice += f" with {plural(most, 'seed')}"
         return ArmMatch(arm.name, level, tuple(table[0]), label, choice)
     picks = [_choose(table, leave_out=seed) for seed in range(most)]
     labels = dict.fromkeys(settings[pick].label for pick in picks)
@@ -271,6 +274,12 @@ def match_arm(arm: Arm, level: float) -> ArmMatch:
         choice=f"best of {len(settings)} settings, "
         + ("chosen on the other seeds" if most > 1 else "chosen on the same seed (optimistic)"),
     )
+
+
+def _with_most_seeds(settings: Sequence[Setting]) -> list[Setting]:
+    """Return the settings with as many runs as any; a setting under way has too few."""
+    most = max(len(setting.runs) for setting in settings)
+    return [setting for setting in settings if len(setting.runs) == most]
 
 
 def _choose(table: Sequence[Sequence[Matched]], leave_out: int) -> int:
@@ -298,13 +307,13 @@ def _why_not(arm: Arm, level: float) -> str:
 def shown_setting(arm: Arm, level: float | None) -> Setting:
     """Return the setting that stands for an arm in tables of single checkpoints.
 
-    The one with the highest mean prior success at the level; where none reaches it, the one that
-    gets furthest on the new task.
+    Of those that `match_arm` chooses from, the one with the highest mean prior success at the
+    level; where none reaches it, the one that gets furthest on the new task.
     """
     if level is not None:
         reaching = [setting for setting in arm.settings if reach(setting) >= level]
         if reaching:
-            return max(reaching, key=lambda setting: _mean_prior(setting, level))
+            return max(_with_most_seeds(reaching), key=lambda one: _mean_prior(one, level))
     return max(arm.settings, key=reach)
 
 

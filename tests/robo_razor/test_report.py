@@ -202,6 +202,23 @@ def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
     assert shown_setting(arm, 0.8).label == "learning_rate=1e-4"
 
 
+def test_a_setting_under_way_stands_for_no_arm(tmp_path):
+    """One seed of a rate that keeps more is no comparison yet, in words and tables neither."""
+    root, runs = tmp_path / "sweep", []
+    for rate, seed, retention in ((3e-4, 0, 0.4), (3e-4, 1, 0.5), (1e-4, 0, 0.9)):
+        name = f"rate={rate:g},seed={seed}"
+        points = [(0.2, 1.0, 0.0), (0.8, retention, 1.0)]
+        make_run(root / "ppo" / name, points, seed=seed, section={"learning_rate": rate})
+        runs.append({"arm": "ppo", "name": name, "path": f"ppo/{name}", "state": "finished"})
+    record = {"kind": "robo-razor sweep", "version": 1, "name": "s", "arms": ["ppo"], "runs": runs}
+    write_json(root / "sweep.json", record)
+    (arm,) = load_runs([str(root)]).arms
+    found = match_arm(arm, 0.8)
+    assert found.values("retention") == pytest.approx([0.4, 0.5])
+    assert found.choice == "only setting that reaches it with 2 seeds"
+    assert shown_setting(arm, 0.8).label == "learning_rate=3e-4"
+
+
 def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
     stuck = make_run(tmp_path / "stuck", [(0.2, 1.0, 0.0), (0.2, 0.9, 1.0)], method="bc")
     first, second = load_runs([ppo, stuck]).arms
