@@ -183,10 +183,8 @@ def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
     assert estimate.low < estimate.value < estimate.high
 
 
-def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
-    """Setting x is better on seed 0, y on seed 1: each seed gets what the other one prefers."""
-    kept = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
-    root = tmp_path / "sweep"
+def arm_of_rates(root, kept):
+    """Load a sweep's arm that keeps so much at 80 % by (learning rate, seed)."""
     runs = []
     for (rate, seed), retention in kept.items():
         name = f"rate={rate:g},seed={seed}"
@@ -196,6 +194,13 @@ def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
     record = {"kind": "robo-razor sweep", "version": 1, "name": "s", "arms": ["ppo"], "runs": runs}
     write_json(root / "sweep.json", record)
     (arm,) = load_runs([str(root)]).arms
+    return arm
+
+
+def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
+    """Setting x is better on seed 0, y on seed 1: each seed gets what the other one prefers."""
+    kept = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
+    arm = arm_of_rates(tmp_path / "sweep", kept)
     found = match_arm(arm, 0.8)
     assert found.values("retention") == pytest.approx([0.6, 0.5])
     assert "chosen on the other seeds" in found.choice
@@ -204,15 +209,8 @@ def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
 
 def test_a_setting_under_way_stands_for_no_arm(tmp_path):
     """One seed of a rate that keeps more is no comparison yet, in words and tables neither."""
-    root, runs = tmp_path / "sweep", []
-    for rate, seed, retention in ((3e-4, 0, 0.4), (3e-4, 1, 0.5), (1e-4, 0, 0.9)):
-        name = f"rate={rate:g},seed={seed}"
-        points = [(0.2, 1.0, 0.0), (0.8, retention, 1.0)]
-        make_run(root / "ppo" / name, points, seed=seed, section={"learning_rate": rate})
-        runs.append({"arm": "ppo", "name": name, "path": f"ppo/{name}", "state": "finished"})
-    record = {"kind": "robo-razor sweep", "version": 1, "name": "s", "arms": ["ppo"], "runs": runs}
-    write_json(root / "sweep.json", record)
-    (arm,) = load_runs([str(root)]).arms
+    kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
+    arm = arm_of_rates(tmp_path / "sweep", kept)
     found = match_arm(arm, 0.8)
     assert found.values("retention") == pytest.approx([0.4, 0.5])
     assert found.choice == "only setting that reaches it with 2 seeds"
