@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robo_razor.falloff import Falloff
 from robo_razor.reporting import analysis
 from robo_razor.reporting.matching import match_arm, shown_setting
 from robo_razor.reporting.runs import FORWARD_KL, RunSeries
@@ -197,12 +196,11 @@ def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         x = [low + (high - low) * k / 100 for k in range(101)]
         y = [c0 + c1 * v + c2 * v * v for v in x]
         axes.plot(x, y, style, color="black", linewidth=1.2, label=label)
-    falloff = report["falloff"]
-    if falloff["half"] is not None:
+    falloff = analysis.falloff_of(report)
+    if falloff is not None:
         x = [highest * k / 200 for k in range(201)]
-        curve = Falloff(**{key: falloff[key] for key in ("predictor", "top", "half", "steepness")})
-        label = f"level, then falling, R2 = {falloff['r2']:.2f}"
-        axes.plot(x, curve.predict(x), "--", color="black", linewidth=1.2, label=label)
+        label = f"level, then falling, R2 = {falloff.r2:.2f}"
+        axes.plot(x, falloff.predict(x), "--", color="black", linewidth=1.2, label=label)
 
 
 def _residuals(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:

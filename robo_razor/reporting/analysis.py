@@ -107,6 +107,14 @@ def falloff_entry(fit: Falloff) -> dict[str, Any]:
     return {key: list(x) if isinstance(x, tuple) else x for key, x in entry.items()}
 
 
+def falloff_of(report: dict[str, Any]) -> Falloff | None:
+    """Return the Hill curve of a report to be drawn, None where there is none."""
+    entry = report["falloff"]
+    if entry["half"] is None:
+        return None
+    return Falloff(**{key: entry[key] for key in ("predictor", "top", "half", "steepness", "r2")})
+
+
 # --- Frontier -------------------------------------------------------------------------------------
 
 

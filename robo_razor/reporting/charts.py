@@ -221,11 +221,14 @@ def law_chart(runs: RunSet, report: dict[str, Any]) -> Chart | None:
         "law",
         "Success on prior skills against distance from the base, with a fitted polynomial",
         520,
-        tuple(_law_view(runs, fit, report["falloff"] if fit is main else None) for fit in shown),
+        tuple(
+            _law_view(runs, fit, analysis.falloff_of(report) if fit is main else None)
+            for fit in shown
+        ),
     )
 
 
-def _law_view(runs: RunSet, fit: dict[str, Any], falloff: dict[str, Any] | None) -> View:
+def _law_view(runs: RunSet, fit: dict[str, Any], falloff: Falloff | None) -> View:
     traces: list[Trace] = []
     highest = 0.0
     name, coefficients = fit["predictor"], fit["coefficients"]
@@ -262,10 +265,9 @@ def _law_view(runs: RunSet, fit: dict[str, Any], falloff: dict[str, Any] | None)
     lowest = min((x for trace in traces for x in trace["x"]), default=0.0)
     if coefficients:
         traces += _curve(coefficients, lowest, highest, fit["gap"])
-    if falloff and falloff["half"] is not None:
+    if falloff is not None:
         grid = [lowest + (highest - lowest) * step / 160 for step in range(161)]
-        curve = Falloff(**{key: falloff[key] for key in ("predictor", "top", "half", "steepness")})
-        trace = line(None, grid, curve.predict(grid).tolist(), width=2)
+        trace = line(None, grid, falloff.predict(grid).tolist(), width=2)
         traces.append(trace | {"line": trace["line"] | {"dash": "dash"}})
     unit = ", nats per decision" if name.startswith("kl_") else ""
     layout: dict[str, Any] = {
