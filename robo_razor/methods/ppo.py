@@ -198,9 +198,9 @@ class PPO(OnPolicyMethod):
         warming_up = update <= self.ppo.value_warmup_updates and self.ppo.baseline == "value"
         self._set_learning_rates(update)
         targets = compute_targets(batch, self.ppo)
+        self.policy.module.eval()  # dropout would make the ratio noise
         if self.ppo.bf16:  # the ratio must be 1 at equal weights, in the precision of the update
             targets = Targets(targets.advantages, targets.returns, self._log_probs(record))
-        self.policy.module.eval()  # dropout would make the ratio noise
         history: list[Metrics] = []
         minibatches = self._minibatches(self._useful(targets), update)
         for rows in minibatches:
@@ -318,18 +318,22 @@ class PPO(OnPolicyMethod):
         )
         return divergence.mean()
 
-    @torch.no_grad()
     def _log_probs(self, record: DecisionRecord) -> Tensor:
-        """Return log-probabilities as `Targets` has them, in the update's precision."""
+        """Return log-probabilities as `Targets` has them, in the update's precision.
+
+        The forward pass is that of a gradient step, which is not cut into the small batches of a
+        policy that acts, so it needs no more memory than a step does.
+        """
         assert record.log_prob is not None
         found = torch.zeros_like(_by_ratio(record.log_prob, self.ppo))
         mine = record.held(np.arange(len(record)))
-        for start in range(0, len(mine), EVALUATION_BATCH):
-            rows = mine[start : start + EVALUATION_BATCH]
+        size = min(EVALUATION_BATCH, self.ppo.micro_batch_size or self.ppo.minibatch_size)
+        for start in range(0, len(mine), size):
+            rows = mine[start : start + size]
             with autocast(self.policy.device, self.ppo.bf16):
                 distribution = self.policy.distribution(self._inputs(record, rows))
                 sample = record.select_actions(rows).to(self.policy.device)
-                log_prob = _by_ratio(log_prob_steps(distribution, sample), self.ppo)
+                log_prob = _by_ratio(log_prob_steps(distribution, sample), self.ppo).detach()
             found[torch.from_numpy(rows)] = log_prob.cpu().to(found.dtype)
         return self.ranks.sum_(found)
 
