@@ -71,6 +71,7 @@ def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
         likeness.refuse_unlike(unlike)
     out = _output_directory(config.out)
     report = build_report(runs, config.match, unlike)
+    _place_in_archives(report, config.runs, paths)
     videos = _videos(runs, report, out, config.videos)
     report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in videos]
     figures = draw_figures(runs, report, out)
@@ -84,6 +85,14 @@ def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
     console.print(Markdown(to_console(runs, report)))
     written = [PAGE, MARKDOWN, JSON, *files, *figures]
     console.print(f"Written to {out}: {', '.join(written)}", markup=False)
+
+
+def _place_in_archives(report: dict[str, Any], given: Sequence[str], read: Sequence[str]) -> None:
+    """Let the paths of archived runs begin with the archive: what was unpacked is soon gone."""
+    for archive, directory in zip(given, read, strict=True):
+        for run in report["runs"] if archive != directory else ():
+            if Path(run["path"]).is_relative_to(directory):
+                run["path"] = str(Path(archive, Path(run["path"]).relative_to(directory)))
 
 
 def build_report(

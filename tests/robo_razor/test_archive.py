@@ -60,7 +60,11 @@ def test_an_archived_sweep_is_reported_as_the_sweep_itself(tmp_path):
     file = archived(sweep, tmp_path / "toy.tar.xz")
     direct = report([sweep], tmp_path / "direct")
     shutil.rmtree(sweep)
-    assert without_paths(report([file], tmp_path / "report")) == without_paths(direct)
+    found = report([file], tmp_path / "report")
+    assert [run["path"] for run in found["runs"]] == [
+        run["path"].replace(str(sweep), str(file)) for run in direct["runs"]
+    ]
+    assert without_paths(found) == without_paths(direct)
 
 
 def test_archived_runs_are_reported_as_the_runs_themselves(tmp_path):
