@@ -157,12 +157,14 @@ def low_rank(adapter: FlowAdapter, rank: int) -> list[Tensor]:
 
 
 def trained(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> list[Tensor]:
-    """Return what a run trains, the critic left out."""
+    """Return what a run trains by default, without the critic: the image encoder stays as it is."""
     if what == "lora":
         return low_rank(adapter, rank)
     if what == "expert":
         return [p for p in parameters_of(adapter.expert_modules()) if p.requires_grad]
-    return [p for p in policy.parameters() if p.requires_grad or what == "all"]
+    frozen = {id(p) for p in adapter.vision().parameters()}
+    wanted = [p for p in policy.parameters() if p.requires_grad or what == "all"]
+    return [p for p in wanted if id(p) not in frozen]
 
 
 def fixed_memory(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> dict[str, float]:

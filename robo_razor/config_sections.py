@@ -248,4 +248,4 @@ class BCConfig(Settings):
     lora_rank: int = setting(0, low=0)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
-    """Compute in bfloat16 where the device is faster with it."""
+    """Compute matrix products in bfloat16: much slower on a CPU that has to emulate it."""

@@ -127,8 +127,8 @@ def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
         raise PolicyError(
             f"The policy in {directory} needs a package that is not installed: "
             f"{_first_line(error)}",
-            remedy='SmolVLA, pi0 and pi0.5 come with `pip install "robo-razor[vla]"`; for others '
-            "install LeRobot's extra of that name.",
+            remedy="SmolVLA, pi0 and pi0.5 need robo-razor's extra `vla`, Diffusion the extra "
+            "`diffusion` (`make setup` installs both); for others install LeRobot's extra.",
         ) from error
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
         raise CheckpointError(

@@ -87,7 +87,7 @@ class RayLauncher:
         except ModuleNotFoundError as error:
             raise SweepError(
                 "`--backend ray` needs Ray, which is not installed",
-                remedy="Install it: `pip install 'robo-razor[ray]'`.",
+                remedy="Install it: `uv pip install --editable '.[ray]'` in the checkout.",
             ) from error
         self._program = tuple(program)
         self._owner = not ray.is_initialized()

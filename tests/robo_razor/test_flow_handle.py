@@ -361,7 +361,7 @@ def test_a_missing_package_is_named(folder, monkeypatch):
     monkeypatch.setattr(robo_razor.policies, "_build", build)
     with pytest.raises(PolicyError, match="'transformers' is required") as error:
         load_policy(folder)
-    assert "robo-razor[vla]" in str(error.value)
+    assert "extra `vla`" in str(error.value)
 
 
 def test_settings_that_change_actions_elsewhere_have_no_density(folder, tmp_path):

@@ -43,3 +43,5 @@ def test_smolvla_has_its_published_size(benchmark):
     assert expert["moments"] == 2 * expert["gradients"]
     assert expert["base"] == 4 * counts["expert"]  # in float32
     assert lora["training"] < expert["training"]
+    everything = benchmark.trained(policy, adapter, "all", rank=0)
+    assert sum(p.numel() for p in everything) == counts["language"] + counts["expert"]
