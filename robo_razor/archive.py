@@ -102,21 +102,23 @@ def unpacked(paths: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         ReportError: A file is no archive of ours, or a damaged one.
     """
-    with contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         yield [
-            str(_unpack(Path(path), stack.enter_context(tempfile.TemporaryDirectory())))
+            # Runs that are called alike are told apart by the folders above them.
+            str(_unpack(Path(path), Path(folder, str(i + 1), Path(path).name)))
             if Path(path).is_file()
             else path
-            for path in paths
+            for i, path in enumerate(paths)
         ]
 
 
-def _unpack(file: Path, folder: str) -> Path:
+def _unpack(file: Path, folder: Path) -> Path:
     problem = None
     try:
+        folder.mkdir(parents=True)
         with tarfile.open(file) as archive:
             archive.extractall(folder, filter="data")
-        about = json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         directory = Path(folder, Path(str(about["directory"])).name)
         if about.get("kind") != KIND or not directory.is_dir():
             problem = f"it holds no {ABOUT} of one"

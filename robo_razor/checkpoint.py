@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -352,18 +352,21 @@ class RunDirectory:
                 shutil.rmtree(self.checkpoints / step_name(step))
 
 
-def refuse_used_directory(path: str | Path, *, resumable: bool = False) -> None:
+def refuse_used_directory(
+    path: str | Path, *, resumable: bool = False, beside: Container[str] = ()
+) -> None:
     """Make sure that nothing would be overwritten: `path` must be absent or empty.
 
     Args:
         path: Where output is about to be written.
         resumable: Whether the error should mention `--resume`.
+        beside: Names of files that may be there.
 
     Raises:
-        RunDirectoryError: `path` is a file or a directory that holds something.
+        RunDirectoryError: `path` is a file or a directory that holds something else.
     """
     target = Path(path)
-    if target.is_dir() and not any(target.iterdir()):
+    if target.is_dir() and all(file.name in beside for file in target.iterdir()):
         return
     if not target.exists() and not target.is_symlink():
         return

@@ -295,7 +295,7 @@ def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     for i, arm in enumerate(runs.arms):
         colour = COLOURS[i % len(COLOURS)]
         for k, run in enumerate(shown_setting(arm, report["headline_level"]).runs):
-            last = max(1, run.last.step)
+            last = max(1, run.updates or run.last.step)
             share = [checkpoint.step / last for checkpoint in run.checkpoints]
             label = arm.name if k == 0 else None
             axes.plot(share, run.series("new"), "o-", color=colour, label=label, markersize=3)

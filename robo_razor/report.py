@@ -105,7 +105,7 @@ def build_report(
         levels: New-task success rates at which; empty: chosen from the runs.
         unlike: What differs between the runs that should not.
     """
-    asked = tuple(levels)
+    asked = tuple(sorted(set(levels)))
     levels = asked or matching_levels(runs.arms)
     headline = headline_level(runs.arms, levels)
     laws = analysis.fit_laws(runs)

@@ -115,7 +115,7 @@ def run_sweep(
         lines = [f"{r.id}{f' after {", ".join(r.needs)}' if r.needs else ''}" for r in chosen]
         _print(console, "\n".join([*lines, f"{len(chosen)} runs in {plan.out}"]))
         return []
-    with _owned(plan) as earlier, contextlib.closing(launcher or _launcher(config, plan)) as where:
+    with contextlib.closing(launcher or _launcher(config, plan)) as where, _owned(plan) as earlier:
         sweep = _Sweep(plan, console)
         sweep.scheduler = Scheduler(
             plan,
@@ -127,6 +127,8 @@ def run_sweep(
             note=sweep.note,
             on_change=sweep.record,
         )
+        # Only now: a file that was changed in what its runs were made with has been refused.
+        write_text(plan.out / EXPERIMENT, plan.source.read_text(encoding="utf-8"))
         sweep.run(where.parallel)
     progress = list(sweep.scheduler.progress.values())
     _refuse_failures([item for item in progress if item.run.id in selected], plan)
@@ -247,14 +249,13 @@ def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
             )
         earlier = {f"{entry['arm']}/{entry['name']}": entry for entry in record["runs"]}
     else:
-        refuse_used_directory(plan.out)
+        refuse_used_directory(plan.out, beside=(_LOCK, EXPERIMENT))
     plan.out.mkdir(parents=True, exist_ok=True)
     with (plan.out / _LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunDirectoryError(f"Another sweep is running in {plan.out}") from error
-        write_text(plan.out / EXPERIMENT, plan.source.read_text(encoding="utf-8"))
         yield earlier
 
 

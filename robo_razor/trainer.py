@@ -294,6 +294,8 @@ class Trainer:
         )
         if alarm := self.tracker.alarm(summary):
             self.log.warn(alarm)
+        if self.step not in {0, *self.config.tracking.checkpoints(total)}:
+            return  # where it was interrupted: one look more would be one chance more to be best
         score = self.tracker.score(self.step)
         if score > self.best_score:
             self.best_score = score

@@ -119,7 +119,10 @@ def falloff_of(report: dict[str, Any]) -> Falloff | None:
 
 
 def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
-    """Return (run, index of the checkpoint) of an arm's checkpoints near its Pareto frontier."""
+    """Return (run, index of the checkpoint) of an arm's checkpoints near its Pareto frontier.
+
+    The base is every run's first checkpoint, and the same one: it is no point of the arm's.
+    """
     where = [
         (run, i)
         for run in arm.runs
@@ -127,7 +130,8 @@ def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
         if math.isfinite(checkpoint.prior)
     ]
     points = [(run.checkpoints[i].new, run.checkpoints[i].prior) for run, i in where]
-    return [where[i] for i in frontier(points, FRONTIER_TOLERANCE)] if points else []
+    near = [where[i] for i in frontier(points, FRONTIER_TOLERANCE)] if points else []
+    return [(run, i) for run, i in near if run.checkpoints[i].step > 0]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -140,12 +144,16 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def frontier_entry(arm: Arm) -> dict[str, Any]:
-    """Return an arm's frontier as plain values, and the area under it, per seed."""
+    """Return an arm's frontier as plain values, and the area under it, per seed.
+
+    The area is that of the settings which every seed has: one more is one more try.
+    """
+    compared = [run for setting in arm.complete for run in setting.runs]
     volumes = []
-    for seed in dict.fromkeys(run.seed for run in arm.runs):
+    for seed in dict.fromkeys(run.seed for run in compared):
         points = [
             (checkpoint.new, checkpoint.prior)
-            for run in arm.runs
+            for run in compared
             if run.seed == seed
             for checkpoint in run.checkpoints
             if math.isfinite(checkpoint.prior)
@@ -290,6 +298,10 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
             "may come out differently by more than the episodes' intervals say."
         )
     every = runs.runs
+    if cut := [f"{r.name} (update {r.last.step} of {r.updates})" for r in every if r.is_cut]:
+        found.append(
+            f"Not finished: {', '.join(cut)}. Their last checkpoint is not that of a whole run."
+        )
     n = min(checkpoint.new_n for run in every for checkpoint in run.checkpoints)
     n_last = min(run.last.new_n for run in every)
     least = detectable_difference(every[0].last.new, n_last)

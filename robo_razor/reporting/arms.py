@@ -7,6 +7,7 @@ of a sweep with all settings of its grid, or, for runs given one by one, one set
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,10 @@ from robo_razor.settings import flatten
 from robo_razor.sweep import RECORD, read_sweep
 
 FINISHED = "finished"
+CHECKPOINTS = "checkpoints"
+_SEED = re.compile(r"(^|[-,])seed[_=][0-9]+$")
+_SHORTENED = re.compile(r"-[0-9a-f]{8}$")
+"""The end of a run's name that stands for all of it, the seed too."""
 NO_PART_OF_A_SETTING = (
     # What a run is called, where it runs and how it is resumed, but not what it learns.
     "seed",
@@ -51,6 +56,12 @@ class Arm:
     def runs(self) -> tuple[RunSeries, ...]:
         """All runs of all settings."""
         return tuple(run for setting in self.settings for run in setting.runs)
+
+    @property
+    def complete(self) -> tuple[Setting, ...]:
+        """The settings with as many runs as any, which are compared: others are under way."""
+        most = max(len(setting.runs) for setting in self.settings)
+        return tuple(setting for setting in self.settings if len(setting.runs) == most)
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
         )
     _refuse_twice(runs)
     _refuse_other_tasks(runs)
-    runs = _merged(runs, merge)
+    runs = _merged(_with_own_names(runs), merge)
     arms = group(runs)
     _refuse_equal_seeds(arms)
     return RunSet(arms=arms, skipped=tuple(skipped))
@@ -167,6 +178,15 @@ def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
     return [replace(run, arm=stands_for.get(run.arm or "", run.arm)) for run in runs]
 
 
+def _with_own_names(runs: Sequence[RunSeries]) -> list[RunSeries]:
+    """Give runs of one name, such as those of two sweeps, as much of their paths as tells them."""
+    names = [run.name for run in runs]
+    same = [i for i, name in enumerate(names) if names.count(name) > 1]
+    own = short_names([str(runs[i].path) for i in same]) if same else []
+    renamed = dict(zip(same, own, strict=True))
+    return [replace(run, name=renamed.get(i, run.name)) for i, run in enumerate(runs)]
+
+
 def _refuse_twice(runs: Sequence[RunSeries]) -> None:
     """Refuse a run that is given twice: it would count as two seeds."""
     seen: dict[Path, RunSeries] = {}
@@ -221,6 +241,8 @@ def group(runs: Sequence[RunSeries]) -> tuple[Arm, ...]:
         members = [run for run in runs if run.arm is None and run.method == method]
         for setting in _settings(members):
             name = f"{method} ({setting.label})" if setting.label else method
+            if name in {arm.name for arm in arms}:  # a sweep's arm is called so
+                name = f"{name} ({setting.runs[0].name})"
             arms.append(Arm(name, (Setting("", setting.runs),)))
     return tuple(arms)
 
@@ -274,26 +296,39 @@ def comparable_settings(run: RunSeries) -> dict[str, Any]:
     """Return a run's settings without its seed and what does not change a result.
 
     A value that names another run of the same sweep differs from seed to seed; it is replaced by
-    that run's arm.
+    that run's arm and what else its name says.
     """
     flat = flatten(run.config)
     # The sweep's directory may have been renamed since its settings were written.
     places = (run.path.resolve(), Path(str(flat.get("out"))))
     sweeps = {place.parent.parent.name for place in places} if run.arm is not None else set()
     return {
-        key: _sibling_arm(value, sweeps)
+        key: _sibling(value, sweeps)
         for key, value in flat.items()
         if key not in NO_PART_OF_A_SETTING
     }
 
 
-def _sibling_arm(value: Any, sweeps: Set[str]) -> Any:
-    """Return `run of ARM` for a text that ends in a path `.../SWEEP/ARM/RUN...`, else the value."""
+def _sibling(value: Any, sweeps: Set[str]) -> Any:
+    """Return what a path `.../SWEEP/ARM/RUN[/checkpoints/X]` at a text's end says beside a seed.
+
+    `policy:runs/razor/ppo/kl_coef_0.02-seed_0` becomes `run of ppo (kl_coef_0.02)`.
+    Other values are returned as they are.
+    """
     if not isinstance(value, str) or "/" not in value:
         return value
-    parts = Path(value.split(":", 1)[-1]).parts  # `policy:runs/razor/ppo/seed=0`
-    found = [i for i, part in enumerate(parts[:-2]) if part in sweeps]
-    return f"run of {parts[found[0] + 1]}" if found else value
+    parts = Path(value.split(":", 1)[-1]).parts
+    found = [
+        i
+        for i, part in enumerate(parts[:-2])
+        if part in sweeps and parts[i + 3 : i + 4] in ((), (CHECKPOINTS,))
+    ]
+    if not found:
+        return value
+    _, arm, run, *rest = parts[found[-1] :]
+    name = "" if _SHORTENED.search(run) else _SEED.sub("", run)
+    told = "/".join([name, *rest]).strip("/")
+    return f"run of {arm} ({told})" if told else f"run of {arm}"
 
 
 def shown_setting_of(arm: Arm, label: str) -> Setting:

@@ -11,7 +11,8 @@ the interval of an arm are over its seeds (Student's t), of a difference over th
 (Welch), both no narrower than the episodes leave open; episodes are never pooled.
 
 An arm with several settings (a grid) is compared by the one with the highest prior success at that
-level, chosen for each seed on the *other* seeds, so that choosing among many is no advantage.
+level, chosen for each seed on the *other* seeds, so that choosing among many is no advantage. A
+setting with fewer seeds than another of its arm is not compared: every seed of few reaches more.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RULE = (
 )
 GRID_RULE = (
     "An arm with several settings is compared by the one that keeps most at that level, chosen "
-    "for each seed on the other seeds."
+    "for each seed on the other seeds. Settings with fewer seeds than others are left out."
 )
 
 
@@ -210,7 +211,7 @@ def reach(setting: Setting) -> float:
 def overlap(arms: Sequence[Arm]) -> tuple[float, float]:
     """Return the new-task success rates that all arms pass through, as (above, up to)."""
     low = max(run.first.new for arm in arms for run in arm.runs)
-    high = min(max(reach(setting) for setting in arm.settings) for arm in arms)
+    high = min(max(reach(setting) for setting in arm.complete) for arm in arms)
     return low, high
 
 
@@ -252,18 +253,16 @@ def match_arm(arm: Arm, level: float) -> ArmMatch:
     start = max(run.first.new for run in arm.runs)
     if level <= start:
         return ArmMatch(arm.name, level, reason=f"the base already has {start:.0%}")
-    reaching = [setting for setting in arm.settings if reach(setting) >= level]
-    if not reaching:
+    settings = [setting for setting in arm.complete if reach(setting) >= level]
+    if not settings:
         return ArmMatch(arm.name, level, reason=_why_not(arm, level))
-    settings = _with_most_seeds(reaching)
     most = len(settings[0].runs)
     table = [[match(run, level) for run in setting.runs] for setting in settings]
     if len(settings) == 1:
-        label = settings[0].label
-        choice = "only setting" if len(arm.settings) == 1 else "only setting that reaches it"
-        if len(reaching) > 1:
+        choice = "only setting" + (" that reaches it" if len(arm.complete) > 1 else "")
+        if len(arm.complete) < len(arm.settings):
             choice += f" with {plural(most, 'seed')}"
-        return ArmMatch(arm.name, level, tuple(table[0]), label, choice)
+        return ArmMatch(arm.name, level, tuple(table[0]), settings[0].label, choice)
     picks = [_choose(table, leave_out=seed) for seed in range(most)]
     labels = dict.fromkeys(settings[pick].label for pick in picks)
     return ArmMatch(
@@ -274,12 +273,6 @@ def match_arm(arm: Arm, level: float) -> ArmMatch:
         choice=f"best of {len(settings)} settings, "
         + ("chosen on the other seeds" if most > 1 else "chosen on the same seed (optimistic)"),
     )
-
-
-def _with_most_seeds(settings: Sequence[Setting]) -> list[Setting]:
-    """Return the settings with as many runs as any; a setting under way has too few."""
-    most = max(len(setting.runs) for setting in settings)
-    return [setting for setting in settings if len(setting.runs) == most]
 
 
 def _choose(table: Sequence[Sequence[Matched]], leave_out: int) -> int:
@@ -295,11 +288,11 @@ def _choose(table: Sequence[Sequence[Matched]], leave_out: int) -> int:
 
 
 def _why_not(arm: Arm, level: float) -> str:
-    tops = [top(run) for run in arm.runs]
+    tops = [top(run) for setting in arm.complete for run in setting.runs]
     count = sum(value >= level for value in tops)
     if count == 0:
         return f"no run reaches it and holds it; the best gets to {max(tops):.0%}"
-    if len(arm.settings) == 1:
+    if len(arm.complete) == 1:
         return f"only {count} of {len(tops)} seeds reach it"
     return f"no setting reaches it with every seed ({count} of {len(tops)} runs do)"
 
@@ -311,10 +304,10 @@ def shown_setting(arm: Arm, level: float | None) -> Setting:
     level; where none reaches it, the one that gets furthest on the new task.
     """
     if level is not None:
-        reaching = [setting for setting in arm.settings if reach(setting) >= level]
+        reaching = [setting for setting in arm.complete if reach(setting) >= level]
         if reaching:
-            return max(_with_most_seeds(reaching), key=lambda one: _mean_prior(one, level))
-    return max(arm.settings, key=reach)
+            return max(reaching, key=lambda one: _mean_prior(one, level))
+    return max(arm.complete, key=reach)
 
 
 def _mean_prior(setting: Setting, level: float) -> float:
@@ -348,4 +341,4 @@ def compare_pair(first: Arm, second: Arm, levels: Sequence[float]) -> Pair:
 
 def _range(arm: Arm) -> str:
     low = min(run.first.new for run in arm.runs)
-    return f"{arm.name} {low:.0%} to {max(reach(setting) for setting in arm.settings):.0%}"
+    return f"{arm.name} {low:.0%} to {max(reach(setting) for setting in arm.complete):.0%}"

@@ -84,6 +84,8 @@ class RunSeries:
     """The sweep's arm that the run belongs to; None outside a sweep."""
     unplanned: tuple[int, ...] = ()
     """Steps that were measured because the run was interrupted there; they are left out."""
+    updates: int | None = None
+    """Updates that the whole run has; None: unknown."""
 
     @property
     def first(self) -> Checkpoint:
@@ -109,6 +111,11 @@ class RunSeries:
     def label(self) -> str:
         """Name for tables and figures."""
         return f"{self.name} ({self.method})"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the run has ended, or is still, before its last update."""
+        return self.updates is not None and self.last.step < self.updates
 
     def last_pairs(self) -> PriorOutcomes:
         """Return the last checkpoint's episodes of prior skills, paired with the base's."""
@@ -161,6 +168,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         best_step=run.best_step(),
         arm=arm,
         unplanned=tuple(unplanned),
+        updates=_updates(summaries),
     )
 
 
@@ -184,13 +192,17 @@ def planned_steps(
         summaries: Its summaries; the plan needs the number of updates that they tell.
     """
     tracking = config.get("tracking")
-    updates = [int(summary["updates"]) for summary in summaries if summary.get("updates")]
-    if not isinstance(tracking, Mapping) or not updates or "every" not in tracking:
+    updates = _updates(summaries)
+    if not isinstance(tracking, Mapping) or updates is None or "every" not in tracking:
         return None
     plan = TrackingConfig(
         every=float(tracking["every"]), early=int(tracking.get("early", TrackingConfig.early))
     )
-    return frozenset({0, *plan.checkpoints(max(updates))})
+    return frozenset({0, *plan.checkpoints(updates)})
+
+
+def _updates(summaries: Sequence[Mapping[str, Any]]) -> int | None:
+    return max((int(s["updates"]) for s in summaries if s.get("updates")), default=None)
 
 
 def _read_checkpoint(

@@ -200,6 +200,11 @@ def _nothing(task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Seque
             f"{widest.second} can be compared above {percent(widest.low)} and up to "
             f"{percent(math.floor(100 * widest.high) / 100)}."
         )
+    if not any(math.isfinite(run.last.retention) for arm in arms for run in arm.runs):
+        return (
+            f"The base succeeds at none of the prior skills, so nothing is known about what is "
+            f"kept of them on {task}."
+        )
     start = max(run.first.new for arm in arms for run in arm.runs)
     best = max((run for arm in arms for run in arm.runs), key=top)
     return (

@@ -76,6 +76,14 @@ def test_archived_runs_are_reported_as_the_runs_themselves(tmp_path):
     assert without_paths(found) == without_paths(report(runs, tmp_path / "direct"))
 
 
+def test_archived_runs_that_are_called_alike_are_told_apart_by_their_files(tmp_path):
+    points = [(0.4, 1.0, 0.0), (0.6, 0.9, 1.0)]
+    runs = [make_run(tmp_path / f"{x}/run", points, seed=k) for k, x in enumerate("xy")]
+    files = [archived(run, tmp_path / f"{x}.tar.xz") for run, x in zip(runs, "xy", strict=True)]
+    found = report(files, tmp_path / "report")
+    assert [run["name"] for run in found["runs"]] == ["x.tar.xz/run", "y.tar.xz/run"]
+
+
 def test_weights_and_paths_of_the_machine_stay_out(tmp_path):
     run = make_run(tmp_path / "run", [(0.4, 1.0, 0.0)])
     for name in ("checkpoints/000000/pretrained_model", "tensorboard"):

@@ -16,6 +16,7 @@ from robo_razor.config import CompareConfig, FinetuneConfig
 from robo_razor.errors import ReportError
 from robo_razor.files import read_json, write_json
 from robo_razor.report import build_report, run_compare
+from robo_razor.reporting.analysis import frontier_entry
 from robo_razor.reporting.arms import comparable_settings, load_runs
 from robo_razor.reporting.charts import frontier_chart, law_chart, matched_chart
 from robo_razor.reporting.charts_of_runs import training_charts
@@ -183,12 +184,12 @@ def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
     assert estimate.low < estimate.value < estimate.high
 
 
-def arm_of_rates(root, kept):
-    """Load a sweep's arm that keeps so much at 80 % by (learning rate, seed)."""
+def arm_of_rates(root, kept, top=None):
+    """Load a sweep's arm that keeps so much at 80 % (`top` by rate) by (learning rate, seed)."""
     runs = []
     for (rate, seed), retention in kept.items():
         name = f"rate={rate:g},seed={seed}"
-        points = [(0.2, 1.0, 0.0), (0.8, retention, 1.0)]
+        points = [(0.2, 1.0, 0.0), ((top or {}).get(rate, 0.8), retention, 1.0)]
         make_run(root / "ppo" / name, points, seed=seed, section={"learning_rate": rate})
         runs.append({"arm": "ppo", "name": name, "path": f"ppo/{name}", "state": "finished"})
     record = {"kind": "robo-razor sweep", "version": 1, "name": "s", "arms": ["ppo"], "runs": runs}
@@ -213,8 +214,28 @@ def test_a_setting_under_way_stands_for_no_arm(tmp_path):
     arm = arm_of_rates(tmp_path / "sweep", kept)
     found = match_arm(arm, 0.8)
     assert found.values("retention") == pytest.approx([0.4, 0.5])
-    assert found.choice == "only setting that reaches it with 2 seeds"
+    assert found.choice == "only setting with 2 seeds"
     assert shown_setting(arm, 0.8).label == "learning_rate=3e-4"
+
+
+def test_a_setting_under_way_sets_no_level(tmp_path):
+    """The best of its few seeds gets further than the worst of three: that is no reach."""
+    kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
+    arm = arm_of_rates(tmp_path / "sweep", kept, top={1e-4: 0.95})
+    assert match_arm(arm, 0.9).reason == "no run reaches it and holds it; the best gets to 80%"
+    assert shown_setting(arm, 0.9).label == "learning_rate=3e-4"
+    assert matching_levels([arm]) == (0.3, 0.5, 0.7, 0.8)
+    (pair,) = compare_pair(arm, arm, (0.8, 0.9)).levels
+    assert pair[0].level == 0.8
+
+
+def test_the_frontiers_area_is_of_settings_that_every_seed_has(tmp_path):
+    kept = {(3e-4, 0): 0.5, (3e-4, 1): 0.5, (1e-4, 0): 1.0}
+    arm = arm_of_rates(tmp_path / "sweep", kept)
+    entry = frontier_entry(arm)
+    one, two = entry["hypervolume"]["values"]
+    assert one == two  # but for the one more setting they are the same
+    assert [point["step"] for point in entry["points"]] == [10]  # the base is no point of an arm
 
 
 def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
@@ -355,6 +376,36 @@ def test_the_same_directory_name_twice(tmp_path):
     assert [run.name for run in load_runs(paths).runs] == ["a/run", "b/run"]
 
 
+def test_two_sweeps_whose_runs_are_called_alike(tmp_path):
+    """Runs are told apart by name: in the law, which leaves one out at a time, and in charts."""
+    sweeps = [
+        make_sweep(tmp_path / x, arms=["oracle"], seeds=1, rates=(rate,))
+        for x, rate in (("one", 1), ("two", 1))
+    ]
+    for file in (tmp_path / "two").rglob("config.yaml"):
+        file.write_text(file.read_text().replace("seed: 0", "seed: 1", 1))
+    names = [run.name for run in load_runs(sweeps).runs]
+    assert names == ["one/oracle/rate=1,seed=0", "two/oracle/rate=1,seed=0"]
+
+
+def test_a_run_beside_a_sweep_is_no_part_of_its_arm(tmp_path):
+    sweep = make_sweep(tmp_path / "sweep", arms=["ppo"], seeds=1, rates=(1,))
+    mine = make_run(tmp_path / "mine", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], skills=dict(SKILLS))
+    arms = load_runs([sweep, mine]).arms
+    assert [arm.name for arm in arms] == ["ppo", "ppo (mine)"]
+
+
+def test_runs_that_were_cut_are_named(tmp_path, ppo):
+    found = build_report(load_runs([ppo]))
+    assert "Not finished" not in " ".join(found["notes"])
+    for summary in Path(ppo).glob("eval/*/summary.json"):
+        write_json(summary, {**read_json(summary), "updates": 40})
+    run = RunDirectory.open(ppo).path / "config.yaml"
+    run.write_text(run.read_text().replace("every: ", "every: 0.25 # "))
+    cut = " ".join(build_report(load_runs([ppo]))["notes"])
+    assert "Not finished: ppo (update 20 of 40)" in cut
+
+
 def test_a_run_given_twice_is_refused(tmp_path):
     points = [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)]
     first = make_run(tmp_path / "a", points)
@@ -471,6 +522,27 @@ def test_success_with_sampled_actions_is_shown(ppo):
     assert [t["line"].get("dash") for t in chart.views[0].traces or chart.views[2].traces][-1] == (
         "dot"
     )
+
+
+def test_levels_may_be_asked_for_in_any_order(ppo, bc):
+    report = build_report(load_runs([ppo, bc]), (0.8, 0.5))
+    assert report["headline_level"] == 0.8
+    assert pair_table(report).rows[0][1] == "80%"
+
+
+def test_a_base_without_prior_success_is_told(tmp_path):
+    """Nothing can be kept then, which has nothing to do with what the arms reach."""
+    runs = []
+    for name in ("ppo", "bc"):
+        points = [(0.2, 1.0, 0.0), (0.9, 1.0, 1.0)]
+        path = make_run(tmp_path / name, points, method=name, skills={"LiftCube": 0.0})
+        for file in Path(path).glob("eval/*/summary.json"):
+            summary = read_json(file)
+            summary["prior"]["LiftCube"]["retention"] = None
+            write_json(file, summary)
+        runs.append(path)
+    headline = build_report(load_runs(runs))["statement"]["headline"]
+    assert headline.startswith("The base succeeds at none of the prior skills")
 
 
 def test_a_level_that_was_asked_for_in_vain_is_explained(ppo, bc):
@@ -691,3 +763,21 @@ def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
     ]
     assert comparable_settings(runs[0])["bc.demonstrations"] == "run of ppo"
     assert comparable_settings(runs[0]) == comparable_settings(runs[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("policy:runs/s/ppo/learning_rate_0.0001-seed_0", "run of ppo (learning_rate_0.0001)"),
+        ("policy:runs/s/ppo/seed_3/checkpoints/best", "run of ppo (checkpoints/best)"),
+        ("policy:/s/runs/s/s/seed_3/checkpoints/best", "run of s (checkpoints/best)"),
+        ("policy:runs/s/ppo/a_very_long_name-seed~-0123abcd", "run of ppo"),
+        ("policy:runs/t/ppo/seed_3", "policy:runs/t/ppo/seed_3"),
+    ],
+)
+def test_what_a_run_cloned_is_told_without_the_seed(tmp_path, value, told):
+    """Teachers of several settings make several settings."""
+    path = tmp_path / "s/distilled/seed_0"
+    make_run(path, [(0.4, 1.0, 0.0)], method="bc", section={"demonstrations": value})
+    run = load_run(path, "seed_0", "distilled")
+    assert comparable_settings(run)["bc.demonstrations"] == told

@@ -453,6 +453,7 @@ def test_another_experiment_is_not_mixed_in(fake):
     changed = "base: {tracking: {episodes_new: 9}}\n" + ONE_ARM
     with pytest.raises(RunDirectoryError, match=r"`tracking\.episodes_new` = 50, but .* means 9:"):
         fake.run(changed)
+    assert (fake.out / "experiment.yaml").read_text() == ONE_ARM  # what its runs were made with
     fake.run("base: {env.num_workers: 1, device: cpu}\n" + ONE_ARM)  # says how, not what
     with pytest.raises(RunDirectoryError, match="holds the sweep 'experiment', not 'other'"):
         fake.run("name: other\n" + ONE_ARM)
@@ -469,6 +470,14 @@ def test_only_chosen_arms_run(fake):
     assert fake.states["b/seed_0"] == "pending"
     assert sorted(fake.starts) == ["a/seed_0 new", "a/seed_1 new"]
     fake.run(arms="b")
+    assert set(fake.states.values()) == {"finished"}
+
+
+def test_a_sweep_that_ended_before_its_first_record_can_begin_again(fake):
+    fake.out.mkdir()
+    (fake.out / ".lock").touch()
+    (fake.out / "experiment.yaml").touch()
+    fake.run(ONE_ARM)
     assert set(fake.states.values()) == {"finished"}
 
 
@@ -608,7 +617,7 @@ def test_ray_is_an_extra(monkeypatch):
     from robo_razor import sweep_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SweepError, match=r"needs Ray.*pip install 'robo-razor\[ray\]'"):
+    with pytest.raises(SweepError, match=r"needs Ray.*uv pip install --editable '\.\[ray\]'"):
         sweep_ray.RayLauncher(None, cores=1)
 
 

@@ -215,6 +215,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch,
     assert sorted(set(steps)) == list(range(expected.step + 1))
 
 
+def test_a_checkpoint_of_an_interruption_is_never_the_best(base, tmp_path, monkeypatch):
+    """It depends on when the run was stopped, and so would what is cloned from `best`."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(Tracker, "score", lambda self, step: 0.9 if step == 3 else 0.1 * step)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, PPO, "_collect", 4)
+        finetune(settings(base, run), quiet())
+    finetune(settings(base, run, resume=True), quiet())
+    assert summary(run, 3)["step"] == 3
+    assert (run / "checkpoints" / "best").resolve().name == "000004"
+
+
 def test_an_update_that_cannot_be_undone_is_not_saved_half_done(base, tmp_path, monkeypatch):
     """A large policy has no snapshot: the first Ctrl-C waits for the update's end, a second not."""
     run, console = tmp_path / "run", quiet()
