@@ -20,6 +20,7 @@ from typing import Any
 
 from robo_razor.settings import Settings, flatten, to_dict
 
+AGAINST = " against "
 DECISIVE_PACKAGES = (
     "robo-razor",
     "torch",
@@ -177,7 +178,7 @@ def differences(
     keys = [key for key in (*one, *(k for k in two if k not in one)) if _differ(one, two, key)]
     decisive = [key for key in keys if _is_decisive(key, one, two)]
     shown = [*decisive, *(key for key in keys if key not in decisive)] if harmless else decisive
-    return [f"{_label(key)}: {one[key]} against {two[key]}" for key in shown]
+    return [f"{_label(key)}: {one[key]}{AGAINST}{two[key]}" for key in shown]
 
 
 def comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robo_razor.errors import ReportError
-from robo_razor.fingerprint import differences
+from robo_razor.fingerprint import AGAINST, differences
 from robo_razor.reporting.episodes import State, read_episodes, read_rows, unlike_starts
 from robo_razor.reporting.runs import RunSeries
 
@@ -44,16 +44,17 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
 def noted(runs: Sequence[RunSeries]) -> list[str]:
     """Return what differs and is no bar to a comparison, such as the commit, as sentences."""
     first = runs[0]
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for run in runs[1:]:
         decisive = differences(first.environment, run.environment)
         for clause in differences(first.environment, run.environment, harmless=True):
             if clause not in decisive and not clause.startswith("policy_hash"):
-                found.setdefault(clause, []).append(run.name)
+                what, _, other = clause.rpartition(AGAINST)
+                found.setdefault(what, {}).setdefault(other, []).append(run.name)
     return [
-        f"Not the same in all runs, though no bar to a comparison: {clause} "
-        f"({first.name} / {_some(names)})."
-        for clause, names in found.items()
+        f"Not the same in all runs, though no bar to a comparison: {what} ({first.name}){AGAINST}"
+        f"{'; '.join(f'{other} ({_some(names)})' for other, names in others.items())}."
+        for what, others in found.items()
     ]
 
 

@@ -251,9 +251,10 @@ def _lost(shown: Sequence[tuple[Arm, Sequence[RunSeries]]]) -> list[str]:
             "success is left."
         ]
     total = sum(arm.name == name for _, _, arm in losses)
-    what = "skill is" if len(skills) == 1 else "skills are"
+    verb = "is" if len(skills) == 1 else "are"
     return [
-        f"After **{name}** {len(skills)} of {total} prior {what} lost entirely: {listing(skills)}."
+        f"After **{name}** {len(skills)} of {total} prior skills {verb} lost entirely: "
+        f"{listing(skills)}."
     ]
 
 

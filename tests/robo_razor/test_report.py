@@ -709,6 +709,11 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
         "weights of the base: hash aaaaaaaaaaaa against bbbbbbbbbbbb (ppo / bc)"
     ]
     assert [note for note in noted(runs) if "git commit: 1111" in note]
+    third = make_run(tmp_path / "third", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], seed=1)
+    file = Path(third) / "environment.json"
+    write_json(file, read_json(file) | {"git": {"commit": "3" * 40}})
+    (note,) = [note for note in noted(load_runs([ppo, bc, third]).runs) if "commit" in note]
+    assert note.endswith(f"{'1' * 40} (ppo) against {'3' * 40} (third); {'2' * 40} (bc).")
     (Path(bc) / "environment.json").unlink()
     assert unlike(load_runs([ppo, bc]).runs) == ["fingerprint: one of them has none (ppo / bc)"]
 
