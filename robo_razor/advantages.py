@@ -139,7 +139,8 @@ def group_advantages(returns: Tensor, group_size: int) -> Tensor:
     """
     grouped = returns.reshape(-1, group_size)
     others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
-    return (grouped - others).reshape(-1)
+    alike = (grouped == grouped[:, :1]).all(1, keepdim=True)  # rounding would leave 1e-7
+    return (grouped - others).masked_fill(alike, 0.0).reshape(-1)
 
 
 def normalise(advantages: Tensor, eps: float = 1e-8) -> Tensor:

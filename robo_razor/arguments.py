@@ -96,7 +96,8 @@ def _starting_point[C: Settings](config_class: type[C], words: list[str], file: 
         if method is not None and method != data.get("method"):
             refuse_other_run({"method": data.get("method")}, {"method": method})
     elif method is not None and method != data.get("method", method):
-        data = {k: v for k, v in data.items() if k not in FinetuneConfig.METHODS}
+        others = set(FinetuneConfig.METHODS) - {method}
+        data = {k: v for k, v in data.items() if k not in others}
     if method is not None:
         data = {**data, "method": method}
     return from_dict(config_class, data, source)

@@ -17,12 +17,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 def resolve_device(device: str) -> str:
     """Return the torch device that a setting means (`auto`: CUDA where there is one)."""
     if device != "auto":
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(
-                f"`device` = {device!r}, but torch sees no CUDA device here",
-                allowed="auto, cpu",
-            )
-        return device
+        kind, _, index = device.partition(":")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        here = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        if device in here:
+            return device
+        problem = "is none that this toolkit knows"
+        if kind == "cuda" and (index.isdecimal() or not index):
+            problem = f"is not here: torch sees {count or 'no'} CUDA device{'s' * (count != 1)}"
+        raise ConfigError(f"The device {device!r} (`device`) {problem}", allowed=", ".join(here))
     # With several ranks the launcher's own device is the current one, see `ranks`.
     return "cuda" if torch.cuda.is_available() else "cpu"
 

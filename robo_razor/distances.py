@@ -168,6 +168,13 @@ def diagonal_fisher(base: Any, probe: ProbeSet, states: int = FISHER_STATES) -> 
     """
     model = base.frozen_copy()
     model.module.requires_grad_(True)
+    try:
+        return _diagonal_fisher(model, probe, states)
+    finally:
+        model.module.requires_grad_(False)  # the copy of a large base shares its parameters
+
+
+def _diagonal_fisher(model: Any, probe: ProbeSet, states: int) -> dict[str, Tensor]:
     names = policy_weights(model).keys()
     weights = {name: p for name, p in model.module.named_parameters() if name in names}
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}

@@ -205,9 +205,11 @@ class PolicyHandle:
         Raises:
             PolicyError: If it has no word that the policy knows.
         """
-        words = instruction.lower().split()
-        unknown = self.unknown_words(instruction)
-        if not words or len(unknown) >= len(set(words)):
+        tokenizers: list[Any] = [
+            getattr(step, "tokenizer", None) for step in self.preprocessor.steps
+        ]
+        readers = [t.known_words for t in tokenizers if hasattr(t, "known_words")]
+        if not instruction.strip() or any(not read(instruction) for read in readers):
             raise PolicyError(
                 f"The policy {self.name!r} knows no word of the instruction {instruction!r}.",
                 allowed="words as in the tasks' own instructions (robo-razor list)",

@@ -163,7 +163,12 @@ def to_yaml(config: Settings) -> str:
     """Return a config as YAML that `load_yaml` reads back to an equal config."""
     import yaml
 
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Quotes every text that the loader would read as something else, such as `3e-4`."""
+
+        yaml_implicit_resolvers = _strict_loader().yaml_implicit_resolvers
+
+    text: str = yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 

@@ -99,7 +99,8 @@ class Tracker:
     ) -> None:
         self.config, self.run, self.env, self.base = config, run, env, base
         self.ranks = ranks
-        self.new = {skill_name(config.task): config.task}
+        name = skill_name(config.task)
+        self.new = {config.task if name in prior else name: config.task}
         self.prior = prior if config.tracking.episodes_prior else {}
         self.base_outcomes: Outcomes = {}
         self.probes: dict[str, ProbeSet] = {}

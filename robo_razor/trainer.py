@@ -25,7 +25,7 @@ from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
 from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
-from robo_razor.errors import ConfigError, EnvError, PolicyError
+from robo_razor.errors import CheckpointError, ConfigError, EnvError, PolicyError
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.methods import (
@@ -97,6 +97,19 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
         return trainer.run()
+
+
+def _clears(run: RunDirectory) -> Callable[..., None]:
+    """Return what removes a run that failed before its first checkpoint: nothing could resume it.
+
+    It is a context manager's exit.
+    """
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and run.last_step() is None:
+            run.discard_unstarted()
+
+    return leave
 
 
 def _console(console: Console | None, ranks: Ranks) -> Console:
@@ -235,17 +248,18 @@ class Trainer:
             interrupts.postponed = True
 
         def update() -> Metrics:
+            self.half_done = True
             try:
                 return self.method.update(self.step + 1)
             except BaseException:
                 if snapshot is not None:
                     self._restore(*snapshot)
+                    self.half_done = False  # not where a second interruption came meanwhile
                 raise
 
-        self.half_done = snapshot is None
         metrics = update() if snapshot is None else self._retried(update)
-        self.half_done = False
         self.step += 1
+        self.half_done = False
         self._log_update(metrics)
         interrupts.release(also=any(self.ranks.gather(interrupts.pending)))
 
@@ -348,13 +362,24 @@ class Trainer:
         self.earlier_s = float(state.extra["elapsed_s"])
         self.began = time.perf_counter()
         now = fingerprint(policy=self.base, env=self.env)
-        self.unlike = differences(self.stored.environment(), now)
+        before = self.stored.environment()
+        self._refuse_other_base(before.get("policy_hash"), now.get("policy_hash"))
+        self.unlike = differences(before, now)
         if self.tracker.is_measured(0):
             self.tracker.load_base()
         measured = [s for s in self.stored.steps() if self.tracker.is_measured(s)]
         best = self.stored.best_step()
         if best in measured:
             self.best_score = self.tracker.score(int(best))
+
+    def _refuse_other_base(self, before: str | None, now: str | None) -> None:
+        if before is not None and now is not None and before != now:
+            raise CheckpointError(
+                f"The policy {self.config.policy!r} is not the one that this run began with: its "
+                f"weights have the hash {now[:12]}, which was {before[:12]}",
+                remedy="Bring the old weights back to go on (a run's newest or best checkpoint "
+                "changes while it trains), or begin another run.",
+            )
 
     def _finish(self, total: int) -> FinetuneResult:
         assert self.log is not None
@@ -416,6 +441,8 @@ class Trainer:
         if self.ranks.is_main:
             resume, out = config.resume, str(config.out)
             run = RunDirectory.resume(out) if resume else RunDirectory.create(config)
+            if not resume:
+                stack.push(_clears(run))
             stack.callback(run.close)
             self.stored = run
             return run

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 PAD = "<pad>"
 UNKNOWN = "<unk>"
-_WORD = re.compile(r"[a-z0-9]+")
+_WORD = re.compile(r"[^\W_]+")
 
 
 def load_vocabulary() -> list[str]:
@@ -59,6 +59,10 @@ class WordTokenizer:
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of `text` outside the vocabulary, in order and without repeats."""
         return list(dict.fromkeys(word for word in split_words(text) if word not in self._ids))
+
+    def known_words(self, text: str) -> list[str]:
+        """Return the words of `text` in the vocabulary, in order and without repeats."""
+        return list(dict.fromkeys(word for word in split_words(text) if word in self._ids))
 
     def encode(self, text: str) -> tuple[list[int], list[bool]]:
         """Return token ids and attention mask (True means a word), each `max_length` long.

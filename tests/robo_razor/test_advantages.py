@@ -122,6 +122,13 @@ def test_group_advantages_compare_with_the_others_of_the_group():
     torch.testing.assert_close(found, torch.tensor([1.0, -0.5, -0.5, 0.0, 0.0, 0.0]))
 
 
+@pytest.mark.parametrize("length", range(1, 41))
+def test_groups_that_ended_alike_have_no_advantage_at_all(length):
+    """What rounding leaves would count as a useful decision, and be scaled up to full size."""
+    returns = torch.full((8,), 0.99, dtype=torch.float32) ** length
+    assert torch.count_nonzero(group_advantages(returns, 8)) == 0
+
+
 def test_normalise_gives_mean_zero_and_deviation_one():
     found = normalise(torch.tensor([1.0, 2.0, 6.0]))
     assert float(found.mean()) == pytest.approx(0.0, abs=1e-6)

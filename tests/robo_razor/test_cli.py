@@ -98,6 +98,8 @@ def test_another_method_than_the_files_drops_its_section(tmp_path):
     file.write_text("method: bc\nseed: 3\nbc: {epochs: 7}\n")
     config = finetune(f"--config={file}", "--method=ppo")
     assert (config.method, config.seed) == ("ppo", 3)
+    file.write_text("method: bc\nbc: {epochs: 7}\nppo: {num_updates: 5}\n")
+    assert finetune(f"--config={file}", "--method=ppo").ppo.num_updates == 5
 
 
 @pytest.mark.parametrize(

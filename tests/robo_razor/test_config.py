@@ -45,6 +45,12 @@ def test_yaml_round_trip(config_class, tmp_path):
     assert load(tmp_path, to_yaml(config), config_class) == config
 
 
+@pytest.mark.parametrize("text", ["3e-4", "1e5", "1.5", "null", "yes", "2026-11-29", "é"])
+def test_texts_that_look_like_something_else_round_trip(text, tmp_path):
+    config = FinetuneConfig(out=text)
+    assert load(tmp_path, to_yaml(config)) == config
+
+
 @pytest.mark.parametrize("method", FinetuneConfig.METHODS)
 def test_every_method_round_trips_without_the_others_sections(method, tmp_path):
     config = FinetuneConfig(method=method)

@@ -41,8 +41,18 @@ def test_threads_are_put_back():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused():
     assert resolve_device("auto") == "cpu"
-    with pytest.raises(ConfigError, match="no CUDA device"):
+    with pytest.raises(ConfigError, match=r"'cuda' .* is not here: torch sees no CUDA devices"):
         resolve_device("cuda")
+    with pytest.raises(ConfigError, match=r"'gpu' .* is none that .*Allowed: auto, cpu"):
+        resolve_device("gpu")
+
+
+def test_only_cuda_devices_that_are_there_are_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("cuda:0") == "cuda:0"
+    with pytest.raises(ConfigError, match=r"torch sees 1 CUDA device\b.*auto, cpu, cuda, cuda:0"):
+        resolve_device("cuda:7")
 
 
 def test_a_library_that_refuses_is_left_as_it_was(monkeypatch):

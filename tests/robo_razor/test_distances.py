@@ -127,6 +127,14 @@ def test_fisher_information_of_a_uniform_policy(probe):
     assert float(fisher["action_head.2.bias"].mean()) == pytest.approx(expected, rel=0.1)
 
 
+def test_fisher_information_leaves_a_base_that_it_shares_frozen(probe, monkeypatch):
+    """The copy of a flow-matching base has its parameters: what follows must not train them."""
+    base = uniform_policy().frozen_copy()
+    monkeypatch.setattr(base, "frozen_copy", lambda: base)
+    diagonal_fisher(base, probe, states=2)
+    assert not any(p.requires_grad for p in base.module.parameters())
+
+
 def test_half_the_squared_fisher_norm_is_a_small_kl(probe):
     base, tuned = uniform_policy(), uniform_policy()
     with torch.no_grad():

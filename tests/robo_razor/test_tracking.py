@@ -141,3 +141,11 @@ def test_swapped_observations_are_noticed(env, tmp_path):
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="probe set 'prior'"):
         tracker.load_base()
+
+
+def test_a_new_task_called_like_a_prior_skill_has_its_full_name(env, tmp_path):
+    config = FinetuneConfig(task=NEW, out=str(tmp_path / "run"), env=ENV)
+    run = RunDirectory.create(config)
+    prior = {"ReachBlue": "mine/ReachBlue"}
+    tracker = Tracker(config, run, env, tiny_policy().frozen_copy(), prior)
+    assert (tracker.new, tracker.prior) == ({NEW: NEW}, prior)

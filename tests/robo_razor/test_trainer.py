@@ -350,6 +350,46 @@ def test_low_rank_updates_resume_too(base, tmp_path, monkeypatch):
     assert_same_weights(weights(whole, 3), weights(parted, 3))
 
 
+def test_a_run_does_not_go_on_from_another_base(tmp_path, monkeypatch):
+    """With LoRA the tuned policy is the base and a small update: both would be wrong."""
+    base, run = save_tiny_policy(tmp_path / "base"), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, PPO, "_collect", 2)
+        finetune(settings(base, run), quiet())
+    save_tiny_policy(tmp_path / "base", seed=1)
+    with pytest.raises(CheckpointError, match="is not the one that this run began with"):
+        finetune(settings(base, run, resume=True), quiet())
+
+
+def test_a_second_ctrl_c_while_an_update_is_undone_saves_nothing(base, tmp_path, monkeypatch):
+    run, console = tmp_path / "run", quiet()
+    restore = trainer.Trainer._restore
+
+    def interrupted(self, weights, state):
+        restore(self, dict.fromkeys(weights, torch.zeros(())), state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, PPO, "_collect", 4)
+        patch.setattr(trainer.Trainer, "_restore", interrupted)
+        finetune(settings(base, run), console)
+    assert sorted(p.name for p in (run / "checkpoints").glob("0*")) == ["000000", "000002"]
+    assert "Interrupted within update 4; saved is 2." in console.file.getvalue()
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(base, tmp_path, monkeypatch):
+    """It could not be resumed, and its directory would be in the way."""
+
+    def fail(self):
+        raise ConfigError("no such style")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(ConfigError):
+        patch.setattr(BC, "prepare", fail)
+        finetune(settings(base, run, "bc"), quiet())
+    assert not run.exists()
+
+
 def test_old_checkpoints_go_and_the_best_stays(base, tmp_path):
     tracking = dataclasses.replace(TRACKING, every=1)
     config = settings(
