@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.distributions import log_prob_steps
-from robo_razor.environment import take
+from robo_razor.environment import take, worker_errors
 from robo_razor.errors import EnvError, unknown_name
 from robo_razor.types import EpisodeRow, Observation
 
@@ -203,7 +203,8 @@ class ExpertActor:
         styles = getattr(env, "expert_styles", (self.style,))
         if self.style not in styles:
             raise unknown_name("expert style", self.style, styles)
-        actions = env.expert_actions(style=self.style, env_ids=request.env_ids)
+        with worker_errors():
+            actions = env.expert_actions(style=self.style, env_ids=request.env_ids)
         return Decision(np.asarray(actions, dtype=np.float32))
 
     def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:

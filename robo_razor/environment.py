@@ -320,7 +320,8 @@ class GroupDriver:
     def submit(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
         """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""
         if self._split:
-            self.env.step_async(actions, env_ids)
+            with worker_errors():
+                self.env.step_async(actions, env_ids)
         else:
             self._pending = (actions, env_ids)
 

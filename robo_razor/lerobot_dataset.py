@@ -57,7 +57,8 @@ def create_dataset(directory: Path, like: DemonstrationSet) -> Any:
         }
         for name, images in like.images.items()
     }
-    features["observation.state"] = _vector("float32", like.state.shape[1])
+    if like.state.shape[1]:
+        features["observation.state"] = _vector("float32", like.state.shape[1])
     features["action"] = _vector("float32", like.actions.shape[1])
     features["next.reward"] = _vector("float32", 1)
     features["next.success"] = _vector("bool", 1)
@@ -80,12 +81,13 @@ def _vector(dtype: str, size: int) -> dict[str, Any]:
 def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
     """Append all episodes to an open LeRobotDataset."""
     demos = demonstrations
+    has_state = demos.state.shape[1] > 0
     for episode, instruction in enumerate(demos.instructions):
         for frame in range(int(demos.offsets[episode]), int(demos.offsets[episode + 1])):
             dataset.add_frame(
                 {
                     **{image_key(name): x[frame] for name, x in demos.images.items()},
-                    "observation.state": demos.state[frame],
+                    **({"observation.state": demos.state[frame]} if has_state else {}),
                     "action": demos.actions[frame],
                     "next.reward": demos.rewards[frame : frame + 1].astype(np.float32),
                     "next.success": demos.success[frame : frame + 1],

@@ -264,7 +264,16 @@ def run_manifest(config: ManifestConfig) -> Manifest:
     if config.check is not None:
         for i, state in enumerate(found.start_states):
             wanted.check_start_state(i, state)
-        text = f"{config.check}: all {len(rows)} start states are as the manifest says."
+        known = sum(state is not None for state in wanted.start_states)
+        if not known:
+            raise ManifestError(
+                f"{config.check} has no hash of a start state of these tasks, so nothing can be "
+                "checked: their environments tell none"
+            )
+        part = "all" if known == len(rows) else f"{known} of"
+        text = f"{config.check}: {part} {len(rows)} start states are as the manifest says."
+        if known < len(rows):
+            text += " The others have no hash there."
         console.print(text, soft_wrap=True)
         return wanted
     found.save(config.out)

@@ -59,8 +59,8 @@ class SequentialInterval:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_confidence(self.confidence)
-        if not 0 < self.width < 1:
-            raise ValueError(f"width = {self.width} must lie in (0, 1)")
+        if not 0 < self.width <= 1:
+            raise ValueError(f"width = {self.width} must lie in (0, 1]")
         if self.look_every < 1 or self.max_n < 1:
             raise ValueError(
                 f"look_every = {self.look_every} and max_n = {self.max_n} must be at least 1"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Set
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from robo_razor.environment import StepResult, map_arrays, reset_request, take
 from robo_razor.errors import EnvError
 from robo_razor.types import Observation
+
+logger = logging.getLogger(__name__)
+_ENDLESS = 2**62
 
 
 class SerialVectorEnv:
@@ -27,6 +34,7 @@ class SerialVectorEnv:
         self.chunk_size = chunk_size
         self._env_kwargs = dict(env_kwargs or {})
         self._envs = [self._make(task) for _ in range(num_envs)]
+        self._limits = [self._limit(env) or _ENDLESS for env in self._envs]
         self._tasks = [task] * num_envs
         self._instructions = [self._describe(env) for env in self._envs]
         self._observation: Observation | None = None
@@ -56,6 +64,7 @@ class SerialVectorEnv:
             if tasks[i] is not None and tasks[i] != self._tasks[i]:
                 self._envs[i].close()
                 self._envs[i], self._tasks[i] = self._make(tasks[i]), tasks[i]
+                self._limits[i] = self._limit(self._envs[i]) or _ENDLESS
             observation, _ = self._envs[i].reset(seed=None if seeds[i] is None else int(seeds[i]))
             self._instructions[i] = words[i] or self._describe(self._envs[i])
             self._elapsed[i] = 0
@@ -82,6 +91,7 @@ class SerialVectorEnv:
                 observation, reward, terminated, truncated, info = self._envs[i].step(action)
                 rewards[row] += float(reward)
                 self._elapsed[i] += 1
+                truncated = truncated or self._elapsed[i] >= self._limits[i]
                 success[row] = bool(info.get("is_success", terminated))
                 ends[:, row] = terminated, truncated and not terminated
                 if terminated or truncated:
@@ -102,7 +112,29 @@ class SerialVectorEnv:
             env.close()
 
     def _make(self, task: str) -> Any:
-        return gym.make(task, render_mode="rgb_array", **self._env_kwargs)
+        drawn = "render_mode" in _arguments(task)
+        kwargs = {**({"render_mode": "rgb_array"} if drawn else {}), **self._env_kwargs}
+        try:
+            env = gym.make(task, **kwargs)
+        except (TypeError, gym.error.Error) as error:
+            raise EnvError(
+                f"The environment {task!r} cannot be made with {kwargs or 'no argument'}: {error}",
+                remedy="Leave out settings of `env` that its `__init__` does not take.",
+            ) from error
+        if self._limit(env) is None:
+            logger.warning(
+                "The environment %r tells no time limit. Where it has none, an episode that fails "
+                "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",
+                task,
+            )
+        return env
+
+    @staticmethod
+    def _limit(env: Any) -> int | None:
+        """Return the time limit that an environment tells, in actions; not all enforce theirs."""
+        own = getattr(env.unwrapped, "_max_episode_steps", None)
+        limit = own if env.spec is None else env.spec.max_episode_steps or own
+        return None if limit is None else int(limit)
 
     @staticmethod
     def _describe(env: Any) -> str:
@@ -114,6 +146,17 @@ class SerialVectorEnv:
                 lambda x: np.zeros((self.num_envs, *np.shape(x)), np.asarray(x).dtype), observation
             )
         _assign(self._observation, i, observation)
+
+
+def _arguments(task: str) -> Set[str]:
+    """Return what an environment's maker takes by name; `render_mode` where it takes anything."""
+    maker: Any = gym.spec(task).entry_point
+    maker = load_env_creator(maker) if isinstance(maker, str) else maker
+    if maker is None:
+        return {"render_mode"}
+    parameters = inspect.signature(maker).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {*parameters, *(["render_mode"] if anything else [])}
 
 
 def _assign(target: Observation, i: int, source: Observation) -> None:

@@ -30,7 +30,7 @@ from robo_razor.actors import (
 )
 from robo_razor.config import RolloutConfig, replace
 from robo_razor.device import resolve_device, torch_threads
-from robo_razor.environment import check_tasks, import_env_packages, make_env
+from robo_razor.environment import check_tasks, import_env_packages, make_env, worker_errors
 from robo_razor.errors import ConfigError, EnvError
 from robo_razor.rollout import StepOutcome, episode_bar, run_actor
 from robo_razor.statistics import wilson_interval
@@ -84,7 +84,8 @@ class FrameCollector:
         filmed = episodes < self.max_episodes
         if not filmed.any():
             return
-        pictures = env.render(env_ids=env_ids[filmed], size=self.size)
+        with worker_errors():
+            pictures = env.render(env_ids=env_ids[filmed], size=self.size)
         for episode, picture in zip(episodes[filmed], pictures, strict=True):
             self.frames.setdefault(int(episode), []).append(np.asarray(picture))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -106,6 +107,7 @@ def _work(connection: Any, env_fns: Sequence[CloudpickleWrapper]) -> None:
     """Serve one `_EnvGroup` until told to close or the parent is gone."""
     # No threads of software OpenGL: they would fight with the other processes for the cores.
     os.environ.setdefault("LP_NUM_THREADS", "0")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     try:
         group = _EnvGroup([env_fn.fn for env_fn in env_fns])
         connection.send(("ok", group.describe()))
@@ -115,7 +117,7 @@ def _work(connection: Any, env_fns: Sequence[CloudpickleWrapper]) -> None:
             connection.send(("ok", result))
             if command == "close":
                 return
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         return
     except BaseException as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"

@@ -23,6 +23,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from gym_razor.chunked import ChunkedVectorEnv
@@ -206,8 +207,18 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self.close()
         self.task = task
         self._env = self._factories[task]()
+        if self._given_limit is not None:
+            self._allow(self._given_limit)
         limit = self._given_limit or _attribute(self._env, "_max_episode_steps")
         self._limit: int | None = None if limit is None else int(limit)
+
+    def _allow(self, limit: int) -> None:
+        """Let episodes last as long as was asked for, though the environment has its own limit."""
+        layer: Any = self._env
+        while isinstance(layer, gym.Wrapper):
+            if isinstance(layer, TimeLimit):
+                layer._max_episode_steps = max(limit, layer._max_episode_steps)
+            layer = layer.env
 
     def _switch(self, task: str) -> None:
         before = self.task

@@ -92,6 +92,7 @@ class Renderer:
         Returns:
             uint8 [len(cameras), size, size, 3].
         """
+        self._gl.make_current()  # another renderer of this process may have been at work
         width = size * len(cameras)
         if self._size != (width, size):
             mujoco.mjr_resizeOffscreen(width, size, self._context)
@@ -136,5 +137,6 @@ class Renderer:
 
     def close(self) -> None:
         """Free the OpenGL context."""
+        self._gl.make_current()
         self._context.free()
         self._gl.free()

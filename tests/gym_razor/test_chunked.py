@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,6 +21,18 @@ def actions(env, value):
     chunk = np.zeros(env.action_space.shape, np.float32)
     chunk[..., 0] = value
     return chunk
+
+
+def test_ctrl_c_is_the_parents_to_answer():
+    """A terminal sends it to the workers as well; they must finish what the parent waits for."""
+    env = ChunkedVectorEnv([toy_factory()] * 2, chunk_size=1, num_workers=1)
+    try:
+        env.reset(seed=0)
+        os.kill(env._workers[0].process.pid, signal.SIGINT)
+        _, rewards, *_ = env.step(actions(env, 0.5))
+        assert len(rewards) == 2
+    finally:
+        env.close()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -194,6 +194,18 @@ def test_rendering_for_people_does_not_change_what_the_policy_sees():
     env.close()
 
 
+def test_environments_of_one_process_do_not_draw_into_each_other():
+    """Each has an OpenGL context of its own, and OpenGL draws into whichever is current."""
+    first = gym.make("gym_razor/LiftCube-v0", image_size=64)
+    seen = first.reset(seed=0)[0]["pixels"]["front"].copy()
+    second = gym.make("gym_razor/OpenDrawer-v0", image_size=32)
+    second.reset(seed=1)
+    np.testing.assert_array_equal(first.reset(seed=0)[0]["pixels"]["front"], seen)
+    second.close()
+    np.testing.assert_array_equal(first.reset(seed=0)[0]["pixels"]["front"], seen)
+    first.close()
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="reward_type is 'dense'"):
         make(MAIN, reward_type="dense")

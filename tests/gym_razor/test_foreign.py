@@ -89,6 +89,17 @@ def test_pictures_for_people_are_square_and_keep_their_aspect():
     assert (picture[10:30] == 99).all()
 
 
+def test_a_longer_time_limit_than_the_environments_own_is_kept():
+    def make():
+        return gym.wrappers.TimeLimit(Odd({"agent_pos": np.zeros(2, np.float32)}), 3)
+
+    for asked, lasts in ((5, 5), (2, 2), (None, 3)):
+        env = ContractEnv({"odd": make}, max_episode_steps=asked)
+        env.reset(seed=0)
+        ends = [env.step(np.zeros(2, np.float32))[3] for _ in range(lasts)]
+        assert ends == [False] * (lasts - 1) + [True]
+
+
 def test_what_cannot_be_used_is_told():
     silent = ContractEnv({"odd": lambda: Odd(IMAGE, {"done": 1})})
     silent.reset(seed=0)

@@ -83,6 +83,13 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path):
     assert load_demonstrations(tmp_path / "data", max_episodes=2).num_episodes == 2
 
 
+def test_demonstrations_without_a_state_are_written_too(tmp_path):
+    demos = expert(3)
+    nothing = np.zeros((len(demos), 0), np.float32)
+    save_demonstrations(dataclasses.replace(demos, state=nothing), tmp_path / "data")
+    assert load_demonstrations(tmp_path / "data").state.shape == (len(demos), 0)
+
+
 def test_lerobot_reads_what_was_written(tmp_path):
     from lerobot.datasets import LeRobotDataset
 

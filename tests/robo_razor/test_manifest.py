@@ -162,6 +162,16 @@ def test_an_environment_without_hashes_gives_none():
     found.check_start_state(0, "whatever is known now")
 
 
+def test_a_check_that_could_compare_nothing_does_not_say_that_all_is_well(tmp_path):
+    env = EnvConfig(num_envs=2, env_packages=("toy_env",))
+    made = run_manifest(
+        ManifestConfig(skills="ReachRed", episodes=2, env=env, out=str(tmp_path / "m.json"))
+    )
+    replace(made, start_states=(None, None)).save(tmp_path / "none.json")
+    with pytest.raises(ManifestError, match="nothing can be checked"):
+        run_manifest(ManifestConfig(check=str(tmp_path / "none.json"), env=env))
+
+
 def test_the_command_writes_and_checks(tmp_path, capsys):
     file = str(tmp_path / "m.json.gz")
     words = ["--env.env-packages", "toy_env", "--env.num-envs", "3"]

@@ -121,7 +121,8 @@ def test_sure_skills_need_far_fewer_episodes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 0.0}, r"width = 0.0 must lie in \(0, 1\)"),
+        ({"width": 1.1}, r"width = 1.1 must lie in \(0, 1\]"),
+        ({"width": 0.0}, r"width = 0.0 must lie in \(0, 1\]"),
         ({"width": 5}, r"width = 5 must lie in"),
         ({"width": 0.1, "confidence": 95}, "confidence = 95"),
         ({"width": 0.1, "look_every": 0}, "look_every = 0"),
