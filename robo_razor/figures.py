@@ -57,6 +57,11 @@ def draw_figures(runs: RunSet, report: dict[str, Any], out: Path) -> list[str]:
             _prior_against_kl,
             {"xlabel": KL_LABEL, "ylabel": PRIOR_LABEL},
         ),
+        "prior_against_best": (
+            "Forgetting against the predictor that explains most",
+            _prior_against_best,
+            {"ylabel": PRIOR_LABEL},
+        ),
         "residuals": (
             "Forgetting: measured minus fitted",
             _residuals,
@@ -203,6 +208,22 @@ def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         axes.plot(x, falloff.predict(x), "--", color="black", linewidth=1.2, label=label)
 
 
+def _prior_against_best(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
+    """Draw the best predictor where it is not the paper's, which has a figure of its own."""
+    best = next((fit for fit in report["predictors"] if fit["r2"] is not None), None)
+    if best is None or best["predictor"] == FORWARD_KL:
+        return
+    name = best["predictor"]
+    _scatter(axes, runs, "prior", name)
+    c0, c1, c2 = best["coefficients"]
+    highest = max(value for run in runs.runs for value in _known(run.series(name)))
+    x = [highest * k / 100 for k in range(101)]
+    y = [c0 + c1 * v + c2 * v * v for v in x]
+    axes.plot(x, y, "-", color="black", linewidth=1.2, label=f"fit, R2 = {best['r2']:.2f}")
+    unit = ", nats per decision" if name.startswith("kl_") else ""
+    axes.set_xlabel(predictor_name(name).replace("‖", "||") + unit)
+
+
 def _residuals(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     coefficients = report["law"]["coefficients"]
     if coefficients is None:
@@ -225,13 +246,13 @@ def _new_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     _scatter(axes, runs, "new")
 
 
-def _scatter(axes: Any, runs: RunSet, quantity: str) -> None:
-    """Draw a quantity of every checkpoint against the paper's predictor."""
+def _scatter(axes: Any, runs: RunSet, quantity: str, predictor: str = FORWARD_KL) -> None:
+    """Draw a quantity of every checkpoint against a predictor, the paper's by default."""
     for i, arm in enumerate(runs.arms):
         points = [
             (x, y)
             for run in arm.runs
-            for x, y in zip(run.series(FORWARD_KL), run.series(quantity), strict=True)
+            for x, y in zip(run.series(predictor), run.series(quantity), strict=True)
             if math.isfinite(x) and math.isfinite(y)
         ]
         if points:

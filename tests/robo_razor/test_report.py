@@ -14,6 +14,7 @@ from made_up_runs import ARMS, BASE_NEW, LAW, SKILLS, make_run, make_sweep
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import CompareConfig, FinetuneConfig
 from robo_razor.errors import ReportError
+from robo_razor.figures import draw_figures
 from robo_razor.files import read_json, write_json
 from robo_razor.report import build_report, run_compare
 from robo_razor.reporting.analysis import frontier_entry
@@ -573,6 +574,18 @@ def test_predictors_are_compared_on_the_same_runs(tmp_path):
         assert "is not told apart from that of KL" in law
     assert report["law"]["within_r2"] is not None
     assert report["law"]["leave_one_arm_out_rmse"] is not None
+
+
+def test_a_better_predictor_than_the_papers_has_a_figure_of_its_own(tmp_path):
+    runs = load_runs([make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"])])
+    report = build_report(runs)
+    reverse = {**report["law"], "predictor": "kl_tuned_base/new_base_visited"}
+    better = draw_figures(runs, {**report, "predictors": [reverse, report["law"]]}, tmp_path)
+    assert "prior_against_best.png" in better
+    text = (tmp_path / "prior_against_best.svg").read_text()
+    assert "KL(tuned || base), new task, base's states, nats per decision" in text
+    same = draw_figures(runs, {**report, "predictors": [report["law"], reverse]}, tmp_path)
+    assert "prior_against_best.png" not in same
 
 
 def test_a_run_from_before_a_setting_existed_is_a_seed_of_the_same_arm(tmp_path):
