@@ -166,7 +166,7 @@ def _new_against_prior(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         axes.plot(*_columns(points), linestyle="", alpha=0.35, markersize=4, **style)
         _whiskers(axes, arm, style["color"])
         axes.plot(*_columns(near), linestyle="", markersize=6, label=arm.name, **style)
-        axes.plot(*_columns(analysis.pareto(points)), color=style["color"], linewidth=1.2)
+        axes.plot(*_columns(analysis.frontier_line(arm)), color=style["color"], linewidth=1.2)
     first = runs.runs[0].first
     if axes.lines:
         axes.plot([first.new], [first.prior], "*", color="black", markersize=12)
@@ -187,20 +187,10 @@ def _near(arm: Arm) -> list[tuple[RunSeries, int]]:
 
 def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     _scatter(axes, runs, "prior")
-    coefficients = report["law"]["coefficients"]
-    if coefficients is None or not axes.lines:
+    if report["law"]["coefficients"] is None or not axes.lines:
         return
     highest = max(value for run in runs.runs for value in _known(run.series(FORWARD_KL)))
-    c0, c1, c2 = coefficients
-    gap = report["law"]["gap"]
-    labels = [f"fit, R2 = {report['law']['r2']:.2f}", "no checkpoints there", None]
-    ends = [0.0, *(gap or ()), highest]
-    for (low, high), style, label in zip(
-        itertools.pairwise(ends), ("-", ":", "-"), labels, strict=False
-    ):
-        x = [low + (high - low) * k / 100 for k in range(101)]
-        y = [c0 + c1 * v + c2 * v * v for v in x]
-        axes.plot(x, y, style, color="black", linewidth=1.2, label=label)
+    _fit(axes, report["law"], 0.0, highest)
     falloff = analysis.falloff_of(report)
     if falloff is not None:
         x = [highest * k / 200 for k in range(201)]
@@ -208,18 +198,29 @@ def _prior_against_kl(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         axes.plot(x, falloff.predict(x), "--", color="black", linewidth=1.2, label=label)
 
 
+def _fit(axes: Any, law: dict[str, Any], low: float, high: float) -> None:
+    """Draw a fitted parabola from `low` to `high`, dotted where there are no checkpoints."""
+    c0, c1, c2 = law["coefficients"]
+    labels = [f"fit, R2 = {law['r2']:.2f}", "no checkpoints there", None]
+    ends = [low, *(law["gap"] or ()), high]
+    for (start, end), style, label in zip(
+        itertools.pairwise(ends), ("-", ":", "-"), labels, strict=False
+    ):
+        x = [start + (end - start) * k / 100 for k in range(101)]
+        y = [c0 + c1 * v + c2 * v * v for v in x]
+        axes.plot(x, y, style, color="black", linewidth=1.2, label=label)
+
+
 def _prior_against_best(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
     """Draw the best predictor where it is not the paper's, which has a figure of its own."""
-    best = next((fit for fit in report["predictors"] if fit["r2"] is not None), None)
-    if best is None or best["predictor"] == FORWARD_KL:
+    known = report["law"]["n_points"]  # others were fitted to other checkpoints
+    fits = [f for f in report["predictors"] if f["r2"] is not None and f["n_points"] == known]
+    if not fits or fits[0]["predictor"] == FORWARD_KL:
         return
-    name = best["predictor"]
+    best, name = fits[0], fits[0]["predictor"]
     _scatter(axes, runs, "prior", name)
-    c0, c1, c2 = best["coefficients"]
-    highest = max(value for run in runs.runs for value in _known(run.series(name)))
-    x = [highest * k / 100 for k in range(101)]
-    y = [c0 + c1 * v + c2 * v * v for v in x]
-    axes.plot(x, y, "-", color="black", linewidth=1.2, label=f"fit, R2 = {best['r2']:.2f}")
+    values = [value for run in runs.runs for value in _known(run.series(name))]
+    _fit(axes, best, min(values), max(values))
     unit = ", nats per decision" if name.startswith("kl_") else ""
     axes.set_xlabel(predictor_name(name).replace("‖", "||") + unit)
 

@@ -191,14 +191,6 @@ class PolicyHandle:
             if key.startswith("observation.") and isinstance(value, Tensor)
         }
 
-    def unknown_words(self, instruction: str) -> list[str]:
-        """Return the words that the policy never learnt; empty if it does not read by words."""
-        for step in self.preprocessor.steps:
-            unknown = getattr(getattr(step, "tokenizer", None), "unknown_words", None)
-            if unknown is not None:
-                return list(unknown(instruction))
-        return []
-
     def check_instruction(self, instruction: str) -> None:
         """Check that an instruction of the user's own says anything to the policy.
 

@@ -33,6 +33,7 @@ class SerialVectorEnv:
         self.num_envs = num_envs
         self.chunk_size = chunk_size
         self._env_kwargs = dict(env_kwargs or {})
+        self._warned: set[str] = set()
         self._envs = [self._make(task) for _ in range(num_envs)]
         self._limits = [self._limit(env) or _ENDLESS for env in self._envs]
         self._tasks = [task] * num_envs
@@ -121,7 +122,8 @@ class SerialVectorEnv:
                 f"The environment {task!r} cannot be made with {kwargs or 'no argument'}: {error}",
                 remedy="Leave out settings of `env` that its `__init__` does not take.",
             ) from error
-        if self._limit(env) is None:
+        if self._limit(env) is None and task not in self._warned:
+            self._warned.add(task)
             logger.warning(
                 "The environment %r tells no time limit. Where it has none, an episode that fails "
                 "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",

@@ -249,7 +249,8 @@ def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
             )
         earlier = {f"{entry['arm']}/{entry['name']}": entry for entry in record["runs"]}
     else:
-        refuse_used_directory(plan.out, beside=(_LOCK, EXPERIMENT))
+        begun = (plan.out / _LOCK).is_file()  # by a sweep that ended before its first record
+        refuse_used_directory(plan.out, beside=(_LOCK, EXPERIMENT) if begun else ())
     plan.out.mkdir(parents=True, exist_ok=True)
     with (plan.out / _LOCK).open("ab") as lock:
         try:

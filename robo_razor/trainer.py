@@ -25,7 +25,13 @@ from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
 from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
-from robo_razor.errors import CheckpointError, ConfigError, EnvError, PolicyError
+from robo_razor.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvError,
+    PolicyError,
+    RunDirectoryError,
+)
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.methods import (
@@ -107,7 +113,8 @@ def _clears(run: RunDirectory) -> Callable[..., None]:
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and run.last_step() is None:
-            run.discard_unstarted()
+            with contextlib.suppress(OSError, RunDirectoryError):  # a link, a mount point
+                run.discard_unstarted()
 
     return leave
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.advantages import (
@@ -330,12 +331,15 @@ class PPO(OnPolicyMethod):
         size = min(EVALUATION_BATCH, self.ppo.micro_batch_size or self.ppo.minibatch_size)
         for start in range(0, len(mine), size):
             rows = mine[start : start + size]
-            with autocast(self.policy.device, self.ppo.bf16):
-                distribution = self.policy.distribution(self._inputs(record, rows))
-                sample = record.select_actions(rows).to(self.policy.device)
-                log_prob = _by_ratio(log_prob_steps(distribution, sample), self.ppo).detach()
-            found[torch.from_numpy(rows)] = log_prob.cpu().to(found.dtype)
+            found[torch.from_numpy(rows)] = self._log_probs_of(record, rows).cpu().to(found.dtype)
         return self.ranks.sum_(found)
+
+    def _log_probs_of(self, record: DecisionRecord, rows: NDArray[np.int64]) -> Tensor:
+        """Return those of a few decisions; the graph of the forward pass ends with the call."""
+        with autocast(self.policy.device, self.ppo.bf16):
+            distribution = self.policy.distribution(self._inputs(record, rows))
+            sample = record.select_actions(rows).to(self.policy.device)
+            return _by_ratio(log_prob_steps(distribution, sample), self.ppo).detach()
 
     def _learn_metrics(
         self, history: list[Metrics], record: DecisionRecord, targets: Targets

@@ -125,7 +125,7 @@ def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
     """
     where = [
         (run, i)
-        for run in arm.runs
+        for run in arm.compared
         for i, checkpoint in enumerate(run.checkpoints)
         if math.isfinite(checkpoint.prior)
     ]
@@ -143,17 +143,23 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best[::-1]
 
 
+def frontier_line(arm: Arm) -> list[tuple[float, float]]:
+    """Return the Pareto frontier of an arm's checkpoints, the base included, as (new, prior)."""
+    return pareto(
+        [(c.new, c.prior) for r in arm.compared for c in r.checkpoints if math.isfinite(c.prior)]
+    )
+
+
 def frontier_entry(arm: Arm) -> dict[str, Any]:
     """Return an arm's frontier as plain values, and the area under it, per seed.
 
     The area is that of the settings which every seed has: one more is one more try.
     """
-    compared = [run for setting in arm.complete for run in setting.runs]
     volumes = []
-    for seed in dict.fromkeys(run.seed for run in compared):
+    for seed in dict.fromkeys(run.seed for run in arm.compared):
         points = [
             (checkpoint.new, checkpoint.prior)
-            for run in compared
+            for run in arm.compared
             if run.seed == seed
             for checkpoint in run.checkpoints
             if math.isfinite(checkpoint.prior)

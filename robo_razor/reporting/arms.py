@@ -20,7 +20,7 @@ from robo_razor.sweep import RECORD, read_sweep
 
 FINISHED = "finished"
 CHECKPOINTS = "checkpoints"
-_SEED = re.compile(r"(^|[-,])seed[_=][0-9]+$")
+_SEED = re.compile(r"(^|[-,])seed[_=][0-9]+(?=$|[-,])")
 _SHORTENED = re.compile(r"-[0-9a-f]{8}$")
 """The end of a run's name that stands for all of it, the seed too."""
 NO_PART_OF_A_SETTING = (
@@ -56,6 +56,11 @@ class Arm:
     def runs(self) -> tuple[RunSeries, ...]:
         """All runs of all settings."""
         return tuple(run for setting in self.settings for run in setting.runs)
+
+    @property
+    def compared(self) -> tuple[RunSeries, ...]:
+        """The runs of the settings that are compared, see `complete`."""
+        return tuple(run for setting in self.complete for run in setting.runs)
 
     @property
     def complete(self) -> tuple[Setting, ...]:
@@ -326,7 +331,7 @@ def _sibling(value: Any, sweeps: Set[str]) -> Any:
     if not found:
         return value
     _, arm, run, *rest = parts[found[-1] :]
-    name = "" if _SHORTENED.search(run) else _SEED.sub("", run)
+    name = "" if _SHORTENED.search(run) else _SEED.sub("", run).lstrip("-,")
     told = "/".join([name, *rest]).strip("/")
     return f"run of {arm} ({told})" if told else f"run of {arm}"
 

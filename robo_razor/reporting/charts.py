@@ -178,10 +178,9 @@ def _frontier_traces(i: int, arm: Arm, *, paths: bool) -> list[Trace]:
             traces.append(
                 line(i, [c.new for c in known], [c.prior for c in known], alpha=0.35, width=1)
             )
-    every = [(c.new, c.prior) for pairs in split.values() for _, c in pairs]
-    if not every:
+    if not any(split.values()):
         return []
-    edge = analysis.pareto([*every, *((r.first.new, r.first.prior) for r in arm.runs)])
+    edge = analysis.frontier_line(arm)
     traces.append(line(i, [x for x, _ in edge], [y for _, y in edge], width=2))
     for filled, pairs in split.items():
         if pairs:

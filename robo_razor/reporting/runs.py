@@ -124,9 +124,9 @@ class RunSeries:
 
     def series(self, key: str) -> list[float]:
         """Return one quantity along training: a field of `Checkpoint`, or a predictor's name."""
-        if "/" in key or key in self.last.distances:
-            return [checkpoint.predictors.get(key, math.nan) for checkpoint in self.checkpoints]
-        return [float(getattr(checkpoint, key)) for checkpoint in self.checkpoints]
+        if key in Checkpoint.__dataclass_fields__:
+            return [float(getattr(checkpoint, key)) for checkpoint in self.checkpoints]
+        return [checkpoint.predictors.get(key, math.nan) for checkpoint in self.checkpoints]
 
 
 def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:

@@ -191,6 +191,11 @@ def _alone(task: str, arm: Arm) -> str:
 def _nothing(task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Sequence[float]) -> str:
     if not any(run.last.skills for arm in arms for run in arm.runs):
         return f"No prior skills were measured, so nothing is known about forgetting on {task}."
+    if not any(math.isfinite(run.last.retention) for arm in arms for run in arm.runs):
+        return (
+            f"The base succeeds at none of the prior skills, so nothing is known about what is "
+            f"kept of them on {task}."
+        )
     ranges = [pair for pair in pairs if pair.high > pair.low]
     if asked and ranges:
         widest = max(ranges, key=lambda pair: pair.high)
@@ -199,11 +204,6 @@ def _nothing(task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Seque
             f"Nothing can be compared at {levels} success on {task}: {widest.first} and "
             f"{widest.second} can be compared above {percent(widest.low)} and up to "
             f"{percent(math.floor(100 * widest.high) / 100)}."
-        )
-    if not any(math.isfinite(run.last.retention) for arm in arms for run in arm.runs):
-        return (
-            f"The base succeeds at none of the prior skills, so nothing is known about what is "
-            f"kept of them on {task}."
         )
     start = max(run.first.new for arm in arms for run in arm.runs)
     best = max((run for arm in arms for run in arm.runs), key=top)

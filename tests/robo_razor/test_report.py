@@ -1,6 +1,7 @@
 """Known runs give known tables, unlike runs are refused, nothing foreign is overwritten."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -236,7 +237,9 @@ def test_the_frontiers_area_is_of_settings_that_every_seed_has(tmp_path):
     entry = frontier_entry(arm)
     one, two = entry["hypervolume"]["values"]
     assert one == two  # but for the one more setting they are the same
-    assert [point["step"] for point in entry["points"]] == [10]  # the base is no point of an arm
+    # The base is no point of an arm, nor is what one seed more would have to bear out.
+    assert {point["step"] for point in entry["points"]} == {10}
+    assert [point["prior"] for point in entry["points"]] == pytest.approx([0.45, 0.45])
 
 
 def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
@@ -542,8 +545,9 @@ def test_a_base_without_prior_success_is_told(tmp_path):
             summary["prior"]["LiftCube"]["retention"] = None
             write_json(file, summary)
         runs.append(path)
-    headline = build_report(load_runs(runs))["statement"]["headline"]
-    assert headline.startswith("The base succeeds at none of the prior skills")
+    for levels in ((), (0.8,)):
+        headline = build_report(load_runs(runs), levels)["statement"]["headline"]
+        assert headline.startswith("The base succeeds at none of the prior skills")
 
 
 def test_a_level_that_was_asked_for_in_vain_is_explained(ppo, bc):
@@ -584,8 +588,15 @@ def test_a_better_predictor_than_the_papers_has_a_figure_of_its_own(tmp_path):
     assert "prior_against_best.png" in better
     text = (tmp_path / "prior_against_best.svg").read_text()
     assert "KL(tuned || base), new task, base's states, nats per decision" in text
-    same = draw_figures(runs, {**report, "predictors": [report["law"], reverse]}, tmp_path)
-    assert "prior_against_best.png" not in same
+    other = {**reverse, "n_points": 3}
+    for predictors in ([report["law"], reverse], [other, report["law"]]):
+        drawn = draw_figures(runs, {**report, "predictors": predictors}, tmp_path)
+        assert "prior_against_best.png" not in drawn
+
+
+def test_a_distance_that_one_run_did_not_measure_is_unknown_there(ppo):
+    (run,) = load_runs([ppo]).runs
+    assert all(math.isnan(value) for value in run.series("cknna"))
 
 
 def test_a_run_from_before_a_setting_existed_is_a_seed_of_the_same_arm(tmp_path):
@@ -787,6 +798,7 @@ def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
     ("value", "told"),
     [
         ("policy:runs/s/ppo/learning_rate_0.0001-seed_0", "run of ppo (learning_rate_0.0001)"),
+        ("policy:runs/s/ppo/seed_2-learning_rate_0.0001", "run of ppo (learning_rate_0.0001)"),
         ("policy:runs/s/ppo/seed_3/checkpoints/best", "run of ppo (checkpoints/best)"),
         ("policy:/s/runs/s/s/seed_3/checkpoints/best", "run of s (checkpoints/best)"),
         ("policy:runs/s/ppo/a_very_long_name-seed~-0123abcd", "run of ppo"),

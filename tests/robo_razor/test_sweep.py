@@ -477,6 +477,10 @@ def test_a_sweep_that_ended_before_its_first_record_can_begin_again(fake):
     fake.out.mkdir()
     (fake.out / ".lock").touch()
     (fake.out / "experiment.yaml").touch()
+    (fake.out / ".lock").rename(fake.out / "lock")
+    with pytest.raises(RunDirectoryError, match="in use"):
+        fake.run(ONE_ARM)
+    (fake.out / "lock").rename(fake.out / ".lock")
     fake.run(ONE_ARM)
     assert set(fake.states.values()) == {"finished"}
 
