@@ -14,7 +14,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import gymnasium as gym
@@ -237,9 +237,14 @@ def _steps_chunks(task: str) -> bool:
     maker = _vector_maker(task)
     if maker is None:
         return False
-    names = inspect.signature(maker).parameters
-    return {"num_workers", "chunk_size", "image_size"} <= set(names) or any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in names.values()
+    return takes(maker, {"num_workers", "chunk_size", "image_size"})
+
+
+def takes(maker: Callable[..., Any], names: Set[str]) -> bool:
+    """Tell whether a maker takes arguments of these names, or of any."""
+    parameters = inspect.signature(maker).parameters
+    return names <= set(parameters) or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Set
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +10,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
-from robo_razor.environment import StepResult, map_arrays, reset_request, take
+from robo_razor.environment import StepResult, map_arrays, reset_request, take, takes
 from robo_razor.errors import EnvError
 from robo_razor.types import Observation
 
@@ -113,8 +111,7 @@ class SerialVectorEnv:
             env.close()
 
     def _make(self, task: str) -> Any:
-        drawn = "render_mode" in _arguments(task)
-        kwargs = {**({"render_mode": "rgb_array"} if drawn else {}), **self._env_kwargs}
+        kwargs = {**({"render_mode": "rgb_array"} if _draws(task) else {}), **self._env_kwargs}
         try:
             env = gym.make(task, **kwargs)
         except (TypeError, gym.error.Error) as error:
@@ -150,15 +147,11 @@ class SerialVectorEnv:
         _assign(self._observation, i, observation)
 
 
-def _arguments(task: str) -> Set[str]:
-    """Return what an environment's maker takes by name; `render_mode` where it takes anything."""
+def _draws(task: str) -> bool:
+    """Tell whether an environment's maker takes `render_mode`; an unknown one is asked."""
     maker: Any = gym.spec(task).entry_point
     maker = load_env_creator(maker) if isinstance(maker, str) else maker
-    if maker is None:
-        return {"render_mode"}
-    parameters = inspect.signature(maker).parameters
-    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return {*parameters, *(["render_mode"] if anything else [])}
+    return maker is None or takes(maker, {"render_mode"})
 
 
 def _assign(target: Observation, i: int, source: Observation) -> None:

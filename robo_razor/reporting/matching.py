@@ -288,7 +288,7 @@ def _choose(table: Sequence[Sequence[Matched]], leave_out: int) -> int:
 
 
 def _why_not(arm: Arm, level: float) -> str:
-    tops = [top(run) for setting in arm.complete for run in setting.runs]
+    tops = [top(run) for run in arm.compared]
     count = sum(value >= level for value in tops)
     if count == 0:
         return f"no run reaches it and holds it; the best gets to {max(tops):.0%}"
