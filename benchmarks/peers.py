@@ -15,9 +15,10 @@ its own), against the fastest peer where there are several:
     call per denoising step.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
     update together, with the image encoder frozen on both sides as it is by default. The peer has
-    its own vector envs: DummyVecEnv, which its `make_vec_env` makes, and SubprocVecEnv, a process
-    per environment. What it does on our vector env is told beside it, and ours with
-    `--ppo.bf16` where the processor has bfloat16.
+    its own vector envs of registered environments: DummyVecEnv, which its `make_vec_env` makes, and
+    SubprocVecEnv, a process per environment. Those render at every control step; what it does
+    where they render once per decision, as ours do, and on our vector env is told beside it, and
+    ours with `--ppo.bf16` where the processor has bfloat16.
 (e) the same with all weights trained on both sides.
 
 Start-up, imports and checkpoints count on neither side. The modules in `contestants/` say what each
@@ -166,10 +167,15 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
     extra = {bf16: (functools.partial(run, ours=True, bf16=True), settings.updates)}
     if not bf16_is_fast():  # emulated, it takes most of the benchmark's time
         extra = {}
+    spared = "Stable-Baselines3, SubprocVecEnv, rendering once per decision"
     helped = "Stable-Baselines3 on our vector env"
-    peers = {"Stable-Baselines3, DummyVecEnv": "dummy", helped: "ours"}
+    peers: dict[str, dict[str, Any]] = {
+        "Stable-Baselines3, DummyVecEnv": {"envs": "dummy"},
+        helped: {"envs": "ours"},
+    }
     if not settings.no_subprocesses:
-        peers["Stable-Baselines3, SubprocVecEnv"] = "subprocesses"
+        peers["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
+        peers[spared] = {"envs": "subprocesses", "spared": True}
     return Comparison(
         title=f"PPO, {'image encoder frozen' if freeze_vision else 'all weights'}: finetune / SB3",
         unit="decisions",
@@ -179,12 +185,12 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
             "robo-razor finetune": (functools.partial(run, ours=True), settings.updates),
             **extra,
             **{
-                name: (functools.partial(run, ours=False, envs=envs), settings.updates)
-                for name, envs in peers.items()
+                name: (functools.partial(run, ours=False, **given), settings.updates)
+                for name, given in peers.items()
             },
         },
         extra=tuple(extra),
-        relieved=(helped,),
+        relieved=(helped, *([] if settings.no_subprocesses else [spared])),
     )
 
 

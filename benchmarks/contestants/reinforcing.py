@@ -3,7 +3,9 @@
 Equal on both sides: the task, the number of environments, the decisions (chunks of 4 control steps)
 per update, epochs, minibatch size, and the network: Stable-Baselines3 gets a policy made of the
 razor policy's own modules, with its own distribution of several categories over the action tokens.
-The value head reads detached features on both sides, and what is frozen is frozen on both.
+The value head reads detached features on both sides, and what is frozen is frozen on both. Its
+environments are what `gym.make` returns, whose every control step renders; `finetune` renders what
+the policy looks at. How it fares when it is spared the other pictures is measured too.
 
 The policy's weights are new. Then no episode succeeds, all last until the time limit, and a fixed
 number of episodes (ours) is a fixed number of steps (Stable-Baselines3). The reward is shaped,
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,8 +90,13 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool
         finetune(config, quiet_console())
 
 
-def train_sb3(settings: Any, meter: Any, freeze_vision: bool = True, envs: str = "ours") -> None:
-    """Run Stable-Baselines3's `PPO.learn` on its "dummy" or "subprocesses", or on "ours"."""
+def train_sb3(
+    settings: Any, meter: Any, freeze_vision: bool = True, envs: str = "ours", spared: bool = False
+) -> None:
+    """Run Stable-Baselines3's `PPO.learn` on its "dummy" or "subprocesses", or on "ours".
+
+    With `spared` its environments render once per chunk, as ours do, not at every control step.
+    """
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -113,7 +121,7 @@ def train_sb3(settings: Any, meter: Any, freeze_vision: bool = True, envs: str =
         return handle
 
     torch.set_num_threads(settings.threads)
-    env, instruction = _our_vector_env(settings) if envs == "ours" else _its_own(settings, envs)
+    env, instruction = _our_vector_env(settings) if envs == "ours" else _its_own(settings, envs, spared)
     model = PPO(
         RazorActorCritic,
         TokenActions(env, make().module.bin_centers.numpy()),
@@ -153,15 +161,16 @@ def _our_vector_env(settings: Any) -> tuple[Any, str]:
     return wrapped, max(env.instructions, key=lambda words: len(words.split()))
 
 
-def _its_own(settings: Any, kind: str) -> tuple[Any, str]:
-    """Return Stable-Baselines3's vector env of tables that render once per chunk too."""
+def _its_own(settings: Any, kind: str, spared: bool) -> tuple[Any, str]:
+    """Return Stable-Baselines3's vector env of registered tables, or of `spared` ones."""
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-    from contestants.sb3_policy import ChunkEnv
+    from contestants.sb3_policy import ChunkEnv, make_registered
     from robo_razor.environment import time_limit
 
     limit = int(settings.max_episode_steps or time_limit(settings.task))
-    makers = [functools.partial(ChunkEnv, settings.task, CHUNK, limit)] * settings.num_envs
+    make: Callable[..., Any] = ChunkEnv if spared else make_registered
+    makers = [functools.partial(make, settings.task, CHUNK, limit)] * settings.num_envs
     env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")
     env.seed(0)
     env.reset()

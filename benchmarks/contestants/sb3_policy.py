@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from gym_razor.env import TableEnv
-from gym_razor.wrappers import flatten_observation
+from gym_razor.wrappers import FlattenForSB3, flatten_observation
 
 
 class TokenActions(VecEnvWrapper):
@@ -41,14 +41,45 @@ class TokenActions(VecEnvWrapper):
         return self.venv.step_wait()
 
 
+class Chunks(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes a flat chunk of actions one step, as action repeats do: with all that steps do."""
+
+    def __init__(self, env: gym.Env[Any, Any], chunk_size: int) -> None:
+        super().__init__(env)
+        self.action_space = chunk_space(env.action_space, chunk_size)
+
+    def step(self, action: NDArray[np.float32]) -> Any:
+        """Execute a chunk, float32 [H * A], up to the action that ends the episode."""
+        total = 0.0
+        for part in action.reshape(-1, *self.env.action_space.shape):
+            observation, reward, terminated, truncated, info = self.env.step(part)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+def chunk_space(space: gym.Space[Any], chunk_size: int) -> gym.spaces.Box:
+    """Return the space of flat chunks of actions in [-1, 1]."""
+    return gym.spaces.Box(-1.0, 1.0, (chunk_size * int(np.prod(space.shape)),), np.float32)
+
+
+def make_registered(task: str, chunk_size: int, max_episode_steps: int) -> gym.Env[Any, Any]:
+    """Make the table as users of Gymnasium do; every control step renders."""
+    env = gym.make(task, max_episode_steps=max_episode_steps, reward_type="shaped")
+    return Chunks(FlattenForSB3(env), chunk_size)
+
+
 class ChunkEnv(TableEnv):
-    """One table that executes a flat chunk of actions and renders once, for `SubprocVecEnv`."""
+    """One table that executes a flat chunk of actions and renders once, which no public one does.
+
+    The arguments are those of `make_registered`.
+    """
 
     def __init__(self, task: str, chunk_size: int, max_episode_steps: int) -> None:
         super().__init__(task, max_episode_steps=max_episode_steps, reward_type="shaped")
         self.chunk_size = chunk_size
-        size = chunk_size * self.action_space.shape[0]
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self.action_space = chunk_space(self.action_space, chunk_size)
         space = self.observation_space
         cameras = dict(space["pixels"].spaces.items())
         self.observation_space = gym.spaces.Dict({**cameras, "agent_pos": space["agent_pos"]})

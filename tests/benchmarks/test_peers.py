@@ -112,6 +112,7 @@ def test_ppo_against_one_process_per_environment(settings):
         "Stable-Baselines3, DummyVecEnv",
         "Stable-Baselines3 on our vector env",
         "Stable-Baselines3, SubprocVecEnv",
+        "Stable-Baselines3, SubprocVecEnv, rendering once per decision",
     ]
 
 
