@@ -3,22 +3,23 @@
 Example: `python benchmarks/peers.py --json peers.json`
 
 Ratios of samples per second (medians of interleaved repetitions, every contestant in a process of
-its own), against the fastest peer where there are several:
+its own), against the fastest peer where there are several, as it comes: what a peer does when it
+is set up otherwise, or spared a part of the work, is told beside it. All compute on the CPU.
 
 (a) cloning: gradient steps' samples of `robo-razor finetune --method bc` against `lerobot-train`,
     with its default data loader (4 workers) and other numbers of workers. All weights are trained;
     what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
 (b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, both with their defaults
-    but for the number of episodes, which is that of LeRobot. What `lerobot-eval` does with
+    but for the number of episodes, which is that of LeRobot, and our workers, one per core. What `lerobot-eval` does with
     `--num-envs` environments, and without the videos that it always makes, is told beside it.
-(c) replay of a flow policy's denoising paths, forward and backward: one batched call against one
-    call per denoising step.
+(c) replay of a flow policy's denoising paths (a tiny SmolVLA), forward and backward: one batched
+    call against one call per denoising step. Both sides are ours; no peer has this.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
     update together, with the image encoder frozen on both sides as it is by default. The peer has
     its own vector envs of registered environments: DummyVecEnv, which its `make_vec_env` makes, and
-    SubprocVecEnv, a process per environment. Those render at every control step; what it does
-    where they render once per decision, as ours do, and on our vector env is told beside it, and
-    ours with `--ppo.bf16` where the processor has bfloat16.
+    SubprocVecEnv, a process per environment. Those render at every control step, or, with
+    `--spared`, once per decision, as ours do. What it does on our vector env is told beside it,
+    and ours with `--ppo.bf16` where the processor has bfloat16.
 (e) the same with all weights trained on both sides.
 
 Start-up, imports and checkpoints count on neither side. The modules in `contestants/` say what each
@@ -167,17 +168,16 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
     extra = {bf16: (functools.partial(run, ours=True, bf16=True), settings.updates)}
     if not bf16_is_fast():  # emulated, it takes most of the benchmark's time
         extra = {}
-    spared = "Stable-Baselines3, SubprocVecEnv, rendering once per decision"
     helped = "Stable-Baselines3 on our vector env"
-    peers: dict[str, dict[str, Any]] = {
-        "Stable-Baselines3, DummyVecEnv": {"envs": "dummy"},
-        helped: {"envs": "ours"},
-    }
+    own: dict[str, dict[str, Any]] = {"Stable-Baselines3, DummyVecEnv": {"envs": "dummy"}}
     if not settings.no_subprocesses:
-        peers["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
-        peers[spared] = {"envs": "subprocesses", "spared": True}
+        own["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
+    peers = {name: given | {"spared": settings.spared} for name, given in own.items()}
+    peers[helped] = {"envs": "ours"}
+    trained = "image encoder frozen" if freeze_vision else "all weights"
+    pictures = ", spared pictures that nobody looks at" if settings.spared else ""
     return Comparison(
-        title=f"PPO, {'image encoder frozen' if freeze_vision else 'all weights'}: finetune / SB3",
+        title=f"PPO, {trained}: finetune / SB3{pictures}",
         unit="decisions",
         aim=2.0,
         ours="robo-razor finetune",
@@ -190,7 +190,7 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
             },
         },
         extra=tuple(extra),
-        relieved=(helped, *([] if settings.no_subprocesses else [spared])),
+        relieved=(helped,),
     )
 
 
@@ -223,6 +223,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--update-epochs", type=int, default=3, help="(d), (e)")
     add("--minibatches", type=int, default=2, help="(d), (e): per epoch")
     add("--updates", type=int, default=1, help="(d), (e): per repetition")
+    add("--spared", action="store_true", help="(d), (e): SB3's own envs render once per decision")
     add("--no-subprocesses", action="store_true", help="(d), (e): without SB3's SubprocVecEnv")
     settings = parser.parse_args(arguments)
     if not settings.only or set(settings.only) - set("abcde"):

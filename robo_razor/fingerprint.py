@@ -43,8 +43,9 @@ DECISIVE_SETTINGS = (
     "env.reward_type",
     "env.lerobot",
     "env.fast_images",
+    *("flow.kernel", "flow.noise", "flow.num_steps"),
 )
-"""Settings without which two success rates are not about the same thing."""
+"""Settings without which two success rates, or two divergences, are not about the same thing."""
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _GIT_TIME_LIMIT_S = 10.0

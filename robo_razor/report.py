@@ -137,7 +137,11 @@ def build_report(
         "paired": [analysis.paired_entry(a, b) for a, b in analysis.paired_runs(runs)],
         "fingerprints": likeness.fingerprint_groups(runs.runs),
         "unlike": list(unlike),
-        "notes": [*analysis.notes(runs, unlike), *likeness.noted(runs.runs)],
+        "notes": [
+            *analysis.notes(runs, unlike),
+            *likeness.divergence_kinds(runs.runs),
+            *likeness.noted(runs.runs),
+        ],
     }
 
 

@@ -258,13 +258,18 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _of_kind(kind: str | None) -> str:
+    """Return ` (upper bound)` for a divergence of that kind; nothing where it is exact."""
+    return "" if kind in (None, "exact") else f" ({kind})"
+
+
 def _kl_line(summary: Mapping[str, Any]) -> str | None:
     lines = []
     for key, name in (("kl_base_tuned", "KL(base||tuned)"), ("kl_tuned_base", "KL(tuned||base)")):
         values = {k: v for k, v in (summary.get(key) or {}).items() if isinstance(v, int | float)}
         if values:
             shown = ", ".join(f"{states} {value:.3g}" for states, value in values.items())
-            lines.append(f"{name}, nats per decision: {shown}")
+            lines.append(f"{name}, nats per decision{_of_kind(summary.get('kl_kind'))}: {shown}")
     values = {k: v for k, v in (summary.get("surrogate") or {}).items() if v is not None}
     if values:
         shown = ", ".join(f"{states} {value:.3g}" for states, value in values.items())

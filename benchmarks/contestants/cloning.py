@@ -94,6 +94,7 @@ def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
         prior_tasks="none",
         out=str(settings.folder / f"bc{'-frozen' * freeze_vision}"),
         freeze_vision=freeze_vision,
+        device="cpu",
         torch_threads=settings.threads,
         env=EnvConfig(num_envs=1, num_workers=1),
         tracking=tracking(),

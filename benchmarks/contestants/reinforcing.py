@@ -67,6 +67,7 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool
         prior_tasks="none",
         out=str(settings.folder / f"ppo{'-frozen' * freeze_vision}{'-bf16' * bf16}"),
         freeze_vision=freeze_vision,
+        device="cpu",
         torch_threads=settings.threads,
         env=EnvConfig(
             num_envs=settings.num_envs,

@@ -58,6 +58,21 @@ def noted(runs: Sequence[RunSeries]) -> list[str]:
     ]
 
 
+def divergence_kinds(runs: Sequence[RunSeries]) -> list[str]:
+    """Return which runs' KL divergences are not exact, as sentences."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.kl_kind not in (None, "exact"):
+            found.setdefault(run.kl_kind, []).append(run.name)
+    return [
+        f"KL divergences of {_some(names)} are not exact: {kind}. They depend on `flow.kernel`, "
+        "`flow.noise` and the number of denoising steps."
+        if kind != "closed form"
+        else f"KL divergences of {_some(names)} are of Gaussians, in closed form."
+        for kind, names in found.items()
+    ]
+
+
 def _other_weights(first: RunSeries, run: RunSeries) -> str | None:
     """Return that bases of one name have other weights, where both runs kept their hash."""
     one, two = (r.environment.get("policy_hash") for r in (first, run))

@@ -86,6 +86,8 @@ class RunSeries:
     """Steps that were measured because the run was interrupted there; they are left out."""
     updates: int | None = None
     """Updates that the whole run has; None: unknown."""
+    kl_kind: str | None = None
+    """How its KL divergences were had, see `distributions.KLKind`; None: unknown, or no density."""
 
     @property
     def first(self) -> Checkpoint:
@@ -169,6 +171,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         arm=arm,
         unplanned=tuple(unplanned),
         updates=_updates(summaries),
+        kl_kind=next((s["kl_kind"] for s in reversed(summaries) if s.get("kl_kind")), None),
     )
 
 

@@ -188,7 +188,7 @@ def _film(
     small = replace(env_config, num_envs=len(states), num_workers=1)
     policies = [load_policy(model) for model in models]
     for policy in policies:
-        policy.rename(config.get("rename", ""))
+        policy.rename(config.get("rename", ""), strict=False)  # some are of the run's data set
     tasks = [task for task, _ in states]
     shape = policies[0].wanted_image_shape
     env = make_env(tasks[0], small, chunk_size=1, tasks=tasks, image_shape=shape)

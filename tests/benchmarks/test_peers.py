@@ -95,8 +95,9 @@ def test_replay(settings):
     assert batched.notes["log_prob"] == pytest.approx(sequential.notes["log_prob"], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["d", "e"])
-def test_ppo(settings, name):
+@pytest.mark.parametrize(("name", "spared"), [("d", False), ("d", True), ("e", False)])
+def test_ppo(settings, name, spared):
+    settings.spared = spared
     meters = run_once(name, settings)
     assert {meter.samples for meter in meters.values()} == {2 * 2 * 2}  # envs, episodes, decisions
 
@@ -110,9 +111,8 @@ def test_ppo_against_one_process_per_environment(settings):
         "robo-razor finetune",
         *["robo-razor finetune --ppo.bf16"] * bf16_is_fast(),
         "Stable-Baselines3, DummyVecEnv",
-        "Stable-Baselines3 on our vector env",
         "Stable-Baselines3, SubprocVecEnv",
-        "Stable-Baselines3, SubprocVecEnv, rendering once per decision",
+        "Stable-Baselines3 on our vector env",
     ]
 
 

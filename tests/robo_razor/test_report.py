@@ -22,7 +22,7 @@ from robo_razor.reporting.analysis import frontier_entry
 from robo_razor.reporting.arms import comparable_settings, load_runs
 from robo_razor.reporting.charts import frontier_chart, law_chart, matched_chart
 from robo_razor.reporting.charts_of_runs import training_charts
-from robo_razor.reporting.likeness import OTHER_BASE, noted, unlike
+from robo_razor.reporting.likeness import OTHER_BASE, divergence_kinds, noted, unlike
 from robo_razor.reporting.matching import (
     compare_pair,
     headline_level,
@@ -34,6 +34,7 @@ from robo_razor.reporting.matching import (
 )
 from robo_razor.reporting.runs import load_run, mean
 from robo_razor.reporting.tables import last_table, pair_table, predictor_rows
+from robo_razor.settings import merged
 from robo_razor.statistics import wilson_interval
 
 ALL = {"LiftCube": 1.0, "OpenDrawer": 1.0}
@@ -740,6 +741,18 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
     assert note.endswith(f"{'1' * 40} (ppo) against {'3' * 40} (third); {'2' * 40} (bc).")
     (Path(bc) / "environment.json").unlink()
     assert unlike(load_runs([ppo, bc]).runs) == ["fingerprint: one of them has none (ppo / bc)"]
+
+
+def test_divergences_that_are_bounds_are_noted_and_other_noise_is_refused(ppo, bc):
+    assert divergence_kinds(load_runs([ppo, bc]).runs) == []
+    for summary in Path(bc).glob("eval/*/summary.json"):
+        write_json(summary, read_json(summary) | {"kl_kind": "upper bound"})
+    (note,) = divergence_kinds(load_runs([ppo, bc]).runs)
+    assert note.startswith("KL divergences of bc are not exact: upper bound.")
+    file = Path(bc) / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(merged(config, {"flow": {"noise": 0.7}})))
+    assert unlike(load_runs([ppo, bc]).runs) == ["setting flow.noise: 0.5 against 0.7 (ppo / bc)"]
 
 
 def test_bad_runs(tmp_path):

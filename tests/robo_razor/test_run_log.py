@@ -100,7 +100,9 @@ def test_summary_table_shows_what_was_forgotten():
     output = console.file.getvalue()
     for part in ("Step 20", "80.0%", "67.0% - 89.0%", "LiftCube", "90.0%", "0.50", "1.25"):
         assert part in output
-    assert "KL(base||tuned)" in output
+    assert "KL(base||tuned), nats per decision: " in output
+    console.print(summary_table({**SUMMARY, "kl_kind": "upper bound"}))
+    assert "KL(base||tuned), nats per decision (upper bound): " in console.file.getvalue()
     sampled, mean = (line for line in output.splitlines() if "sampled" in line or "mean" in line)
     assert "75.0%" in sampled
     assert "45.0%" in mean

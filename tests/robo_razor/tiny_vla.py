@@ -48,13 +48,19 @@ def tokenizer():
     )
 
 
-def write_vlm(directory: Path) -> Path:
-    """Write the folder of a vision-language model without weights: settings and tokenizer."""
+def write_vlm(directory: Path, vision: dict | None = None, text: dict | None = None) -> Path:
+    """Write the folder of a vision-language model without weights: settings and tokenizer.
+
+    Args:
+        directory: Where.
+        vision: Settings of the image encoder other than the tiny ones.
+        text: Likewise of the language model.
+    """
     from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     words = tokenizer()
-    vision = {
+    seeing = {
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 1,
@@ -62,7 +68,7 @@ def write_vlm(directory: Path) -> Path:
         "image_size": 32,
         "patch_size": 16,
     }
-    text = {
+    reading = {
         "model_type": "llama",
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -76,8 +82,8 @@ def write_vlm(directory: Path) -> Path:
         "eos_token_id": words.eos_token_id,
     }
     config = SmolVLMConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=seeing | (vision or {}),
+        text_config=reading | (text or {}),
         scale_factor=2,
         image_token_id=words.image_token_id,
         pad_token_id=words.pad_token_id,
@@ -119,13 +125,21 @@ SIZES = {"chunk_size": CHUNK, "n_action_steps": CHUNK, "max_state_dim": 8, "max_
 """What all families have in common."""
 
 
-def save_tiny_smolvla(directory: Path, seed: int = 0, **settings) -> str:
-    """Write the folder of a new tiny SmolVLA and return its path."""
+def save_tiny_smolvla(
+    directory: Path,
+    seed: int = 0,
+    vision: dict | None = None,
+    text: dict | None = None,
+    image_size: int = 16,
+    dataset_stats: dict | None = None,
+    **settings,
+) -> str:
+    """Write the folder of a new tiny SmolVLA and return its path; for `vision`, see `write_vlm`."""
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    vlm = write_vlm(Path(directory).with_name(f"{Path(directory).name}-vlm"))
+    vlm = write_vlm(Path(directory).with_name(f"{Path(directory).name}-vlm"), vision, text)
     sizes = {
         "resize_imgs_with_padding": (32, 32),
         "tokenizer_max_length": 16,
@@ -137,13 +151,13 @@ def save_tiny_smolvla(directory: Path, seed: int = 0, **settings) -> str:
         push_to_hub=False,
         vlm_model_name=str(vlm),
         load_vlm_weights=False,
-        **features(),
+        **features(image_size),
         **(SIZES | sizes | settings),
     )
     torch.manual_seed(seed)
     policy = SmolVLAPolicy(config)
     policy.save_pretrained(directory)
-    for pipeline in make_pre_post_processors(config, dataset_stats=statistics()):
+    for pipeline in make_pre_post_processors(config, dataset_stats=dataset_stats or statistics()):
         pipeline.save_pretrained(directory)
     return str(directory)
 
