@@ -10,8 +10,9 @@ is set up otherwise, or spared a part of the work, is told beside it. All comput
     with its default data loader (4 workers) and other numbers of workers. All weights are trained;
     what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
 (b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, both with their defaults
-    but for the number of episodes, which is that of LeRobot, and our workers, one per core. What `lerobot-eval` does with
-    `--num-envs` environments, and without the videos that it always makes, is told beside it.
+    but for the number of episodes, which is that of LeRobot, and our workers, one per core. What
+    `lerobot-eval` does with `--num-envs` environments, and without the videos that it always
+    makes, is told beside it.
 (c) replay of a flow policy's denoising paths (a tiny SmolVLA), forward and backward: one batched
     call against one call per denoising step. Both sides are ours; no peer has this.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and

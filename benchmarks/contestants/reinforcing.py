@@ -122,7 +122,9 @@ def train_sb3(
         return handle
 
     torch.set_num_threads(settings.threads)
-    env, instruction = _our_vector_env(settings) if envs == "ours" else _its_own(settings, envs, spared)
+    env, instruction = (
+        _our_vector_env(settings) if envs == "ours" else _its_own(settings, envs, spared)
+    )
     model = PPO(
         RazorActorCritic,
         TokenActions(env, make().module.bin_centers.numpy()),
