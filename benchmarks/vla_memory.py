@@ -8,9 +8,10 @@ SmolVLA's backbone has its shape on the hub; `SMOLVLM2_500M` repeats it here.
 
 Computed from the parameters that robo-razor trains, and how it keeps them (`trainer`, `flow`):
 
-- weights of the policy, and of the base: what is frozen is shared between the two;
-- gradients and AdamW's two moments, in the precision of what is trained; the language models'
-  output layers, which no action depends on, get none;
+- weights of the policy, and of the base: what is frozen is shared between the two; float32 where
+  something is trained (with LoRA the action expert, which has the updates);
+- gradients and AdamW's two moments, float32 too; the language models' output layers, which no
+  action depends on, get none;
 - the copies with which an interrupted update is undone (weights and moments), up to 100 M trained;
 - `loading`: policy and base while both are whole, before they share. A run needs the larger one.
 
@@ -168,8 +169,13 @@ def trained(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> list[Ten
 
 
 def fixed_memory(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> dict[str, float]:
-    """Return the memory that does not depend on the batch, bytes."""
+    """Return the memory that does not depend on the batch, bytes.
+
+    The policy has float32 afterwards where something is trained, as in a run.
+    """
+    loaded = size(policy.parameters())
     tuned = trained(policy, adapter, what, rank)
+    adapter.to_float32(parameters_of(adapter.expert_modules()) if what == "lora" else tuned)
     critic = list(ValueHead(adapter.feature_dim).parameters())
     weights, tuned_bytes = size(policy.parameters()), size(tuned)
     idle = {id(p) for name, p in policy.named_parameters() if "lm_head" in name}
@@ -183,7 +189,7 @@ def fixed_memory(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> dic
         "undo": tuned_bytes + size(critic) + 2 * reached if small else 0,
     }
     training = sum(found.values())
-    return found | {"training": training, "loading": 2.0 * weights}
+    return found | {"training": training, "loading": 2.0 * loaded}
 
 
 def saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int:
@@ -264,12 +270,13 @@ def memory_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
 
 def compute(kind: str, dtype: str, rank: int) -> dict[str, Any]:
     """Return everything that is computed of one policy."""
-    policy = build(kind, dtype)
-    adapter = make_adapter(policy)
+    fixed = {}
+    for what in ("lora", "own", "all", "expert"):  # each changes its policy; the last one is kept
+        policy = build(kind, dtype)
+        adapter = make_adapter(policy)
+        fixed[what] = fixed_memory(policy, adapter, what, rank)
     found: dict[str, Any] = {"policy": kind, "dtype": dtype, "parameters": parts(policy, adapter)}
-    found["fixed_bytes"] = {
-        what: fixed_memory(policy, adapter, what, rank) for what in ("lora", "expert", "own", "all")
-    }
+    found["fixed_bytes"] = {what: fixed[what] for what in ("lora", "expert", "own", "all")}
     for parameter in policy.parameters():  # as `flow.train: expert` has it in PPO
         parameter.requires_grad_(False)
     for parameter in parameters_of(adapter.expert_modules()):

@@ -88,7 +88,7 @@ class FinetuneConfig(Settings):
     seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
     """Seed of start states, sampling and initialisation."""
     freeze_vision: bool = True
-    """Keep the image encoder as it is in the base, where the policy has one; halves an update."""
+    """Keep the image encoder as it is in the base, where the policy has one."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     torch_threads: int | None = setting(None, low=1)

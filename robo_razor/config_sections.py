@@ -34,7 +34,7 @@ class EnvConfig(Settings):
     lerobot: str = mapping()
     """Fields of LeRobot's config for tasks `lerobot:TYPE/TASK`, e.g. '{fps: 20}'."""
     fast_images: bool = False
-    """Let Meta-World render at the policy's image size and without shadows, unlike LeRobot."""
+    """Let Meta-World render without shadows, at the policy's image size if any, unlike LeRobot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +227,8 @@ class BCConfig(Settings):
     """Softmax temperature of a policy that demonstrates (> 0)."""
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
+    statistics: Literal["base", "demonstrations"] = "base"
+    """Whose statistics normalise: the `base`'s, or the `demonstrations`' (another policy then)."""
     noise: float = setting(0.15, low=0.0, high=1.0)
     """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
     episodes: int = setting(700, low=1)

@@ -254,7 +254,7 @@ def check_fit(demonstrations: DemonstrationSet, policy: Any, source: str) -> Non
     seen = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
     fits = (
         all(found is not None and shape in (None, found) for found in seen)
-        and demonstrations.state.shape[1] == policy.state_dim
+        and policy.state_dim in (0, demonstrations.state.shape[1])
         and demonstrations.actions.shape[1] == policy.action_dim
     )
     if fits:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robo_razor.errors import PolicyError
 
-KLKind = Literal["exact", "closed form", "upper bound"]
+KLKind = Literal["exact", "closed form", "upper bound", "path divergence"]
 
 
 class ActionDistribution(Protocol):
@@ -28,7 +28,7 @@ class ActionDistribution(Protocol):
 
     @property
     def kl_kind(self) -> KLKind:
-        """Say what `kl` returns: the divergence itself, or a bound on it."""
+        """Say what `kl` returns: the divergence, a bound on it, or that of paths to the chunk."""
 
     def sample(self, uniforms: Tensor) -> Tensor:
         """Return actions [B, H, A] by the inverse CDF of `uniforms` [B, H, A] in (0, 1)."""

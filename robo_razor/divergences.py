@@ -16,8 +16,8 @@ What is exact for a distribution that factorises over tokens, p(a) = prod_i p_i(
   `greedy_disagreement_chunk` whether any of them does.
 
 Continuous actions have no tokens: there a greedy action disagrees if it differs by more than
-`ACTION_TOLERANCE`, and there is no `total_variation` but only that of the chunk. Where the KL is an
-upper bound (a sampler's path measure) nothing else but the greedy actions is compared.
+`ACTION_TOLERANCE`, and there is no `total_variation` but only that of the chunk. Where the KL is
+that of a sampler's paths nothing else but the greedy actions is compared.
 
 A policy without a density has no KL divergence. A surrogate takes its place, which is none: the
 mean squared distance `chunk_distance` of what both do, in the base's normalised action space and
@@ -85,7 +85,7 @@ def compare(base: Any, tuned: Any) -> dict[str, Tensor]:
     differs = (base.mode() - tuned.mode()).abs() > ACTION_TOLERANCE
     measures["greedy_disagreement"] = differs.double().mean(1)
     measures["greedy_disagreement_chunk"] = differs.flatten(1).any(-1)
-    if base.kl_kind != "upper bound":
+    if base.kl_kind in ("exact", "closed form"):
         before, after = base.entropy(), tuned.entropy()
         measures |= {"entropy_base": before, "entropy_change": after - before}
         measures["total_variation_chunk"] = _total_variation(base, tuned)

@@ -120,6 +120,8 @@ def policy_hash(policy: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in _tensors(policy):
         value = tensor.detach().cpu().contiguous()
+        if value.is_floating_point() and value.element_size() < 4:
+            value = value.float()  # what a run trains beside it decides how it is kept
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

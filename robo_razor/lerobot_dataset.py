@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from robo_razor.checkpoint import refuse_used_directory
 from robo_razor.errors import DemonstrationError
+from robo_razor.memory import available_bytes
 from robo_razor.policy_inputs import STATE, camera_name, image_key
 from robo_razor.types import DemonstrationSet
 
@@ -113,7 +115,7 @@ def load_demonstrations(
         state_keys: Columns that may be the state; the first that is there is taken.
 
     Raises:
-        DemonstrationError: There is no dataset, or it holds no episode.
+        DemonstrationError: There is no dataset, it holds no episode, or it does not fit in memory.
     """
     import pyarrow.parquet as pq
 
@@ -129,11 +131,14 @@ def load_demonstrations(
     columns = [*stored, *state, "action", "episode_index", "task_index"]
     optional = [key for key in ("next.reward", "next.success") if key in features]
     limit = [("episode_index", "<", max_episodes)] if max_episodes is not None else None
-    table = pq.read_table(files, columns=columns + optional, filters=limit)
-    if table.num_rows == 0:
+    index = pq.read_table(files, columns=["episode_index"], filters=limit)["episode_index"]
+    if len(index) == 0:
         raise DemonstrationError(f"The dataset {str(root)!r} holds no frames")
-    lengths = np.bincount(table["episode_index"].to_numpy())
+    lengths = np.bincount(index.to_numpy())
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    shapes = {key: image_shape or _picture_shape(features[key]) for key in kinds}
+    _check_memory(root, shapes, offsets, scaled=image_shape is not None)
+    table = pq.read_table(files, columns=columns + optional, filters=limit)
     names = _task_names(root)
     tasks = table["task_index"].to_numpy()[offsets[:-1]]
     images = {}
@@ -149,6 +154,46 @@ def load_demonstrations(
         fps=int(info["fps"]),
         rewards=_column(table, "next.reward", (len(table),), np.float32),
         success=_column(table, "next.success", (len(table),), bool),
+    )
+
+
+def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of a camera's pictures, as the dataset's metadata tell them."""
+    shape = tuple(int(n) for n in feature["shape"])
+    channels_first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
+    height, width = shape[1:] if channels_first else shape[:2]
+    return height, width
+
+
+def _check_memory(
+    root: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    offsets: NDArray[np.int64],
+    *,
+    scaled: bool,
+) -> None:
+    """Check that the decoded pictures, uint8 [F, H, W, 3] per camera, fit in free memory.
+
+    Raises:
+        DemonstrationError: They do not.
+    """
+    available = available_bytes()
+    if available is None:
+        return
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each decodes its own
+    frame = ranks * sum(3 * height * width for height, width in shapes.values())
+    frames = int(offsets[-1])
+    if frame * frames <= available:
+        return
+    fitting = int(np.searchsorted(offsets * frame, available, side="right")) - 1
+    cameras = ", ".join(f"{key} {width}x{height} px" for key, (height, width) in shapes.items())
+    times = f" by {ranks} ranks" if ranks > 1 else ""
+    fewer = f"Use fewer (`--bc.episodes {fitting}` fits)" if fitting else "Use fewer"
+    raise DemonstrationError(
+        f"The {len(offsets) - 1} demonstrations in {str(root)!r} do not fit in memory: {frames} "
+        f"frames of {cameras}, decoded{times}, take {frame * frames / 2**30:.1f} GiB, and "
+        f"{available / 2**30:.1f} GiB are free",
+        remedy=f"{fewer}." if scaled else f"{fewer}, or write the dataset with smaller pictures.",
     )
 
 

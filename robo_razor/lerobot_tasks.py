@@ -62,6 +62,11 @@ class LeRobotTask:
     max_episode_steps: int | None
     processor: Any
 
+    @property
+    def simulated(self) -> str:
+        """What is simulated, in words that are equal for two names of one task."""
+        return _words_for(self.make)
+
 
 def is_lerobot_task(name: str) -> bool:
     """Tell whether a name means an environment of LeRobot's."""
@@ -115,6 +120,16 @@ def lerobot_tasks(name: str, settings: str = "") -> dict[str, LeRobotTask]:
     return {name: made[int(number)]}
 
 
+def simulated(task: str, settings: str = "") -> str:
+    """Return what a task simulates, equal for names of one task; unequal names may be one too.
+
+    Args:
+        task: Gymnasium id, or `lerobot:TYPE/TASK`, that is known.
+        settings: As in `lerobot_tasks`.
+    """
+    return lerobot_tasks(task, settings)[task].simulated if is_lerobot_task(task) else task
+
+
 def make_lerobot_env(
     tasks: Sequence[str],
     config: EnvConfig,
@@ -133,7 +148,7 @@ def make_lerobot_env(
     found: dict[str, LeRobotTask] = {}
     for task in tasks:
         found |= lerobot_tasks(task, config.lerobot)
-    make = load_env_creator(VECTOR_ENV)
+    make: Any = load_env_creator(VECTOR_ENV)
     env = make(
         factories={task: item.make for task, item in found.items()},
         num_envs=config.num_envs,
@@ -146,6 +161,11 @@ def make_lerobot_env(
     )
     if trouble := seed_trouble(env, config.num_envs):
         logger.warning("%s %s", tasks[0], trouble)
+    if config.fast_images and not env.call("renders_fast")[0]:
+        logger.warning(
+            "`env.fast_images` does nothing for %s: it has no renderer of Gymnasium's for MuJoCo",
+            tasks[0],
+        )
     processor = next(iter(found.values())).processor
     if processor is None:
         return env
@@ -248,7 +268,14 @@ def _made(config: Any, kind: str) -> list[LeRobotTask]:
     from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
     from lerobot.envs.factory import make_env
 
-    pipeline, _ = config.get_env_processors()
+    pipeline, actions = config.get_env_processors()
+    if actions.steps:
+        steps = ", ".join(type(step).__name__ for step in actions.steps)
+        raise EnvError(
+            f"LeRobot's {kind} environment changes actions before it executes them ({steps}, the "
+            "second pipeline of its `get_env_processors`), which is not supported",
+            remedy="Let the environment do that by itself, in a wrapper around it.",
+        )
     processor = pipeline if pipeline.steps else None
     if type(config).create_envs is LeRobotEnvConfig.create_envs:
         # `gym.make` with these very arguments is all that the factory does, and names no LeRobot.
@@ -300,6 +327,19 @@ def _maker_in(vector: Any, kind: str) -> Callable[[], Any]:
         make = inspect.getclosurevars(make).nonlocals["env_fn"]
     result: Callable[[], Any] = make
     return result
+
+
+def _words_for(make: Callable[[], Any]) -> str:
+    """Return what a maker of environments makes, in words."""
+    if not isinstance(make, functools.partial):
+        closed = inspect.getclosurevars(make).nonlocals if inspect.isfunction(make) else {}
+        defaults = getattr(make, "__defaults__", None), getattr(make, "__kwdefaults__", None)
+        return f"{make.__module__}.{getattr(make, '__qualname__', make)} {defaults} {closed}"
+    if make.func is not gym.make or not make.args:
+        return f"{_words_for(make.func)} {make.args} {sorted(make.keywords.items())}"
+    # How it looks and is timed is no other task; a setting of that name may be one.
+    tasks = {name: value for name, value in make.keywords.items() if "task" in name}
+    return str(make.args[0]).rpartition(":")[2] + (f" {sorted(tasks.items())}" if tasks else "")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from robo_razor.errors import CheckpointError, PolicyError, unknown_name
-from robo_razor.flow.families import is_flow_policy
+from robo_razor.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
 from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
@@ -204,6 +204,14 @@ def _make_handle(
             allowed="policies with n_obs_steps: 1",
             remedy="Train it with `--policy.n_obs_steps=1`, or choose another policy.",
         )
+    coefficient = getattr(module.config, "temporal_ensemble_coeff", None)
+    if coefficient is not None:
+        _say_once(
+            logging.WARNING,
+            f"{name}: its `temporal_ensemble_coeff: {coefficient:g}` is not applied here. LeRobot "
+            "averages each action over the chunks of the steps before; here it is the first of its "
+            "own chunk, for `n_action_steps` is 1 with that setting.",
+        )
     if is_flow_policy(module):
         kind = FlowPolicyHandle
     return kind(module.eval(), preprocessor, postprocessor, name, device)
@@ -253,6 +261,10 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
     _check_weights_file(directory / WEIGHTS_FILE)
     config = PreTrainedConfig.from_pretrained(directory)
     config.device = device
+    if config.type in ADAPTERS and getattr(config, "compile_model", False):
+        # What would be compiled is LeRobot's own sampler, which the one here replaces.
+        config.compile_model = False
+        _say_once(logging.INFO, f"{directory}: `compile_model` is switched off.")
     override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
     missing = missing_vlm(config, directory)
     with local_vlm(config, directory) as vlm:
@@ -273,6 +285,11 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
             if getattr(step, "tokenizer_name", None):
                 step.tokenizer_name = backbone(config)
     return module, preprocessor, postprocessor
+
+
+@functools.cache  # a run loads its base twice
+def _say_once(level: int, text: str) -> None:
+    logger.log(level, "%s", text)
 
 
 def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:

@@ -3,7 +3,7 @@
 A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categorical action tokens)
 gets a `TokenPolicyHandle` with exact densities, a flow-matching one a `flow.handle` with those of
 its denoising paths; every other LeRobot policy gets a `PolicyHandle`, which can act and be cloned
-but has no density. No concrete policy is known here.
+but has no density. Of concrete policies nothing is known here but where they see (`ENCODERS`).
 
 Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
 S state.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,7 +26,10 @@ from torch import Tensor, nn
 from robo_razor.config import FlowConfig
 from robo_razor.distributions import ActionDistribution, TokenChunkDistribution
 from robo_razor.errors import PolicyError
+from robo_razor.flow.families import OWN_ACTIONS, masks_cameras
 from robo_razor.lora import add_lora, has_lora, merge_lora
+from robo_razor.loss_weight import loss_weight
+from robo_razor.normalisation import Statistics, with_statistics
 from robo_razor.own_noise import fixed_noise
 from robo_razor.policy_inputs import (
     STATE,
@@ -34,6 +37,7 @@ from robo_razor.policy_inputs import (
     check_fit,
     check_unit_actions,
     full_rename_map,
+    real_cameras,
     rename_step,
     resizes_images,
 )
@@ -42,6 +46,8 @@ from robo_razor.settings import parse_mapping
 logger = logging.getLogger(__name__)
 
 ACTION = "action"
+ENCODERS = {"act": "model.backbone", "diffusion": "diffusion.rgb_encoder"}
+"""LeRobot's policy type -> its image encoder, for policies that do not tell it themselves."""
 T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
@@ -72,9 +78,18 @@ class PolicyHandle:
         self.inference_batch = 16 if self.device.type == "cpu" else 32
         self.temperature = 1.0
         config = module.config
-        self._image_keys = list(config.image_features)
+        cameras = real_cameras(config)
+        if config.image_features and not cameras:
+            raise PolicyError(
+                f"The policy {name!r} has no camera but the empty ones of `empty_cameras`.",
+                allowed="policies with at least one camera of their own",
+            )
         step = rename_step(preprocessor)
-        self.sources = InputSources(self._image_keys, step.rename_map if step else {})
+        self.sources = InputSources(cameras, step.rename_map if step else {})
+        self.renamed: dict[str, str] = {}
+        """The part of the rename map that an environment or data set must have names of."""
+        self.masks_cameras = masks_cameras(config)
+        self.encoder_frozen = False
         self.chunk_size: int = getattr(config, "n_action_steps", 1)
         self.action_dim: int = config.action_feature.shape[0]
         state = config.robot_state_feature
@@ -92,7 +107,7 @@ class PolicyHandle:
     @property
     def image_shape(self) -> tuple[int, int]:
         """Return height and width of the images, pixels."""
-        shape = self.config.image_features[self._image_keys[0]].shape
+        shape = self.config.image_features[self.sources.image_keys[0]].shape
         return shape[1], shape[2]
 
     @property
@@ -103,7 +118,8 @@ class PolicyHandle:
     @property
     def wanted_image_shape(self) -> tuple[int, int] | None:
         """Return height and width that images must have, None where any will do."""
-        return self.image_shape if self._image_keys and not resizes_images(self.config) else None
+        takes_any = not self.sources.image_keys or resizes_images(self.config)
+        return None if takes_any else self.image_shape
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -113,13 +129,15 @@ class PolicyHandle:
     @property
     def camera_names(self) -> list[str]:
         """Return the cameras of a host observation that the policy looks through."""
-        return [self.sources.camera(key) for key in self._image_keys]
+        return [self.sources.camera(key) for key in self.sources.image_keys]
 
-    def rename(self, text: str) -> None:
+    def rename(self, text: str, strict: bool = True) -> None:
         """Read inputs from where a map says, and keep that with the policy's processors.
 
         Args:
-            text: `{name in the environment or data: name in the policy}`, in LeRobot's names.
+            text: `{name in the environment or data: name in the policy}`, in LeRobot's names;
+                `{none: CAMERA}` leaves out a camera that the policy can go without.
+            strict: Let `check_env` refuse names that the environment does not have.
 
         Raises:
             RoboRazorError: It is no such map, or names an input that the policy does not have.
@@ -127,14 +145,15 @@ class PolicyHandle:
         given = full_rename_map(parse_mapping("rename", text), self)
         if not given:
             return
+        self.renamed = given if strict else {}
         step = rename_step(self.preprocessor)
         if step is None:
             logger.warning("The preprocessor of %s keeps no names: give `rename` again", self.name)
-            self.sources = InputSources(self._image_keys, given)
+            self.sources = InputSources(self.sources.cameras, given)
             return
         known = {old: new for old, new in step.rename_map.items() if new not in given.values()}
         step.rename_map = known | given
-        self.sources = InputSources(self._image_keys, step.rename_map)
+        self.sources = InputSources(self.sources.cameras, step.rename_map)
 
     def configure(self, flow: FlowConfig) -> None:
         """Take over how a flow policy is sampled and trained; others have nothing to take."""
@@ -154,7 +173,7 @@ class PolicyHandle:
             Tensors that share no memory with `observation`, first axis N.
         """
         host: dict[str, Any] = {"task": list(instructions), **self._host_state(observation)}
-        for key in self._image_keys:
+        for key in self.sources.image_keys:
             images = torch.from_numpy(np.asarray(self._seen(observation, key)))
             host[self._fed(key)] = images.permute(0, 3, 1, 2).float().div_(255.0)
         return self._observations(self.preprocessor(host))
@@ -165,7 +184,7 @@ class PolicyHandle:
         """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep."""
         host = {"task": list(instructions), **self._host_state(observation)}
         batch = self._observations(self.preprocessor(host))
-        for key in self._image_keys:
+        for key in self.sources.image_keys:
             batch[key] = torch.from_numpy(np.array(self._seen(observation, key))).to(self.device)
         return batch
 
@@ -307,6 +326,55 @@ class PolicyHandle:
 
     # Training -------------------------------------------------------------------------------
 
+    def check_finetuning(self, flow: FlowConfig) -> None:
+        """Refuse a policy that would be trained wrongly; warn of settings that it does not read.
+
+        Args:
+            flow: How a flow policy is to be sampled and trained.
+
+        Raises:
+            PolicyError: The policy changes actions by itself, unknown to training here.
+        """
+        for setting, reason in OWN_ACTIONS.items():
+            if getattr(self.config, setting, False):
+                raise PolicyError(
+                    f"The policy {self.name!r} (type {self.config.type!r}) cannot be fine-tuned "
+                    f"here with its `{setting}: true`: {reason}",
+                    allowed=f"`{setting}: false`; evaluation takes both",
+                    remedy="Fine-tune a checkpoint that was trained without it, or this one with "
+                    "`lerobot-train`; `robo-razor evaluate` measures the result.",
+                )
+        if flow != FlowConfig() and type(self).configure is PolicyHandle.configure:
+            logger.warning(
+                "The settings `flow.*` do nothing: %s (type %s) is no flow-matching policy.",
+                self.name,
+                self.config.type,
+            )
+
+    def freeze_vision(self) -> None:
+        """Stop training the image encoder; warn where the policy has one that is not known."""
+        if not self.sources.image_keys:
+            return
+        encoder = self._encoder()
+        if encoder is None:
+            logger.warning(
+                "`freeze_vision` does nothing: where a policy of type %s has its image encoder is "
+                "not known, so the encoder of %s is trained too.",
+                self.config.type,
+                self.name,
+            )
+            return
+        encoder.requires_grad_(False)
+        for layer in encoder.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.register_forward_pre_hook(_keep_statistics)
+        self.encoder_frozen = True
+
+    def _encoder(self) -> nn.Module | None:
+        path = ENCODERS.get(self.config.type)
+        encoder: nn.Module | None = None if path is None else self.module.get_submodule(path)
+        return encoder
+
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the policy's own imitation loss and its parts.
 
@@ -318,6 +386,14 @@ class PolicyHandle:
         loss, info = self.module.forward({**inputs, ACTION: self._normalize_action(batch[ACTION])})
         return loss, dict(info or {})
 
+    def loss_weight(self, is_pad: NDArray[np.bool_]) -> int:
+        """Return the weight of a batch in a mean of `bc_loss` over several.
+
+        Args:
+            is_pad: bool [B, H], True where an action of the batch is padding.
+        """
+        return loss_weight(self.config, is_pad)
+
     def _normalize_action(self, actions: Tensor) -> Tensor:
         from lerobot.processor import NormalizerProcessorStep
         from lerobot.processor.converters import create_transition
@@ -327,6 +403,11 @@ class PolicyHandle:
                 normalized: Tensor = step(create_transition(action=actions))[ACTION]
                 return normalized
         return actions
+
+    def use_statistics(self, statistics: Statistics) -> None:
+        """Normalise with other statistics; copies of this handle keep theirs."""
+        self.preprocessor = with_statistics(self.preprocessor, statistics)
+        self.postprocessor = with_statistics(self.postprocessor, statistics)
 
     def value_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters that only the value depends on."""
@@ -359,7 +440,10 @@ class PolicyHandle:
         targets = getattr(self.module, "lora_targets", None)
         if targets is not None:
             return list(targets())
-        return [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
+        encoder = self._encoder() if self.encoder_frozen else None
+        kept = set() if encoder is None else set(encoder.modules())
+        layers = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
+        return [layer for layer in layers if layer not in kept]
 
     def merge_lora(self) -> None:
         """Write the low-rank updates into the weights."""
@@ -394,14 +478,22 @@ class PolicyHandle:
     # Environments ---------------------------------------------------------------------------
 
     def check_env(
-        self, single_observation_space: spaces.Space[Any], single_action_space: spaces.Space[Any]
+        self,
+        single_observation_space: spaces.Space[Any],
+        single_action_space: spaces.Space[Any],
+        also: Collection[str] = (),
     ) -> None:
         """Check that the policy's cameras, state and actions fit an environment.
+
+        Args:
+            single_observation_space: Space of one environment's observations.
+            single_action_space: Space of its actions.
+            also: LeRobot's names that only a data set offers, which `rename` may name too.
 
         Raises:
             PolicyEnvMismatchError: If not; the message shows both sides.
         """
-        check_fit(self, single_observation_space, single_action_space)
+        check_fit(self, single_observation_space, single_action_space, also)
 
 
 class TokenPolicyHandle(PolicyHandle):
@@ -422,14 +514,17 @@ class TokenPolicyHandle(PolicyHandle):
             )
 
     def check_env(
-        self, single_observation_space: spaces.Space[Any], single_action_space: spaces.Space[Any]
+        self,
+        single_observation_space: spaces.Space[Any],
+        single_action_space: spaces.Space[Any],
+        also: Collection[str] = (),
     ) -> None:
         """Check as every policy does, and that actions lie in [-1, 1], as tokens stand for.
 
         Raises:
             PolicyEnvMismatchError: If not.
         """
-        super().check_env(single_observation_space, single_action_space)
+        super().check_env(single_observation_space, single_action_space, also)
         check_unit_actions(self.name, single_action_space)
 
     def prepare(
@@ -504,6 +599,11 @@ class TokenPolicyHandle(PolicyHandle):
         ]
         joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
         return joined  # type: ignore[return-value]
+
+
+def _keep_statistics(layer: nn.Module, _: Any) -> None:
+    """Let a frozen layer normalise by what it learnt before, whatever mode the policy is in."""
+    layer.training = False
 
 
 def looks_back(module: Any) -> bool:

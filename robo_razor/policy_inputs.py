@@ -5,6 +5,9 @@ Names follow LeRobot: camera `front` of a host observation is `observation.image
 names to the policy's, is kept where LeRobot keeps its own: in a step of the policy's preprocessor,
 which is saved with every checkpoint, so that a run's checkpoints need no flag (`lerobot-eval` takes
 its map from `--rename_map` all the same).
+
+Cameras that LeRobot adds to a policy by `empty_cameras` are fed by nothing: its code masks them.
+Others that it would mask can be left out by the name `none` in the map.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ PREFIX = "observation."
 IMAGE_PREFIX = "observation.images."
 STATE = "observation.state"
 AGENT_POS = "agent_pos"
+NOTHING = "none"
+"""In a rename map, in place of a camera: the policy goes without its own."""
 
 
 def image_key(camera: str) -> str:
@@ -38,16 +43,25 @@ def state_name(key: str) -> str:
     return AGENT_POS if key == STATE else key.removeprefix(PREFIX)
 
 
+def real_cameras(config: Any) -> list[str]:
+    """Return the cameras of a policy's configuration but for those that LeRobot masks always."""
+    number = int(getattr(config, "empty_cameras", 0) or 0)
+    empty = {f"{IMAGE_PREFIX}empty_camera_{i}" for i in range(number)}
+    return [key for key in config.image_features if key not in empty]
+
+
 class InputSources:
     """Where each input of a policy is read from.
 
     Args:
-        image_keys: The policy's cameras, by LeRobot's names.
+        cameras: The policy's cameras, by LeRobot's names.
         rename_map: LeRobot's names of an environment or data set -> the policy's.
     """
 
-    def __init__(self, image_keys: Sequence[str], rename_map: Mapping[str, str]) -> None:
-        self.image_keys, self.rename_map = list(image_keys), dict(rename_map)
+    def __init__(self, cameras: Sequence[str], rename_map: Mapping[str, str]) -> None:
+        self.cameras, self.rename_map = list(cameras), dict(rename_map)
+        self.image_keys = [key for key in cameras if _left_out(key) not in self.rename_map]
+        """The cameras that are read: those that were not left out."""
 
     def candidates(self, key: str) -> list[str]:
         """Return LeRobot's names that an input may be read from, those of the map first."""
@@ -79,21 +93,59 @@ def full_rename_map(given: Mapping[str, Any], policy: Any) -> dict[str, str]:
     """Return a user's rename map with LeRobot's names; cameras may be named without a prefix.
 
     Raises:
-        PolicyError: It names an input that the policy does not have.
+        PolicyError: It names an input that the policy does not have, or leaves out one that the
+            policy needs.
     """
-    wanted = [*policy.sources.image_keys, *([STATE] if policy.state_dim else [])]
-    found = {}
+    found: dict[str, str] = {}
     for old, new in given.items():
-        key = new if new in wanted else image_key(str(new))
-        if key not in wanted:
-            raise PolicyError(
-                f"`rename` gives the policy {policy.name!r} an input {new!r}, which it does not "
-                f"have.{did_you_mean(str(new), wanted)}",
-                allowed=", ".join(wanted),
-                remedy="It reads '{name in the environment or data: name in the policy}'.",
-            )
-        found[image_key(old)] = key
+        if old == NOTHING:
+            keys = [_input(name, policy) for name in (new if isinstance(new, list) else [new])]
+            found |= {_left_out(key): key for key in keys}
+        else:
+            found[image_key(old)] = _input(new, policy)
+    if any(old == _left_out(new) for old, new in found.items()):
+        _check_left_out(found, policy)
     return found
+
+
+def _left_out(key: str) -> str:
+    """Return what stands in a full rename map for no camera at all; no input is called so."""
+    return f"{NOTHING}:{key}"
+
+
+def _input(name: Any, policy: Any) -> str:
+    """Return LeRobot's name of a policy's input."""
+    wanted = [*policy.sources.cameras, *([STATE] if policy.state_dim else [])]
+    key = name if name in wanted else image_key(str(name))
+    if key not in wanted:
+        raise PolicyError(
+            f"`rename` gives the policy {policy.name!r} an input {name!r}, which it does not "
+            f"have.{did_you_mean(str(name), wanted)}",
+            allowed=", ".join(wanted),
+            remedy="It reads '{name in the environment or data: name in the policy}'.",
+        )
+    return key
+
+
+def _check_left_out(found: Mapping[str, str], policy: Any) -> None:
+    """Check that a policy can go without the cameras that a full rename map leaves out."""
+    out = [new for old, new in found.items() if old == _left_out(new)]
+    listed = ", ".join(out)
+    if not policy.masks_cameras or STATE in out:
+        raise PolicyError(
+            f"`rename` leaves {listed} out, which the policy {policy.name!r} (type "
+            f"{policy.config.type!r}) needs",
+            allowed=f"`{NOTHING}` for cameras of flow-matching policies (smolvla, pi0, pi05): "
+            "LeRobot masks those that are missing",
+        )
+    renamed = [new for old, new in found.items() if new in out and old != _left_out(new)]
+    if renamed:
+        raise PolicyError(f"`rename` leaves {renamed[0]} out and gives it a camera")
+    if set(policy.sources.cameras) <= set(out):
+        raise PolicyError(
+            f"`rename` leaves the policy {policy.name!r} no camera: it leaves {listed} out",
+            allowed="at least one camera that is there",
+        )
 
 
 def resizes_images(config: Any) -> bool:
@@ -102,19 +154,30 @@ def resizes_images(config: Any) -> bool:
     return any(getattr(config, name, None) for name in names)
 
 
-def check_fit(policy: Any, observation: spaces.Space[Any], action: spaces.Space[Any]) -> None:
+def check_fit(
+    policy: Any,
+    observation: spaces.Space[Any],
+    action: spaces.Space[Any],
+    also: Collection[str] = (),
+) -> None:
     """Check that a policy's cameras, state and actions are those of an environment.
 
     Args:
         policy: `PolicyHandle`.
         observation: Space of one environment's observations.
         action: Space of its actions.
+        also: LeRobot's names of what a data set offers beside the environment: a rename map may
+            name them.
 
     Raises:
         PolicyEnvMismatchError: If not; the message shows both sides with their shapes.
     """
     cameras, states = offered_inputs(observation)
     wanted = policy.wanted_image_shape
+    if wanted is not None:
+        _check_one_size(policy)
+    offered = [*map(image_key, cameras), *map(_key, states), *also]
+    _check_named(policy, list(dict.fromkeys(offered)))
     missing = []
     for key in policy.sources.image_keys:
         shape = cameras.get(policy.sources.camera(key, cameras))
@@ -137,8 +200,37 @@ def check_fit(policy: Any, observation: spaces.Space[Any], action: spaces.Space[
         f"The policy {policy.name!r} does not fit the environment: it wants "
         f"{', '.join([*wants, f'action {policy.action_dim}'])}; the environment has "
         f"{', '.join([*has, f'action {size}'])}. Not found: {', '.join(missing)}",
-        remedy=_remedy(policy.sources, missing, cameras),
+        remedy=_remedy(policy, missing, cameras),
     )
+
+
+def _check_one_size(policy: Any) -> None:
+    """Check that a policy that takes images as they are wants all of one size."""
+    shapes = {key: policy.config.image_features[key].shape for key in policy.sources.image_keys}
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        listed = ", ".join(f"{key} {w}x{h} px" for key, (_, h, w) in shapes.items())
+        raise PolicyEnvMismatchError(
+            f"The policy {policy.name!r} wants images of several sizes ({listed}), but here all "
+            "images of an environment or data set are brought to one",
+            remedy="Train it on images of one size, or let it resize them by itself (Diffusion's "
+            "`resize_shape`).",
+        )
+
+
+def _check_named(policy: Any, offered: Sequence[str]) -> None:
+    """Check that for every input that the user renamed one of the names given is offered.
+
+    Without it a misspelt name would go unnoticed wherever the policy's own name is there too.
+    """
+    for key in dict.fromkeys(policy.renamed.values()):
+        names = [old for old, new in policy.renamed.items() if new == key]
+        if not set(names) & {*offered, _left_out(key)}:
+            raise PolicyEnvMismatchError(
+                f"`rename` lets {key} be read from {' or '.join(names)}, which is not there."
+                f"{did_you_mean(names[0], offered)}",
+                allowed=", ".join(offered) or "(nothing is offered)",
+                remedy="It reads '{name in the environment or data: name in the policy}'.",
+            )
 
 
 def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
@@ -170,18 +262,24 @@ def offered_inputs(
     return {name: tuple(space.shape or ()) for name, space in images.items()}, numbers
 
 
-def _remedy(sources: InputSources, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
+def _remedy(policy: Any, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
     """Say what to do: a rename map where cameras are only called otherwise."""
+    sources: InputSources = policy.sources
     absent = [key for key in missing if key in sources.image_keys]
     absent = [key for key in absent if sources.camera(key, cameras) not in cameras]
     taken = {sources.camera(key, cameras) for key in sources.image_keys}
     free = [image_key(name) for name in cameras if name not in taken]
+    without = ""
+    if absent and policy.masks_cameras and len(absent) < len(sources.image_keys):
+        out = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
+        without = f" The policy can also go without: --rename '{{{NOTHING}: {out}}}'."
     if absent and len(absent) <= len(free) and set(missing) == set(absent):
         pairs = ", ".join(f"{old}: {new}" for old, new in zip(free, absent, strict=False))
-        return f"If these show the same, rename them: --rename '{{{pairs}}}'."
+        return f"If these show the same, rename them: --rename '{{{pairs}}}'.{without}"
     return (
         "Choose a task with these observations (robo-razor list), set the image size of the "
         "environment, rename cameras (`--rename`), or use a policy that was trained for it."
+        f"{without}"
     )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
+import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from robo_razor.errors import (
 )
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
+from robo_razor.lerobot_tasks import simulated
 from robo_razor.methods import (
     METHODS,
     Method,
@@ -42,6 +45,7 @@ from robo_razor.methods import (
     Services,
     bf16_is_fast,
 )
+from robo_razor.normalisation import check_statistics
 from robo_razor.ranks import ALONE, Ranks, launched
 from robo_razor.rollout import Mode
 from robo_razor.run_log import RunLog, format_seconds
@@ -50,6 +54,8 @@ from robo_razor.shared_rollout import run_shared
 from robo_razor.tracking import Tracker, read_summary
 from robo_razor.training_state import TrainingState
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
+
+logger = logging.getLogger(__name__)
 
 SNAPSHOT_PARAMETERS = 100_000_000
 """Up to this size an update can be undone from RAM, so Ctrl-C need not wait for its end."""
@@ -119,6 +125,17 @@ def _clears(run: RunDirectory) -> Callable[..., None]:
     return leave
 
 
+def _columns(config: FinetuneConfig) -> Collection[str]:
+    """Return the columns of the data set that is cloned, which `rename` may name; else none."""
+    if config.method != "bc":
+        return ()
+    # What is wrong with it is told when it is read.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        text = (Path(config.bc.demonstrations) / "meta" / "info.json").read_text(encoding="utf-8")
+        return tuple(json.loads(text)["features"])
+    return ()
+
+
 def _console(console: Console | None, ranks: Ranks) -> Console:
     return (console or Console()) if ranks.is_main else Console(file=io.StringIO())
 
@@ -149,7 +166,27 @@ def validate(config: FinetuneConfig) -> dict[str, str]:
             remedy="Remove it there: one does not forget what one is learning.",
         )
     method.validate(config)
-    return prior
+    return _without_new(prior, config)
+
+
+def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str]:
+    """Return the prior skills' tasks but for those that are the new task by another name.
+
+    Raises:
+        ConfigError: One of them was asked for by its name, and not as one of a group.
+    """
+    settings = config.env.lerobot
+    new = simulated(config.task, settings)
+    same = {skill: task for skill, task in prior.items() if simulated(task, settings) == new}
+    listed = {part.strip() for part in config.prior_tasks.split(",")}
+    for skill, task in same.items():
+        if {skill, task} & listed:
+            raise ConfigError(
+                f"`prior_tasks` contains {task!r}, another name of the new task {config.task!r}",
+                remedy="Remove it there: one does not forget what one is learning.",
+            )
+        logger.warning("%s is left out of the prior skills: it is the new task", task)
+    return {skill: task for skill, task in prior.items() if skill not in same}
 
 
 class Trainer:
@@ -178,6 +215,7 @@ class Trainer:
         self.rollout_threads = max(1, threads - config.env.num_workers)
         device = resolve_device(config.device)
         self.base = self._load(config.policy, device).frozen_copy()
+        self.base.check_finetuning(config.flow)
         method = METHODS.get(config.method)
         if method.needs_density and not self.base.has_density:
             raise PolicyError(
@@ -189,11 +227,12 @@ class Trainer:
         self.prior = prior
         self.env = self._make_env()
         stack.callback(lambda: self.env.close())
-        self.base.check_env(self.env.single_observation_space, self.env.single_action_space)
+        self.base.check_env(
+            self.env.single_observation_space, self.env.single_action_space, _columns(config)
+        )
+        check_statistics(self.base, config)
         self.run_directory = self._open_directory(stack)
         self.policy = self._tuned_policy(device)
-        if config.freeze_vision and hasattr(self.policy, "freeze_vision"):
-            self.policy.freeze_vision()
         self.policy.share_frozen(self.base)
         self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior, ranks)
         self.method: Method = method(config, self.policy, self.base, self._services())
@@ -411,23 +450,23 @@ class Trainer:
     def _tuned_policy(self, device: str) -> Any:
         """Return the policy to tune, at a resumed run as it was at the last checkpoint."""
         rank = int(getattr(self.config.method_config, "lora_rank", 0))
+        source = self.config.policy
+        if self.config.resume and not rank:
+            step = self.stored.last_step()
+            source = str(self.stored.pretrained_model(int(step or 0)))
+        policy = self._load(source, device)
+        policy.name = self.config.policy
+        if self.config.freeze_vision:
+            policy.freeze_vision()
         if rank:
-            policy = self._load(self.config.policy, device)
             torch.manual_seed(derive(self.config.seed, "lora"))
-            policy.add_lora(rank)
+            policy.add_lora(rank)  # leaves out what is frozen
             if self.config.resume:
                 tensors = self.stored.load_state().tensors
                 with torch.no_grad():
                     for name, parameter in policy.module.named_parameters():
                         if parameter.requires_grad:
                             parameter.copy_(tensors[f"parameter/{name}"])
-            return policy
-        source = self.config.policy
-        if self.config.resume:
-            step = self.stored.last_step()
-            source = str(self.stored.pretrained_model(int(step or 0)))
-        policy = self._load(source, device)
-        policy.name = self.config.policy
         return policy
 
     def _load(self, source: str, device: str) -> Any:

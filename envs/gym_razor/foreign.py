@@ -78,10 +78,12 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             reward_type: `"sparse"` or `"shaped"`.
             render_size: Side of the picture that `render` returns, pixels.
             fast_images: Let an environment that renders with Gymnasium's MuJoCo renderer
-                (Meta-World) do so at `image_shape`, without shadows and multisampling. That is
-                several times faster in software, but another picture than LeRobot's.
+                (Meta-World) do so without shadows and multisampling, and at `image_shape` if there
+                is one. That is several times faster in software, but another picture than
+                LeRobot's.
         """
-        self._fast_images = fast_images and image_shape is not None
+        self._fast_images = fast_images
+        self.renders_fast = False
         self._factories = dict(factories)
         self._image_shape = image_shape
         self._given_limit = max_episode_steps
@@ -132,8 +134,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         with self._own_generators(), _unformatted(env, "_format_raw_obs"):
             self._raw, _ = env.reset(seed=number, **more)
         self._elapsed = 0
-        if self._fast_images:
-            self._render_fast()
+        self.renders_fast = self._fast_images and self._render_fast()
         info = {"is_success": False, "elapsed_steps": 0, "start_state_hash": _hash(self._raw)}
         return self.observe(), info
 
@@ -230,14 +231,17 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 f"{self._space} and {self.action_space}."
             )
 
-    def _render_fast(self) -> None:
-        """Set up a MuJoCo renderer before its first picture."""
+    def _render_fast(self) -> bool:
+        """Set up a MuJoCo renderer before its first picture; return whether there is one."""
         simulation = getattr(self._inner().unwrapped, "_env", None)
         renderer = getattr(simulation, "mujoco_renderer", None)
-        if renderer is not None and simulation is not None and self._image_shape is not None:
+        if renderer is None or simulation is None:
+            return False
+        if self._image_shape is not None:
             renderer.height, renderer.width = self._image_shape
-            simulation.model.vis.quality.offsamples = 0
-            simulation.model.vis.quality.shadowsize = 0
+        simulation.model.vis.quality.offsamples = 0
+        simulation.model.vis.quality.shadowsize = 0
+        return True
 
     def _offered(self) -> spaces.Dict:
         """Return the space of what `_observe` returns."""

@@ -3,8 +3,8 @@
 A chunk has no density that can be computed, but the path that the sampler takes to it has one: a
 *sample* here is the whole path, float32 [B, K + 1, H, D]. Its first entry is the noise, its last
 the chunk in the policy's normalised action space; `FlowPolicyHandle.to_actions` cuts and scales it.
-Log-probabilities are those of the path's steps, and `kl` is the divergence of path measures, an
-upper bound of that of the chunks (see `kernels`).
+Log-probabilities are those of the path's steps, and `kl` is the divergence of path measures. Where
+the last step has noise that is an upper bound of the divergence of the chunks (see `kernels`).
 
 Dimensions that only pad the action have no trained velocity. They follow the law of training,
 x_t = t e, which has no parameters, so the likelihood of the real ones is exact.
@@ -15,10 +15,10 @@ dimensions, A real ones, P paths.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -51,8 +51,6 @@ class FlowChunkDistribution:
         noise: Gives the noise level of the steps, with the `learnt` kernel.
     """
 
-    kl_kind: KLKind = "upper bound"
-
     def __init__(
         self,
         observations: Observations,
@@ -69,6 +67,16 @@ class FlowChunkDistribution:
         self._to_actions = to_actions
         self._drawn: tuple[Tensor, Tensor] | None = None
         self._own: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @property
+    def kl_kind(self) -> KLKind:
+        """Say whether `kl` bounds the divergence of the chunks.
+
+        Not where the last step has no noise: two policies may differ in that step alone, and then
+        they make other chunks of equal paths.
+        """
+        ends_with_noise = len(self.schedule) - 1 in self.schedule.live
+        return "upper bound" if ends_with_noise else "path divergence"
 
     # Samples --------------------------------------------------------------------------------
 
@@ -149,10 +157,11 @@ class FlowChunkDistribution:
     # Divergence -----------------------------------------------------------------------------
 
     def kl(self, other: FlowChunkDistribution) -> Tensor:
-        """Return the divergence [B] of the path measures: KL(self || other) of chunks is no larger.
+        """Return the divergence [B] of the path measures; `kl_kind` says what it bounds.
 
-        An average over `kl_paths` paths drawn with the same numbers every time. Gradients flow
-        through the means, not through the choice of the path.
+        An average over `kl_paths` paths. Their noise depends on the observation alone, so it is the
+        same every time and whatever other rows there are. Gradients flow through the means, not
+        through the choice of the path.
         """
         return self.kl_of_paths(other).mean(-1)
 
@@ -195,8 +204,7 @@ class FlowChunkDistribution:
         if index in self._own and not torch.is_grad_enabled():
             return self._own[index]
         with torch.no_grad():
-            shape = (len(self.observations), *self.path_shape)
-            noise = _path_noise(shape, index).to(self._device)
+            noise = _path_noise(self.observations.keys, self.path_shape, index).to(self._device)
             path = self.observations.run(self._sample, noise)[0]
         # Replayed like the other's means, so that equal weights give equal numbers.
         found = path, *self.moments(path)
@@ -298,8 +306,7 @@ def _times(t: float, x: Tensor) -> Tensor:
     return torch.full((len(x),), t, dtype=torch.float32, device=x.device)
 
 
-@functools.lru_cache(maxsize=8)
-def _path_noise(shape: tuple[int, ...], index: int) -> Tensor:
-    """Return the same standard normal numbers every time, float32 of `shape`."""
-    numbers = generator(PATH_SEED, index).standard_normal(shape, dtype="float32")
-    return torch.from_numpy(numbers)
+def _path_noise(keys: Sequence[int], shape: tuple[int, ...], index: int) -> Tensor:
+    """Return standard normal numbers float32 [B, *shape], of every row by its key alone."""
+    rows = [generator(PATH_SEED, index, k).standard_normal(shape, dtype="float32") for k in keys]
+    return torch.from_numpy(np.stack(rows))

@@ -6,15 +6,20 @@ outcome would depend on how many environments run beside it.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from robo_razor.flow.families import FlowAdapter, Prefix
+from robo_razor.flow.families import PREFIX, FlowAdapter, Prefix
 
 Work = Callable[..., tuple[Tensor, ...]]
+
+KEY = f"{PREFIX}key"
+"""Beside an encoded observation: what `row_keys` made of it before it was encoded, int64 [B]."""
 
 
 class Observations:
@@ -41,6 +46,13 @@ class Observations:
 
     def __len__(self) -> int:
         return len(next(iter(self.batch.values())))
+
+    @functools.cached_property
+    def keys(self) -> list[int]:
+        """Return a number for each observation that depends on nothing but itself."""
+        if KEY in self.batch:
+            return list(map(int, self.batch[KEY].tolist()))
+        return row_keys(self.batch)
 
     def keep(self) -> None:
         """Remember what is encoded: for observations that are soon forgotten themselves."""
@@ -88,6 +100,21 @@ class Observations:
             )
             return encoded
         return self.adapter.encode(inputs)
+
+
+def row_keys(batch: dict[str, Tensor]) -> list[int]:
+    """Return a number in [0, 2^63) for each row, a hash of its tensors' bytes."""
+    columns = []
+    for name in sorted(batch):
+        tensor = batch[name].detach().cpu().contiguous()
+        columns.append(tensor.view(len(tensor), -1).view(torch.uint8).numpy())
+    keys = []
+    for row in zip(*columns, strict=True):
+        digest = hashlib.blake2b(digest_size=8)
+        for part in row:
+            digest.update(part.tobytes())
+        keys.append(int.from_bytes(digest.digest(), "little") >> 1)
+    return keys
 
 
 def policy_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

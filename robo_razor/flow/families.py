@@ -5,7 +5,7 @@ which LeRobot's own sampler does, so Euler's rule on `velocity` is that sampler.
 encoded once, into the keys and values that all denoising steps attend to.
 
 Not supported, and so without a density: action spaces that a policy changes by itself
-(`adapt_to_pi_aloha`, `use_relative_actions`), and compiled models.
+(`OWN_ACTIONS`). Compiled models are loaded without their compilation.
 
 Axis letters: B decisions, L prefix tokens, H actions in the predicted chunk, D padded action
 dimensions, A real ones, F features.
@@ -122,6 +122,9 @@ class FlowAdapter(Protocol):
     def expert_modules(self) -> list[nn.Module]:
         """Return everything else: what `velocity` depends on."""
 
+    def to_float32(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Compute in float32 in every part of the policy that holds one of some parameters."""
+
 
 class _Adapter:
     """What the families share: sizes from the configuration, and pooling."""
@@ -191,6 +194,13 @@ class SmolVLAAdapter(_Adapter):
         names = ("action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
         return [self.model.vlm_with_expert.lm_expert, *(getattr(self.model, n) for n in names)]
 
+    def to_float32(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Compute in float32 where parameters are; LeRobot casts between the parts."""
+        given = {id(p) for p in parameters}
+        for part in (*self.prefix_modules(), *self.expert_modules()):
+            if _holds(part, given):
+                part.float()
+
 
 class Pi0Adapter(_Adapter):
     """pi0 (Black et al. 2024): the action expert reads the state at every step."""
@@ -252,6 +262,17 @@ class Pi0Adapter(_Adapter):
         projections = [getattr(self.model, name) for name in self.projections]
         return [self.model.paligemma_with_expert.gemma_expert, *projections]
 
+    def to_float32(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Compute in float32 where parameters are; with the language model goes the expert."""
+        given = {id(p) for p in parameters}
+        network = self.model.paligemma_with_expert
+        if _holds(network.paligemma, given):  # LeRobot feeds both in the precision of the first
+            network.float()
+        elif _holds(network.gemma_expert, given) and has_low_precision(network.gemma_expert):
+            network.gemma_expert.float()
+            first = network.gemma_expert.model.layers[0].input_layernorm
+            first.register_forward_pre_hook(_float_input)
+
 
 class Pi05Adapter(Pi0Adapter):
     """pi0.5 (Physical Intelligence 2025): the state stands in the text of the instruction."""
@@ -273,13 +294,40 @@ def make_adapter(policy: Any) -> FlowAdapter:
     return ADAPTERS[policy.config.type](policy)
 
 
+OWN_ACTIONS = {
+    "use_relative_actions": "it predicts actions relative to the state, and its processors would "
+    "have to turn demonstrations and densities into those",
+    "adapt_to_pi_aloha": "its own code turns joints and grippers of ALOHA into others, inside "
+    "the policy",
+}
+"""Settings of LeRobot's policies under which they change actions by themselves, and how."""
+
+
 def is_flow_policy(policy: Any) -> bool:
     """Say whether there is an adapter for a LeRobot policy as it is set."""
     config = policy.config
-    unlike = ("adapt_to_pi_aloha", "use_relative_actions", "compile_model")
-    return config.type in ADAPTERS and not any(getattr(config, name, False) for name in unlike)
+    return config.type in ADAPTERS and not any(getattr(config, name, False) for name in OWN_ACTIONS)
+
+
+def masks_cameras(config: Any) -> bool:
+    """Say whether LeRobot masks whatever camera is missing, as its flow policies do."""
+    return config.type in ADAPTERS
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Return the parameters of several modules, each once."""
     return list({id(p): p for module in modules for p in module.parameters()}.values())
+
+
+def has_low_precision(module: nn.Module) -> bool:
+    """Say whether any weight of a module has less than float32."""
+    return any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters())
+
+
+def _holds(module: nn.Module, given: set[int]) -> bool:
+    return any(id(p) in given for p in module.parameters())
+
+
+def _float_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Raise what goes into a module to float32: LeRobot's cloning loss has rounded it."""
+    return arguments[0].float(), *arguments[1:]

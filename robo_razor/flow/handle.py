@@ -1,9 +1,13 @@
 """A flow-matching policy of LeRobot with a density, a critic and a divergence from its base.
 
 Beside LeRobot's files a saved policy has `value_head.safetensors` (the critic), `flow.json` (how it
-is sampled), with learnt noise `noise_network.safetensors`, and, where the policy names a local
-folder for its vision-language model, a copy of that folder's settings and tokenizer in `vlm/`.
-LeRobot reads none of them.
+is sampled), with learnt noise `noise_network.safetensors`, and in `vlm/` a copy of its
+vision-language model's settings and tokenizer, from the folder that the policy names or from the
+hub's cache. LeRobot reads none of them.
+
+Whatever is trained is float32, and so is all that is computed beside it (`share_frozen`): small
+steps of bfloat16 weights would be rounded away. Such weights are float32 in the file too, and are
+read back as such; LeRobot rounds them to what it builds the policy in.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robo_razor.config import FlowConfig, from_dict, to_dict
+from robo_razor.errors import ConfigError
 from robo_razor.files import read_json, write_bytes, write_json
 from robo_razor.flow.distribution import FlowChunkDistribution
-from robo_razor.flow.encoding import Observations, policy_batch
+from robo_razor.flow.encoding import KEY, Observations, policy_batch
 from robo_razor.flow.families import (
     TOKEN_MASK,
     TOKENS,
@@ -34,8 +39,9 @@ from robo_razor.flow.families import (
 )
 from robo_razor.flow.kernels import Schedule, make_schedule
 from robo_razor.flow.noise import NoiseNetwork
+from robo_razor.flow.precision import restore_float32
 from robo_razor.flow.value import ValueHead
-from robo_razor.flow.vlm import VLM_FOLDER, named_vlm, read_vlm
+from robo_razor.flow.vlm import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
 from robo_razor.policy_handle import PolicyHandle
 
@@ -56,6 +62,7 @@ class FlowPolicyHandle(PolicyHandle):
     """
 
     has_density = True
+    reads_temperature = False
 
     def __init__(
         self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
@@ -67,7 +74,7 @@ class FlowPolicyHandle(PolicyHandle):
         module.add_module(VALUE_HEAD, head)
         module.value_parameters = head.parameters  # as token policies have it
         visual = module.config.normalization_mapping.get("VISUAL")
-        vlm = named_vlm(module.config)
+        vlm = named_vlm(module.config) or cached_vlm(module.config)
         self._vlm_files = {} if vlm is None else read_vlm(vlm)
         self._keep_bytes = getattr(visual, "value", "IDENTITY") == "IDENTITY"
 
@@ -100,8 +107,20 @@ class FlowPolicyHandle(PolicyHandle):
         return len(self.schedule) + 1, adapter.horizon, adapter.padded_dim
 
     def configure(self, flow: FlowConfig) -> None:
-        """Take over how the policy is sampled, and which of its parts are trained."""
-        make_schedule(flow.kernel, flow.num_steps or 1, flow.noise)  # refuses what cannot be
+        """Take over how the policy is sampled, and which of its parts are trained.
+
+        Raises:
+            ConfigError: If that is no sampler, or none of its steps has noise.
+        """
+        num_steps = flow.num_steps or self.adapter.num_steps
+        if not make_schedule(flow.kernel, num_steps, flow.noise).live:
+            raise ConfigError(
+                f"`flow.kernel: {flow.kernel}` has no noise in its last step, and with "
+                f"`flow.num_steps` = {num_steps} there is no other",
+                allowed=f"`flow.num_steps` >= 2 with {flow.kernel}, >= 1 with sde, inject, learnt",
+                remedy="Set `flow.num_steps` (the policy's own is taken where it is not set), or "
+                "another `flow.kernel`.",
+            )
         self.flow = flow
         self._set_noise(flow)
         if flow.checkpointing and hasattr(self.module.model, "gradient_checkpointing_enable"):
@@ -212,8 +231,10 @@ class FlowPolicyHandle(PolicyHandle):
             names[:] = parts
             return tuple(parts.values())
 
-        found = self._views(batch).run(take)
-        return dict(zip(names, found, strict=True))
+        observations = self._views(batch)
+        found = observations.run(take)
+        key = torch.tensor(observations.keys, dtype=torch.int64, device=found[0].device)
+        return dict(zip(names, found, strict=True)) | {KEY: key}
 
     # Training -------------------------------------------------------------------------------
 
@@ -257,11 +278,30 @@ class FlowPolicyHandle(PolicyHandle):
         return frozen
 
     def share_frozen(self, base: PolicyHandle) -> None:
-        """Let parameters that are not trained use the memory of the base's equal ones."""
+        """Let parameters that are not trained use the memory of the base's equal ones.
+
+        And compute in float32 where something is trained, low-rank updates too: steps of 1e-5 are
+        lost in bfloat16 weights. The base does the same, so that equal weights stay equal policies.
+        """
+        assert isinstance(base, FlowPolicyHandle)
+        self._share(base)
+        self.adapter.to_float32(self.policy_parameters())
+        mine = dict(self.module.named_parameters())
+        base.adapter.to_float32(
+            p for name, p in base.module.named_parameters() if mine[name].dtype != p.dtype
+        )
+        self._share(base)  # what was frozen beside it
+
+    def _share(self, base: PolicyHandle) -> None:
         theirs = dict(base.module.named_parameters())
         for name, mine in self.module.named_parameters():
-            if not mine.requires_grad and torch.equal(mine, theirs[name]):
-                mine.data = theirs[name].data
+            if mine.requires_grad:
+                continue
+            other = theirs[name]
+            if mine.dtype != other.dtype or mine.data_ptr() == other.data_ptr():
+                continue
+            if torch.equal(mine, other):
+                mine.data = other.data
 
     def save(self, directory: str | Path) -> None:
         """Write the policy in LeRobot's layout and our files beside it."""
@@ -281,6 +321,9 @@ class FlowPolicyHandle(PolicyHandle):
         """Read what `save` wrote beside LeRobot's files, where it is there."""
         from robo_razor.training_state import load_tensors
 
+        restore_float32(
+            self.module, self.adapter, directory, ours=(directory / FLOW_FILE).is_file()
+        )
         if (directory / VALUE_FILE).is_file():
             self.value_head.load_state_dict(load_tensors(directory / VALUE_FILE))
         if (directory / FLOW_FILE).is_file():

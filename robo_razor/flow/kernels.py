@@ -13,7 +13,8 @@ t' = t - 1/K a Gaussian whose mean is linear in (x, v) and whose standard deviat
   where sigma has no bound, 1 - t is taken as 1/K.
 - `cps`: coefficient-preserving sampling (Wang and Yu 2025, arXiv 2509.05952). From the estimates
   x0 = x - t v and e = x + (1 - t) v: mean = (1 - t') x0 + sqrt(t'^2 - s^2) e, s = t' sin(a pi / 2).
-  The last step has no noise; its gradient is left out of the likelihood.
+  The last step has no noise: it is left out of likelihood and divergence, and takes two steps or
+  more to have any.
 - `inject`: Euler's rule plus noise, s = a sqrt(-dt). It widens the marginals.
 - `learnt`: the same with a level a that a network makes of the observation, t and the action
   dimension, as in ReinFlow (Zhang et al. 2025, arXiv 2505.22094) and as Flow-Noise in pi_RL (arXiv
@@ -21,7 +22,9 @@ t' = t - 1/K a Gaussian whose mean is linear in (x, v) and whose standard deviat
 
 The first sample x ~ N(0, I) at t = 1 has no parameters, so likelihood and divergence of a path are
 those of its steps. By the data-processing inequality the divergence of paths is at least that of
-the chunks they end in: an upper bound.
+what the last step with noise leads to. That is the chunk, and so an upper bound of its divergence,
+for `sde`, `inject` and `learnt`. With `cps` it is the point before the last step, of which each
+policy makes a chunk in its own way: of the chunks nothing is bounded there.
 
 Axis letters: B decisions, K steps, H actions in the predicted chunk, A action dimensions.
 """
@@ -143,10 +146,11 @@ def gaussian_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor
         other_mean: [B, K, H, A], of the other one at the same points of the path.
         other_std: Its standard deviation.
     """
-    std, other_std = std.float(), other_std.float()
-    square = std.square() + (mean.float() - other_mean.float()).square()
-    divergence = torch.log(other_std / std) + square / (2.0 * other_std.square()) - 0.5
-    return divergence.expand_as(mean).sum((-2, -1))
+    ratio = std.float() / other_std.float()
+    spread = 0.5 * (ratio.square() - 1.0) - ratio.log()
+    shift = (mean.float() - other_mean.float()) / other_std.float()
+    # Apart: beside the squared deviations the shift of a small step would be rounded away.
+    return (spread + 0.5 * shift.square()).expand_as(mean).sum((-2, -1))
 
 
 def gaussian_entropy(std: Tensor, shape: torch.Size) -> Tensor:

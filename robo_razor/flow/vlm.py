@@ -2,7 +2,8 @@
 
 LeRobot's SmolVLA reads the settings and the tokenizer of its backbone from a folder or hub id that
 its configuration names, and stops where that is not at hand. Beside a saved policy we keep a copy,
-without weights (those are in the policy's own file), and load from it wherever there is one.
+without weights (those are in the policy's own file), and load from it wherever there is one. What
+came from the hub lies in the hub's cache, and is copied from there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 
 VLM_FOLDER = "vlm"
 VLM_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+VLM_MARKS = ("tokenizer_config.json", "tokenizer.json", "config.json")
+"""Files of which one at least is fetched with any backbone."""
 PALIGEMMA = "google/paligemma-3b-pt-224"
 """Whose tokenizer LeRobot's pi0 and pi0.5 read; their configurations do not name it."""
 
@@ -39,6 +42,25 @@ def named_vlm(config: Any) -> Path | None:
     """Return the local folder that a policy's configuration names, if it is one."""
     name = backbone(config)
     return Path(name) if name and Path(name).is_dir() else None
+
+
+def cached_vlm(config: Any) -> Path | None:
+    """Return the folder of the hub's cache that has the backbone that a policy names, if any.
+
+    Right after the policy was built from a hub id it has all that building it takes.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name = backbone(config)
+    for file in VLM_MARKS if name else ():
+        try:
+            found = try_to_load_from_cache(str(name), file)
+        except HFValidationError:  # a folder of another time or machine
+            return None
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
 
 
 def missing_vlm(config: Any, directory: Path) -> str | None:

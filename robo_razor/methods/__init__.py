@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from robo_razor.config import FinetuneConfig
+from robo_razor.errors import PolicyError
 from robo_razor.ranks import ALONE, Ranks
 from robo_razor.registry import Registry
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
@@ -110,6 +111,25 @@ class Method(ABC):
 
 
 METHODS: Registry[type[Method]] = Registry("method")
+
+
+def trained_parameters(policy: Any) -> list[Any]:
+    """Return the parameters that a policy's loss trains.
+
+    Raises:
+        PolicyError: One has less than float32: an optimiser's small steps would be rounded away.
+    """
+    found = [p for p in policy.policy_parameters() if p.requires_grad]
+    low = {str(p.dtype).removeprefix("torch.") for p in found if p.element_size() < 4}
+    if low:
+        raise PolicyError(
+            f"The policy {policy.name!r} would be trained in {', '.join(sorted(low))}, where small "
+            "steps are rounded away",
+            allowed="trained parameters in float32",
+            remedy="Load the policy in float32. A flow policy's `share_frozen(base)` raises what "
+            "is trained.",
+        )
+    return found
 
 
 def bf16_is_fast() -> bool:

@@ -3,12 +3,21 @@
 Axis letters as in `types`: F frames, W windows, B batch, H chunk, A action dimensions.
 
 A window starts at a decision of the demonstrator (any frame of a reactive expert) and holds the
-next H actions of its episode; beyond the end the last action is repeated and marked as padding,
-which the loss leaves out.
+next H actions of its episode; beyond the end the last action is repeated and marked as padding.
+The loss is the policy's own: razor's, ACT's and SmolVLA's leave padding out, pi0's, pi0.5's and,
+unless its `do_mask_loss_for_padding` is set, Diffusion's learn the repeated action like any other.
+
+Several ranks divide each batch and weigh their parts by what that loss is a mean of (see
+`loss_weight`), so the gradients add up to that of one process. What is drawn in a step (a flow's
+noise and times, dropout, augmentation) is seeded per rank, so there it is equal on average only.
+
+With `bc.statistics: demonstrations` the policy changes its normalisation before its first gradient
+step: step 0 measures the base as it is.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -22,9 +31,20 @@ from torch import Tensor
 
 from robo_razor.config import POLICY_PREFIX, BCConfig, FinetuneConfig
 from robo_razor.errors import ConfigError, DemonstrationError, TrainingError
-from robo_razor.methods import METHODS, Method, MethodState, Metrics, Services, autocast
+from robo_razor.methods import (
+    METHODS,
+    Method,
+    MethodState,
+    Metrics,
+    Services,
+    autocast,
+    trained_parameters,
+)
+from robo_razor.normalisation import Statistics, demonstration_statistics
 from robo_razor.seeding import derive, generator
 from robo_razor.types import DemonstrationSet
+
+logger = logging.getLogger(__name__)
 
 STEPS_PER_UPDATE = 10
 """Gradient steps between two lines of the log."""
@@ -89,9 +109,9 @@ class WindowSampler:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def num_actions(self, rows: NDArray[np.int64]) -> int:
-        """Return how many actions of some windows are not padding."""
-        return int((~self.is_pad[rows]).sum())
+    def weight(self, rows: NDArray[np.int64]) -> int:
+        """Return the weight that the policy's loss gives to some windows."""
+        return int(self.policy.loss_weight(self.is_pad[rows]))
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the training batch of the windows `rows`, int64 [B]."""
@@ -137,11 +157,14 @@ class BC(Method):
         super().__init__(config, policy, base, services)
         self.bc = config.bc
         # Not the value head: it has no part in the loss, and weight decay would still shrink it.
-        self.parameters = [p for p in policy.policy_parameters() if p.requires_grad]
+        self.parameters = trained_parameters(policy)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.bc.learning_rate, weight_decay=self.bc.weight_decay
         )
         self.sampler: WindowSampler | None = None
+        self.demonstrations: DemonstrationSet | None = None
+        self.statistics: Statistics = {}
+        self.has_adopted = False
 
     @classmethod
     def validate(cls, config: FinetuneConfig) -> None:
@@ -179,6 +202,10 @@ class BC(Method):
                 remedy="Make some: `robo-razor collect --task TASK --out DIR`.",
             )
         self.sampler = WindowSampler(demonstrations, self.policy)
+        if self.bc.statistics == "demonstrations":
+            self.demonstrations = demonstrations  # what a frozen encoder saw is prepared anew
+            self.statistics = demonstration_statistics(demonstrations, self.policy)
+            self._warn()
         rows = min(self.bc.batch_size, len(self.sampler))
         if rows < self.ranks.size:
             raise ConfigError(
@@ -206,6 +233,8 @@ class BC(Method):
     def update(self, update: int) -> Metrics:
         """Make the next few gradient steps and return their mean metrics."""
         start = time.perf_counter()
+        if self.statistics and not self.has_adopted:
+            self._adopt()
         first = (update - 1) * STEPS_PER_UPDATE
         steps = range(first, min(first + STEPS_PER_UPDATE, self.num_steps))
         history = [self._gradient_step(step) for step in steps]
@@ -217,12 +246,47 @@ class BC(Method):
         return metrics
 
     def state(self) -> MethodState:
-        """Return the optimizer's state."""
-        return MethodState(optimizers={"bc": self.optimizer.state_dict()})
+        """Return the optimizer's state, and statistics that are not the base's."""
+        tensors = {
+            f"{key}/{name}": tensor
+            for key, found in self.statistics.items()
+            for name, tensor in found.items()
+        }
+        optimizers = {"bc": self.optimizer.state_dict()}
+        return MethodState(optimizers, tensors, {"has_adopted": self.has_adopted})
 
     def load_state(self, state: MethodState) -> None:
-        """Take over the optimizer's state."""
+        """Take over what `state` returned; these statistics count, whatever the data now has."""
         self.optimizer.load_state_dict(state.optimizers["bc"])
+        if not state.tensors:
+            return
+        self.statistics = {}
+        for full, tensor in state.tensors.items():
+            key, _, name = full.rpartition("/")
+            self.statistics.setdefault(key, {})[name] = tensor
+        if state.extra["has_adopted"] and not self.has_adopted:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Normalise with the statistics of the demonstrations from now on."""
+        assert self.demonstrations is not None
+        self.policy.use_statistics(self.statistics)
+        self.sampler = WindowSampler(self.demonstrations, self.policy)
+        self.has_adopted = True
+
+    def _warn(self) -> None:
+        """Say what other statistics do to a comparison with the base."""
+        if self.ranks.is_main:
+            logger.warning(
+                "`bc.statistics: demonstrations` replaces the statistics with which %s normalises "
+                "%s. With others the same weights are another policy. Step 0 measures the base "
+                "with its own; from the first update on, success, retention and forgetting mix "
+                "the change of statistics with what was learnt. KL divergences and surrogates feed "
+                "both networks the same normalised numbers, so they do not see the change of "
+                "statistics and are no distance between what the two policies do.",
+                self.config.policy,
+                " and ".join(self.statistics),
+            )
 
     def _rows(self, step: int) -> NDArray[np.int64]:
         assert self.sampler is not None
@@ -233,7 +297,7 @@ class BC(Method):
 
     def _gradient_step(self, step: int) -> Metrics:
         assert self.sampler is not None
-        # Augmentation and dropout draw from torch's global stream.
+        # Noise, augmentation and dropout draw from torch's global stream.
         apart = (self.ranks.rank,) if self.ranks.size > 1 else ()
         torch.manual_seed(derive(self.config.seed, "bc step", step, *apart))
         factor = learning_rate_factor(step, self.num_steps, self.bc)
@@ -242,8 +306,8 @@ class BC(Method):
         self.policy.module.train()
         rows = self._rows(step)
         mine = rows[self.ranks.share]
-        # Losses are means over actions that are not padding; so is what the ranks make together.
-        share = float(self.sampler.num_actions(mine) / self.sampler.num_actions(rows))
+        # The parts of a mean, so that their sum over the ranks is the mean over all rows.
+        share = self.sampler.weight(mine) / self.sampler.weight(rows)
         with autocast(self.policy.device, self.bc.bf16):
             loss, found = self.policy.bc_loss(self.sampler.batch(mine))
         if not torch.isfinite(loss):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import TrainingError
-from robo_razor.methods import Method, Metrics, Services
+from robo_razor.methods import Method, Metrics, Services, trained_parameters
 from robo_razor.seeding import derive, generator, training_seeds
 from robo_razor.types import DecisionRecord, EpisodeBatch, make_rows
 
@@ -78,7 +78,21 @@ class OnPolicyMethod(Method):
         super().__init__(config, policy, base, services)
         self.settings = settings
         self.base_outcomes: tuple[bool, ...] = ()
-        self.policy_parameters = [p for p in policy.policy_parameters() if p.requires_grad]
+        self.policy_parameters = trained_parameters(policy)
+        self._warn_of_temperature()
+
+    def _warn_of_temperature(self) -> None:
+        """Say so where a temperature was set that the policy does not read."""
+        given = self.settings.temperature
+        if given != type(self.settings)().temperature and not getattr(
+            self.policy, "reads_temperature", True
+        ):
+            logger.warning(
+                "`%s.temperature` = %g does nothing: how far samples of %s spread is `flow.noise`.",
+                self.config.method,
+                given,
+                self.policy.name,
+            )
 
     @property
     def num_updates(self) -> int:

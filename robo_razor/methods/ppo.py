@@ -43,6 +43,7 @@ from robo_razor.advantages import (
 from robo_razor.config import FinetuneConfig, PPOConfig
 from robo_razor.distributions import log_prob_steps
 from robo_razor.errors import ConfigError
+from robo_razor.flow.families import has_low_precision
 from robo_razor.methods import METHODS, MethodState, Metrics, Services, autocast
 from robo_razor.methods.on_policy import OnPolicyMethod
 from robo_razor.seeding import generator
@@ -200,7 +201,9 @@ class PPO(OnPolicyMethod):
         self._set_learning_rates(update)
         targets = compute_targets(batch, self.ppo)
         self.policy.module.eval()  # dropout would make the ratio noise
-        if self.ppo.bf16:  # the ratio must be 1 at equal weights, in the precision of the update
+        if self.ppo.bf16 or has_low_precision(self.policy.module):
+            # The ratio must be 1 at equal weights: rounding to less than float32 depends on the
+            # batch, and what was collected was computed in others than those of the update.
             targets = Targets(targets.advantages, targets.returns, self._log_probs(record))
         history: list[Metrics] = []
         minibatches = self._minibatches(self._useful(targets), update)
@@ -281,12 +284,15 @@ class PPO(OnPolicyMethod):
         """Return the loss of some decisions (a mean) and their diagnostics (means, one maximum)."""
         ppo, device = self.ppo, self.policy.device
         inputs = self._inputs(record, rows.numpy())
+        penalty = torch.zeros((), device=device)
         with autocast(device, ppo.bf16):
             distribution, value = self.policy.distribution_and_value(
                 inputs, value_detach=ppo.detach_value or warming_up
             )
             actions = record.select_actions(rows.numpy()).to(device)
             log_prob = log_prob_steps(distribution, actions)
+            if ppo.kl_coef > 0.0 and not warming_up:
+                penalty = self._penalty(distribution, inputs)
         policy_loss, found = ppo_policy_loss(
             _by_ratio(log_prob, ppo),
             targets.old_log_prob[rows].to(device),
@@ -300,9 +306,7 @@ class PPO(OnPolicyMethod):
         if ppo.baseline == "value":
             loss = loss + ppo.vf_coef * critic_loss
         if not warming_up:
-            loss = loss + policy_loss - ppo.ent_coef * entropy
-            if ppo.kl_coef > 0.0:
-                loss = loss + ppo.kl_coef * self._penalty(distribution, inputs)
+            loss = loss + policy_loss - ppo.ent_coef * entropy + ppo.kl_coef * penalty
         return loss, {
             "policy_loss": float(policy_loss.detach()),
             "value_loss": float(critic_loss.detach()),
@@ -311,7 +315,10 @@ class PPO(OnPolicyMethod):
         }
 
     def _penalty(self, distribution: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the KL to the base (or its bound), averaged over the minibatch (scalar)."""
+        """Return the KL to the base (or its bound), averaged over the minibatch (scalar).
+
+        In the precision of the update, for both: equal weights are no distance apart then.
+        """
         with torch.no_grad():
             base = self.base.distribution(inputs)
         divergence: Tensor = (

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
+import tiny_vla
 import torch
 from toy_policy import NEW, save_tiny_policy, tiny_policy
 
@@ -12,8 +15,10 @@ from robo_razor.actors import ExpertActor
 from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig
 from robo_razor.demonstrations import collect_demonstrations, demonstrations_for
 from robo_razor.errors import ConfigError, DemonstrationError, UnknownNameError
+from robo_razor.loss_weight import loss_weight
 from robo_razor.methods import METHODS, Services
 from robo_razor.methods.bc import BC, WindowSampler, chunk_windows, learning_rate_factor
+from robo_razor.policies import load_policy
 from robo_razor.ranks import ALONE, Ranks
 from robo_razor.rollout import make_env, run_episodes
 from robo_razor.types import make_rows
@@ -54,7 +59,7 @@ def test_a_batch_holds_the_actions_that_followed(demonstrations):
     np.testing.assert_array_equal(images[1], demonstrations.images["front"][last])
 
 
-def test_padding_has_no_part_in_the_loss(demonstrations):
+def test_padding_has_no_part_in_razors_loss(demonstrations):
     policy = tiny_policy()
     sampler = WindowSampler(demonstrations, policy)
     batch = sampler.batch(np.array([int(demonstrations.offsets[1]) - 1]))
@@ -75,6 +80,77 @@ def test_cloning_learns_the_task(demonstrations):
 def test_more_ranks_than_rows_are_refused(demonstrations):
     with pytest.raises(ConfigError, match=r"gives 3 decisions per gradient step, which 4 ranks"):
         make_bc(demonstrations, Ranks(0, 4), batch_size=3)
+
+
+class Together(Ranks):
+    """One of several ranks, without the others: keeps its part of the gradient."""
+
+    def sum_gradients(self, parameters):
+        found = [p.grad.flatten() for p in parameters if p.grad is not None]
+        self.__dict__["gradient"] = torch.cat(found)  # frozen otherwise
+
+    def totals(self, values, maxima=()):
+        return dict(values)
+
+
+@contextlib.contextmanager
+def loaders(kind, directory):
+    """Yield a function that returns equal policies which draw nothing in training."""
+    if kind == "razor":
+        yield lambda: tiny_policy(image_shift_px=0, state_noise=0.0)
+        return
+    if kind == "act":
+        folder = tiny_vla.save_tiny_other(directory, kind, use_vae=False, dropout=0.0)
+        yield lambda: load_policy(folder)
+        return
+
+    def still():
+        policy = load_policy(folder)
+        policy.module.model.sample_noise = lambda shape, device: torch.full(shape, 0.3)
+        policy.module.model.sample_time = lambda count, device: torch.full((count,), 0.4)
+        return policy
+
+    with tiny_vla.saved(kind, directory) as folder:
+        yield still
+
+
+@pytest.mark.parametrize("kind", ["razor", "act", "smolvla", "pi0"])
+def test_the_parts_of_several_ranks_make_the_gradient_of_one(kind, demonstrations, tmp_path):
+    """Whatever the policy's loss does with padding, and however unevenly the ranks have it."""
+    with loaders(kind, tmp_path / "policy") as load:
+
+        def step(rank, size):
+            config = FinetuneConfig(
+                method="bc", task=NEW, bc=BCConfig(batch_size=9, max_grad_norm=1e9)
+            )
+            ranks = Together(rank, size)
+            services = Services(lambda *_, **__: None, lambda: demonstrations, ranks=ranks)
+            policy = load()
+            method = BC(config, policy, None, services)
+            method.prepare()
+
+            def padded(step, rank):
+                return method.sampler.is_pad[method._rows(step)[Together(rank, 2).share]].mean()
+
+            uneven = next(k for k in range(99) if abs(padded(k, 0) - padded(k, 1)) > 0.2)
+            return method._gradient_step(uneven)["loss"], ranks.gradient
+
+        (loss, whole), *parts = (step(0, 1), step(0, 2), step(1, 2))
+        assert sum(part[0] for part in parts) == pytest.approx(loss, rel=1e-5)
+        together = parts[0][1] + parts[1][1]
+        assert (together - whole).norm() < 1e-4 * whole.norm()
+
+
+def test_what_a_loss_is_a_mean_of():
+    is_pad = np.array([[False, False, True], [False, True, True]])
+
+    def of(kind, **settings):
+        return loss_weight(types.SimpleNamespace(type=kind, **settings), is_pad)
+
+    assert [of(kind) for kind in ("act", "smolvla")] == [3, 3]
+    assert [of(kind) for kind in ("pi0", "pi05", "razor", "another")] == [2, 2, 2, 2]
+    assert of("diffusion", do_mask_loss_for_padding=False) == 2
+    assert of("diffusion", do_mask_loss_for_padding=True) == 3
 
 
 def test_every_epoch_sees_every_window_once(demonstrations):
@@ -148,3 +224,23 @@ def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ConfigError, match="cosine"):
         BCConfig(schedule="linear")
+
+
+def test_who_goes_on_has_the_statistics_at_once(demonstrations):
+    """Not only with the next update: what is measured before it must be the policy that was."""
+
+    def mean(policy):
+        step = next(s for s in policy.preprocessor.steps if hasattr(s, "norm_map"))
+        return torch.as_tensor(step.stats["observation.state"]["mean"])
+
+    method, _ = make_bc(demonstrations, statistics="demonstrations", epochs=1)
+    before = method.state()
+    method.update(1)
+    other, policy = make_bc(demonstrations, statistics="demonstrations", epochs=1)
+    own = mean(policy)
+    other.load_state(before)
+    assert torch.equal(mean(policy), own)
+    after = method.state()
+    other.load_state(after)
+    assert torch.equal(mean(policy), after.tensors["observation.state/mean"])
+    assert not torch.equal(mean(policy), own)

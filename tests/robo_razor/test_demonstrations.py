@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
+from robo_razor import lerobot_dataset
 from robo_razor.actors import ExpertActor
 from robo_razor.config import BCConfig, CollectConfig, EnvConfig, FinetuneConfig
 from robo_razor.demonstrations import (
@@ -20,6 +21,7 @@ from robo_razor.demonstrations import (
 from robo_razor.environment import make_env
 from robo_razor.errors import DemonstrationError, RunDirectoryError
 from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
+from robo_razor.memory import available_bytes
 
 ENV = EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",))
 
@@ -144,6 +146,64 @@ def test_bc_takes_the_expert_or_a_dataset(tmp_path):
     save_demonstrations(of("expert"), tmp_path / "data")
     same(of("expert"), of(str(tmp_path / "data")))
     assert not np.array_equal(of("expert", seed=1).state[0], of("expert").state[0])
+
+
+def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    demos = expert(6)
+    save_demonstrations(demos, tmp_path / "data")
+    frame = 2 * 3 * 16 * 16  # two cameras
+
+    def free(number):
+        monkeypatch.setattr(lerobot_dataset, "available_bytes", lambda: number)
+
+    def refused(match, **settings):
+        with monkeypatch.context() as patch, pytest.raises(DemonstrationError, match=match):
+            patch.setattr(lerobot_dataset, "_stack", None)  # nothing may be decoded
+            load_demonstrations(tmp_path / "data", **settings)
+
+    free(frame * len(demos))
+    same(load_demonstrations(tmp_path / "data"), demos)
+    free(frame * int(demos.offsets[4]))
+    refused(
+        rf"The 6 demonstrations .* {len(demos)} frames of observation.images.front 16x16 px, "
+        r".*take 0.0 GiB, and 0.0 GiB are free.*`--bc.episodes 4` fits.*smaller pictures"
+    )
+    assert load_demonstrations(tmp_path / "data", max_episodes=4).num_episodes == 4
+    small = load_demonstrations(tmp_path / "data", image_shape=(8, 8))
+    assert small.images["front"].shape == (len(demos), 8, 8, 3)
+    refused(r"32x32 px.*Use fewer[^,]*\.$", image_shape=(32, 32))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    refused(r"decoded by 2 ranks.*`--bc.episodes [12]` fits")
+    free(None)  # a system that does not tell
+    same(load_demonstrations(tmp_path / "data"), demos)
+
+
+@pytest.mark.parametrize("shape", [(480, 640, 3), (3, 480, 640), (480, 640), (480, 640, 1)])
+def test_the_size_of_pictures_is_read_from_the_metadata(shape):
+    assert lerobot_dataset._picture_shape({"shape": list(shape)}) == (480, 640)
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal:  9 kB\nMemAvailable:       5 kB\n")
+    assert available_bytes(info, tmp_path) == 5 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert available_bytes(info, tmp_path) == 5 * 1024
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert available_bytes(info, tmp_path) == 2000
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500\n")
+    assert available_bytes(info, tmp_path) == 2500
+    assert available_bytes(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_a_policy_without_a_state_takes_demonstrations_that_have_one():
+    policy = tiny_policy()
+    policy.state_dim = 0
+    check_fit(expert(1), policy, "data")
+    policy.state_dim = 3
+    with pytest.raises(DemonstrationError, match="state 7.*state 3"):
+        check_fit(expert(1), policy, "data")
 
 
 def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):

@@ -108,6 +108,28 @@ def test_divergence_grows_with_the_change_and_falls_with_the_noise(handle, obser
     assert values[1] < values[0]
 
 
+@torch.no_grad()
+def test_divergences_of_an_observation_do_not_depend_on_the_others(handle, observed):
+    """The noise of its paths is that of the observation, kept in place of the encoded one too."""
+    batch = handle.prepare(*observed)
+    part = {key: value[[3, 1]] for key, value in batch.items()}
+    tuned = moved(handle, 0.02)
+    handle.configure(FlowConfig(kl_paths=3))
+    tuned.configure(FlowConfig(kl_paths=3))
+    whole, some = (
+        handle.distribution(rows).kl_of_paths(tuned.distribution(rows)) for rows in (batch, part)
+    )
+    assert torch.allclose(some, whole[[3, 1]], rtol=1e-3)
+    assert float(whole.std(0).min()) > 1e-3  # every observation has paths of its own
+    assert float(whole.std(1).min()) > 1e-3
+    keys = handle.distribution(batch).observations.keys
+    assert len(set(keys)) == len(keys) == 5
+    encoded = {key: value[[3, 1]] for key, value in handle.encode_prefix(batch).items()}
+    assert handle.distribution(encoded).observations.keys == [keys[3], keys[1]]
+    kept = handle.distribution(encoded).kl_of_paths(tuned.distribution(part))
+    assert torch.allclose(kept, whole[[3, 1]], rtol=1e-3)
+
+
 def test_a_penalty_has_a_gradient(handle, observed):
     batch, base = handle.prepare(*observed), handle.frozen_copy()
     tuned = load_policy(handle.name)
@@ -165,6 +187,36 @@ def test_every_kernel_replays_what_it_sampled(handle, observed, kernel):
         replayed = handle.distribution(batch).log_prob_steps(path)
     assert float((replayed - collected).exp().sub(1).abs().max()) <= 1e-4
     assert not torch.allclose(path[0], path[1])
+
+
+@pytest.mark.parametrize("kernel", ["sde", "inject", "learnt"])
+def test_one_step_with_noise_is_enough(handle, observed, kernel):
+    handle.configure(FlowConfig(kernel=kernel, num_steps=1))
+    distribution = handle.distribution(handle.prepare(*observed))
+    with torch.no_grad():
+        assert distribution.log_prob_steps(distribution.sample(noise(handle))).shape == (5, 1)
+    assert distribution.kl_kind == "upper bound"
+
+
+def test_a_sampler_without_noise_is_refused(handle):
+    before = handle.flow
+    with pytest.raises(ConfigError, match=r"flow.kernel: cps.*flow.num_steps` = 1") as error:
+        handle.configure(FlowConfig(kernel="cps", num_steps=1))
+    assert ">= 2 with cps" in str(error.value)
+    assert handle.flow == before
+    handle.config.num_steps = 1  # the policy's own
+    with pytest.raises(ConfigError, match="no noise in its last step"):
+        handle.configure(FlowConfig(kernel="cps"))
+    handle.configure(FlowConfig(kernel="cps", num_steps=2))
+
+
+def test_a_divergence_is_called_a_bound_where_it_is_one(handle, observed):
+    batch, kinds = handle.prepare(*observed), {}
+    for kernel in ("sde", "inject", "learnt", "cps"):
+        handle.configure(FlowConfig(kernel=kernel))
+        kinds[kernel] = handle.distribution(batch).kl_kind
+    assert kinds.pop("cps") == "path divergence"
+    assert set(kinds.values()) == {"upper bound"}
 
 
 # Acting -------------------------------------------------------------------------------------------
@@ -350,6 +402,31 @@ def test_a_backbone_that_only_the_hub_has_is_named(tmp_path, observed):
     assert handle.config.vlm_model_name == "owner/backbone"
     network = handle.module.model.vlm_with_expert
     assert next(network.vlm.parameters()).dtype == torch.bfloat16  # as LeRobot loads it
+
+
+def test_what_the_hubs_cache_has_is_kept(tmp_path, observed, monkeypatch):
+    """A backbone that came from the hub lies beside every checkpoint, which needs no hub then."""
+    from huggingface_hub import constants
+
+    folder, cache = tmp_path / "policy", tmp_path / "cache"
+    tiny_vla.save_tiny_smolvla(folder)
+    store = cache / "models--owner--backbone"
+    shutil.move(tmp_path / "policy-vlm", store / "snapshots" / "abc")
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text("abc")
+    for name in ("config.json", "policy_preprocessor.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace(str(tmp_path / "policy-vlm"), "owner/backbone"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    first = load_policy(folder)
+    first.save(tmp_path / "saved")
+    kept = {file.name for file in (tmp_path / "saved" / "vlm").iterdir()}
+    assert kept >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    shutil.rmtree(cache)
+    again = load_policy(tmp_path / "saved")
+    assert np.array_equal(again.act(*observed), first.act(*observed))
+    assert again.config.vlm_model_name == "owner/backbone"
 
 
 def test_a_missing_package_is_named(folder, monkeypatch):

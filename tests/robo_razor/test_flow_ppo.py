@@ -4,87 +4,18 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import tiny_vla
 import torch
+from flow_bandit import make_ppo
 
-from robo_razor.config import FinetuneConfig, FlowConfig, PPOConfig
-from robo_razor.methods import Services
+from robo_razor.config import FlowConfig
 from robo_razor.methods.ppo import PPO, ppo_policy_loss
-from robo_razor.policies import load_policy
-from robo_razor.types import DecisionRecord, EpisodeBatch
-
-EPISODES = 96
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_vla.save_tiny_smolvla(tmp_path_factory.mktemp("flow") / "policy")
-
-
-def observations(rows, policy):
-    n = len(rows)
-    state = np.zeros((n, tiny_vla.STATE), np.float32)
-    state[:, 0] = [1.0 if row.seed % 2 else -1.0 for row in rows]
-    image = np.zeros((n, 16, 16, 3), np.uint8)
-    seen = {"pixels": {"front": image, "wrist": image}, "agent_pos": state}
-    return policy.prepare(seen, ["go"] * n)
-
-
-def forwards(policy):
-    """Return a service with episodes of one decision: go forwards along the first dimension."""
-
-    def rollout(rows, *, mode, record, sampling_seed):
-        inputs = observations(rows, policy)
-        n = len(rows)
-        with torch.no_grad():
-            distribution, value = policy.distribution_and_value(inputs)
-            numbers = np.random.default_rng(sampling_seed).random((n, *policy.noise_shape))
-            path = distribution.sample(torch.from_numpy(numbers.clip(1e-6, 1 - 1e-6)))
-            log_prob = distribution.log_prob_steps(path)
-        success = policy.to_actions(path)[..., 0].mean(1) > 0.5
-        ones = np.ones(n, dtype=np.int64)
-        return EpisodeBatch(
-            rows=tuple(rows),
-            instructions=("go",) * n,
-            success=success,
-            decisions=ones,
-            control_steps=ones,
-            episode_return=success.astype(float),
-            terminated=ones.astype(bool),
-            truncated=~ones.astype(bool),
-            record=DecisionRecord(
-                inputs,
-                path,
-                log_prob,
-                value,
-                torch.from_numpy(success).float(),
-                np.arange(n + 1),
-                torch.zeros(n),
-            ),
-        )
-
-    return rollout
-
-
-def make_ppo(folder, flow=None, **settings):
-    ppo = {
-        "episodes_per_update": EPISODES,
-        "num_updates": 8,
-        "minibatch_size": EPISODES,
-        "update_epochs": 3,
-        "learning_rate": 4e-3,
-        "value_learning_rate": 3e-3,
-        "warmup_updates": 0,
-        "value_warmup_updates": 0,
-        "target_kl": None,
-    }
-    config = FinetuneConfig(ppo=PPOConfig(**(ppo | settings)), flow=flow or FlowConfig())
-    policy = load_policy(folder)
-    policy.configure(config.flow)
-    base = policy.frozen_copy()
-    return PPO(config, policy, base, Services(forwards(policy), lambda: None))
 
 
 @pytest.mark.parametrize("ratio", ["step", "chunk"])
@@ -141,3 +72,59 @@ def test_a_penalty_keeps_the_policy_near_its_base(folder):
     for update in (1, 2):
         far, near = free.update(update), held.update(update)
     assert near["train/kl_base_tuned"] < 0.7 * far["train/kl_base_tuned"]
+
+
+def test_small_parts_have_the_same_penalty(folder):
+    """The paths of the penalty depend on the decision, not on its place in a part."""
+    gradients = []
+    for size in (None, 4):
+        method = make_ppo(
+            folder,
+            micro_batch_size=size,
+            update_epochs=1,
+            max_grad_norm=1e9,
+            kl_coef=1.0,
+            learning_rate=1e-9,
+        )
+        torch.manual_seed(0)
+        with torch.no_grad():  # penalty and gradient are 0 at equal weights
+            for parameter in method.policy_parameters:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        method.base_outcomes = (True,)  # what it learns from outcomes does not matter here
+        method.update(1)
+        gradients.append([p.grad.clone() for p in method.policy_parameters if p.grad is not None])
+    for whole, parts in zip(*gradients, strict=True):
+        assert torch.allclose(whole, parts, atol=1e-3 * float(whole.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_equal_weights_cost_no_penalty_in_bfloat16(folder, direction, monkeypatch):
+    """Base and tuned are compared in one precision; `own` trains what encodes the state."""
+    penalties = []
+    original = PPO._penalty
+
+    def watch(self, *given):
+        penalties.append(float(original(self, *given).detach()))
+        return torch.zeros(())
+
+    monkeypatch.setattr(PPO, "_penalty", watch)
+    method = make_ppo(
+        folder,
+        FlowConfig(train="own"),
+        bf16=True,
+        kl_coef=1.0,
+        kl_direction=direction,
+        update_epochs=1,
+        minibatch_size=40,
+        learning_rate=1e-30,
+    )
+    method.update(1)
+    assert penalties == [0.0] * 3
+
+
+def test_a_temperature_that_does_nothing_is_warned_of(folder, caplog):
+    make_ppo(folder)
+    assert not caplog.records
+    make_ppo(folder, temperature=0.9)
+    assert "`ppo.temperature` = 0.9 does nothing" in caplog.text
+    assert "flow.noise" in caplog.text

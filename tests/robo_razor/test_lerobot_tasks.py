@@ -12,6 +12,7 @@ import pytest
 import toy_lerobot_envs
 from rich.console import Console
 from toy_policy import RED, save_tiny_policy, tiny_policy
+from toy_sim import HEIGHT, WIDTH, Line
 
 from robo_razor.catalogue import lerobot_table
 from robo_razor.config import (
@@ -25,8 +26,9 @@ from robo_razor.config import (
 from robo_razor.environment import check_tasks, make_env, named_tasks, resolve_tasks, time_limit
 from robo_razor.errors import ConfigError, EnvError, PolicyEnvMismatchError, UnknownNameError
 from robo_razor.evaluation import run_evaluate
+from robo_razor.lerobot_tasks import LeRobotTask, simulated
 from robo_razor.rollout import run_episodes
-from robo_razor.trainer import finetune
+from robo_razor.trainer import finetune, validate
 from robo_razor.types import make_rows
 from robo_razor.video import run_rollout
 
@@ -89,11 +91,54 @@ def test_names_are_checked_and_suites_mean_all_their_tasks():
         ("lerobot:toyline", EnvError, "lerobot:TYPE/TASK"),
         ("lerobot:toymissing/Left-v0", EnvError, "toy_sim_that_is_not_installed"),
         ("lerobot:isaaclab_arena/x", EnvError, "code from the hub"),
+        ("lerobot:toyscaled/Left-v0", EnvError, r"changes actions before .* \(ArmState"),
     ],
 )
 def test_wrong_names_are_told_with_what_is_allowed(name, error, text):
     with pytest.raises(error, match=text):
         check_tasks([name])
+
+
+def test_two_names_of_one_task_are_known_as_such():
+    check_tasks([LEFT, RIGHT, "lerobot:toycopy/Left-v0", *SUITE, "lerobot:toysuite/left"])
+    check_tasks(["lerobot:razor/LiftCube"])
+    assert simulated("lerobot:toysuite/left") == simulated(SUITE[0]) != simulated(SUITE[1])
+    assert simulated(LEFT) == simulated("lerobot:toycopy/Left-v0") != simulated(RIGHT)
+    assert simulated("lerobot:razor/LiftCube") == simulated("gym_razor/LiftCube-v0")
+
+
+def test_makers_of_one_task_are_told_from_those_of_another():
+    """As LeRobot makes Meta-World's: functions that hold the task as a default argument."""
+
+    def suite(*names, **given):
+        return [LeRobotTask(lambda n=name: Line(n, **given), None, None) for name in names]
+
+    one, other = suite("left", "right", cameras=2)
+    (again,) = suite("left", cameras=2)
+    assert again.make is not one.make
+    assert again.simulated == one.simulated != other.simulated
+
+
+@pytest.mark.parametrize(
+    ("task", "prior"),
+    [
+        ("lerobot:toysuite/left", SUITE[0]),
+        ("lerobot:razor/LiftCube", f"PressButton,{RED},LiftCube"),
+        ("gym_razor/LiftCube-v0", "lerobot:razor/LiftCube"),
+    ],
+)
+def test_the_new_task_by_another_name_is_no_prior_skill(task, prior):
+    settings = FinetuneConfig(task=task, prior_tasks=prior, env=config())
+    with pytest.raises(ConfigError, match=f"another name of the new task '{task}'"):
+        validate(settings)
+
+
+def test_the_new_task_is_left_out_of_a_group_of_prior_skills(caplog):
+    settings = FinetuneConfig(
+        task="lerobot:toysuite/left", prior_tasks="lerobot:toysuite/both", env=config()
+    )
+    assert validate(settings) == {"both:1": SUITE[1]}
+    assert f"{SUITE[0]} is left out of the prior skills" in caplog.text
 
 
 def test_the_types_are_listed():
@@ -174,8 +219,6 @@ def test_episodes_depend_on_their_seeds_only(make):
 
 
 def test_the_callers_own_generators_are_left_alone():
-    from toy_sim import Line
-
     from gym_razor.foreign import make_foreign_vector_env
 
     env = make_foreign_vector_env({"a": Line}, 1)
@@ -198,6 +241,37 @@ def test_an_environment_that_takes_no_seed_is_told_of(make, caplog, name, text):
     caplog.clear()
     make(LEFT, num_envs=1)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("shape", [None, (12, 16)])
+def test_fast_images_are_without_shadows_at_any_size(shape):
+    from types import SimpleNamespace
+
+    from gym_razor.foreign import ContractEnv
+
+    class Simulated(Line):
+        def __init__(self):
+            super().__init__()
+            quality = SimpleNamespace(offsamples=4, shadowsize=4096)
+            model = SimpleNamespace(vis=SimpleNamespace(quality=quality))
+            renderer = SimpleNamespace(height=HEIGHT, width=WIDTH)
+            self._env = SimpleNamespace(mujoco_renderer=renderer, model=model)
+
+    for fast in (False, True):
+        env = ContractEnv({"a": Simulated}, image_shape=shape, fast_images=fast)
+        env.reset(seed=0)
+        drawn = env._inner()._env
+        assert env.renders_fast is fast
+        assert vars(drawn.model.vis.quality) == (
+            {"offsamples": 0, "shadowsize": 0} if fast else {"offsamples": 4, "shadowsize": 4096}
+        )
+        size = (drawn.mujoco_renderer.height, drawn.mujoco_renderer.width)
+        assert size == (shape if fast and shape else (HEIGHT, WIDTH))
+
+
+def test_fast_images_of_an_environment_that_has_none_are_warned_of(make, caplog):
+    make(LEFT, num_envs=1, fast_images=True)
+    assert f"`env.fast_images` does nothing for {LEFT}" in caplog.text
 
 
 def test_workers_import_neither_lerobot_nor_torch(make):

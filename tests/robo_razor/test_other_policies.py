@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from toy_env import ToyVectorEnv
 from toy_policy import NEW
 from toy_runs import assert_same_weights, interrupt_at, quiet, run_config, summary, weights
 
-from robo_razor.config import BCConfig, EnvConfig, PPOConfig, TrackingConfig, replace
+from robo_razor.config import (
+    BCConfig,
+    EnvConfig,
+    FlowConfig,
+    PPOConfig,
+    TrackingConfig,
+    replace,
+)
 from robo_razor.errors import PolicyError
 from robo_razor.methods.bc import BC, predicted_actions
 from robo_razor.policies import load_policy
@@ -66,8 +74,8 @@ def finished(folder, tmp_path_factory):
     return out, told.getvalue()
 
 
-def observed(rows=5):
-    observation, _ = ToyVectorEnv(rows, image_size=32).reset(seed=0)
+def observed(rows=5, size=32):
+    observation, _ = ToyVectorEnv(rows, image_size=size).reset(seed=0)
     return observation, ["lift the blue block"] * rows
 
 
@@ -136,6 +144,90 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder, finished, tmp_path, 
     assert result.step >= 2
     assert_same_weights(weights(finished[0], result.step), weights(tmp_path / "run", result.step))
     assert result.summary["surrogate"] == summary(finished[0], result.step)["surrogate"]
+
+
+ENCODERS = {"act": "model.backbone.", "diffusion": "diffusion.rgb_encoder."}
+
+
+def clone(handle, steps=2):
+    """Make gradient steps of cloning and return the names of what they changed."""
+    before = {name: x.clone() for name, x in handle.module.state_dict().items()}
+    n = predicted_actions(handle)
+    targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
+    inputs = handle.prepare(*observed(size=handle.image_size))
+    optimizer = torch.optim.SGD(handle.policy_parameters(), lr=0.1)
+    for _ in range(steps):
+        handle.module.train()
+        loss, _ = handle.bc_loss({**inputs, **targets})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    handle.module.eval()
+    after = handle.module.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_image_encoder_stays_as_it_is_in_a_run(finished, folder):
+    run, _ = finished
+    base = load_policy(folder)
+    old = base.module.state_dict()
+    step = max(int(path.name) for path in (run / "eval").iterdir())
+    new = weights(run, step)
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved
+    assert not [name for name in moved if name.startswith(ENCODERS[base.config.type])]
+
+
+def test_the_image_encoder_is_trained_where_that_is_asked_for(folder):
+    handle = load_policy(folder)
+    assert [name for name in clone(handle) if name.startswith(ENCODERS[handle.config.type])]
+
+
+def test_a_frozen_encoder_gets_no_low_rank_update(folder):
+    handle = load_policy(folder)
+    handle.freeze_vision()
+    handle.add_lora(2)
+    encoder = ENCODERS[handle.config.type]
+    names = [name for name, p in handle.module.named_parameters() if p.requires_grad]
+    assert names
+    assert not [name for name in names if name.startswith(encoder)]
+
+
+@pytest.mark.skipif(NO_DIFFUSERS, reason="LeRobot's Diffusion needs `diffusers`")
+def test_statistics_of_a_frozen_encoder_do_not_move(tmp_path):
+    # LeRobot tries the encoder on one image, of which a layer must keep more than one pixel.
+    given = {"image_size": 64, "use_group_norm": False}
+    folder = tiny_vla.save_tiny_other(tmp_path / "policy", "diffusion", **given)
+    free, frozen = load_policy(folder), load_policy(folder)
+    assert [name for name in clone(free) if name.endswith("running_mean")]
+    frozen.freeze_vision()
+    moved = clone(frozen)
+    assert moved
+    assert not [name for name in moved if name.startswith(ENCODERS["diffusion"])]
+
+
+def test_what_does_nothing_is_warned_of(folder, caplog, monkeypatch):
+    handle = load_policy(folder)
+    handle.check_finetuning(FlowConfig())
+    handle.freeze_vision()
+    assert not caplog.records
+    handle.check_finetuning(FlowConfig(train="all"))
+    assert "settings `flow.*` do nothing" in caplog.text
+    monkeypatch.setattr("robo_razor.policy_handle.ENCODERS", {})
+    handle.freeze_vision()
+    assert "`freeze_vision` does nothing" in caplog.text
+
+
+def test_temporal_ensembling_is_warned_of(tmp_path, caplog):
+    folder = tiny_vla.save_tiny_other(
+        tmp_path / "policy", "act", n_action_steps=1, temporal_ensemble_coeff=0.01
+    )
+    with caplog.at_level(logging.WARNING):
+        assert load_policy(folder).chunk_size == 1
+    assert "`temporal_ensemble_coeff: 0.01` is not applied" in caplog.text
+    caplog.clear()
+    load_policy(folder)
+    assert not caplog.records  # a run loads its base twice
 
 
 def test_checkpoints_on_the_way_run_no_more_episodes_than_others_do(folder, tmp_path, monkeypatch):

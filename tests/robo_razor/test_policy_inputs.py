@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from toy_policy import tiny_policy
 
-from robo_razor.errors import ConfigError, PolicyError
+from robo_razor.errors import ConfigError, PolicyEnvMismatchError, PolicyError
 from robo_razor.policies import load_policy
 from robo_razor.policy_inputs import InputSources, camera_name, image_key, state_name
 
@@ -90,3 +91,56 @@ def test_wrong_maps_are_refused():
     for text in ("top", "{top: front", "[top]"):
         with pytest.raises(ConfigError, match="`rename` ="):
             policy.rename(text)
+
+
+def offer(policy, *cameras, also=()):
+    """Check a policy against an environment with these cameras."""
+    images = {name: spaces.Box(0, 255, (16, 16, 3), np.uint8) for name in cameras}
+    state = spaces.Box(-np.inf, np.inf, (7,), np.float32)
+    observation = spaces.Dict({"pixels": spaces.Dict(images), "agent_pos": state})
+    policy.check_env(observation, spaces.Box(-1, 1, (5,), np.float32), also)
+
+
+def test_a_misspelt_name_is_refused_though_the_policys_own_is_there():
+    policy = tiny_policy()
+    policy.rename("{observation.images.wirst: front}")
+    with pytest.raises(PolicyEnvMismatchError) as caught:
+        offer(policy, "front", "wrist", "side")
+    told = str(caught.value)
+    assert "observation.images.front be read from observation.images.wirst" in told
+    assert "Did you mean 'observation.images.wrist'" in told
+    assert "Allowed: observation.images.front, observation.images.side, " in told
+    policy.rename("{agent_poss: observation.state}")
+    with pytest.raises(PolicyEnvMismatchError, match=r"observation\.state be read from"):
+        offer(policy, "front", "wrist")
+
+
+def test_one_of_several_names_is_enough_and_a_data_set_may_have_it():
+    policy = tiny_policy()
+    policy.rename("{top: front, above: front}")
+    offer(policy, "above", "wrist")
+    offer(policy, "front", "wrist", also=["observation.images.top"])
+    with pytest.raises(PolicyEnvMismatchError, match=r"images\.top or observation\.images\.above"):
+        offer(policy, "front", "wrist")
+    policy.rename("{top: front}", strict=False)
+    offer(policy, "front", "wrist")
+
+
+def test_names_that_a_checkpoint_brings_need_not_be_there(tmp_path):
+    policy = tiny_policy()
+    policy.rename("{top: front}")
+    policy.save(tmp_path)
+    offer(load_policy(tmp_path), "front", "wrist")
+
+
+def test_a_policy_that_masks_no_camera_needs_all_of_them():
+    with pytest.raises(PolicyError, match=r"leaves observation\.images\.wrist out, which"):
+        tiny_policy().rename("{none: wrist}")
+
+
+def test_images_of_several_sizes_are_refused_with_the_reason():
+    policy = tiny_policy()
+    features = policy.config.input_features
+    features["observation.images.wrist"].shape = (3, 16, 24)
+    with pytest.raises(PolicyEnvMismatchError, match=r"several sizes .*front 16x16.*wrist 24x16"):
+        offer(policy, "front", "wrist")

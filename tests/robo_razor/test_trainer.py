@@ -25,6 +25,7 @@ from robo_razor.config import (
 from robo_razor.errors import (
     CheckpointError,
     ConfigError,
+    DemonstrationError,
     EnvError,
     PolicyEnvMismatchError,
     PolicyError,
@@ -516,3 +517,22 @@ def test_a_run_starts_from_another_runs_checkpoint(base, finished, tmp_path):
     first, last = summary(tmp_path / "run", 0), summary(finished[0], 4)
     assert first["prior"]["ReachRed"]["success_rate"] == last["prior"]["ReachRed"]["success_rate"]
     assert result.summary["method"] == "bc"
+
+
+def test_a_misspelt_name_is_refused_before_anything_is_written(base, tmp_path):
+    with pytest.raises(PolicyEnvMismatchError, match="frond, which is not there"):
+        finetune(settings(base, tmp_path / "run", rename="{frond: front}"), quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_may_have_the_names_that_are_renamed(base, tmp_path):
+    """The environment calls it otherwise: nothing but the empty table is complained of."""
+    meta = tmp_path / "data" / "meta"
+    meta.mkdir(parents=True)
+    features = {"observation.images.frond": {"dtype": "image"}, "action": {"dtype": "float32"}}
+    info = {"codebase_version": "v3.0", "features": features}
+    (meta / "info.json").write_text(json.dumps(info))
+    bc = BCConfig(demonstrations=str(tmp_path / "data"))
+    config = settings(base, tmp_path / "run", "bc", bc=bc, rename="{frond: front}")
+    with pytest.raises(DemonstrationError, match="holds no data"):
+        finetune(config, quiet())

@@ -45,3 +45,20 @@ def test_smolvla_has_its_published_size(benchmark):
     assert lora["training"] < expert["training"]
     everything = benchmark.trained(policy, adapter, "all", rank=0)
     assert sum(p.numel() for p in everything) == counts["language"] + counts["expert"]
+
+
+def test_what_is_trained_counts_as_float32(benchmark):
+    """Of pi0 in bfloat16: the expert alone with LoRA, everything with `own`."""
+    found = {}
+    for what in ("lora", "own"):
+        policy = benchmark.build("pi0", "bfloat16")
+        adapter = benchmark.make_adapter(policy)
+        before = benchmark.size(policy.parameters())
+        found[what] = benchmark.fixed_memory(policy, adapter, what, 16)
+        assert found[what]["loading"] == 2 * before
+        counts = benchmark.parts(policy, adapter)
+        low = sum(p.numel() for p in policy.parameters() if p.element_size() == 2)
+        # Vision and norms are float32 anyway.
+        assert low == pytest.approx(counts["language"] if what == "lora" else 0, rel=0.01)
+    assert found["own"]["gradients"] == found["own"]["moments"] / 2
+    assert found["own"]["weights"] > 1.5 * found["lora"]["weights"]

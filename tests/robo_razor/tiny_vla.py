@@ -248,7 +248,9 @@ def saved(kind: str, directory: Path, **settings):
         yield save_tiny_pi(directory, kind, **settings)
 
 
-def save_tiny_other(directory: Path, kind: str, seed: int = 0, **settings) -> str:
+def save_tiny_other(
+    directory: Path, kind: str, seed: int = 0, image_size: int = 32, **settings
+) -> str:
     """Write the folder of a new tiny policy without a density, and return its path."""
     from lerobot.policies.factory import (
         get_policy_class,
@@ -281,7 +283,7 @@ def save_tiny_other(directory: Path, kind: str, seed: int = 0, **settings) -> st
         },
     }[kind]
     common = {"device": "cpu", "push_to_hub": False, "pretrained_backbone_weights": None}
-    config = make_policy_config(kind, **common, **features(32), **(sizes | settings))
+    config = make_policy_config(kind, **common, **features(image_size), **(sizes | settings))
     given = statistics()
     for key in config.image_features:
         given[key] = {"mean": torch.full((3, 1, 1), 0.2), "std": torch.full((3, 1, 1), 0.3)}

@@ -79,6 +79,15 @@ class ToyMissing(ToyLine):
         return "toy_sim_that_is_not_installed"
 
 
+@EnvConfig.register_subclass("toyscaled")
+@dataclass
+class ToyScaled(ToyLine):
+    """Would have a step of its own change the actions."""
+
+    def get_env_processors(self):
+        return PolicyProcessorPipeline(steps=[]), PolicyProcessorPipeline(steps=[ArmState()])
+
+
 @EnvConfig.register_subclass("toycopy")
 @dataclass
 class ToyCopy(ToyLine):
