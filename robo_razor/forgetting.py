@@ -91,7 +91,7 @@ class Divergence:
         values: float64 [n], one per observation.
         mean: Their mean.
         standard_error: Of the mean, with episodes as the independent units; NaN below two.
-        kind: "exact", "closed form", "estimate", "lower bound" or "upper bound".
+        kind: "exact", "closed form", "estimate", "lower bound", "upper bound" or "path divergence".
         unit: What the values count, e.g. "nats per decision".
         per_dimension: float64 [A], the mean for every action dimension, if it is known: their sum
             is `mean` for what is counted in nats, else their mean is.
