@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 import pytest
 import torch
@@ -56,3 +57,12 @@ def summary(run, step):
 def metrics(run):
     """Return the lines of a run's log."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def own_warnings(caplog):
+    """Return what this package warned of; other tests may let more be told, and by others."""
+    return [
+        record.message
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("robo_razor")
+    ]
