@@ -43,7 +43,9 @@ DECISIVE_SETTINGS = (
     "env.reward_type",
     "env.lerobot",
     "env.fast_images",
-    *("flow.kernel", "flow.noise", "flow.num_steps"),
+    "flow.kernel",
+    "flow.noise",
+    "flow.num_steps",
 )
 """Settings without which two success rates, or two divergences, are not about the same thing."""
 

@@ -59,16 +59,14 @@ def noted(runs: Sequence[RunSeries]) -> list[str]:
 
 
 def divergence_kinds(runs: Sequence[RunSeries]) -> list[str]:
-    """Return which runs' KL divergences are not exact, as sentences."""
+    """Return which runs' KL divergences are those of denoising paths, as sentences."""
     found: dict[str, list[str]] = {}
     for run in runs:
-        if run.kl_kind not in (None, "exact"):
+        if run.kl_kind in ("upper bound", "path divergence"):
             found.setdefault(run.kl_kind, []).append(run.name)
     return [
         f"KL divergences of {_some(names)} are not exact: {kind}. They depend on `flow.kernel`, "
         "`flow.noise` and the number of denoising steps."
-        if kind != "closed form"
-        else f"KL divergences of {_some(names)} are of Gaussians, in closed form."
         for kind, names in found.items()
     ]
 
