@@ -1,4 +1,4 @@
-"""Compute how much memory fine-tuning the real SmolVLA, pi0 and pi0.5 takes. Nothing is measured.
+"""Compute what memory and time fine-tuning the real SmolVLA, pi0 and pi0.5 takes: not measured.
 
 Example: `python benchmarks/vla_memory.py --json memory.json`
 
@@ -20,6 +20,17 @@ autograd keeps of one decision for the backward pass (every tensor that it saves
 parameter, once): in BC of the policy's own loss, in PPO of the replay of all denoising steps with
 observations that were encoded before. Left out: what cuDNN, cuBLAS and the allocator take for
 themselves, temporary tensors, and the simulator.
+
+Counted by torch's `FlopCounterMode` as shapes go through the model: the operations of matrix
+products and convolutions, backward passes included, of padded tokens too. In BC autograd walks back
+through the language model even where the expert alone is trained, because LeRobot's loss puts the
+tokens of both through one attention.
+
+Computed from them: times at an assumed share of a device's peak, lower bounds at that share. Left
+out: all other arithmetic, traffic of memory (small batches wait for the weights), the optimiser,
+the critic, values of final observations, KL, evaluation, rows that fill up an inference (32 on a
+GPU), and the simulator. The default peak is that of an H100 or H200 in dense bfloat16, so it is for
+`--bc.bf16` and `--ppo.bf16`. In float32 it is 67 TFLOPS: robo-razor does not switch TF32 on.
 """
 
 from __future__ import annotations
@@ -36,10 +47,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from robo_razor.flow.distribution import FlowChunkDistribution
 from robo_razor.flow.encoding import Observations
-from robo_razor.flow.families import FlowAdapter, make_adapter, parameters_of
+from robo_razor.flow.families import FlowAdapter, Prefix, make_adapter, parameters_of
 from robo_razor.flow.kernels import make_schedule
 from robo_razor.flow.value import ValueHead
 from robo_razor.trainer import SNAPSHOT_PARAMETERS
@@ -224,8 +236,9 @@ def observations(policy: Any) -> dict[str, Tensor]:
     }
 
 
-def memory_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
-    """Return the bytes of one decision: encoded, in BC, and in PPO with the expert trained."""
+@contextlib.contextmanager
+def _meta() -> Iterator[None]:
+    """Let policies run on the meta device."""
     from transformers import masking_utils
 
     # SmolVLA's vision tower looks for the patches that are there, which no shape can say: all are.
@@ -233,39 +246,119 @@ def memory_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
         masking_utils, "_ignore_bidirectional_mask_sdpa", return_value=True
     )
     fx_config.meta_nonzero_assume_all_nonzero = True
-    parameters = list(policy.parameters())
-    batch = observations(policy)
     with torch.device("meta"), all_there:
-        with torch.no_grad():
-            prefix = adapter.encode(batch)
-        schedule = make_schedule("sde", adapter.num_steps, 0.5)
-        path = torch.empty(1, len(schedule) + 1, adapter.horizon, adapter.padded_dim)
+        yield
 
-        def replay(checkpointing: bool) -> Callable[[], Tensor]:
-            seen = Observations(adapter, prefix.tensors(), 1, checkpointing)
-            distribution = FlowChunkDistribution(seen, schedule, to_actions=lambda chunk: chunk)
-            return lambda: distribution.log_prob(path)
 
-        target = {**batch, "action": torch.empty(1, adapter.horizon, ACTION)}
-        policy.model.sample_time = lambda *_: torch.empty(1)  # a Beta's draw needs its numbers
+class Decision:
+    """One decision of a policy on the meta device, and what a run does with it.
 
-        def clone() -> None:
-            nothing = torch.zeros(adapter.padded_dim, device="cpu")
-            with (  # of the numbers that it reports
-                mock.patch.object(Tensor, "item", return_value=0.0),
-                mock.patch.object(Tensor, "cpu", return_value=nothing),
-            ):
-                policy.forward(target)
+    Args:
+        policy: Of `build`; what is trained requires gradients.
+        adapter: Of the policy.
+    """
 
-        replayed = saved_bytes(replay(False), parameters)
-        # Between the passes, and then one step at a time.
-        checkpointed = saved_bytes(replay(True), parameters) + replayed // len(schedule.live)
-        return {
-            "encoded": sum(t.nbytes for t in prefix.tensors().values()),
-            "bc": saved_bytes(clone, parameters),
-            "ppo": replayed,
-            "ppo_checkpointing": checkpointed,
-        }
+    def __init__(self, policy: Any, adapter: FlowAdapter) -> None:
+        self.policy, self.adapter = policy, adapter
+        self.batch = observations(policy)
+        self.schedule = make_schedule("sde", adapter.num_steps, 0.5)
+        self.encoded = self.encode().tensors()
+
+    @_meta()
+    @torch.no_grad()
+    def encode(self) -> Prefix:
+        """Encode the observation."""
+        return self.adapter.encode(self.batch)
+
+    @_meta()
+    def act(self) -> Tensor:
+        """Encode the observation and sample a path to the chunk."""
+        distribution = self._distribution(self.batch)
+        return distribution.sample(torch.empty(1, *distribution.path_shape))
+
+    @_meta()
+    def clone(self) -> Tensor:
+        """Return BC's loss: the policy's own."""
+        target = {**self.batch, "action": torch.empty(1, self.adapter.horizon, ACTION)}
+        # A Beta's draw needs its numbers.
+        self.policy.model.sample_time = lambda *_: torch.empty(1)
+        nothing = torch.zeros(self.adapter.padded_dim, device="cpu")
+        with (  # of the numbers that it reports
+            mock.patch.object(Tensor, "item", return_value=0.0),
+            mock.patch.object(Tensor, "cpu", return_value=nothing),
+        ):
+            loss: Tensor = self.policy.forward(target)[0]
+            return loss
+
+    @_meta()
+    def replay(self, checkpointing: bool = False) -> Tensor:
+        """Return a path's log-density as PPO's update has it, the observation encoded before."""
+        distribution = self._distribution(self.encoded, checkpointing)
+        return distribution.log_prob(torch.empty(1, *distribution.path_shape))
+
+    def _distribution(
+        self, inputs: dict[str, Tensor], checkpointing: bool = False
+    ) -> FlowChunkDistribution:
+        seen = Observations(self.adapter, inputs, 1, checkpointing)
+        return FlowChunkDistribution(seen, self.schedule, to_actions=lambda chunk: chunk)
+
+
+def memory_per_decision(decision: Decision) -> dict[str, int]:
+    """Return the bytes of one decision: encoded, in BC, and in PPO with the expert trained."""
+    parameters = list(decision.policy.parameters())
+    replayed = saved_bytes(decision.replay, parameters)
+    # Between the passes, and then one step at a time.
+    between = saved_bytes(lambda: decision.replay(checkpointing=True), parameters)
+    return {
+        "encoded": sum(t.nbytes for t in decision.encoded.values()),
+        "bc": saved_bytes(decision.clone, parameters),
+        "ppo": replayed,
+        "ppo_checkpointing": between + replayed // len(decision.schedule.live),
+    }
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of all matrix products and convolutions in `work`.
+
+    On the meta device attention counts as its two products; a fused kernel's forward pass does the
+    same. A multiplication and its addition are two operations.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def train(policy: Any, wanted: Iterable[Tensor]) -> None:
+    """Let some parameters require gradients, and no others."""
+    known = {id(p) for p in wanted}
+    for parameter in policy.parameters():
+        parameter.requires_grad_(id(parameter) in known)
+
+
+def operations_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
+    """Return the floating-point operations of one decision.
+
+    Returns:
+        `encode` the observation; `act`, which is that and all denoising steps; `replay`, PPO's
+        forward pass through all steps of a kept path, observation encoded before; `ppo`, that
+        forward and backward with the expert trained (checkpointing adds one `replay`);
+        `bc_expert`, `bc_own` and `bc_all`, the policy's own loss forward and backward, by what is
+        trained.
+    """
+    trains = {what: trained(policy, adapter, what, rank=0) for what in ("own", "all", "expert")}
+    decision = Decision(policy, adapter)
+    found = {}
+    for what, wanted in trains.items():  # the expert last
+        train(policy, wanted)
+        found[f"bc_{what}"] = operations(lambda: torch.autograd.backward(decision.clone()))
+    with torch.no_grad():
+        replay = operations(decision.replay)
+    return found | {
+        "encode": operations(decision.encode),
+        "act": operations(decision.act),
+        "replay": replay,
+        "ppo": operations(lambda: torch.autograd.backward(decision.replay().sum())),
+    }
 
 
 def compute(kind: str, dtype: str, rank: int) -> dict[str, Any]:
@@ -277,16 +370,41 @@ def compute(kind: str, dtype: str, rank: int) -> dict[str, Any]:
         fixed[what] = fixed_memory(policy, adapter, what, rank)
     found: dict[str, Any] = {"policy": kind, "dtype": dtype, "parameters": parts(policy, adapter)}
     found["fixed_bytes"] = {what: fixed[what] for what in ("lora", "expert", "own", "all")}
-    for parameter in policy.parameters():  # as `flow.train: expert` has it in PPO
-        parameter.requires_grad_(False)
-    for parameter in parameters_of(adapter.expert_modules()):
-        parameter.requires_grad_(True)
-    found["bytes_per_decision"] = memory_per_decision(policy, adapter)
+    train(policy, parameters_of(adapter.expert_modules()))  # as `flow.train: expert` has it in PPO
+    found["bytes_per_decision"] = memory_per_decision(Decision(policy, adapter))
     return found
 
 
-def table(found: list[dict[str, Any]], rank: int) -> str:
-    """Return what was computed as a table in Markdown."""
+def times(found: dict[str, int], setting: argparse.Namespace) -> dict[str, float]:
+    """Return what operations take at a share of a device's peak, s.
+
+    Args:
+        found: Of `operations_per_decision`.
+        setting: Peak (`tflops`, 1e12 operations/s), its share (`utilisation`), `bc_batch` samples
+            per gradient step, `decisions` and `epochs` per PPO update.
+
+    Returns:
+        `bc_step_...` by what is trained; PPO's update with the expert trained, which is acting,
+        log-densities anew (as with `ppo.bf16`, or weights below float32) and all epochs:
+        `ppo_update` with observations kept encoded, `..._encoding_anew` without,
+        `..._checkpointing` with them and checkpointing.
+    """
+    speed = setting.tflops * 1e12 * setting.utilisation
+    epochs = setting.epochs
+    once = found["act"] + found["replay"]
+    updates = {
+        "ppo_update": once + epochs * found["ppo"],
+        "ppo_update_encoding_anew": once + epochs * found["ppo"] + (1 + epochs) * found["encode"],
+        "ppo_update_checkpointing": once + epochs * (found["ppo"] + found["replay"]),
+    }
+    steps = {f"bc_step_{what}": found[f"bc_{what}"] for what in ("expert", "own", "all")}
+    return {name: setting.bc_batch * count / speed for name, count in steps.items()} | {
+        name: setting.decisions * count / speed for name, count in updates.items()
+    }
+
+
+def memory_table(found: list[dict[str, Any]], rank: int) -> str:
+    """Return the memory as a table in Markdown."""
     lines = [
         f"Computed, not measured. GiB; LoRA of rank {rank} on the action expert.",
         "",
@@ -308,17 +426,63 @@ def table(found: list[dict[str, Any]], rank: int) -> str:
     return "\n".join(lines)
 
 
+def time_table(found: list[dict[str, Any]], setting: argparse.Namespace) -> str:
+    """Return operations and times as a table in Markdown."""
+    lines = [
+        "Computed, not measured: TFLOP per decision, and seconds as lower bounds at "
+        f"{setting.utilisation:g} of {setting.tflops:g} TFLOPS.",
+        "(An H100 or H200 has 989 in bfloat16, `--bc.bf16` and `--ppo.bf16`, and 67 in float32.)",
+        f"BC: {setting.bc_batch} samples per step. PPO: {setting.decisions} decisions and "
+        f"{setting.epochs} epochs per update, the expert trained, acting included.",
+        "",
+        "| policy | encode | act | BC: expert | own | all | PPO: replay | replay and backward "
+        "| BC step, s: expert | own | all | PPO update, s: kept encoded | encoded anew "
+        "| kept, checkpointing |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    names = ("encode", "act", "bc_expert", "bc_own", "bc_all", "replay", "ppo")
+    for item in found:
+        counts = [f"{item['operations'][name] / 1e12:.3g}" for name in names]
+        seconds = [f"{value:.3g}" for value in item["computed_s"].values()]
+        lines.append(f"| `{item['policy']}` | {' | '.join(counts + seconds)} |")
+    return "\n".join(lines)
+
+
+def positive(text: str) -> float:
+    """Return a number above 0."""
+    value = float(text)
+    if value <= 0.0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where all numbers are written, in bytes")
+    parser.add_argument("--json", type=Path, help="where all numbers are written: bytes, FLOP, s")
     parser.add_argument("--rank", type=int, default=16, help="rank of LoRA")
+    parser.add_argument("--tflops", type=positive, default=989.0, help="peak, 1e12 operations/s")
+    parser.add_argument("--utilisation", type=positive, default=0.4, help="its share, (0, 1]")
+    parser.add_argument("--bc-batch", type=int, default=64, help="samples per gradient step of BC")
+    parser.add_argument("--decisions", type=int, default=1024, help="decisions per PPO update")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of a PPO update")
     arguments = parser.parse_args()
+    if arguments.utilisation > 1.0:
+        parser.error(f"--utilisation {arguments.utilisation:g} is not in (0, 1]")
     wanted = [("smolvla", "bfloat16"), ("pi0", "float32"), ("pi0", "bfloat16")]
     wanted += [("pi05", "float32"), ("pi05", "bfloat16")]
     found = [compute(kind, dtype, arguments.rank) for kind, dtype in wanted]
-    print(table(found, arguments.rank))
+    print(memory_table(found, arguments.rank))
+    timed = []
+    for kind in ("smolvla", "pi0", "pi05"):
+        policy = build(kind, "float32")  # operations are the same in either
+        counts = operations_per_decision(policy, make_adapter(policy))
+        taken = times(counts, arguments)
+        timed.append({"policy": kind, "operations": counts, "computed_s": taken})
+    print("\n" + time_table(timed, arguments))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rank": arguments.rank, "policies": found}, indent=1))
+        settings = {k: v for k, v in vars(arguments).items() if k != "json"}
+        numbers = {**settings, "policies": found, "times": timed}
+        arguments.json.write_text(json.dumps(numbers, indent=1))
 
 
 if __name__ == "__main__":

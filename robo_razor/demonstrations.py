@@ -9,6 +9,7 @@ Axis letters as in `types`: E episodes, F frames, H chunk, A action dimensions, 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
+from robo_razor.memory import available_bytes
 from robo_razor.policy_inputs import STATE, image_key
 from robo_razor.rollout import LandmarkWatch, StepOutcome, episode_bar, run_actor
 from robo_razor.seeding import derive
@@ -41,6 +43,8 @@ MAX_ATTEMPTS = 20
 """Episodes tried per episode asked for, before collecting gives up."""
 MAX_EPISODES_AT_ONCE = 500
 """Their frames are in memory, failures too, until it is known which succeeded."""
+CHECK_EVERY_BYTES = 16 << 20
+"""After so many bytes of new pictures it is looked whether those to come fit in memory."""
 FIRST_SEEDS = 900_000
 """Start states of demonstrations begin below this, which leaves room before the held-out ones."""
 
@@ -63,11 +67,19 @@ class _Frames:
 
 
 class _FrameRecorder:
-    """Gathers the frames of every episode (an observer of `run_actor`)."""
+    """Gathers the frames of every episode (an observer of `run_actor`).
 
-    def __init__(self) -> None:
+    Args:
+        number: Episodes that are run.
+        wanted: How many of them are joined at the end, which has their pictures twice.
+    """
+
+    def __init__(self, number: int, wanted: int) -> None:
         self.episodes: dict[int, _Frames] = {}
         self.landmarks = LandmarkWatch()
+        self.number, self.wanted = number, wanted
+        self.taken_bytes = 0
+        self.next_check = 0
 
     def on_start(
         self,
@@ -101,6 +113,36 @@ class _FrameRecorder:
                 frames.landmarks.append(seen[0])
                 frames.present.append(seen[1])
         self.landmarks.see(request.env_ids, outcome.infos)
+        self.taken_bytes += sum(images.nbytes for images in request.observation["pixels"].values())
+        if self.taken_bytes >= self.next_check:
+            self.next_check = self.taken_bytes + CHECK_EVERY_BYTES
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Check that the pictures to come fit in free memory, by the length of episodes so far.
+
+        Those that still run count with what they have, so at first it asks for too little.
+
+        Raises:
+            DemonstrationError: They do not.
+        """
+        available = available_bytes()
+        if available is None:
+            return
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has its own demonstrations
+        episode_bytes = ranks * self.taken_bytes / len(self.episodes)
+        to_come = episode_bytes * (self.number + self.wanted - len(self.episodes))
+        if to_come <= available:
+            return
+        taken = ranks * self.taken_bytes
+        fitting = int(self.wanted * (available + taken) / (to_come + taken))
+        raise DemonstrationError(
+            f"{self.wanted} demonstrations do not fit in memory: their pictures take at least "
+            f"{to_come / 2**30:.1f} GiB more, by the {len(self.episodes)} episodes so far, and "
+            f"{available / 2**30:.1f} GiB are free",
+            remedy=f"Ask for fewer (`--bc.episodes`, of `collect` `--episodes`): at most {fitting} "
+            "fit.",
+        )
 
 
 def collect_demonstrations(
@@ -138,7 +180,7 @@ def collect_demonstrations(
             )
         number = min(MAX_EPISODES_AT_ONCE, math.ceil(1.05 * missing / rate))
         rows = make_rows(task, range(first_seed + tried, first_seed + tried + number))
-        recorder = _FrameRecorder()
+        recorder = _FrameRecorder(number, episodes)
         with episode_bar(console or Console(), f"demonstrations of {skill_name(task)}") as progress:
             batch = run_actor(env, actor, rows, progress=progress, observer=recorder)
         kept += _successful(batch, recorder)[:missing]
@@ -160,7 +202,7 @@ def join_frames(episodes: Sequence[_Frames], fps: int) -> DemonstrationSet:
 
     return DemonstrationSet(
         images={
-            name: np.concatenate([np.stack(frames.images[name]) for frames in episodes])
+            name: np.stack([image for frames in episodes for image in frames.images[name]])
             for name in episodes[0].images
         },
         state=joined("state").astype(np.float32),

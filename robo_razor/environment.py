@@ -396,6 +396,16 @@ def map_arrays(function: Any, tree: Any) -> Any:
     return function(tree)
 
 
+def workers_beside(env: Any) -> int:
+    """Return how many workers of an environment may move while the policy thinks.
+
+    None do with a single group, as with one sub-environment or in `serial_env`: then the policy and
+    the environment wait for one another.
+    """
+    groups = len(GroupDriver(env).groups)
+    return groups if groups > 1 else 0
+
+
 def _spread(n: int, env_ids: NDArray[np.int64], values: Sequence[Any]) -> list[Any]:
     spread: list[Any] = [None] * n
     for i, value in zip(env_ids, values, strict=True):

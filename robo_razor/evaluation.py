@@ -6,6 +6,7 @@ the first episodes to finish would favour the fast ones, which are the successfu
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -21,7 +22,14 @@ from rich.table import Table
 
 from robo_razor.config import HELD_OUT_SEED, EvaluateConfig, replace
 from robo_razor.device import resolve_device, torch_threads
-from robo_razor.environment import make_env, named_tasks, resolve_tasks, role_of, skill_name
+from robo_razor.environment import (
+    make_env,
+    named_tasks,
+    resolve_tasks,
+    role_of,
+    skill_name,
+    workers_beside,
+)
 from robo_razor.errors import ConfigError
 from robo_razor.files import write_text
 from robo_razor.fingerprint import fingerprint
@@ -97,7 +105,10 @@ def result_entry(result: SkillResult) -> dict[str, Any]:
 
 
 def episode_entries(
-    batch: EpisodeBatch, mode: str, new_task: str | None = None
+    batch: EpisodeBatch,
+    mode: str,
+    new_task: str | None = None,
+    skills: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one plain dictionary per episode, for `episodes.jsonl`.
 
@@ -105,11 +116,13 @@ def episode_entries(
         batch: The episodes.
         mode: "greedy" or "sample".
         new_task: The task that is being learnt, all others are prior; None: as registered.
+        skills: Skill name -> task id, where tasks have other names than their short ones.
     """
+    names = {task: skill for skill, task in (skills or {}).items()}
     return [
         {
             "row": row.row_id,
-            "skill": skill_name(row.task),
+            "skill": names.get(row.task) or skill_name(row.task),
             "role": role_of(row.task) if new_task is None else _role(row.task, new_task),
             "task": row.task,
             "seed": row.seed,
@@ -187,7 +200,8 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
 
     plan = _plan(config)
     ranks = launched(config.device)
-    with torch_threads(config.torch_threads, ranks.size, beside=config.env.num_workers):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         if not ranks.is_main:
             console, config = Console(file=io.StringIO()), replace(config, json=None)
         console = console or Console()
@@ -201,17 +215,17 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
             tasks=tasks[1:],
             image_shape=policy.wanted_image_shape,
         )
-        try:
-            policy.check_env(env.single_observation_space, env.single_action_space)
-            with _ledger(config, plan, policy) as ledger:
-                results = _measure(config, plan, policy, env, ledger, console, ranks)
-                if config.json is not None:
-                    print_of = fingerprint(policy=policy, env=env, config=config)
-                    data = evaluation_json(config, plan.manifest, results, ledger, print_of)
-                    _write_result(Path(config.json), data)
-                    ledger.discard()
-        finally:
-            env.close()
+        stack.callback(env.close)
+        beside = workers_beside(env)
+        stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
+        policy.check_env(env.single_observation_space, env.single_action_space)
+        with _ledger(config, plan, policy) as ledger:
+            results = _measure(config, plan, policy, env, ledger, console, ranks)
+            if config.json is not None:
+                print_of = fingerprint(policy=policy, env=env, config=config)
+                data = evaluation_json(config, plan.manifest, results, ledger, print_of)
+                _write_result(Path(config.json), data)
+                ledger.discard()
     _show(config, results, console)
     return results
 

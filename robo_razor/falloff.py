@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from robo_razor.bootstrap import cluster_counts, student_estimate
 from robo_razor.errors import ReportError
 from robo_razor.estimate import Estimate
-from robo_razor.law import PREDICTOR, LawPoint, law, point_columns, r2_interval, resampled_r2
+from robo_razor.law import PREDICTOR, LawPoint, law, point_columns, r2_interval
 
 Floats = NDArray[np.float64]
 
@@ -98,7 +98,7 @@ def falloff(
         resamples: Bootstrap samples of the intervals.
         seed: Seed of the resampling.
     """
-    parabola = law(points, predictor, resamples=2, seed=seed)
+    parabola = law(points, predictor, resamples=resamples, seed=seed)
     x, y, runs, arms, n_runs = point_columns(points, predictor)
     reason = parabola.reason or _why_not(x, y)
     if reason is None and parabola.gap is not None:
@@ -114,7 +114,6 @@ def falloff(
     top = float((shape @ y) / (shape @ shape))
     r2 = 1 - float(np.square(y - top * shape).sum() / np.square(y - y.mean()).sum())
     halves, found = grid.resampled(resamples, seed)
-    parabolas = resampled_r2(points, predictor, resamples=resamples, seed=seed)
     in_log = student_estimate(math.log(half), np.log(halves), n_runs)
     assert parabola.r2 is not None
     return Falloff(
@@ -125,7 +124,7 @@ def falloff(
         steepness=steepness,
         r2=r2,
         r2_interval=r2_interval(r2, found, n_runs),
-        minus_parabola=student_estimate(r2 - parabola.r2, found - parabolas, n_runs),
+        minus_parabola=student_estimate(r2 - parabola.r2, found - parabola.resampled_r2, n_runs),
         leave_one_run_out_rmse=grid.leave_one_out_rmse(x, y),
         leave_one_arm_out_rmse=_Grid.of(x, y, arms).leave_one_out_rmse(x, y)
         if parabola.n_arms > 1

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -97,6 +97,8 @@ class Law:
         leave_one_arm_out_rmse: As `leave_one_run_out_rmse` for arms; None with a single one.
         gap: The widest empty part (from, to) of the predictor's range where it is above `MAX_GAP`
             of it, else None. With a gap R2 says that its sides differ, not what lies between.
+        resampled_r2: R2 [R] of the fits to resampled runs, for curves of other shapes; empty
+            without a fit.
     """
 
     predictor: str
@@ -114,6 +116,7 @@ class Law:
     within_r2: float | None = None
     leave_one_arm_out_rmse: float | None = None
     gap: tuple[float, float] | None = None
+    resampled_r2: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     @property
     def residuals(self) -> tuple[float, ...]:
@@ -157,12 +160,13 @@ def law(
     if reason is not None:
         return Law(predictor, None, None, None, None, len(x), n_runs, *columns, (), reason)
     fit, by_arm = _Fit.of(x, y, runs), _Fit.of(x, y, arms)
+    resampled = fit.resampled(resamples, seed)
     n_arms = len(set(arms) - {BASE})
     return Law(
         predictor=predictor,
         coefficients=fit.coefficients,
         r2=fit.r2,
-        r2_interval=r2_interval(fit.r2, fit.resampled(resamples, seed), n_runs),
+        r2_interval=r2_interval(fit.r2, resampled, n_runs),
         leave_one_run_out_rmse=fit.leave_one_out_rmse(),
         n_points=len(x),
         n_runs=n_runs,
@@ -174,6 +178,7 @@ def law(
         within_r2=by_arm.within_r2() if n_arms > 1 else None,
         leave_one_arm_out_rmse=by_arm.leave_one_out_rmse() if n_arms > 1 else None,
         gap=_gap(x),
+        resampled_r2=resampled,
     )
 
 
@@ -227,14 +232,6 @@ def r2_difference(
         r2.append(fit.r2)
         resampled.append(fit.resampled(resamples, seed))
     return student_estimate(r2[0] - r2[1], resampled[0] - resampled[1], n_runs)
-
-
-def resampled_r2(
-    points: Sequence[LawPoint], predictor: str, *, resamples: int, seed: int
-) -> Floats:
-    """Return R2 [R] of the parabolas fitted to resampled runs, for curves of other shapes."""
-    x, y, runs, *_ = point_columns(points, predictor)
-    return _Fit.of(x, y, runs).resampled(resamples, seed)
 
 
 def _known(point: LawPoint, predictor: str) -> bool:

@@ -120,7 +120,8 @@ def load_demonstrations(
     import pyarrow.parquet as pq
 
     root = Path(directory)
-    info = _read_info(root)
+    info = read_info(root)
+    _check_format(root, info)
     features = info["features"]
     files = sorted((root / "data").glob("chunk-*/file-*.parquet"))
     if not files:
@@ -197,24 +198,32 @@ def _check_memory(
     )
 
 
-def _read_info(root: Path) -> dict[str, Any]:
+def read_info(root: Path) -> dict[str, Any]:
+    """Return what a LeRobotDataset of any version says of itself in `meta/info.json`.
+
+    Raises:
+        DemonstrationError: There is no such file, or it is no JSON.
+    """
     path = root / "meta" / "info.json"
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DemonstrationError(
             f"There are no demonstrations in {str(root)!r}: {path} does not exist",
             allowed="the directory of a LeRobotDataset v3, or `expert`",
             remedy="Make one: `robo-razor collect --task TASK --episodes 300 --out DIR`.",
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of json, or no UTF-8
         raise DemonstrationError(f"{path} is no JSON ({error})") from error
+    return info
+
+
+def _check_format(root: Path, info: Mapping[str, Any]) -> None:
     if not str(info.get("codebase_version", "")).startswith("v3"):
         raise DemonstrationError(
             f"{str(root)!r} has format {info.get('codebase_version')!r}, not v3",
             remedy="Convert it with LeRobot's converter.",
         )
-    return info
 
 
 def _task_names(root: Path) -> dict[int, str]:

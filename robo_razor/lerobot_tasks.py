@@ -47,6 +47,9 @@ WITHOUT_EXTRA = {
 }
 """What to do where installing LeRobot's extra of the type's name is no help."""
 
+IGNORED_IN_NAMES = "metaworld-"
+"""LeRobot's Meta-World takes this out of the name of a task, wherever it stands."""
+
 
 @dataclass(frozen=True)
 class LeRobotTask:
@@ -65,7 +68,7 @@ class LeRobotTask:
     @property
     def simulated(self) -> str:
         """What is simulated, in words that are equal for two names of one task."""
-        return _words_for(self.make)
+        return _words_for(self.make).replace(IGNORED_IN_NAMES, "")
 
 
 def is_lerobot_task(name: str) -> bool:

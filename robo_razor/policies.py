@@ -23,8 +23,9 @@ from robo_razor.errors import CheckpointError, PolicyError, unknown_name
 from robo_razor.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
-from robo_razor.policy_handle import PolicyHandle, TokenPolicyHandle
+from robo_razor.policy_handle import PolicyHandle
 from robo_razor.policy_inputs import image_key
+from robo_razor.token_handle import TokenPolicyHandle
 
 __all__ = [
     "FlowPolicyHandle",
@@ -275,10 +276,12 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
             preprocessor, postprocessor = make_pre_post_processors(
                 config, pretrained_path=str(directory), preprocessor_overrides=override
             )
-        except OSError as error:
-            if missing is None:
+        except (OSError, ValueError) as error:
+            # LeRobot's pipelines raise a ValueError from what went wrong in one of their steps.
+            reason = error if isinstance(error, OSError) else error.__cause__
+            if missing is None or not isinstance(reason, OSError):
                 raise
-            raise _no_backbone(directory, missing, error) from error
+            raise _no_backbone(directory, missing, reason) from error
     if vlm is not None:
         match_precision(module)
         for step in preprocessor.steps:  # what is saved again names the folder that it named

@@ -1,9 +1,9 @@
 """What the toolkit needs of a policy: to prepare, act, give densities, train, copy and save.
 
 A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categorical action tokens)
-gets a `TokenPolicyHandle` with exact densities, a flow-matching one a `flow.handle` with those of
-its denoising paths; every other LeRobot policy gets a `PolicyHandle`, which can act and be cloned
-but has no density. Of concrete policies nothing is known here but where they see (`ENCODERS`).
+gets a `token_handle` with exact densities, a flow-matching one a `flow.handle` with those of its
+denoising paths; every other LeRobot policy gets a `PolicyHandle`, which can act and be cloned but
+has no density. Of concrete policies nothing is known here.
 
 Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
 S state.
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,32 +23,31 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robo_razor.blocks import in_blocks
 from robo_razor.config import FlowConfig
-from robo_razor.distributions import ActionDistribution, TokenChunkDistribution
+from robo_razor.distributions import ActionDistribution
 from robo_razor.errors import PolicyError
-from robo_razor.flow.families import OWN_ACTIONS, masks_cameras
+from robo_razor.flow.families import masks_cameras
+from robo_razor.image_encoder import freeze_encoder, image_encoder
 from robo_razor.lora import add_lora, has_lora, merge_lora
 from robo_razor.loss_weight import loss_weight
 from robo_razor.normalisation import Statistics, with_statistics
 from robo_razor.own_noise import fixed_noise
+from robo_razor.policy_checks import check_instruction, check_own_actions, no_density
 from robo_razor.policy_inputs import (
-    STATE,
     InputSources,
     check_fit,
-    check_unit_actions,
     full_rename_map,
     real_cameras,
     rename_step,
     resizes_images,
 )
+from robo_razor.preparation import prepare, with_time
 from robo_razor.settings import parse_mapping
 
 logger = logging.getLogger(__name__)
 
 ACTION = "action"
-ENCODERS = {"act": "model.backbone", "diffusion": "diffusion.rgb_encoder"}
-"""LeRobot's policy type -> its image encoder, for policies that do not tell it themselves."""
-T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
 class PolicyHandle:
@@ -172,43 +171,7 @@ class PolicyHandle:
         Returns:
             Tensors that share no memory with `observation`, first axis N.
         """
-        host: dict[str, Any] = {"task": list(instructions), **self._host_state(observation)}
-        for key in self.sources.image_keys:
-            images = torch.from_numpy(np.asarray(self._seen(observation, key)))
-            host[self._fed(key)] = images.permute(0, 3, 1, 2).float().div_(255.0)
-        return self._observations(self.preprocessor(host))
-
-    def _prepare_bytes(
-        self, observation: dict[str, Any], instructions: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep."""
-        host = {"task": list(instructions), **self._host_state(observation)}
-        batch = self._observations(self.preprocessor(host))
-        for key in self.sources.image_keys:
-            batch[key] = torch.from_numpy(np.array(self._seen(observation, key))).to(self.device)
-        return batch
-
-    def _seen(self, observation: dict[str, Any], key: str) -> Any:
-        """Return the images of a host observation that an input is read from."""
-        pixels = observation["pixels"]
-        return pixels[self.sources.camera(key, pixels)]
-
-    def _fed(self, key: str) -> str:
-        return key if rename_step(self.preprocessor) is None else self.sources.fed(key)
-
-    def _host_state(self, observation: dict[str, Any]) -> dict[str, Tensor]:
-        if not self.state_dim:
-            return {}
-        state = np.array(observation[self.sources.state(observation)], dtype=np.float32)
-        return {self._fed(STATE): torch.from_numpy(state)}
-
-    @staticmethod
-    def _observations(batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {
-            key: value
-            for key, value in batch.items()
-            if key.startswith("observation.") and isinstance(value, Tensor)
-        }
+        return prepare(self, observation, instructions)
 
     def check_instruction(self, instruction: str) -> None:
         """Check that an instruction of the user's own says anything to the policy.
@@ -216,16 +179,7 @@ class PolicyHandle:
         Raises:
             PolicyError: If it has no word that the policy knows.
         """
-        tokenizers: list[Any] = [
-            getattr(step, "tokenizer", None) for step in self.preprocessor.steps
-        ]
-        readers = [t.known_words for t in tokenizers if hasattr(t, "known_words")]
-        if not instruction.strip() or any(not read(instruction) for read in readers):
-            raise PolicyError(
-                f"The policy {self.name!r} knows no word of the instruction {instruction!r}.",
-                allowed="words as in the tasks' own instructions (robo-razor list)",
-                remedy='Say it in other words, such as "pick up the red can".',
-            )
+        check_instruction(self, instruction)
 
     # Acting ---------------------------------------------------------------------------------
 
@@ -270,24 +224,13 @@ class PolicyHandle:
         A pure function of weights and observation: blocks have one size, and a policy that draws
         noise gets the same at every call and in every row.
         """
-        count, size = len(next(iter(batch.values()))), self.inference_batch
-        index = torch.arange(-(-count // size) * size, device=self.device).clamp(max=count - 1)
-        inputs = self._policy_inputs(batch)
-        found = []
-        for rows in index.view(-1, size):
-            with fixed_noise():
-                block = {key: value[rows] for key, value in inputs.items()}
-                found.append(self.module.predict_action_chunk(block)[:, : self.chunk_size])
-        return torch.cat(found)[:count]
 
-    def _policy_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return observations as the policy's own code wants them."""
-        if not looks_back(self.module):
-            return batch
-        return {
-            key: value[:, None] if key.startswith("observation.") else value
-            for key, value in batch.items()
-        }
+        def predict(rows: dict[str, Tensor]) -> tuple[Tensor]:
+            with fixed_noise():
+                return (self.module.predict_action_chunk(rows)[:, : self.chunk_size],)
+
+        (found,) = in_blocks(predict, with_time(self.module, batch), self.inference_batch)
+        return found
 
     def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
         """Return the chunks to execute, float32 [B, H, A] in the environment's units.
@@ -303,7 +246,7 @@ class PolicyHandle:
         Raises:
             PolicyError: If the policy has no density.
         """
-        raise self._no_density()
+        raise no_density(self)
 
     def distribution_and_value(
         self, batch: dict[str, Tensor], value_detach: bool = True
@@ -313,16 +256,7 @@ class PolicyHandle:
         Raises:
             PolicyError: If the policy has no density.
         """
-        raise self._no_density()
-
-    def _no_density(self) -> PolicyError:
-        return PolicyError(
-            f"The policy {self.name!r} (type {self.config.type!r}) has no action density, so it "
-            "has no log-probability, no KL divergence and no PPO.",
-            allowed="policies with categorical action tokens, such as razor-base, and "
-            "flow-matching ones (smolvla, pi0, pi05)",
-            remedy="Fine-tune it with --method bc, or choose another --policy.",
-        )
+        raise no_density(self)
 
     # Training -------------------------------------------------------------------------------
 
@@ -335,15 +269,7 @@ class PolicyHandle:
         Raises:
             PolicyError: The policy changes actions by itself, unknown to training here.
         """
-        for setting, reason in OWN_ACTIONS.items():
-            if getattr(self.config, setting, False):
-                raise PolicyError(
-                    f"The policy {self.name!r} (type {self.config.type!r}) cannot be fine-tuned "
-                    f"here with its `{setting}: true`: {reason}",
-                    allowed=f"`{setting}: false`; evaluation takes both",
-                    remedy="Fine-tune a checkpoint that was trained without it, or this one with "
-                    "`lerobot-train`; `robo-razor evaluate` measures the result.",
-                )
+        check_own_actions(self)
         if flow != FlowConfig() and type(self).configure is PolicyHandle.configure:
             logger.warning(
                 "The settings `flow.*` do nothing: %s (type %s) is no flow-matching policy.",
@@ -355,7 +281,7 @@ class PolicyHandle:
         """Stop training the image encoder; warn where the policy has one that is not known."""
         if not self.sources.image_keys:
             return
-        encoder = self._encoder()
+        encoder = image_encoder(self.module)
         if encoder is None:
             logger.warning(
                 "`freeze_vision` does nothing: where a policy of type %s has its image encoder is "
@@ -364,16 +290,8 @@ class PolicyHandle:
                 self.name,
             )
             return
-        encoder.requires_grad_(False)
-        for layer in encoder.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.register_forward_pre_hook(_keep_statistics)
+        freeze_encoder(encoder)
         self.encoder_frozen = True
-
-    def _encoder(self) -> nn.Module | None:
-        path = ENCODERS.get(self.config.type)
-        encoder: nn.Module | None = None if path is None else self.module.get_submodule(path)
-        return encoder
 
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the policy's own imitation loss and its parts.
@@ -382,7 +300,7 @@ class PolicyHandle:
             batch: Prepared observations with `action` float [B, H, A] in the environment's units,
                 and optionally `action_is_pad` bool [B, H] and landmarks.
         """
-        inputs = self._policy_inputs(batch)
+        inputs = with_time(self.module, batch)
         loss, info = self.module.forward({**inputs, ACTION: self._normalize_action(batch[ACTION])})
         return loss, dict(info or {})
 
@@ -440,7 +358,7 @@ class PolicyHandle:
         targets = getattr(self.module, "lora_targets", None)
         if targets is not None:
             return list(targets())
-        encoder = self._encoder() if self.encoder_frozen else None
+        encoder = image_encoder(self.module) if self.encoder_frozen else None
         kept = set() if encoder is None else set(encoder.modules())
         layers = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
         return [layer for layer in layers if layer not in kept]
@@ -494,119 +412,3 @@ class PolicyHandle:
             PolicyEnvMismatchError: If not; the message shows both sides.
         """
         check_fit(self, single_observation_space, single_action_space, also)
-
-
-class TokenPolicyHandle(PolicyHandle):
-    """A policy with categorical action tokens: exact densities and KL divergences."""
-
-    has_density = True
-
-    def __init__(
-        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
-    ) -> None:
-        super().__init__(module, preprocessor, postprocessor, name, device)
-        mode = str(getattr(module.config.normalization_mapping.get("ACTION"), "value", "IDENTITY"))
-        if mode != "IDENTITY":
-            raise PolicyError(
-                f"The policy {name!r} normalises its actions ({mode}), but action tokens stand for "
-                "actions in [-1, 1].",
-                allowed="normalization_mapping ACTION: IDENTITY",
-            )
-
-    def check_env(
-        self,
-        single_observation_space: spaces.Space[Any],
-        single_action_space: spaces.Space[Any],
-        also: Collection[str] = (),
-    ) -> None:
-        """Check as every policy does, and that actions lie in [-1, 1], as tokens stand for.
-
-        Raises:
-            PolicyEnvMismatchError: If not.
-        """
-        super().check_env(single_observation_space, single_action_space, also)
-        check_unit_actions(self.name, single_action_space)
-
-    def prepare(
-        self, observation: dict[str, Any], instructions: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Turn host observations into the policy's inputs; images stay uint8 [N, W, W, 3]."""
-        return self._prepare_bytes(observation, instructions)
-
-    def distribution(self, batch: dict[str, Tensor]) -> TokenChunkDistribution:
-        """Return the distribution of the executed chunk."""
-        (logits,) = self._infer(batch, lambda rows: (self.module.action_logits(rows),))
-        return self._token_distribution(logits)
-
-    def distribution_and_value(
-        self, batch: dict[str, Tensor], value_detach: bool = True
-    ) -> tuple[TokenChunkDistribution, Tensor]:
-        """Return the distribution of the executed chunk and the value [B].
-
-        Args:
-            batch: Prepared observations.
-            value_detach: Let no gradient of the value reach what the actions depend on.
-        """
-
-        def predict(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            output = self.module.predict(rows, value_detach=value_detach)
-            return output.logits, output.value
-
-        logits, value = self._infer(batch, predict)
-        return self._token_distribution(logits), value
-
-    def freeze_vision(self) -> None:
-        """Stop training the image encoder; then `encode` once per observation is enough."""
-        for parameter in self.module.vision_parameters():
-            parameter.requires_grad_(False)
-        self.vision_frozen = True
-
-    @torch.no_grad()
-    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the images of prepared observations by what the image encoder makes of them.
-
-        The result can be used in place of `batch` for as long as the encoder's weights do not
-        change, and by every policy that shares them, such as a base and a copy of it that was tuned
-        with `freeze_vision`. It halves the time of an update and shrinks a rollout buffer.
-        """
-        names: list[str] = []
-
-        def run(rows: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            encoded = self.module.encode(rows)
-            names[:] = encoded
-            return tuple(encoded.values())
-
-        values = self._infer(batch, run)
-        return dict(zip(names, values, strict=True))
-
-    def _token_distribution(self, logits: Tensor) -> TokenChunkDistribution:
-        executed = logits[:, : self.chunk_size]
-        return TokenChunkDistribution(executed, self.module.bin_centers, self.temperature)
-
-    def _infer(self, batch: dict[str, Tensor], predict: Callable[[dict[str, Tensor]], T]) -> T:
-        """Run `predict` directly when training, and in batches of one fixed size otherwise.
-
-        Matrix products of another batch size round differently, so without the fixed size an
-        episode's outcome would depend on how many environments run beside it.
-        """
-        if torch.is_grad_enabled():
-            return predict(batch)
-        count, size = len(batch[STATE]), self.inference_batch
-        index = torch.arange(-(-count // size) * size, device=self.device).clamp(max=count - 1)
-        parts = [
-            predict({key: value[rows] for key, value in batch.items()})
-            for rows in index.view(-1, size)
-        ]
-        joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
-        return joined  # type: ignore[return-value]
-
-
-def _keep_statistics(layer: nn.Module, _: Any) -> None:
-    """Let a frozen layer normalise by what it learnt before, whatever mode the policy is in."""
-    layer.training = False
-
-
-def looks_back(module: Any) -> bool:
-    """Say whether a LeRobot policy queues observations, and so wants them with an axis of time."""
-    queues = getattr(module, "_queues", None) or {}
-    return any(key.startswith("observation.") for key in queues)

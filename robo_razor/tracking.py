@@ -356,8 +356,10 @@ class Tracker:
         results: dict[str, ProbeResult],
         batches: list[tuple[EpisodeBatch | None, str]],
     ) -> None:
-        task = self.config.task
-        entries_of = [episode_entries(batch, mode, task) for batch, mode in batches if batch]
+        task, skills = self.config.task, self.new | self.prior
+        entries_of = [
+            episode_entries(batch, mode, task, skills) for batch, mode in batches if batch
+        ]
         rows = [row for entries in entries_of for row in entries]
         self.run.write_rows(step, rows)
         total_s = summary["tracking_s"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import logging
 import shutil
 import tempfile
@@ -26,16 +25,24 @@ from rich.console import Console
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
 from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
-from robo_razor.environment import check_tasks, import_env_packages, make_env, named_tasks
+from robo_razor.environment import (
+    check_tasks,
+    import_env_packages,
+    make_env,
+    named_tasks,
+    workers_beside,
+)
 from robo_razor.errors import (
     CheckpointError,
     ConfigError,
+    DemonstrationError,
     EnvError,
     PolicyError,
     RunDirectoryError,
 )
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
+from robo_razor.lerobot_dataset import read_info
 from robo_razor.lerobot_tasks import simulated
 from robo_razor.methods import (
     METHODS,
@@ -129,10 +136,8 @@ def _columns(config: FinetuneConfig) -> Collection[str]:
     """Return the columns of the data set that is cloned, which `rename` may name; else none."""
     if config.method != "bc":
         return ()
-    # What is wrong with it is told when it is read.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        text = (Path(config.bc.demonstrations) / "meta" / "info.json").read_text(encoding="utf-8")
-        return tuple(json.loads(text)["features"])
+    with contextlib.suppress(DemonstrationError):  # what is wrong with it is told when it is read
+        return tuple(read_info(Path(config.bc.demonstrations)).get("features", ()))
     return ()
 
 
@@ -157,20 +162,13 @@ def validate(config: FinetuneConfig) -> dict[str, str]:
     method = METHODS.get(config.method)
     import_env_packages(config.env.env_packages)
     check_tasks([config.task])
-    prior = named_tasks(config.prior_tasks, config.env.env_packages)
-    if config.prior_tasks.strip() == "prior":
-        prior = {skill: task for skill, task in prior.items() if task != config.task}
-    if config.task in prior.values():
-        raise ConfigError(
-            f"`prior_tasks` contains the new task {config.task!r}",
-            remedy="Remove it there: one does not forget what one is learning.",
-        )
+    prior = _without_new(named_tasks(config.prior_tasks, config.env.env_packages), config)
     method.validate(config)
-    return _without_new(prior, config)
+    return prior
 
 
 def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str]:
-    """Return the prior skills' tasks but for those that are the new task by another name.
+    """Return the prior skills' tasks but for those that are the new task, by whatever name.
 
     Raises:
         ConfigError: One of them was asked for by its name, and not as one of a group.
@@ -182,10 +180,11 @@ def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str
     for skill, task in same.items():
         if {skill, task} & listed:
             raise ConfigError(
-                f"`prior_tasks` contains {task!r}, another name of the new task {config.task!r}",
+                f"`prior_tasks` contains {task!r}, which is the new task {config.task!r}",
                 remedy="Remove it there: one does not forget what one is learning.",
             )
-        logger.warning("%s is left out of the prior skills: it is the new task", task)
+        if task != config.task:
+            logger.warning("%s is left out of the prior skills: it is the new task", task)
     return {skill: task for skill, task in prior.items() if skill not in same}
 
 
@@ -211,8 +210,6 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.console, self.threads, self.ranks = config, console, threads, ranks
-        # The workers need the cores while episodes run.
-        self.rollout_threads = max(1, threads - config.env.num_workers)
         device = resolve_device(config.device)
         self.base = self._load(config.policy, device).frozen_copy()
         self.base.check_finetuning(config.flow)
@@ -227,6 +224,8 @@ class Trainer:
         self.prior = prior
         self.env = self._make_env()
         stack.callback(lambda: self.env.close())
+        # The workers need the cores while episodes run.
+        self.rollout_threads = max(1, threads - workers_beside(self.env))
         self.base.check_env(
             self.env.single_observation_space, self.env.single_action_space, _columns(config)
         )

@@ -39,11 +39,12 @@ from robo_razor.flow.families import (
 )
 from robo_razor.flow.kernels import Schedule, make_schedule
 from robo_razor.flow.noise import NoiseNetwork
-from robo_razor.flow.precision import restore_float32
+from robo_razor.flow.precision import restore_float32, warn_of_float32
 from robo_razor.flow.value import ValueHead
 from robo_razor.flow.vlm import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
 from robo_razor.policy_handle import PolicyHandle
+from robo_razor.preparation import prepare_bytes
 
 VALUE_HEAD = "value_head"
 NOISE_NETWORK = "noise_network"
@@ -156,7 +157,7 @@ class FlowPolicyHandle(PolicyHandle):
         padded to the policy's longest, so that inputs of different times fit together.
         """
         if self._keep_bytes:
-            batch = self._prepare_bytes(observation, instructions)
+            batch = prepare_bytes(self, observation, instructions)
         else:
             batch = super().prepare(observation, instructions)
         for key in (TOKENS, TOKEN_MASK):
@@ -285,6 +286,7 @@ class FlowPolicyHandle(PolicyHandle):
         """
         assert isinstance(base, FlowPolicyHandle)
         self._share(base)
+        warn_of_float32(self.module, self.adapter, self.policy_parameters())
         self.adapter.to_float32(self.policy_parameters())
         mine = dict(self.module.named_parameters())
         base.adapter.to_float32(

@@ -7,15 +7,21 @@ trained is float32 and must be again, or every reload would round a run's progre
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robo_razor.flow.families import FlowAdapter, parameters_of
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS_FILE = "model.safetensors"
 SAFETENSORS_FLOAT32 = "F32"
+GIB = 2**30
 
 
 def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bool) -> None:
@@ -48,3 +54,26 @@ def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bo
         with torch.no_grad():
             for name in rounded:
                 parameters[name].copy_(file.get_tensor(name))
+
+
+def warn_of_float32(module: Any, adapter: FlowAdapter, trained: Iterable[nn.Parameter]) -> None:
+    """Tell how much memory it takes that the encoder, of bfloat16, is trained in float32.
+
+    Args:
+        module: The policy, before `FlowAdapter.to_float32`.
+        adapter: Of the policy.
+        trained: What is trained.
+    """
+    encoder = {id(p) for p in parameters_of(adapter.prefix_modules())}
+    if not any(id(p) in encoder and p.element_size() < 4 for p in trained):
+        return
+    gib = sum(2 * p.numel() for p in module.parameters() if p.element_size() < 4) / GIB
+    logger.warning(
+        "The %s policy is in bfloat16, but its vision-language model is trained, for which it and "
+        "its base become float32: their weights take %.2f GiB each instead of %.2f. Train only the "
+        "action expert (`--flow.train expert`) or low-rank updates (`--ppo.lora-rank 16`, "
+        "`--bc.lora-rank 16`) to leave it in bfloat16.",
+        module.config.type,
+        2 * gib,
+        gib,
+    )

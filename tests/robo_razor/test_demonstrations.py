@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
-from robo_razor import lerobot_dataset
+from robo_razor import demonstrations, lerobot_dataset
 from robo_razor.actors import ExpertActor
 from robo_razor.config import BCConfig, CollectConfig, EnvConfig, FinetuneConfig
 from robo_razor.demonstrations import (
@@ -178,6 +178,37 @@ def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path,
     same(load_demonstrations(tmp_path / "data"), demos)
 
 
+def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch):
+    """The free memory shrinks by every picture, so only what is still to come must fit."""
+    frame, steps = 2 * 3 * 16 * 16, []  # two cameras
+    whole = expert(30)
+    seen = demonstrations._FrameRecorder.on_step
+
+    def watched(recorder, request, *rest):
+        steps.append(len(request.env_ids))
+        seen(recorder, request, *rest)
+
+    def free(number):
+        steps.clear()
+        monkeypatch.setattr(demonstrations, "available_bytes", lambda: number - frame * sum(steps))
+
+    monkeypatch.setattr(demonstrations._FrameRecorder, "on_step", watched)
+    monkeypatch.setattr(demonstrations, "CHECK_EVERY_BYTES", 1)
+    free(3 * frame * len(whole))  # while they are played, and joined, and two to spare
+    same(expert(30), whole)
+    played = sum(steps)
+    free(frame * len(whole))
+    with pytest.raises(
+        DemonstrationError,
+        match=r"30 demonstrations .* at least 0.0 GiB more, by the \d+ episodes so far, "
+        r"and 0.0 GiB are free.*`--bc.episodes`, of `collect` `--episodes`.: at most [12]\d fit",
+    ):
+        expert(30)
+    assert sum(steps) < played / 2
+    monkeypatch.setattr(demonstrations, "available_bytes", lambda: None)  # a system without it
+    same(expert(30), whole)
+
+
 @pytest.mark.parametrize("shape", [(480, 640, 3), (3, 480, 640), (480, 640), (480, 640, 1)])
 def test_the_size_of_pictures_is_read_from_the_metadata(shape):
     assert lerobot_dataset._picture_shape({"shape": list(shape)}) == (480, 640)
@@ -218,3 +249,5 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):
     (tmp_path / "old" / "meta" / "info.json").write_text("{")
     with pytest.raises(DemonstrationError, match="no JSON"):
         load_demonstrations(tmp_path / "old")
+    with pytest.raises(DemonstrationError, match="does not exist"):
+        load_demonstrations(tmp_path / "old" / "meta" / "info.json")

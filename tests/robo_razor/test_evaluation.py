@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
@@ -106,6 +107,21 @@ def test_evaluate_writes_what_the_issue_asks_for(base, tmp_path):
         assert tuple(entry["interval"]) == wilson_interval(sum(result.successes), 12)
     assert "95 % interval" in console.file.getvalue()
     assert "ReachGreen" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("skill", "num_envs", "threads"), [(RED, 8, 1), (RED, 1, 3), ("serial/ReachRed-v0", 8, 3)]
+)
+def test_cores_are_left_to_workers_that_move_while_the_policy_thinks(
+    tmp_path, monkeypatch, skill, num_envs, threads
+):
+    monkeypatch.setattr("robo_razor.fingerprint.cpu_count", lambda: 3)
+    base = save_tiny_policy(tmp_path / "base", image_size=64)  # the serial environment's
+    env = EnvConfig(num_envs=num_envs, image_size=64, env_packages=("toy_env",))
+    file, before = tmp_path / "out.json", torch.get_num_threads()
+    evaluated(base, file, skills=skill, episodes=1, env=env, torch_threads=None)
+    assert json.loads(file.read_text())["environment"]["torch_threads"] == threads
+    assert torch.get_num_threads() == before
 
 
 def rows_of(file):

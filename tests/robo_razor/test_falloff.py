@@ -6,7 +6,7 @@ from scipy import optimize
 
 from robo_razor.errors import ReportError
 from robo_razor.falloff import falloff
-from robo_razor.law import PREDICTOR, LawPoint, law
+from robo_razor.law import PREDICTOR, LawPoint, _Fit, law
 
 
 def hill(x, top=0.95, half=25.0, steepness=3.0):
@@ -36,6 +36,20 @@ def test_recovers_a_known_curve():
     assert found.minus_parabola.low > 0
     assert found.leave_one_run_out_rmse < 0.01
     assert found.leave_one_arm_out_rmse < 0.01
+
+
+def test_the_parabola_is_fitted_once(monkeypatch):
+    fits = []
+    of = _Fit.of
+
+    def counted(x, y, groups):
+        fits.append(groups)
+        return of(x, y, groups)
+
+    monkeypatch.setattr(_Fit, "of", counted)
+    points = make_points(noise=0.04)
+    falloff(points)
+    assert fits == [[p.run for p in points], [p.arm for p in points]]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

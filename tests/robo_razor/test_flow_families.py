@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
+import numpy as np
 import pytest
 import tiny_vla
 import torch
 from toy_env import ToyVectorEnv
 
-from robo_razor.errors import CheckpointError
+from robo_razor.errors import CheckpointError, PolicyError
 from robo_razor.flow.encoding import policy_batch
 from robo_razor.flow.families import make_adapter, parameters_of
 from robo_razor.flow.handle import FlowPolicyHandle
@@ -158,6 +160,41 @@ def test_saving_and_loading_gives_the_same_policy(handle, batch, tmp_path):
     assert float(values[0].abs().max()) > 0.0
     (greedy,) = {handle.to_actions(p.distribution(batch).mode()).tobytes() for p in (handle, again)}
     assert greedy
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_the_tokenizer_in_the_hubs_cache_is_read_and_kept(kind, observed, tmp_path, monkeypatch):
+    """PaliGemma's, which only LeRobot's code names: laid out as the hub's client does it."""
+    from huggingface_hub import constants
+
+    policy = tmp_path / "policy"
+    store = tmp_path / "home" / "hub" / "models--google--paligemma-3b-pt-224"
+    snapshot = store / "snapshots" / "abc"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with tiny_vla.small_pi(kind):
+        tiny_vla.save_tiny_pi(policy, kind)
+        file = policy / "policy_preprocessor.json"
+        words = str(tmp_path / "policy-words")
+        file.write_text(file.read_text().replace(words, "google/paligemma-3b-pt-224"))
+        with pytest.raises(PolicyError, match="tokenizer of 'google/paligemma-3b-pt-224'") as error:
+            load_policy(policy)
+        assert str(policy / "vlm") in str(error.value)
+        shutil.move(words, store / "blobs")
+        (store / "blobs" / "config.json").write_text('{"model_type": "paligemma"}')
+        (store / "refs").mkdir()
+        (store / "refs" / "main").write_text("abc")
+        snapshot.mkdir(parents=True)
+        names = {blob.name for blob in (store / "blobs").iterdir()}
+        for name in names:
+            (snapshot / name).symlink_to(f"../../blobs/{name}")
+        first = load_policy(policy)
+        first.save(tmp_path / "saved")
+        assert {kept.name for kept in (tmp_path / "saved" / "vlm").iterdir()} == names
+        shutil.rmtree(store)
+        again = load_policy(tmp_path / "saved")
+        assert np.array_equal(again.act(*observed), first.act(*observed))
+    assert "google/paligemma-3b-pt-224" in (tmp_path / "saved" / file.name).read_text()
 
 
 def test_weights_that_do_not_fit_are_no_policy(tmp_path):

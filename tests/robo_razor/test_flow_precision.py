@@ -11,6 +11,7 @@ from torch import nn
 
 from robo_razor.config import FlowConfig
 from robo_razor.errors import PolicyError
+from robo_razor.flow import precision
 from robo_razor.flow.families import has_low_precision, parameters_of
 from robo_razor.lora import add_lora, merge_lora
 from robo_razor.policies import load_policy
@@ -73,6 +74,25 @@ def test_only_what_is_trained_is_raised(folder):
     mine = dict(method.policy.module.named_parameters())
     assert frozen
     assert all(mine[n].data_ptr() == theirs[n].data_ptr() for n in frozen)
+
+
+def test_what_float32_costs_is_told_once_with_a_remedy(folder, caplog, monkeypatch):
+    monkeypatch.setattr(precision, "GIB", 1000)  # so that a tiny policy has some
+    low = []
+
+    def counted(policy):
+        cast(policy)
+        low.append(sum(p.numel() for p in policy.module.parameters() if p.element_size() < 4))
+
+    make_ppo(folder, FlowConfig(train="all"), counted, **SMALL)
+    (record,) = (r for r in caplog.records if r.name == "robo_razor.flow.precision")
+    told = record.getMessage()
+    assert f"take {4 * low[0] / 1000:.2f} GiB each instead of {2 * low[0] / 1000:.2f}" in told
+    assert "`--flow.train expert`" in told
+    caplog.clear()
+    make_ppo(folder, FlowConfig(train="expert"), cast, **SMALL)
+    make_ppo(folder, FlowConfig(), cast, **SMALL, lora_rank=2)
+    assert "GiB" not in caplog.text
 
 
 @pytest.mark.parametrize("train", ["expert", "all"])

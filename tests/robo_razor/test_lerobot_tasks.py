@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from robo_razor.config import (
 from robo_razor.environment import check_tasks, make_env, named_tasks, resolve_tasks, time_limit
 from robo_razor.errors import ConfigError, EnvError, PolicyEnvMismatchError, UnknownNameError
 from robo_razor.evaluation import run_evaluate
-from robo_razor.lerobot_tasks import LeRobotTask, simulated
+from robo_razor.lerobot_tasks import LeRobotTask, lerobot_tasks, simulated
 from robo_razor.rollout import run_episodes
 from robo_razor.trainer import finetune, validate
 from robo_razor.types import make_rows
@@ -119,17 +121,34 @@ def test_makers_of_one_task_are_told_from_those_of_another():
     assert again.simulated == one.simulated != other.simulated
 
 
+def test_meta_worlds_tasks_are_the_same_with_and_without_its_name(monkeypatch):
+    """LeRobot's own factory, with a stand-in for the simulator that it imports."""
+    simulator = mock.MagicMock()
+    monkeypatch.setitem(sys.modules, "metaworld", simulator)
+    monkeypatch.setitem(sys.modules, "metaworld.policies", simulator.policies)
+    monkeypatch.setitem(sys.modules, "lerobot.envs.metaworld", None)  # imported anew, then gone
+    del sys.modules["lerobot.envs.metaworld"]
+
+    def words(name):
+        (task,) = lerobot_tasks.__wrapped__(f"lerobot:metaworld/{name}").values()
+        return task.simulated
+
+    assert words("push-v3") == words("metaworld-push-v3") == words("hard:4")
+    assert words("push-v3") != words("metaworld-reach-v3")
+
+
 @pytest.mark.parametrize(
     ("task", "prior"),
     [
         ("lerobot:toysuite/left", SUITE[0]),
         ("lerobot:razor/LiftCube", f"PressButton,{RED},LiftCube"),
         ("gym_razor/LiftCube-v0", "lerobot:razor/LiftCube"),
+        ("gym_razor/LiftCube-v0", "PressButton,LiftCube"),
     ],
 )
-def test_the_new_task_by_another_name_is_no_prior_skill(task, prior):
+def test_the_new_task_is_no_prior_skill_by_whatever_name(task, prior):
     settings = FinetuneConfig(task=task, prior_tasks=prior, env=config())
-    with pytest.raises(ConfigError, match=f"another name of the new task '{task}'"):
+    with pytest.raises(ConfigError, match=f"which is the new task '{task}'"):
         validate(settings)
 
 
@@ -139,6 +158,15 @@ def test_the_new_task_is_left_out_of_a_group_of_prior_skills(caplog):
     )
     assert validate(settings) == {"both:1": SUITE[1]}
     assert f"{SUITE[0]} is left out of the prior skills" in caplog.text
+
+
+@pytest.mark.parametrize("group", ["prior", "all"])
+def test_a_group_of_prior_skills_may_hold_the_new_task_itself(group, caplog):
+    env = EnvConfig(env_packages=("gym_razor",))
+    found = validate(FinetuneConfig(task="gym_razor/LiftCube-v0", prior_tasks=group, env=env))
+    assert "PressButton" in found
+    assert "LiftCube" not in found
+    assert "left out" not in caplog.text  # not worth a word: it has the very same name
 
 
 def test_the_types_are_listed():
@@ -416,9 +444,9 @@ def test_finetune_learns_one_and_tracks_the_other(base, tmp_path):
     assert set(result.summary["prior"]) == {"Right", "lerobot:toycopy/Right-v0"}
     assert result.summary["kl_base_tuned"]["new_base_visited"] > 0
     rows = [json.loads(line) for line in (result.run / "eval/000001/episodes.jsonl").open()]
-    assert {(row["task"], row["role"]) for row in rows} == {
-        (LEFT, "new"),
-        (RIGHT, "prior"),
-        ("lerobot:toycopy/Right-v0", "prior"),
+    assert {(row["skill"], row["task"], row["role"]) for row in rows} == {
+        ("Left", LEFT, "new"),
+        ("Right", RIGHT, "prior"),  # as the summary names them
+        ("lerobot:toycopy/Right-v0", "lerobot:toycopy/Right-v0", "prior"),
     }
     assert all(row["start_state"] for row in rows)

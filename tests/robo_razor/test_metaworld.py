@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from robo_razor.config import EnvConfig
+from robo_razor.config import EnvConfig, FinetuneConfig
 from robo_razor.environment import check_tasks, make_env, resolve_tasks
-from robo_razor.errors import UnknownNameError
+from robo_razor.errors import ConfigError, UnknownNameError
+from robo_razor.trainer import validate
 
 pytest.importorskip("metaworld")
 # LeRobot and Meta-World warn of each other's and Gymnasium's old ways.
@@ -19,6 +20,14 @@ def test_its_tasks_are_known_by_name_and_by_group():
     assert len(resolve_tasks("lerobot:metaworld/hard", ())) == 6
     with pytest.raises(UnknownNameError, match="Did you mean 'lerobot:metaworld/reach-v3'"):
         check_tasks(["lerobot:metaworld/reech-v3"])
+
+
+def test_the_new_task_by_its_other_name_is_no_prior_skill():
+    settings = FinetuneConfig(
+        task="lerobot:metaworld/metaworld-push-v3", prior_tasks="lerobot:metaworld/push-v3"
+    )
+    with pytest.raises(ConfigError, match=r"which is the new task .*metaworld-push-v3"):
+        validate(settings)
 
 
 def test_an_episode_is_a_function_of_task_and_seed():

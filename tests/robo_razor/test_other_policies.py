@@ -221,7 +221,7 @@ def test_what_does_nothing_is_warned_of(folder, caplog, monkeypatch):
     assert not own_warnings(caplog)
     handle.check_finetuning(FlowConfig(train="all"))
     assert "settings `flow.*` do nothing" in caplog.text
-    monkeypatch.setattr("robo_razor.policy_handle.ENCODERS", {})
+    monkeypatch.setattr("robo_razor.image_encoder.ENCODERS", {})
     handle.freeze_vision()
     assert "`freeze_vision` does nothing" in caplog.text
 

@@ -462,7 +462,7 @@ def test_zero_base_success_stops_before_anything_is_learnt(base, tmp_path):
     [
         ({"task": "toy/ReachBlu-v0"}, UnknownNameError, "Did you mean 'toy/ReachBlue-v0'"),
         ({"prior_tasks": "ReachRad"}, UnknownNameError, "Did you mean 'ReachRed'"),
-        ({"prior_tasks": "ReachBlue,ReachRed"}, ConfigError, "contains the new task"),
+        ({"prior_tasks": "ReachBlue,ReachRed"}, ConfigError, "is the new task 'toy/ReachBlue-v0'"),
         ({"policy": "no-such-policy"}, UnknownNameError, "no-such-policy"),
         ({"env": EnvConfig(env_packages=("toy_env",))}, PolicyEnvMismatchError, "16x16"),
     ],
@@ -525,14 +525,15 @@ def test_a_misspelt_name_is_refused_before_anything_is_written(base, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_set_may_have_the_names_that_are_renamed(base, tmp_path):
-    """The environment calls it otherwise: nothing but the empty table is complained of."""
+@pytest.mark.parametrize(("version", "text"), [("v3.0", "holds no data"), ("v2.1", "not v3")])
+def test_a_data_set_may_have_the_names_that_are_renamed(base, tmp_path, version, text):
+    """The environment calls it otherwise: only what else is wrong is complained of."""
     meta = tmp_path / "data" / "meta"
     meta.mkdir(parents=True)
     features = {"observation.images.frond": {"dtype": "image"}, "action": {"dtype": "float32"}}
-    info = {"codebase_version": "v3.0", "features": features}
+    info = {"codebase_version": version, "features": features}
     (meta / "info.json").write_text(json.dumps(info))
     bc = BCConfig(demonstrations=str(tmp_path / "data"))
     config = settings(base, tmp_path / "run", "bc", bc=bc, rename="{frond: front}")
-    with pytest.raises(DemonstrationError, match="holds no data"):
+    with pytest.raises(DemonstrationError, match=text):
         finetune(config, quiet())

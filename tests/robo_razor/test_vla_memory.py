@@ -1,12 +1,14 @@
-"""The computed memory of the real shapes, against what is known of them."""
+"""The computed memory and operations of the real shapes, against what is known of them."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "vla_memory.py"
 
@@ -62,3 +64,59 @@ def test_what_is_trained_counts_as_float32(benchmark):
         assert low == pytest.approx(counts["language"] if what == "lora" else 0, rel=0.01)
     assert found["own"]["gradients"] == found["own"]["moments"] / 2
     assert found["own"]["weights"] > 1.5 * found["lora"]["weights"]
+
+
+def test_operations_of_a_layer_and_of_attention(benchmark):
+    """On the meta device: 2 per multiplication of the products, and twice that backwards."""
+    rows, width, heads = 5, 12, 3
+    layer = torch.nn.Linear(width, 3 * width, device="meta")
+    linear = 2 * rows * width * 3 * width
+    attention = 2 * 2 * rows * rows * width
+    given = torch.empty(rows, width, device="meta")
+
+    def work():
+        parts = layer(given).view(1, rows, 3, heads, width // heads).transpose(1, 3).unbind(2)
+        return F.scaled_dot_product_attention(*parts).sum()
+
+    with torch.no_grad():
+        assert benchmark.operations(work) == linear + attention
+    # What is given needs no gradient: the layer's weights are its only product.
+    assert benchmark.operations(lambda: work().backward()) == 2 * linear + 3 * attention
+    given.requires_grad_(True)
+    assert benchmark.operations(lambda: work().backward()) == 3 * (linear + attention)
+
+
+def test_smolvla_encodes_with_as_many_operations_as_by_hand(benchmark):
+    policy = benchmark.build("smolvla", "float32")
+    decision = benchmark.Decision(policy, benchmark.make_adapter(policy))
+    patches, width = (512 // 16) ** 2, 768
+    block = 2 * patches * (4 * width**2 + 2 * width * 3072) + 4 * patches**2 * width
+    patched = 2 * patches * width * 3 * 16**2
+    joined = patches // 4**2  # by the connector
+    image = patched + 12 * block + 2 * joined * 4**2 * width * 960
+    tokens = 2 * joined + policy.config.tokenizer_max_length + 1  # the last one is the state
+    layer = 2 * tokens * (2 * 960**2 + 2 * 960 * 320 + 3 * 960 * 2560) + 4 * tokens**2 * 960
+    state = 2 * policy.config.max_state_dim * 960
+    assert benchmark.operations(decision.encode) == 2 * image + 16 * layer + state
+
+
+@pytest.mark.slow
+def test_operations_of_a_decision_fit_together(benchmark):
+    policy = benchmark.build("smolvla", "float32")
+    found = benchmark.operations_per_decision(policy, benchmark.make_adapter(policy))
+    assert found["act"] == found["encode"] + found["replay"]  # as many steps in one call
+    assert 2 * found["replay"] < found["ppo"] < 3 * found["replay"]  # keys come from outside
+    assert found["encode"] < found["bc_expert"] < found["bc_own"] < found["bc_all"]
+
+
+def test_times_are_operations_over_what_the_device_does(benchmark):
+    names = ("bc_own", "bc_all", "bc_expert", "encode", "act", "replay", "ppo")
+    found = dict.fromkeys(names, 10**12)
+    setting = argparse.Namespace(
+        tflops=100.0, utilisation=0.5, bc_batch=50, decisions=100, epochs=3
+    )
+    taken = benchmark.times(found, setting)
+    assert taken["bc_step_own"] == 1.0
+    assert taken["ppo_update"] == 2.0 * (1 + 1 + 3)  # acting, log-densities anew, epochs
+    assert taken["ppo_update_encoding_anew"] == 2.0 * (1 + 1 + 3 + 4)
+    assert taken["ppo_update_checkpointing"] == 2.0 * (1 + 1 + 6)
