@@ -4,6 +4,7 @@
 
 METHOD ?= ppo
 ARGS ?=
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.set-up
 
@@ -28,8 +29,8 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-tests: setup
-	$(BIN)/python -m pytest $(ARGS)
+tests: setup ## Tests only, file by file in JOBS=2 processes (JOBS=0: in this one, for a debugger)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: setup ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -5,7 +5,7 @@ Example: `python benchmarks/flow_learning.py --out runs/flow-learning --json lea
 No weights of a hub are at hand, so the base is made first: a new SmolVLA of 0.7 M parameters
 (64 px cameras) clones the scripted expert on two skills, and on a few demonstrations of a third.
 That one is the new task of PPO with the flow-SDE kernel, the two are the prior skills. Every stage
-is a run of the toolkit in a folder of its own below `--out`; what is finished is not done again.
+is a run of the toolkit in a folder of its own below `--out`; what is there is gone on with.
 
 This asks whether the gradient is right on a simulated robot's pictures, not how well a real
 SmolVLA does.
@@ -74,11 +74,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def is_finished(run: Path) -> bool:
-    """Return whether a run of `finetune` has left its last summary."""
-    return (run / "summary.json").is_file()
-
-
 def collect(settings: argparse.Namespace, directory: Path) -> None:
     """Write demonstrations of all skills as one dataset."""
     from robo_razor.actors import ExpertActor, NoisyActor
@@ -114,14 +109,15 @@ def make_base(settings: argparse.Namespace) -> Path:
     demonstrations, run = settings.out / "demonstrations", settings.out / "base"
     if not demonstrations.is_dir():
         collect(settings, demonstrations)
-    if is_finished(run):
-        return run
-    new = save_tiny_smolvla(settings.out / "untrained", seed=settings.seed, **SHAPE)
+    new = str(settings.out / "untrained")
+    if not run.is_dir():
+        save_tiny_smolvla(Path(new), seed=settings.seed, **SHAPE)
     finetune(
         FinetuneConfig(
             method="bc",
             policy=new,
             out=str(run),
+            resume=run.is_dir(),
             freeze_vision=False,
             bc=BCConfig(
                 demonstrations=str(demonstrations),
@@ -143,13 +139,12 @@ def improve(settings: argparse.Namespace, base: Path) -> Path:
     from robo_razor.trainer import finetune
 
     run = settings.out / "ppo"
-    if is_finished(run):
-        return run
     finetune(
         FinetuneConfig(
             method="ppo",
             policy=str(base),
             out=str(run),
+            resume=run.is_dir(),
             ppo=PPOConfig(
                 num_updates=settings.updates,
                 episodes_per_update=settings.episodes_per_update,
