@@ -1,11 +1,12 @@
-"""Let PPO improve a small SmolVLA, trained from nothing here, and watch what it forgets.
+"""Let PPO and cloning tune a small SmolVLA, trained from nothing here, and see what it forgets.
 
 Example: `python benchmarks/flow_learning.py --out runs/flow-learning --json learning.json`
 
 No weights of a hub are at hand, so the base is made first: a new SmolVLA of 0.7 M parameters
 (64 px cameras) clones the scripted expert on two skills, and on a few demonstrations of a third.
-That one is the new task of PPO with the flow-SDE kernel, the two are the prior skills. Every stage
-is a run of the toolkit in a folder of its own below `--out`; what is there is gone on with.
+That one is the new task of PPO with the flow-SDE kernel, the two are the prior skills. Beside it
+the same base clones the expert's other style on the new task. Every stage is a run of the toolkit
+in a folder of its own below `--out`; what is there is gone on with.
 
 This asks whether the gradient is right on a simulated robot's pictures, not how well a real
 SmolVLA does.
@@ -20,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from env_throughput import machine
 
 NOISE = 0.15
 """On what the scripted expert executes, in action units; labels stay clean (as in DART)."""
@@ -70,6 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=cores, help="CPU threads of torch")
     add("--workers", type=int, default=cores, help="environments' worker processes")
     add("--num-envs", type=int, default=64, help="environments in parallel")
+    add("--reward-type", choices=("sparse", "shaped"), default="sparse", help="of PPO")
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -133,15 +137,15 @@ def make_base(settings: argparse.Namespace) -> Path:
     return run
 
 
-def improve(settings: argparse.Namespace, base: Path) -> Path:
-    """Tune the base by PPO."""
-    from robo_razor.config import FinetuneConfig, FlowConfig, PPOConfig
+def tune(settings: argparse.Namespace, base: Path, method: str) -> Path:
+    """Tune the base on the new task by PPO, or by cloning the expert's other style."""
+    from robo_razor.config import BCConfig, FinetuneConfig, FlowConfig, PPOConfig
     from robo_razor.trainer import finetune
 
-    run = settings.out / "ppo"
+    run = settings.out / method
     finetune(
         FinetuneConfig(
-            method="ppo",
+            method=method,
             policy=str(base),
             out=str(run),
             resume=run.is_dir(),
@@ -151,6 +155,7 @@ def improve(settings: argparse.Namespace, base: Path) -> Path:
                 learning_rate=settings.learning_rate,
                 target_kl=None,
             ),
+            bc=BCConfig(episodes=settings.demonstrations),
             flow=FlowConfig(train="all", noise=settings.noise),
             **common(settings, every=0.25),
         )
@@ -161,7 +166,11 @@ def improve(settings: argparse.Namespace, base: Path) -> Path:
 def environment(settings: argparse.Namespace) -> Any:
     from robo_razor.config import EnvConfig
 
-    return EnvConfig(num_envs=settings.num_envs, num_workers=settings.workers)
+    return EnvConfig(
+        num_envs=settings.num_envs,
+        num_workers=settings.workers,
+        reward_type=settings.reward_type,
+    )
 
 
 def common(settings: argparse.Namespace, every: float) -> dict[str, Any]:
@@ -211,34 +220,47 @@ def checkpoints(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def describe(checkpoint: dict[str, Any], settings: argparse.Namespace) -> str:
+    """Return a checkpoint in words."""
+    rates = {
+        f"{settings.new_task} sampled": checkpoint["sampled"],
+        "greedy": checkpoint["greedy"],
+        **checkpoint["prior"],
+    }
+    divergence = checkpoint["kl_base_tuned"]["new_base_visited"]
+    return (
+        f"update {checkpoint['update']}: "
+        + ", ".join(f"{what} {rate:.2f}" for what, rate in rates.items())
+        + f"; KL(base || tuned) on the new task {divergence:.2f} ({checkpoint['kl_kind']})"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     settings = parse(arguments)
     for key, value in (("MUJOCO_GL", "egl"), ("LP_NUM_THREADS", "0"), ("HF_HUB_OFFLINE", "1")):
         os.environ.setdefault(key, value)
     sys.path.append(str(TESTS))
     settings.out.mkdir(parents=True, exist_ok=True)
-    began, cpu = time.monotonic(), time.process_time()
+    times, began = {}, time.monotonic()
     base = make_base(settings)
-    cloned = time.monotonic()
-    run = improve(settings, base)
+    times["base"] = time.monotonic() - began
+    for method in ("ppo", "bc"):
+        began = time.monotonic()
+        tune(settings, base, method)
+        times[method] = time.monotonic() - began
     from robo_razor.policies import load_policy
 
-    parameters = sum(p.numel() for p in load_policy(str(run)).module.parameters())
+    runs = {name: checkpoints(settings.out / name) for name in times}
     document = {
-        "parameters": parameters,
-        "wall_s": {"base": cloned - began, "ppo": time.monotonic() - cloned},
-        "cpu_s": time.process_time() - cpu,
+        "parameters": sum(p.numel() for p in load_policy(str(base)).module.parameters()),
+        "wall_s": times,
+        "machine": machine(),
         "settings": {key: str(value) for key, value in vars(settings).items()},
-        "base": checkpoints(base),
-        "ppo": checkpoints(run),
+        "checkpoints": runs,
     }
-    for found in document["ppo"]:
-        print(
-            f"update {found['update']:3d}: {settings.new_task} sampled {found['sampled']:.2f}, "
-            f"greedy {found['greedy']:.2f}; "
-            + "".join(f"{skill} {rate:.2f}; " for skill, rate in found["prior"].items())
-            + f"KL(base || tuned) on the new task {found['kl_base_tuned']['new_base_visited']:.2f}"
-        )
+    for name, found in runs.items():
+        for checkpoint in found:
+            print(f"{name}, {describe(checkpoint, settings)}")
     if settings.json:
         settings.json.write_text(json.dumps(document, indent=2) + "\n")
     return 0

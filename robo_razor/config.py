@@ -76,7 +76,7 @@ class FinetuneConfig(Settings):
     policy: str = "razor-base"
     """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
     task: str = MAIN_TASK
-    """The new task: a Gymnasium id, or an environment of LeRobot's, `lerobot:TYPE/TASK`."""
+    """The new task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     prior_tasks: str = "prior"
@@ -212,7 +212,7 @@ class RolloutConfig(Settings):
     policy: str = "razor-base"
     """Policy: `razor-base`, a run or checkpoint directory, a hub id, or `expert`."""
     task: str = MAIN_TASK
-    """The task: a Gymnasium id, or an environment of LeRobot's, `lerobot:TYPE/TASK`."""
+    """The task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     instruction: str | None = None
@@ -240,7 +240,7 @@ class CollectConfig(Settings):
     """Write demonstrations of a scripted expert or of a policy as a LeRobotDataset."""
 
     task: str = MAIN_TASK
-    """Gymnasium id of the task, several with commas, or `prior`."""
+    """The task: a Gymnasium id or a skill's name, several with commas, or `prior`."""
     policy: str = "expert"
     """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
     rename: str = mapping()

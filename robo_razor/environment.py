@@ -116,6 +116,20 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(tasks))
 
 
+def task_id(name: str, packages: Sequence[str]) -> str:
+    """Return the task id of a skill name; any other name is returned as it is.
+
+    Args:
+        name: Such as `LiftCube`.
+        packages: Packages whose environments are meant, imported if they are not yet.
+    """
+    import_env_packages(packages)
+    if "/" in name or ":" in name or name in gym.registry:
+        return name
+    found = [task for task in gym.registry if skill_name(task) == name]
+    return next((task for task in found if _package(gym.registry[task]) in packages), name)
+
+
 def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
     """Return skill name -> task id for a setting such as `all` or `LiftCube,PressButton`."""
     tasks: dict[str, str] = {}

@@ -30,6 +30,7 @@ from robo_razor.environment import (
     import_env_packages,
     make_env,
     named_tasks,
+    task_id,
     workers_beside,
 )
 from robo_razor.errors import (
@@ -107,6 +108,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     """
     if config.resume:
         config = stored_config(config)
+    config = replace(config, task=task_id(config.task, config.env.env_packages))
     prior = validate(config)
     ranks = launched(config.device)
     if ranks.is_main and not config.resume and config.out is not None:

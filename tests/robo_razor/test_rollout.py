@@ -8,7 +8,7 @@ from toy_policy import GREEN, NEW, RED, tiny_policy
 
 from robo_razor.actors import ExpertActor, NoisyActor, OpenLoopActor, PolicyActor, sampling_uniforms
 from robo_razor.config import EnvConfig
-from robo_razor.environment import GroupDriver
+from robo_razor.environment import GroupDriver, task_id
 from robo_razor.errors import EnvError, UnknownNameError
 from robo_razor.rollout import make_env, run_actor, run_episodes
 from robo_razor.types import make_rows
@@ -185,6 +185,13 @@ def test_unknown_tasks_and_packages_are_named():
         toy(task="toy/ReachRod-v0")
     with pytest.raises(EnvError, match="no_such_package"):
         toy(packages=("no_such_package",))
+
+
+def test_a_skills_name_stands_for_its_task():
+    assert task_id("ReachRed", ("toy_env",)) == RED
+    assert task_id("PressButton", ("gym_razor",)) == "gym_razor/PressButton-v0"
+    for name in (RED, "ReachRod", "CartPole-v1", "lerobot:metaworld/push-v3"):
+        assert task_id(name, ("toy_env",)) == name
 
 
 def test_a_vector_env_of_another_kind_is_not_asked_for_chunks():

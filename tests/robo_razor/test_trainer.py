@@ -68,6 +68,14 @@ def settings(base, out, method="ppo", **changes):
     return run_config(base, out, method, {"ppo": ppo, "bc": bc}, **changes)
 
 
+def test_the_new_task_may_be_named_by_its_skill(base, tmp_path):
+    with pytest.raises(UnknownNameError, match=r"'ReachBlu'.*Did you mean 'toy/ReachBlue-v0'"):
+        finetune(settings(base, tmp_path / "run", task="ReachBlu"), quiet())
+    with pytest.raises(ConfigError, match="which is the new task 'toy/ReachBlue-v0'"):
+        changes = {"task": "ReachBlue", "prior_tasks": "ReachRed,ReachBlue"}
+        finetune(settings(base, tmp_path / "run", **changes), quiet())
+
+
 @pytest.fixture(scope="module")
 def finished(base, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"

@@ -1,0 +1,32 @@
+"""The stages of the learning benchmark fit together; how well it learns is not tested here."""
+
+from __future__ import annotations
+
+import json
+
+import flow_learning
+import pytest
+
+SMALL = [
+    *("--demonstrations", "2", "--new-demonstrations", "2", "--epochs", "1"),
+    *("--updates", "2", "--episodes-per-update", "4", "--test-episodes", "1"),
+    *("--threads", "1", "--workers", "1", "--num-envs", "4", "--reward-type", "shaped"),
+]
+
+
+@pytest.mark.slow
+def test_all_stages_are_measured_and_found_again(tmp_path, capsys):
+    out, file = tmp_path / "out", tmp_path / "found.json"
+    arguments = [*SMALL, "--out", str(out), "--json", str(file)]
+    assert flow_learning.main(arguments) == 0
+    found = json.loads(file.read_text())
+    assert set(found["checkpoints"]) == set(found["wall_s"]) == {"base", "ppo", "bc"}
+    assert 600_000 < found["parameters"] < 800_000
+    for name in ("ppo", "bc"):
+        first, *_, last = found["checkpoints"][name]
+        assert set(last["prior"]) == {"CloseDrawer", "OpenDrawer"}
+        assert first["kl_base_tuned"]["prior"] == 0.0 < last["kl_base_tuned"]["prior"]
+    said = capsys.readouterr().out
+    assert "ppo, update 2: gym_razor/PressButton-v0 sampled" in said
+    assert flow_learning.main(arguments) == 0  # nothing is done again
+    assert json.loads(file.read_text())["checkpoints"] == found["checkpoints"]
