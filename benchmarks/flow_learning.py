@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, help="write the results to this file")
     add("--new-task", default="gym_razor/PressButton-v0", help="what PPO learns")
     add("--prior-tasks", default="CloseDrawer,OpenDrawer", help="what may be forgotten")
-    add("--demonstrations", type=int, default=300, help="per prior skill")
+    add("--demonstrations", type=int, default=300, help="per prior skill, and of the BC run")
     add("--new-demonstrations", type=int, default=40, help="of the new task")
-    add("--epochs", type=int, default=12, help="of cloning")
+    add("--epochs", type=int, default=12, help="of cloning the base")
     add("--updates", type=int, default=24, help="of PPO")
     add("--episodes-per-update", type=int, default=256, help="of PPO")
     add("--learning-rate", type=float, default=1e-4, help="of PPO")
@@ -79,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def collect(settings: argparse.Namespace, directory: Path) -> None:
-    """Write demonstrations of all skills as one dataset."""
+    """Write demonstrations of all skills as one dataset, which is there when it is whole."""
     from robo_razor.actors import ExpertActor, NoisyActor
     from robo_razor.demonstrations import collect_demonstrations
     from robo_razor.environment import make_env, named_tasks
@@ -90,17 +90,19 @@ def collect(settings: argparse.Namespace, directory: Path) -> None:
     )
     numbers[settings.new_task] = settings.new_demonstrations
     env = make_env(settings.new_task, environment(settings), chunk_size=1, tasks=tuple(numbers))
-    dataset = None
+    dataset, begun = None, directory.with_name(f"{directory.name}-begun")
+    shutil.rmtree(begun, ignore_errors=True)
     try:
         for task, number in numbers.items():
             actor = NoisyActor(ExpertActor("a"), NOISE)
             found = collect_demonstrations(env, actor, task, number, first_seed=settings.seed)
-            dataset = dataset or create_dataset(directory, found)
+            dataset = dataset or create_dataset(begun, found)
             write_episodes(dataset, found)
     finally:
         env.close()
     assert dataset is not None
     dataset.finalize()
+    begun.rename(directory)
 
 
 def make_base(settings: argparse.Namespace) -> Path:
@@ -220,6 +222,31 @@ def checkpoints(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def elapsed_s(run: Path) -> float:
+    """Return how long a run took, interruptions left out, tracking included."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return max(line["time/elapsed_s"] for line in lines)
+
+
+def told(settings: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that results depend on, in words."""
+    free = ("out", "json", "threads", "workers", "num_envs")
+    return {key: str(value) for key, value in vars(settings).items() if key not in free}
+
+
+def refuse_other_settings(settings: argparse.Namespace) -> None:
+    """Keep the settings beside the runs, and end where runs of other ones are there."""
+    file = settings.out / "settings.json"
+    if not file.is_file():
+        file.write_text(json.dumps(told(settings), indent=2) + "\n")
+    elif (before := json.loads(file.read_text())) != told(settings):
+        key = next(k for k, v in told(settings).items() if before.get(k) != v)
+        sys.exit(
+            f"{settings.out} holds runs with {key} = {before.get(key)}, not "
+            f"{told(settings)[key]}: give another --out"
+        )
+
+
 def describe(checkpoint: dict[str, Any], settings: argparse.Namespace) -> str:
     """Return a checkpoint in words."""
     rates = {
@@ -241,21 +268,18 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(key, value)
     sys.path.append(str(TESTS))
     settings.out.mkdir(parents=True, exist_ok=True)
-    times, began = {}, time.monotonic()
+    refuse_other_settings(settings)
     base = make_base(settings)
-    times["base"] = time.monotonic() - began
     for method in ("ppo", "bc"):
-        began = time.monotonic()
         tune(settings, base, method)
-        times[method] = time.monotonic() - began
     from robo_razor.policies import load_policy
 
-    runs = {name: checkpoints(settings.out / name) for name in times}
+    runs = {name: checkpoints(settings.out / name) for name in ("base", "ppo", "bc")}
     document = {
         "parameters": sum(p.numel() for p in load_policy(str(base)).module.parameters()),
-        "wall_s": times,
+        "wall_s": {name: elapsed_s(settings.out / name) for name in runs},
         "machine": machine(),
-        "settings": {key: str(value) for key, value in vars(settings).items()},
+        "settings": told(settings),
         "checkpoints": runs,
     }
     for name, found in runs.items():

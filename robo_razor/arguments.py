@@ -54,8 +54,15 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
     _refuse_inactive_flags(base, rest)
     config = _parse_flags(command, base, rest, about)
     if isinstance(config, FinetuneConfig) and config.resume:
-        refuse_other_run(to_dict(base), to_dict(config))
+        refuse_other_run(to_dict(base), to_dict(with_task_id(config)))
     return config
+
+
+def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
+    """Return settings that name the new task by its id, as a run keeps them."""
+    from robo_razor.environment import task_id  # slow to import
+
+    return replace(config, task=task_id(config.task, config.env.env_packages))
 
 
 def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:

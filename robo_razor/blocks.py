@@ -8,7 +8,7 @@ Axis letters as in `types`: B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,10 +25,18 @@ def in_blocks[T: tuple[Tensor, ...]](
         size: Rows of a block.
     """
     first = next(iter(batch.values()))
-    count = len(first)
-    index = torch.arange(-(-count // size) * size, device=first.device).clamp(max=count - 1)
-    parts = [
-        work({key: value[rows] for key, value in batch.items()}) for rows in index.view(-1, size)
-    ]
+    blocks = block_rows(len(first), size, first.device)
+    parts = [work({key: value[rows] for key, value in batch.items()}) for rows in blocks]
+    return join_blocks(parts, len(first))
+
+
+def block_rows(count: int, size: int, device: torch.device) -> list[Tensor]:
+    """Return the rows int64 [size] of every block; the last row fills the last block up."""
+    index = torch.arange(-(-count // size) * size, device=device).clamp(max=count - 1)
+    return list(index.view(-1, size))
+
+
+def join_blocks[T: tuple[Tensor, ...]](parts: Sequence[T], count: int) -> T:
+    """Return the tensors of all blocks as one, without what filled the last block up."""
     joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
     return joined  # type: ignore[return-value]

@@ -9,7 +9,6 @@ Axis letters as in `types`: E episodes, F frames, H chunk, A action dimensions, 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
-from robo_razor.memory import available_bytes
+from robo_razor.memory import available_bytes, local_processes
 from robo_razor.policy_inputs import STATE, image_key
 from robo_razor.rollout import LandmarkWatch, StepOutcome, episode_bar, run_actor
 from robo_razor.seeding import derive
@@ -65,19 +64,23 @@ class _Frames:
     present: list[Any] = field(default_factory=list)
     instruction: str = ""
 
+    @property
+    def picture_bytes(self) -> int:
+        return sum(image.nbytes for images in self.images.values() for image in images)
+
 
 class _FrameRecorder:
     """Gathers the frames of every episode (an observer of `run_actor`).
 
     Args:
-        number: Episodes that are run.
-        wanted: How many of them are joined at the end, which has their pictures twice.
+        wanted: How many successful ones are joined at the end, which has their pictures twice.
+        kept: Successful ones of earlier recorders.
     """
 
-    def __init__(self, number: int, wanted: int) -> None:
+    def __init__(self, wanted: int, kept: Sequence[_Frames] = ()) -> None:
         self.episodes: dict[int, _Frames] = {}
         self.landmarks = LandmarkWatch()
-        self.number, self.wanted = number, wanted
+        self.wanted, self.kept = wanted, kept
         self.taken_bytes = 0
         self.next_check = 0
 
@@ -104,7 +107,7 @@ class _FrameRecorder:
         for row, episode in enumerate(episodes):
             frames = self.episodes[int(episode)]
             for name, images in request.observation["pixels"].items():
-                frames.images.setdefault(name, []).append(images[row])
+                frames.images.setdefault(name, []).append(images[row].copy())
             frames.state.append(request.observation["agent_pos"][row])
             frames.actions.append(labels[row, 0])
             frames.rewards.append(float(outcome.rewards[row]))
@@ -119,29 +122,28 @@ class _FrameRecorder:
             self._check_memory()
 
     def _check_memory(self) -> None:
-        """Check that the pictures to come fit in free memory, by the length of episodes so far.
+        """Check that the pictures to come fit in free memory, by the successful episodes so far.
 
-        Those that still run count with what they have, so at first it asks for too little.
+        Those that end first are the short ones, so at first it asks for too little.
 
         Raises:
             DemonstrationError: They do not.
         """
         available = available_bytes()
-        if available is None:
+        done = [*self.kept, *(e for e in self.episodes.values() if e.success[-1:] == [True])]
+        if available is None or not done:
             return
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has its own demonstrations
-        episode_bytes = ranks * self.taken_bytes / len(self.episodes)
-        to_come = episode_bytes * (self.number + self.wanted - len(self.episodes))
-        if to_come <= available:
+        processes = local_processes()  # each has its own demonstrations
+        held = processes * sum(frames.picture_bytes for frames in done)
+        each = 2 * held / len(done)
+        if self.wanted * each - held <= available:
             return
-        taken = ranks * self.taken_bytes
-        fitting = int(self.wanted * (available + taken) / (to_come + taken))
         raise DemonstrationError(
-            f"{self.wanted} demonstrations do not fit in memory: their pictures take at least "
-            f"{to_come / 2**30:.1f} GiB more, by the {len(self.episodes)} episodes so far, and "
+            f"{self.wanted} demonstrations do not fit in memory: by the {len(done)} so far their "
+            f"pictures take {(self.wanted * each - held) / 2**30:.1f} GiB more, and "
             f"{available / 2**30:.1f} GiB are free",
-            remedy=f"Ask for fewer (`--bc.episodes`, of `collect` `--episodes`): at most {fitting} "
-            "fit.",
+            remedy="Ask for fewer (`--bc.episodes`, of `collect` `--episodes`): at most "
+            f"{int((available + held) / each)} fit.",
         )
 
 
@@ -180,7 +182,7 @@ def collect_demonstrations(
             )
         number = min(MAX_EPISODES_AT_ONCE, math.ceil(1.05 * missing / rate))
         rows = make_rows(task, range(first_seed + tried, first_seed + tried + number))
-        recorder = _FrameRecorder(number, episodes)
+        recorder = _FrameRecorder(episodes, kept)
         with episode_bar(console or Console(), f"demonstrations of {skill_name(task)}") as progress:
             batch = run_actor(env, actor, rows, progress=progress, observer=recorder)
         kept += _successful(batch, recorder)[:missing]

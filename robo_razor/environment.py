@@ -123,8 +123,10 @@ def task_id(name: str, packages: Sequence[str]) -> str:
         name: Such as `LiftCube`.
         packages: Packages whose environments are meant, imported if they are not yet.
     """
+    if "/" in name or ":" in name:
+        return name
     import_env_packages(packages)
-    if "/" in name or ":" in name or name in gym.registry:
+    if name in gym.registry:
         return name
     found = [task for task in gym.registry if skill_name(task) == name]
     return next((task for task in found if _package(gym.registry[task]) in packages), name)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from robo_razor.checkpoint import refuse_used_directory
 from robo_razor.errors import DemonstrationError
-from robo_razor.memory import available_bytes
+from robo_razor.memory import available_bytes, local_processes
 from robo_razor.policy_inputs import STATE, camera_name, image_key
 from robo_razor.types import DemonstrationSet
 
@@ -181,7 +180,7 @@ def _check_memory(
     available = available_bytes()
     if available is None:
         return
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each decodes its own
+    ranks = local_processes()  # each decodes its own
     frame = ranks * sum(3 * height * width for height, width in shapes.values())
     frames = int(offsets[-1])
     if frame * frames <= available:
@@ -202,7 +201,7 @@ def read_info(root: Path) -> dict[str, Any]:
     """Return what a LeRobotDataset of any version says of itself in `meta/info.json`.
 
     Raises:
-        DemonstrationError: There is no such file, or it is no JSON.
+        DemonstrationError: There is no such file, it is no JSON, or it tells no features.
     """
     path = root / "meta" / "info.json"
     try:
@@ -215,6 +214,8 @@ def read_info(root: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # of json, or no UTF-8
         raise DemonstrationError(f"{path} is no JSON ({error})") from error
+    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
+        raise DemonstrationError(f"{path} tells no `features`: it is not of a LeRobotDataset")
     return info
 
 

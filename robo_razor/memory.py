@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 INFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -16,6 +17,11 @@ def available_bytes(info: Path = INFO, group: Path = GROUP) -> int | None:
     """
     found = [free for free in (_of_machine(info), _of_container(group)) if free is not None]
     return min(found) if found else None
+
+
+def local_processes() -> int:
+    """Return how many processes of a run share this machine's memory, as its launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _of_machine(info: Path) -> int | None:

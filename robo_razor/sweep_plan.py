@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robo_razor.arguments import with_task_id
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import ConfigError, did_you_mean
 from robo_razor.settings import flatten, from_dict, merged, replace, to_dict
@@ -175,7 +176,7 @@ def _expand(
         raw = merged({k: v for k, v in base.items() if k not in unused}, own)
         seed = raw.get("seed", FinetuneConfig().seed)
         references = _References(done, seed, where)
-        config = from_dict(FinetuneConfig, references.resolve(raw), source=where)
+        config = with_task_id(from_dict(FinetuneConfig, references.resolve(raw), source=where))
         name = _run_name({**draw, "seed": seed})
         if any(run.name == name for run in runs):
             raise ConfigError(f"{where} has two runs called {name!r}")

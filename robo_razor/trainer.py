@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from robo_razor.arguments import with_task_id
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, from_dict, replace
 from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
@@ -30,7 +31,6 @@ from robo_razor.environment import (
     import_env_packages,
     make_env,
     named_tasks,
-    task_id,
     workers_beside,
 )
 from robo_razor.errors import (
@@ -108,7 +108,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     """
     if config.resume:
         config = stored_config(config)
-    config = replace(config, task=task_id(config.task, config.env.env_packages))
+    config = with_task_id(config)
     prior = validate(config)
     ranks = launched(config.device)
     if ranks.is_main and not config.resume and config.out is not None:
@@ -139,7 +139,7 @@ def _columns(config: FinetuneConfig) -> Collection[str]:
     if config.method != "bc":
         return ()
     with contextlib.suppress(DemonstrationError):  # what is wrong with it is told when it is read
-        return tuple(read_info(Path(config.bc.demonstrations)).get("features", ()))
+        return tuple(read_info(Path(config.bc.demonstrations))["features"])
     return ()
 
 

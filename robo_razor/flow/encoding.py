@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from robo_razor.blocks import block_rows, join_blocks
 from robo_razor.flow.families import PREFIX, FlowAdapter, Prefix
 
 Work = Callable[..., tuple[Tensor, ...]]
@@ -76,15 +77,11 @@ class Observations:
         for block, rows in enumerate(self._blocks()):
             kept = self._kept[block] if self._kept else self._encode(self._rows(rows))
             parts.append(work(kept, *(tensor[rows] for tensor in tensors)))
-        count = len(self)
-        return tuple(torch.cat(part)[:count] for part in zip(*parts, strict=True))
+        return join_blocks(parts, len(self))
 
     def _blocks(self) -> list[Tensor]:
-        """Return the rows of every inference; the last row fills the last one up."""
-        count, size = len(self), self.size
-        device = next(iter(self.batch.values())).device
-        index = torch.arange(-(-count // size) * size, device=device).clamp(max=count - 1)
-        return list(index.view(-1, size))
+        """Return the rows of every inference."""
+        return block_rows(len(self), self.size, next(iter(self.batch.values())).device)
 
     def _rows(self, rows: Tensor) -> dict[str, Tensor]:
         return {key: value[rows] for key, value in self.batch.items()}

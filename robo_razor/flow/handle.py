@@ -39,7 +39,12 @@ from robo_razor.flow.families import (
 )
 from robo_razor.flow.kernels import Schedule, make_schedule
 from robo_razor.flow.noise import NoiseNetwork
-from robo_razor.flow.precision import restore_float32, warn_of_float32
+from robo_razor.flow.precision import (
+    held_bytes,
+    restore_float32,
+    trains_low_encoder,
+    warn_of_float32,
+)
 from robo_razor.flow.value import ValueHead
 from robo_razor.flow.vlm import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
@@ -286,13 +291,16 @@ class FlowPolicyHandle(PolicyHandle):
         """
         assert isinstance(base, FlowPolicyHandle)
         self._share(base)
-        warn_of_float32(self.module, self.adapter, self.policy_parameters())
+        is_raised = trains_low_encoder(self.adapter, self.policy_parameters())
+        before = held_bytes(self.module, base.module)
         self.adapter.to_float32(self.policy_parameters())
         mine = dict(self.module.named_parameters())
         base.adapter.to_float32(
             p for name, p in base.module.named_parameters() if mine[name].dtype != p.dtype
         )
         self._share(base)  # what was frozen beside it
+        if is_raised:
+            warn_of_float32(self.config.type, before, held_bytes(self.module, base.module))
 
     def _share(self, base: PolicyHandle) -> None:
         theirs = dict(base.module.named_parameters())

@@ -56,24 +56,31 @@ def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bo
                 parameters[name].copy_(file.get_tensor(name))
 
 
-def warn_of_float32(module: Any, adapter: FlowAdapter, trained: Iterable[nn.Parameter]) -> None:
-    """Tell how much memory it takes that the encoder, of bfloat16, is trained in float32.
+def trains_low_encoder(adapter: FlowAdapter, trained: Iterable[nn.Parameter]) -> bool:
+    """Say whether the vision-language model is trained, and has less than float32 yet."""
+    encoder = {id(p) for p in adapter.prefix_modules()[0].parameters()}
+    return any(id(p) in encoder and p.element_size() < 4 for p in trained)
+
+
+def held_bytes(*modules: nn.Module) -> int:
+    """Return the bytes of some modules' parameters; memory that they share counts once."""
+    return sum({p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}.values())
+
+
+def warn_of_float32(kind: str, before: int, after: int) -> None:
+    """Tell how much memory it takes that a vision-language model is trained in float32.
 
     Args:
-        module: The policy, before `FlowAdapter.to_float32`.
-        adapter: Of the policy.
-        trained: What is trained.
+        kind: LeRobot's type of the policy.
+        before: Bytes of policy and base as they were loaded.
+        after: Bytes of the two in the precision of the run.
     """
-    encoder = {id(p) for p in parameters_of(adapter.prefix_modules())}
-    if not any(id(p) in encoder and p.element_size() < 4 for p in trained):
-        return
-    gib = sum(2 * p.numel() for p in module.parameters() if p.element_size() < 4) / GIB
     logger.warning(
         "The %s policy is in bfloat16, but its vision-language model is trained, for which it and "
-        "its base become float32: their weights take %.2f GiB each instead of %.2f. Train only the "
-        "action expert (`--flow.train expert`) or low-rank updates (`--ppo.lora-rank 16`, "
+        "its base become float32: together their weights take %.2f GiB instead of %.2f. Train only "
+        "the action expert (`--flow.train expert`) or low-rank updates (`--ppo.lora-rank 16`, "
         "`--bc.lora-rank 16`) to leave it in bfloat16.",
-        module.config.type,
-        2 * gib,
-        gib,
+        kind,
+        after / GIB,
+        before / GIB,
     )

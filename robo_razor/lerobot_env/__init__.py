@@ -91,7 +91,7 @@ class RazorEnvConfig(EnvConfig):  # type: ignore[misc]
         for index, name in enumerate(filter(None, (self.task or "").split(","))):
             # By value, so that a worker need not import this module, which imports LeRobot.
             make = functools.partial(
-                gym.make, task_id(name.strip()), disable_env_checker=True, **self.gym_kwargs
+                gym.make, _task_id(name.strip()), disable_env_checker=True, **self.gym_kwargs
             )
             if use_async_envs and n_envs > 1:
                 envs[index] = _LazyAsyncVectorEnv([make] * n_envs)
@@ -103,6 +103,6 @@ class RazorEnvConfig(EnvConfig):  # type: ignore[misc]
         return {self.type: envs}
 
 
-def task_id(name: str) -> str:
+def _task_id(name: str) -> str:
     """Return the Gymnasium id of a task's name, with the package that registers it."""
     return f"{SUITE_PACKAGE}:{name if '/' in name else f'{SUITE_PACKAGE}/{name}-v0'}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import flow_learning
 import pytest
@@ -15,7 +17,9 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_all_stages_are_measured_and_found_again(tmp_path, capsys):
+def test_all_stages_are_measured_and_found_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(flow_learning.os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     out, file = tmp_path / "out", tmp_path / "found.json"
     arguments = [*SMALL, "--out", str(out), "--json", str(file)]
     assert flow_learning.main(arguments) == 0
@@ -28,5 +32,9 @@ def test_all_stages_are_measured_and_found_again(tmp_path, capsys):
         assert first["kl_base_tuned"]["prior"] == 0.0 < last["kl_base_tuned"]["prior"]
     said = capsys.readouterr().out
     assert "ppo, update 2: gym_razor/PressButton-v0 sampled" in said
+    measured = {path: path.stat().st_mtime_ns for path in out.glob("*/eval/*/summary.json")}
     assert flow_learning.main(arguments) == 0  # nothing is done again
-    assert json.loads(file.read_text())["checkpoints"] == found["checkpoints"]
+    assert measured == {path: path.stat().st_mtime_ns for path in measured}
+    assert json.loads(file.read_text())["wall_s"] == pytest.approx(found["wall_s"], abs=60.0)
+    with pytest.raises(SystemExit, match="holds runs with updates = 2, not 3: give another --out"):
+        flow_learning.main([*arguments, "--updates", "3"])

@@ -186,6 +186,13 @@ def test_resume_uses_the_runs_own_settings(interrupted_run):
     assert (config.resume, config.seed, config.ppo.gamma) == (True, 7, 0.9)
 
 
+def test_resume_knows_the_task_by_its_skills_name(interrupted_run):
+    words = ("--resume", "--out", str(interrupted_run), "--task")
+    assert finetune(*words, "PlaceCanInBin").resume
+    with pytest.raises(ConfigError, match=r"`task` = 'gym_razor/LiftCan-v0' differs"):
+        finetune(*words, "LiftCan")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -197,14 +197,16 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
     free(3 * frame * len(whole))  # while they are played, and joined, and two to spare
     same(expert(30), whole)
     played = sum(steps)
-    free(frame * len(whole))
-    with pytest.raises(
-        DemonstrationError,
-        match=r"30 demonstrations .* at least 0.0 GiB more, by the \d+ episodes so far, "
-        r"and 0.0 GiB are free.*`--bc.episodes`, of `collect` `--episodes`.: at most [12]\d fit",
-    ):
-        expert(30)
-    assert sum(steps) < played / 2
+    for at_once in (demonstrations.MAX_EPISODES_AT_ONCE, 10):  # later rounds count as well
+        monkeypatch.setattr(demonstrations, "MAX_EPISODES_AT_ONCE", at_once)
+        free(frame * len(whole))
+        with pytest.raises(
+            DemonstrationError,
+            match=r"30 demonstrations .*: by the \d+ so far their pictures take 0.0 GiB more, and "
+            r"0.0 GiB are free.*`--bc.episodes`, of `collect` `--episodes`.: at most [12]\d fit",
+        ):
+            expert(30)
+        assert sum(steps) < played / 2
     monkeypatch.setattr(demonstrations, "available_bytes", lambda: None)  # a system without it
     same(expert(30), whole)
 
@@ -251,3 +253,7 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):
         load_demonstrations(tmp_path / "old")
     with pytest.raises(DemonstrationError, match="does not exist"):
         load_demonstrations(tmp_path / "old" / "meta" / "info.json")
+    for text in ("[]", '{"features": null}'):
+        (tmp_path / "old" / "meta" / "info.json").write_text(text)
+        with pytest.raises(DemonstrationError, match="tells no `features`"):
+            load_demonstrations(tmp_path / "old")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import tiny_vla
 import torch
@@ -78,16 +80,18 @@ def test_only_what_is_trained_is_raised(folder):
 
 def test_what_float32_costs_is_told_once_with_a_remedy(folder, caplog, monkeypatch):
     monkeypatch.setattr(precision, "GIB", 1000)  # so that a tiny policy has some
-    low = []
-
-    def counted(policy):
-        cast(policy)
-        low.append(sum(p.numel() for p in policy.module.parameters() if p.element_size() < 4))
-
-    make_ppo(folder, FlowConfig(train="all"), counted, **SMALL)
+    method = make_ppo(folder, FlowConfig(train="all"), cast, **SMALL)
     (record,) = (r for r in caplog.records if r.name == "robo_razor.flow.precision")
     told = record.getMessage()
-    assert f"take {4 * low[0] / 1000:.2f} GiB each instead of {2 * low[0] / 1000:.2f}" in told
+    mine, theirs = (dict(p.module.named_parameters()) for p in (method.policy, method.base))
+    own = [name for name in mine if mine[name].data_ptr() != theirs[name].data_ptr()]
+    after = sum(p.nbytes for p in mine.values()) + sum(theirs[name].nbytes for name in own)
+    low = load_policy(folder)
+    cast(low)
+    once = sum(p.nbytes for p in low.module.parameters())
+    before = once + sum(dict(low.module.named_parameters())[name].nbytes for name in own)
+    expected = rf"take {after / 1000:.2f} GiB instead of {before / 1000:.2f}\."
+    assert re.search(expected, told), (expected, told)
     assert "`--flow.train expert`" in told
     caplog.clear()
     make_ppo(folder, FlowConfig(train="expert"), cast, **SMALL)

@@ -83,6 +83,13 @@ def test_keys_may_be_dotted_or_nested(plan):
     assert dotted.runs[0].config.bc.epochs == 3
 
 
+def test_a_new_task_named_by_its_skill_is_planned_by_its_id(plan):
+    """As runs keep it, or a sweep could not go on."""
+    text = "base: {task: PressButton}\narms: [{name: a, settings: {method: ppo}}]"
+    (run,) = plan(text).runs
+    assert run.config.task == "gym_razor/PressButton-v0"
+
+
 def test_the_grid_overrides_settings_and_they_the_base(plan):
     runs = plan("""
         base: {seed: 5, ppo: {gamma: 0.5, num_updates: 9}, bc: {epochs: 2}}
