@@ -201,7 +201,7 @@ def read_info(root: Path) -> dict[str, Any]:
     """Return what a LeRobotDataset of any version says of itself in `meta/info.json`.
 
     Raises:
-        DemonstrationError: There is no such file, it is no JSON, or it tells no features.
+        DemonstrationError: There is no such file, or it is no JSON object.
     """
     path = root / "meta" / "info.json"
     try:
@@ -214,8 +214,8 @@ def read_info(root: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # of json, or no UTF-8
         raise DemonstrationError(f"{path} is no JSON ({error})") from error
-    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
-        raise DemonstrationError(f"{path} tells no `features`: it is not of a LeRobotDataset")
+    if not isinstance(info, dict):
+        raise DemonstrationError(f"{path} tells no `features`: it is no LeRobotDataset")
     return info
 
 
@@ -225,6 +225,8 @@ def _check_format(root: Path, info: Mapping[str, Any]) -> None:
             f"{str(root)!r} has format {info.get('codebase_version')!r}, not v3",
             remedy="Convert it with LeRobot's converter.",
         )
+    if not isinstance(info.get("features"), dict):
+        raise DemonstrationError(f"{str(root)!r} tells no `features`: it is no LeRobotDataset")
 
 
 def _task_names(root: Path) -> dict[int, str]:

@@ -139,7 +139,7 @@ def _columns(config: FinetuneConfig) -> Collection[str]:
     if config.method != "bc":
         return ()
     with contextlib.suppress(DemonstrationError):  # what is wrong with it is told when it is read
-        return tuple(read_info(Path(config.bc.demonstrations))["features"])
+        return tuple(read_info(Path(config.bc.demonstrations)).get("features") or ())
     return ()
 
 

@@ -253,7 +253,7 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):
         load_demonstrations(tmp_path / "old")
     with pytest.raises(DemonstrationError, match="does not exist"):
         load_demonstrations(tmp_path / "old" / "meta" / "info.json")
-    for text in ("[]", '{"features": null}'):
+    for text in ("[]", '{"codebase_version": "v3.0", "features": null}'):
         (tmp_path / "old" / "meta" / "info.json").write_text(text)
         with pytest.raises(DemonstrationError, match="tells no `features`"):
             load_demonstrations(tmp_path / "old")
