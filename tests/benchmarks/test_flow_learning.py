@@ -28,10 +28,10 @@ def test_all_stages_are_measured_and_found_again(tmp_path, capsys, monkeypatch):
     assert 600_000 < found["parameters"] < 800_000
     for name in ("ppo", "bc"):
         first, *_, last = found["checkpoints"][name]
-        assert set(last["prior"]) == {"CloseDrawer", "OpenDrawer"}
+        assert set(last["prior"]) == {"PressButton", "OpenDrawer"}
         assert first["kl_base_tuned"]["prior"] == 0.0 < last["kl_base_tuned"]["prior"]
     said = capsys.readouterr().out
-    assert "ppo, update 2: gym_razor/PressButton-v0 sampled" in said
+    assert "ppo, update 2: gym_razor/CloseDrawer-v0 sampled" in said
     measured = {path: path.stat().st_mtime_ns for path in out.glob("*/eval/*/summary.json")}
     assert flow_learning.main(arguments) == 0  # nothing is done again
     assert measured == {path: path.stat().st_mtime_ns for path in measured}
