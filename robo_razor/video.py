@@ -30,7 +30,13 @@ from robo_razor.actors import (
 )
 from robo_razor.config import RolloutConfig, replace
 from robo_razor.device import resolve_device, torch_threads
-from robo_razor.environment import check_tasks, make_env, task_id, worker_errors
+from robo_razor.environment import (
+    check_tasks,
+    import_env_packages,
+    make_env,
+    task_id,
+    worker_errors,
+)
 from robo_razor.errors import ConfigError, EnvError
 from robo_razor.rollout import StepOutcome, episode_bar, run_actor
 from robo_razor.statistics import wilson_interval
@@ -163,6 +169,7 @@ def run_rollout(config: RolloutConfig, console: Console | None = None) -> Episod
         RoboRazorError: Unknown task or policy, or one that does not fit the environment.
     """
     console = console or Console()
+    import_env_packages(config.env.env_packages)
     config = replace(config, task=task_id(config.task, config.env.env_packages))
     check_tasks([config.task])
     if config.video is not None and Path(config.video).suffix not in (".mp4", ".gif"):
