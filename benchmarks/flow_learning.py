@@ -81,27 +81,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def collect(settings: argparse.Namespace, directory: Path) -> None:
     """Write demonstrations of all skills as one dataset, which is there when it is whole."""
     from robo_razor.actors import ExpertActor, NoisyActor
-    from robo_razor.demonstrations import collect_demonstrations
+    from robo_razor.demonstrations import write_demonstrations
     from robo_razor.environment import make_env, named_tasks
-    from robo_razor.lerobot_dataset import create_dataset, write_episodes
 
     numbers = dict.fromkeys(
         named_tasks(settings.prior_tasks, ("gym_razor",)).values(), settings.demonstrations
     )
     numbers[settings.new_task] = settings.new_demonstrations
     env = make_env(settings.new_task, environment(settings), chunk_size=1, tasks=tuple(numbers))
-    dataset, begun = None, directory.with_name(f"{directory.name}-begun")
+    begun = directory.with_name(f"{directory.name}-begun")
     shutil.rmtree(begun, ignore_errors=True)
     try:
-        for task, number in numbers.items():
-            actor = NoisyActor(ExpertActor("a"), NOISE)
-            found = collect_demonstrations(env, actor, task, number, first_seed=settings.seed)
-            dataset = dataset or create_dataset(begun, found)
-            write_episodes(dataset, found)
+        actor = NoisyActor(ExpertActor("a"), NOISE)
+        write_demonstrations(env, actor, numbers, begun, first_seed=settings.seed)
     finally:
         env.close()
-    assert dataset is not None
-    dataset.finalize()
     begun.rename(directory)
 
 

@@ -9,7 +9,7 @@ Axis letters as in `types`: E episodes, F frames, H chunk, A action dimensions, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -316,6 +316,39 @@ def check_fit(demonstrations: DemonstrationSet, policy: Any, source: str) -> Non
     )
 
 
+def write_demonstrations(
+    env: Any,
+    actor: Actor,
+    episodes: Mapping[str, int],
+    directory: Path,
+    *,
+    first_seed: int = 0,
+    console: Console | None = None,
+) -> None:
+    """Collect demonstrations of some tasks and write them as one dataset.
+
+    Args:
+        env: Vector environment of all tasks, with chunks of one action.
+        actor: Who demonstrates.
+        episodes: Gymnasium id -> successful episodes wanted, at least one task.
+        directory: Where; must not exist.
+        first_seed: Seed of every task's first start state; the next ones follow.
+        console: Where progress is shown.
+
+    Raises:
+        DemonstrationError: Too few episodes succeed.
+    """
+    writer = None
+    for task, number in episodes.items():
+        found = collect_demonstrations(
+            env, actor, task, number, first_seed=first_seed, console=console
+        )
+        writer = writer or create_dataset(directory, found)
+        write_episodes(writer, found)
+    assert writer is not None
+    writer.finalize()
+
+
 def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
     """Collect demonstrations as the settings say and write them as a LeRobotDataset v3.
 
@@ -346,20 +379,13 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
         tasks=tuple(tasks.values()),
         image_shape=None if policy is None else policy.wanted_image_shape,
     )
-    writer = None
     try:
         if policy is not None:
             policy.check_env(env.single_observation_space, env.single_action_space)
-        for task in tasks.values():
-            found = collect_demonstrations(
-                env, actor, task, config.episodes, first_seed=config.seed, console=console
-            )
-            writer = writer or create_dataset(out, found)
-            write_episodes(writer, found)
+        numbers = dict.fromkeys(tasks.values(), config.episodes)
+        write_demonstrations(env, actor, numbers, out, first_seed=config.seed, console=console)
     finally:
         env.close()
-    assert writer is not None
-    writer.finalize()
     console.print(
         f"{config.episodes * len(tasks)} episodes of {', '.join(tasks)} in {out}", highlight=False
     )
