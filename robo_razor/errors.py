@@ -7,7 +7,14 @@ one paragraph and exits with status 2; anything else is a bug and keeps its trac
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 6
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
 class RoboRazorError(Exception):
@@ -82,6 +89,17 @@ class ReportError(RoboRazorError):
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", ":")) else f"{text}."
+
+
+def shown(value: Any) -> str:
+    """Return a value that a user gave as an error may quote it: short, whatever it holds.
+
+    Text of megabytes, nesting, or aliases of YAML that stand for 10^9 items cost no time.
+    """
+    try:
+        return _SHORT.repr(value)
+    except (RecursionError, ValueError):  # too deep; a number of more digits than may be printed
+        return f"a {type(value).__name__}"
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -14,6 +14,9 @@ from typing import Any
 
 from robo_razor.errors import CheckpointError
 
+MAX_TEXT_BYTES = 256 * 2**20
+"""Text files beyond this size are refused: none of ours comes near."""
+
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file so that it is either the old one or the new one, never a part of it."""
@@ -49,14 +52,55 @@ def read_json(path: str | Path, remedy: str | None = None) -> Any:
         remedy: What to do where it cannot be read.
 
     Raises:
-        CheckpointError: The file is missing or is no JSON.
+        CheckpointError: The file is missing, too large, or not JSON (which has no NaN or Infinity).
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", remedy=remedy) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is truncated or no JSON ({error})", remedy=remedy) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or not JSON ({error})", remedy=remedy) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", remedy=remedy) from error
+
+
+def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read a UTF-8 file that a stranger may have made.
+
+    Raises:
+        ValueError: It is larger than `max_bytes` or not UTF-8.
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"larger than {max_bytes / 2**20:g} MiB")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte {data[error.start]:#04x} at {error.start}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON, nested deeper than Python reads, or has NaN or Infinity.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_number)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
 
 
 @contextlib.contextmanager
