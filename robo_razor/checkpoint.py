@@ -8,23 +8,43 @@ This is the only module that knows file names::
       checkpoints/{last, best}                    relative links
       eval/<step>/{summary.json, episodes.jsonl, ...}   videos/   report/
 
-A checkpoint is written under a temporary name, flushed to disk and renamed; nothing that is read
-back can run code (safetensors and JSON, no pickle).
+A checkpoint is written under a temporary name with the checksums of its files, flushed to disk,
+renamed, and read again. What is read back is safetensors and JSON, no pickle; that the names in a
+policy's configuration cannot run code either is the business of `policies`.
+
+The numbered directories are the truth. `last` and `best` are for people and other tools: nothing
+here depends on them, so a copy of a run in which links became folders, text or nothing works too.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
-import os
+import logging
 import re
 import shutil
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from robo_razor.errors import CheckpointError, RunDirectoryError
-from robo_razor.files import atomic_directory, read_json, replace_link, write_json, write_text
+from robo_razor.checksums import verify_checksums, write_checksums
+from robo_razor.errors import CheckpointError, ConfigError, RunDirectoryError
+from robo_razor.files import (
+    atomic_directory,
+    clear_leftovers,
+    make_directory,
+    parse_json,
+    raising_os_errors,
+    read_json,
+    read_link,
+    read_text,
+    replace_link,
+    system_refusal,
+    write_json,
+    write_text,
+)
+from robo_razor.selection import best_step, kept_steps, planned_steps, score
 from robo_razor.training_state import (
     TrainingState,
     capture_rng,
@@ -46,6 +66,8 @@ __all__ = [
     "step_name",
 ]
 
+logger = logging.getLogger(__name__)
+
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 DAMAGED_EVALUATION = (
@@ -59,6 +81,8 @@ EPISODES = "episodes.jsonl"
 PRETRAINED_MODEL = "pretrained_model"
 TRAINING_STATE = "training_state"
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_config.json"
+"""In the folder of a PEFT adapter, which has no weights of its own."""
 LAST = "last"
 BEST = "best"
 
@@ -102,8 +126,16 @@ class RunDirectory:
         refuse_used_directory(target, resumable=True)
         run = cls(target)
         run._acquire()
-        write_text(run.path / CONFIG, to_yaml(config))
-        run.write_environment(fingerprint())
+        try:
+            write_text(run.path / CONFIG, to_yaml(config))
+            run.write_environment(fingerprint())
+        except OSError as error:
+            run.discard_unstarted()
+            run.close()
+            raise RunDirectoryError(
+                system_refusal(error),
+                remedy="Make room, or choose another output directory with `--out`.",
+            ) from error
         return run
 
     @classmethod
@@ -128,21 +160,30 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: str | Path) -> Self:
-        """Open an existing run for going on, from its last checkpoint.
+        """Open an existing run for going on, from its newest checkpoint that is whole.
+
+        What a killed process left is cleared away, and a damaged newest checkpoint is set aside
+        (`000040.damaged`) with a warning.
 
         Raises:
             RunDirectoryError: `path` is no run directory or another process is running it.
-            CheckpointError: The run has no checkpoint yet.
+            CheckpointError: The run has no checkpoint yet, or none that is whole.
         """
         run = cls.open(path)
+        run._acquire()
+        clear_leftovers(run.path)
         if run.last_step() is None:
+            run.close()
             raise CheckpointError(
                 f"The run {str(path)!r} has no checkpoint to resume from",
-                remedy="Delete the directory or choose another one, and start again.",
+                remedy="Begin it again with `--resume auto`, which takes its place.",
             )
-        run._acquire()
-        for leftover in run.checkpoints.glob(".*.tmp"):  # of a run that was killed while saving
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            run._set_damaged_aside()
+            replace_link(run.checkpoints / LAST, step_name(run.steps()[-1]))
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def environment(self) -> dict[str, Any]:
@@ -195,12 +236,11 @@ class RunDirectory:
 
     def is_finished(self) -> bool:
         """Tell whether the run made all its updates and measured the last one."""
-        steps = _steps_in(self.path / "eval")
-        file = self.path / "eval" / step_name(steps[-1]) / SUMMARY if steps else None
-        if file is None or not file.is_file():
+        steps = self.evaluated_steps()
+        if not steps:
             return False
-        summary = read_json(file)
-        return bool(summary["step"] == summary.get("updates"))
+        summary = self.summary(steps[-1])
+        return summary.get("step") is not None and summary["step"] == summary.get("updates")
 
     def is_running(self) -> bool:
         """Tell whether a process holds the run's lock."""
@@ -230,10 +270,35 @@ class RunDirectory:
             )
         shutil.rmtree(self.path)
 
+    def planned_steps(self) -> frozenset[int] | None:
+        """Return the steps that the run measures, 0 included; None before the first is measured.
+
+        Raises:
+            CheckpointError: Its settings or evaluations are damaged.
+        """
+        steps = self.evaluated_steps()
+        updates = self.summary(steps[-1]).get("updates") if steps else None
+        try:
+            return planned_steps(self.config_data().get("tracking"), updates)
+        except (TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise CheckpointError(f"The plan of {self.path} cannot be read ({error})") from error
+
     def best_step(self) -> int | None:
-        """Return the step that `best` points at, or None."""
-        link = self.checkpoints / BEST
-        return int(os.readlink(link)) if link.is_symlink() else None
+        """Return the best measured step (see `selection`), or None before the first.
+
+        A run of an earlier version, whose evaluations do not say it, keeps what it marked.
+        """
+        config = self.config_data()
+        tracking, planned = config.get("tracking"), self.planned_steps()
+        if planned is not None and isinstance(tracking, Mapping) and "episodes_new" in tracking:
+            task, episodes = str(config.get("task")), tracking["episodes_new"]
+            if not isinstance(episodes, int):
+                raise CheckpointError(f"{self.path}: `tracking.episodes_new` is not a number")
+            steps = [step for step in self.evaluated_steps() if step in planned]
+            scores = {step: score(self.episodes(step), task, episodes) for step in steps}
+            return best_step(scores)
+        marked = (read_link(self.checkpoints / BEST) or "").rstrip("/").rsplit("/", 1)[-1]
+        return int(marked) if _STEP_NAME.match(marked) else None
 
     def pretrained_model(self, step: int) -> Path:
         """Return the directory of a checkpoint's policy."""
@@ -247,7 +312,7 @@ class RunDirectory:
         keep: int = 3,
         best: bool = False,
     ) -> Path:
-        """Write a checkpoint atomically, point `last` at it and drop old ones.
+        """Write a checkpoint atomically, read it back, point `last` at it and drop old ones.
 
         Args:
             save_policy: Writes the policy into the directory it is given.
@@ -257,17 +322,23 @@ class RunDirectory:
 
         Returns:
             The checkpoint's directory.
+
+        Raises:
+            CheckpointError: What is on disk afterwards is not what was written.
+            OSError: It cannot be written; the checkpoints before it are untouched.
         """
         target = self.checkpoints / step_name(state.step)
-        with atomic_directory(target) as directory:
+        with raising_os_errors(target), atomic_directory(target) as directory:
             model = directory / PRETRAINED_MODEL
             model.mkdir()
             save_policy(model)
             save_training_state(directory / TRAINING_STATE, state)
+            write_checksums(directory)
+        verify_checksums(target, from_disk=True)
         replace_link(self.checkpoints / LAST, target.name)
         if best:
             self.mark_best(state.step)
-        self._prune(keep)
+        self.prune(keep, state.step if best else self.best_step())
         return target
 
     def mark_best(self, step: int) -> None:
@@ -291,10 +362,56 @@ class RunDirectory:
         return load_training_state(self.checkpoints / step_name(chosen) / TRAINING_STATE)
 
     def evaluation(self, step: int) -> Path:
-        """Return the directory of a step's evaluation, creating it."""
-        directory = self.path / "eval" / step_name(step)
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory
+        """Return the directory of a step's evaluation, which need not be there."""
+        return self.path / "eval" / step_name(step)
+
+    def evaluated_steps(self) -> list[int]:
+        """Return the steps whose summary is on disk, ascending."""
+        steps = _steps_in(self.path / "eval")
+        return [step for step in steps if (self.evaluation(step) / SUMMARY).is_file()]
+
+    def drop_evaluations_after(self, step: int) -> None:
+        """Remove the evaluations of later steps, whose checkpoints were lost."""
+        for later in _steps_in(self.path / "eval"):
+            if later > step:
+                shutil.rmtree(self.evaluation(later))
+
+    def is_measured(self, step: int) -> bool:
+        """Tell whether a step's evaluation is on disk and whole; its summary is written last."""
+        try:
+            self.summary(step)
+        except CheckpointError:
+            return False
+        return True
+
+    def summary(self, step: int) -> dict[str, Any]:
+        """Return a step's evaluation summary.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        found = read_json(self.evaluation(step) / SUMMARY, DAMAGED_EVALUATION)
+        if not isinstance(found, dict):
+            path = self.evaluation(step) / SUMMARY
+            raise CheckpointError(f"{path} is damaged: not an object", remedy=DAMAGED_EVALUATION)
+        return found
+
+    def episodes(self, step: int) -> list[dict[str, Any]]:
+        """Return the rows of a step's `episodes.jsonl`.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        path = self.evaluation(step) / EPISODES
+        try:
+            rows = [parse_json(line) for line in read_text(path).splitlines()]
+            if not all({"mode", "task", "seed", "success"} <= row.keys() for row in rows):
+                raise ValueError("an episode lacks its mode, task, seed or success")
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error})", remedy=DAMAGED_EVALUATION
+            ) from error
+        return rows
 
     def write_summary(self, step: int, summary: Mapping[str, Any]) -> Path:
         """Write a step's evaluation summary, atomically."""
@@ -310,9 +427,7 @@ class RunDirectory:
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return the evaluation summaries of all steps, ascending."""
-        steps = _steps_in(self.path / "eval")
-        files = [self.path / "eval" / step_name(step) / SUMMARY for step in steps]
-        return [read_json(file, DAMAGED_EVALUATION) for file in files if file.is_file()]
+        return [self.summary(step) for step in self.evaluated_steps()]
 
     def measured(self) -> list[Path]:
         """Return the files that a report reads: all but weights, optimizers and probe states."""
@@ -331,23 +446,52 @@ class RunDirectory:
 
     def _acquire(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path)
             lock = (self.path / _LOCK).open("ab")
         except OSError as error:
-            raise RunDirectoryError(f"Cannot write to {self.path} ({error.strerror})") from error
+            raise RunDirectoryError(
+                f"Cannot write to {self.path} ({error.strerror})",
+                remedy="Choose another output directory with `--out`, or make room.",
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.close()
-            raise RunDirectoryError(
-                f"Another process is running in {self.path}",
-                remedy="Wait for it, stop it, or choose another output directory.",
-            ) from error
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                logger.warning(
+                    "The file system of %s has no locks: let only one process run there.",
+                    self.path,
+                )
+            else:
+                lock.close()
+                raise RunDirectoryError(
+                    f"Another process is running in {self.path}",
+                    remedy="Wait for it, stop it, or choose another output directory.",
+                ) from error
         self._lock = lock
 
-    def _prune(self, keep: int) -> None:
-        kept = set(self.steps()[-max(1, keep) :]) | {self.best_step()}
-        for step in self.steps():
+    def _set_damaged_aside(self) -> None:
+        """Rename newest checkpoints that are damaged, until one is whole.
+
+        Raises:
+            CheckpointError: None is whole; all keep their names then.
+        """
+        whole, damaged = _newest_whole(self.checkpoints)
+        for step in damaged:
+            name = step_name(step)
+            place = next(
+                path
+                for number in range(1, 1000)
+                for path in [self.checkpoints / f"{name}.damaged{'' if number == 1 else number}"]
+                if not path.exists()
+            )
+            (self.checkpoints / name).rename(place)
+            logger.warning("It is kept as %s, and the run goes on from step %d.", place, whole)
+
+    def prune(self, keep: int, best: int | None) -> None:
+        """Drop old checkpoints, see `selection.kept_steps`."""
+        steps = self.steps()
+        kept = kept_steps(steps, keep, best, self.planned_steps())
+        for step in steps:
             if step not in kept:
                 shutil.rmtree(self.checkpoints / step_name(step))
 
@@ -390,23 +534,76 @@ def find_pretrained_model(path: str | Path) -> Path:
     Raises:
         CheckpointError: There is no policy, or its weights are missing.
     """
-    start = Path(path)
-    candidates = [
-        start,
-        start / PRETRAINED_MODEL,
-        start / LAST / PRETRAINED_MODEL,
-        start / "checkpoints" / LAST / PRETRAINED_MODEL,
-    ]
-    found = next((c for c in candidates if (c / "config.json").is_file()), None)
+    start = Path(path).expanduser()
+    found = next(
+        (
+            candidate
+            for candidate in (*_linked(start), start, start / PRETRAINED_MODEL, *_newest_of(start))
+            if (candidate / "config.json").is_file()
+        ),
+        None,
+    )
     if found is None:
         raise CheckpointError(
             f"No policy in {str(path)!r}: it does not exist or holds no config.json",
             allowed="a run directory, a checkpoint (`RUN/checkpoints/000040`), or its "
             f"{PRETRAINED_MODEL!r} directory",
         )
-    if not (found / WEIGHTS).is_file():
+    if not (found / WEIGHTS).is_file() and not (found / ADAPTER).is_file():
         raise CheckpointError(f"The checkpoint {found} is incomplete: {WEIGHTS} is missing")
+    if found.name == PRETRAINED_MODEL:
+        verify_checksums(found.parent, PRETRAINED_MODEL)
     return found
+
+
+def _linked(path: Path) -> list[Path]:
+    """Return the policy that `checkpoints/last` or `checkpoints/best` means, or none.
+
+    The link itself may be behind the checkpoints after a crash; in a copy it may be a folder, a
+    text, or not there.
+    """
+    link = path.parent if path.name == PRETRAINED_MODEL else path
+    steps = _steps_in(link.parent) if link.name in (LAST, BEST) else []
+    if not steps:
+        return []
+    if link.name == LAST:
+        return _newest_of(link.parent)
+    best = RunDirectory(link.parents[1]).best_step()
+    return [link.parent / step_name(best) / PRETRAINED_MODEL] if best in steps else []
+
+
+def _newest_of(start: Path) -> list[Path]:
+    """Return the policy of the newest whole checkpoint of a run or its `checkpoints`, or none."""
+    folder = next((f for f in (start / "checkpoints", start) if _steps_in(f)), None)
+    if folder is None:
+        return []
+    whole, _ = _newest_whole(folder, PRETRAINED_MODEL)
+    return [folder / step_name(whole) / PRETRAINED_MODEL]
+
+
+def _newest_whole(checkpoints: Path, below: str = "") -> tuple[int, list[int]]:
+    """Return the newest step whose checkpoint is whole, and the newer ones, which are damaged.
+
+    Args:
+        checkpoints: Where they are; there is at least one.
+        below: The folder of a checkpoint that matters; empty: all of it.
+
+    Raises:
+        CheckpointError: None is whole.
+    """
+    damaged: list[int] = []
+    problems: list[CheckpointError] = []
+    for step in reversed(_steps_in(checkpoints)):
+        try:
+            verify_checksums(checkpoints / step_name(step), below)
+        except CheckpointError as error:
+            damaged.append(step)
+            problems.append(error)
+            continue
+        for problem in problems:
+            logger.warning("%s. The checkpoint before it is taken: step %d.", problem.problem, step)
+        return step, damaged
+    raise problems[0]
 
 
 def _steps_in(directory: Path) -> list[int]:

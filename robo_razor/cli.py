@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from robo_razor import config as configs
 from robo_razor.errors import ConfigError, RoboRazorError, unknown_name
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128
+"""Plus the number of the signal that stopped a run: 130 for Ctrl-C, 143 for SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"robo-razor: error: {' '.join(str(error).split())}\n")
         return EXIT_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             raise
-        sys.stderr.write("robo-razor: interrupted\n")
-        return EXIT_INTERRUPTED
+        number = getattr(error, "signal", signal.SIGINT)
+        by = "" if number == signal.SIGINT else f" by {number.name}"
+        sys.stderr.write(f"robo-razor: interrupted{by}\n")
+        return EXIT_SIGNAL + number
     except BrokenPipeError:  # `robo-razor list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that is gone, too many open files
+        if debug:
+            raise
+        from robo_razor.files import system_refusal
+
+        text = " ".join(system_refusal(error).split())
+        sys.stderr.write(f"robo-razor: error: {text}. `--debug` shows where.\n")
+        return EXIT_ERROR
 
 
 def _let_threads_sleep() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,6 +20,10 @@ MAX_TEXT_BYTES = 256 * 2**20
 """Text files beyond this size are refused: none of ours comes near."""
 
 
+_LEFTOVER = re.compile(r"^\.(?P<name>.+)\.\d+(\.\d+)?\.(?P<kind>tmp|old)$")
+"""Names of files and directories that are being written or replaced, with the process's number."""
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file so that it is either the old one or the new one, never a part of it."""
     write_bytes(path, text.encode("utf-8"))
@@ -26,7 +32,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file so that it is either the old one or the new one, never a part of it."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -35,8 +41,18 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            temporary.unlink(missing_ok=True)
     _flush_directory(target.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, so that they are there after a loss of power too."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    _flush_directory(path.parent)
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -107,7 +123,7 @@ def _finite_number(digits: str) -> float:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` (replacing it) when the block succeeds."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -116,12 +132,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         for item in sorted(temporary.rglob("*"), reverse=True):
             _flush_directory(item) if item.is_dir() else _flush_file(item)
         _flush_directory(temporary)
-        if target.exists():
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
+        with _set_aside(target):
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -129,11 +140,69 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Point `link` at `target` (relative to the link's directory), atomically."""
+    """Point `link` at `target` (relative to the link's directory), atomically.
+
+    What a copy of the directory made of the link goes: a folder, or a file that holds the target.
+    Where the file system has no links, such a file is written.
+    """
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    try:
+        temporary.symlink_to(target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        write_text(temporary, f"{target}\n")
+    if link.is_dir() and not link.is_symlink():
+        with _set_aside(link):
+            temporary.rename(link)
+    else:
+        temporary.replace(link)
+    _flush_directory(link.parent)
+
+
+def read_link(link: Path) -> str | None:
+    """Return what a link points at, also where a copy made it a small text file; else None."""
+    try:
+        if link.is_symlink():
+            return os.readlink(link)
+        return read_text(link, 4096).strip() if link.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _set_aside(target: Path) -> Iterator[None]:
+    """Make room for what replaces a directory, and bring it back if that fails."""
+    if not target.exists():
+        yield
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.rename(old)
+    try:
+        yield
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def clear_leftovers(root: Path) -> None:
+    """Remove what killed writers left below a directory; bring back what one had set aside."""
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            leftover = _LEFTOVER.match(name)
+            if leftover is None:
+                continue
+            path, original = Path(folder, name), Path(folder, leftover["name"])
+            if name in folders:
+                folders.remove(name)
+            if leftover["kind"] == "old" and not original.exists():
+                path.rename(original)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _flush_file(path: Path) -> None:
@@ -152,3 +221,27 @@ def _flush_directory(path: Path) -> None:
 def finite(value: float) -> float | None:
     """Return the value, or None where it is NaN or infinite (JSON has neither)."""
     return value if math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def raising_os_errors(path: Path) -> Iterator[None]:
+    """Raise what safetensors says of the operating system as the `OSError` that it was."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def system_refusal(error: BaseException) -> str:
+    """Return what the operating system refused, and where, as a sentence for people."""
+    if isinstance(error, OSError) and error.strerror:
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        at = f": {' and '.join(places)}" if places else ""
+        return f"The system refused to go on ({error.strerror}){at}"
+    return f"The system refused to go on ({error})"

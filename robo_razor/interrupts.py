@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during work that must be done whole or not at all."""
+"""Signals that ask a run to stop, during work that must be done whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Literal
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, a scheduler's notice, a closed terminal, and the notice that a user can ask Slurm for."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to stop.
+
+    Attributes:
+        signal: Which it was.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
 
 
 class Interrupts:
-    """Turns Ctrl-C and SIGTERM into KeyboardInterrupt, at once or after the running update.
+    """Turns signals into `Interrupted`, at once or after the running update.
 
     Attributes:
         postponed: Set to True where an interruption has to wait for `release`; a second one does
@@ -22,13 +36,15 @@ class Interrupts:
     def __init__(self) -> None:
         self.postponed = False
         self.pending = False
+        self._number: int = signal.SIGINT
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt, or keep it for `release`; a signal handler."""
+        """Raise `Interrupted`, or keep it for `release`; a signal handler."""
+        self._number = number
         if self.postponed and not self.pending:
             self.pending = True
             return
-        raise KeyboardInterrupt
+        raise Interrupted(number)
 
     def release(self, *, also: bool = False) -> None:
         """Raise what was postponed, and postpone no more.
@@ -39,21 +55,23 @@ class Interrupts:
         self.postponed = False
         if self.pending or also:
             self.pending = False
-            raise KeyboardInterrupt
+            raise Interrupted(self._number)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """Handle both signals inside the block; does nothing outside the main thread."""
+    """Handle the signals inside the block; does nothing outside the main thread.
+
+    What the process was started to ignore stays ignored (`nohup` and SIGHUP).
+    """
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    numbers: tuple[Literal[signal.Signals.SIGINT], Literal[signal.Signals.SIGTERM]]
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupts.handle) for number in numbers}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupts.handle) for number in heard}
     try:
         yield interrupts
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

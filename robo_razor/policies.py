@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from robo_razor.checkpoint import BEST, LAST, find_pretrained_model
 from robo_razor.errors import CheckpointError, PolicyError, unknown_name
 from robo_razor.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.flow.handle import FlowPolicyHandle
@@ -73,8 +74,8 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
     if name in shipped:
         return shipped[name]
     path = Path(name).expanduser()
-    if path.exists():
-        return _policy_directory(path)
+    if path.exists() or (path.parent.is_dir() and path.name in (LAST, BEST)):
+        return find_pretrained_model(path)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if is_hub_id and not path.parent.exists():
         return None
@@ -84,20 +85,6 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
         shipped,
         remedy="It is no directory either. Give a run or checkpoint directory, or a hub id "
         "(owner/name).",
-    )
-
-
-def _policy_directory(path: Path) -> Path:
-    """Return the directory at or below `path` that has a policy in it."""
-    inside_run = ("last/pretrained_model", "checkpoints/last/pretrained_model")
-    for inner in ("", "pretrained_model", *inside_run):
-        if (path / inner / CONFIG_FILE).is_file():
-            return path / inner
-    raise CheckpointError(
-        f"{path} holds no policy: there is no {CONFIG_FILE} in it, nor in its pretrained_model or "
-        "checkpoints/last/pretrained_model.",
-        remedy="Give a run directory with at least one checkpoint, or "
-        "RUN/checkpoints/STEP/pretrained_model.",
     )
 
 

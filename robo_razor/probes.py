@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.errors import CheckpointError
+from robo_razor.files import write_bytes
 from robo_razor.training_state import load_tensors
 from robo_razor.types import DecisionRecord, DemonstrationSet
 
@@ -113,14 +114,14 @@ def encode_probe(probe: ProbeSet, policy: Any) -> ProbeSet:
 
 
 def save_probes(path: Path, probes: Mapping[str, ProbeSet]) -> None:
-    """Write probe sets to a safetensors file."""
-    from safetensors.torch import save_file
+    """Write probe sets to a safetensors file, atomically."""
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     for name, probe in probes.items():
         tensors |= {f"{name}/{key}": value.contiguous() for key, value in probe.inputs.items()}
         tensors[f"{name}/{EPISODE}"] = torch.from_numpy(probe.episode.copy())
-    save_file(tensors, path)
+    write_bytes(path, save(tensors))
 
 
 def load_probes(path: Path, hashes: Mapping[str, str] | None = None) -> dict[str, ProbeSet]:

@@ -6,10 +6,13 @@ Keys of metrics: `train/...`, `rollout/...`, `eval/new/success_rate`,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -17,7 +20,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from robo_razor.files import write_text
+from robo_razor.files import parse_json, write_bytes
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -65,12 +68,14 @@ class RunLog:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
+        self._excepthook = threading.excepthook
 
     def __enter__(self) -> Self:
         """Open the files and start the bar."""
         if self._run is not None:
-            _drop_lines_after(self._run, self._start)
+            _keep_lines(self._run, lambda line: line["step"] <= self._start)
             self._file = self._run.metrics.open("a", encoding="utf-8")
+            threading.excepthook = _without_board(self._excepthook)
             self._board = _open_board(self._run, self._start)
         if self.console.is_terminal:
             self._bar = Progress(
@@ -105,7 +110,9 @@ class RunLog:
         if self._file is not None:
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+        threading.excepthook = self._excepthook
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of metrics; a value that is not finite is written as null."""
@@ -116,9 +123,18 @@ class RunLog:
             line = {"step": step, "time/elapsed_s": round(elapsed, 3), **finite}
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-        if self._board is not None:
+        self._draw(step, numbers)
+
+    def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Hand numbers to TensorBoard, which is a view: where it cannot write, the run goes on."""
+        if self._board is None:
+            return
+        try:
             for key, value in numbers.items():
                 self._board.add_scalar(key, value, global_step=step)
+        except OSError as error:
+            self._board = None
+            self.warn(f"TensorBoard's file cannot be written ({error}); metrics.jsonl goes on.")
 
     def progress(
         self,
@@ -161,10 +177,26 @@ class RunLog:
         """Print a warning above the bar."""
         self.console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
 
-    def summary(self, summary: Mapping[str, Any]) -> None:
-        """Print a checkpoint's table and write its numbers as metrics."""
-        self.show(summary_table(summary))
-        self.metrics(int(summary["step"]), summary_metrics(summary))
+    def evaluation(self, summary: Mapping[str, Any], more: Mapping[str, float]) -> None:
+        """Write a checkpoint's numbers as metrics, in place of those that its step may have.
+
+        Args:
+            summary: What `eval/<step>/summary.json` holds.
+            more: Further numbers of the checkpoint.
+        """
+        step = int(summary["step"])
+        if step == self._start and self._file is not None and self._run is not None:
+            self._file.close()
+            _keep_lines(self._run, lambda line: line["step"] != step or not _is_evaluation(line))
+            self._file = self._run.metrics.open("a", encoding="utf-8")
+        self.metrics(step, summary_metrics(summary))
+        self.metrics(step, more)
+
+    def flush(self) -> None:
+        """Bring the metrics to disk."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _eta(self, completed: int, elapsed: float) -> str:
         done = completed - self._start
@@ -278,18 +310,42 @@ def _kl_line(summary: Mapping[str, Any]) -> str | None:
     return "\n".join(lines) or None
 
 
-def _drop_lines_after(run: RunDirectory, step: int) -> None:
-    """Remove metrics of steps beyond `step`, and a last line that was cut off."""
+def _is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line of metrics was made of a checkpoint's summary."""
+    prefixes = ("eval/", "forgetting/", "distances/", "time/tracking_share")
+    names = line.keys() - {"step", "time/elapsed_s"}
+    return bool(names) and all(name.startswith(prefixes) for name in names)
+
+
+def _keep_lines(run: RunDirectory, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Remove the lines of metrics that are not wanted, and what is cut off or not a line of ours.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
     if not run.metrics.is_file():
         return
     kept = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
+    for line in run.metrics.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            if wanted(parse_json(line.decode("utf-8"))):
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    write_text(run.metrics, "".join(f"{line}\n" for line in kept))
+    write_bytes(run.metrics, b"".join(line + b"\n" for line in kept))
+
+
+def _without_board(
+    report: Callable[[threading.ExceptHookArgs], Any],
+) -> Callable[[threading.ExceptHookArgs], Any]:
+    """Return a `threading.excepthook` that leaves TensorBoard's writer to `RunLog._draw`.
+
+    Its thread keeps an error for the next call, and would print a traceback as well.
+    """
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            report(arguments)
+
+    return hook
 
 
 def _open_board(run: RunDirectory, start: int) -> SummaryWriter:

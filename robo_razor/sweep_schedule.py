@@ -27,8 +27,8 @@ from robo_razor.sweep_plan import Plan, PlannedRun
 
 MAY_DIFFER = ("out", "resume", "device", "torch_threads", "env.num_workers", "checkpoint.keep")
 """Settings that say how a run is made, not what it is."""
-KILLED = (130, 137, 143)
-"""Exit statuses of a run that something stopped: by SIGINT, SIGKILL, SIGTERM."""
+KILLED = (129, 130, 137, 138, 143)
+"""Exit statuses of a run that something stopped: by SIGHUP, SIGINT, SIGKILL, SIGUSR1, SIGTERM."""
 ERROR_LINES = 5
 
 

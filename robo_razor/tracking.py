@@ -12,7 +12,6 @@ every measure on every probe set, per decision and per action dimension.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robo_razor.checkpoint import DAMAGED_EVALUATION, EPISODES, SUMMARY, RunDirectory
+from robo_razor.checkpoint import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.config import FinetuneConfig
 from robo_razor.distances import Distances
 from robo_razor.environment import skill_name
@@ -53,7 +52,6 @@ from robo_razor.ranks import ALONE, Ranks
 from robo_razor.rollout import Progress
 from robo_razor.seeding import derive
 from robo_razor.shared_rollout import run_shared
-from robo_razor.statistics import wilson_interval
 from robo_razor.types import DemonstrationSet, EpisodeBatch, SkillResult
 
 ACTION_KL = "action_kl.json"
@@ -110,22 +108,22 @@ class Tracker:
         self.sampled_success: tuple[bool, ...] = ()
 
     def is_measured(self, step: int) -> bool:
-        """Tell whether the step's summary is on disk."""
-        return (self.run.evaluation(step) / SUMMARY).is_file()
+        """Tell whether the step's evaluation is on disk and whole."""
+        return self.run.is_measured(step)
 
     def load_base(self) -> None:
         """Read back what step 0 measured."""
         directory = self.run.evaluation(0)
-        for line in (directory / EPISODES).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in self.run.episodes(0):
             self.base_outcomes[row["mode"], row["task"], row["seed"]] = row["success"]
         self.sampled_success = tuple(
             success
             for (mode, task, _), success in self.base_outcomes.items()
             if mode == "sample" and task == self.config.task
         )
-        if (directory / PROBES).is_file():
-            self.probes = load_probes(directory / PROBES, _hashes(directory / ACTION_KL))
+        hashes = _hashes(directory / ACTION_KL)
+        if (directory / PROBES).is_file() or hashes:
+            self.probes = load_probes(directory / PROBES, hashes)
 
     def see_demonstrations(self, demonstrations: DemonstrationSet) -> None:
         """Keep a few states of the demonstrations as a probe set, unless step 0 is measured.
@@ -187,21 +185,6 @@ class Tracker:
             f"{len(forgotten)} of {len(summary['prior'])} prior {what} being forgotten "
             f"(retention below {threshold:g} beyond its 95 % interval): {', '.join(forgotten)}"
         )
-
-    def score(self, step: int) -> float:
-        """Return what `best` maximises: the lower end of the new task's interval.
-
-        Always over the start states that every checkpoint runs, so that more episodes at the last
-        one are no advantage.
-        """
-        rows = (self.run.evaluation(step) / EPISODES).read_text(encoding="utf-8").splitlines()
-        found = [json.loads(row) for row in rows]
-        successes = [
-            row["success"]
-            for row in found
-            if row["task"] == self.config.task and row["mode"] == "greedy"
-        ][: self.config.tracking.episodes_new]
-        return wilson_interval(sum(successes), len(successes))[0]
 
     def _run_greedy(
         self, policy: Any, step: int, *, final: bool, progress: Progress | None
@@ -380,12 +363,6 @@ def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[s
             states: None if x is None else finite(x.standard_error) for states, x in found.items()
         },
     }
-
-
-def read_summary(run: RunDirectory, step: int) -> dict[str, Any]:
-    """Return a step's `summary.json`."""
-    summary: dict[str, Any] = read_json(run.evaluation(step) / SUMMARY, DAMAGED_EVALUATION)
-    return summary
 
 
 def _prior_mean(prior: dict[str, dict[str, Any]]) -> dict[str, float | None]:

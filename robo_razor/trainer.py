@@ -41,6 +41,7 @@ from robo_razor.errors import (
     PolicyError,
     RunDirectoryError,
 )
+from robo_razor.files import system_refusal
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.lerobot_dataset import read_info
@@ -56,10 +57,10 @@ from robo_razor.methods import (
 from robo_razor.normalisation import check_statistics
 from robo_razor.ranks import ALONE, Ranks, launched
 from robo_razor.rollout import Mode
-from robo_razor.run_log import RunLog, format_seconds
+from robo_razor.run_log import RunLog, format_seconds, summary_table
 from robo_razor.seeding import derive
 from robo_razor.shared_rollout import run_shared
-from robo_razor.tracking import Tracker, read_summary
+from robo_razor.tracking import Tracker
 from robo_razor.training_state import TrainingState
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 
@@ -116,8 +117,9 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
+        interrupts = stack.enter_context(interruptible())
         trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
-        return trainer.run()
+        return trainer.run(interrupts)
 
 
 def _clears(run: RunDirectory) -> Callable[..., None]:
@@ -245,14 +247,21 @@ class Trainer:
         self.episodes = 0
         self.shown: dict[str, float] = {}
         self.half_done = False
-        self.best_score = -1.0
+        self.saved_at = time.monotonic()
         self.unlike: list[str] = []
 
     # The run ----------------------------------------------------------------------------------
 
-    def run(self) -> FinetuneResult:
-        """Go through all updates."""
-        with interruptible() as interrupts:
+    def run(self, interrupts: Interrupts) -> FinetuneResult:
+        """Go through all updates.
+
+        Args:
+            interrupts: Signals that ask the run to stop.
+
+        Raises:
+            RunDirectoryError: The system refuses to write; what was saved before is intact.
+        """
+        try:
             self.method.prepare()
             if self.config.resume:
                 self._resume()
@@ -267,6 +276,19 @@ class Trainer:
                     self._save_interrupted()
                     raise
                 return self._finish(total)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> RunDirectoryError:
+        """Return what to tell about a disk that is full, a folder that is gone, and so on."""
+        last = self.stored.last_step()
+        intact = (
+            "Nothing was saved yet: mend that and start again."
+            if last is None
+            else f"The checkpoint of step {last} is intact. Mend that (make room, say), then go on "
+            f"with: robo-razor finetune --resume --out {self.run_directory.path}"
+        )
+        return RunDirectoryError(system_refusal(error), remedy=intact)
 
     def _computes_slowly(self) -> bool:
         settings = getattr(self.config, self.config.method)
@@ -274,19 +296,25 @@ class Trainer:
         return bool(getattr(settings, "bf16", False)) and on_cpu and not bf16_is_fast()
 
     def _loop(self, total: int, interrupts: Interrupts) -> None:
+        checkpoints = self.config.tracking.checkpoints(total)
         if not self.config.resume:
             self._save()
-        if not self.tracker.is_measured(self.step):
+        if self.step > 0 and not self.tracker.is_measured(0):  # lost, or damaged
+            self._measure(self.base, 0, total)
+        if self.tracker.is_measured(self.step):
+            self._conclude()
+        elif self.step in {0, *checkpoints}:
             self._track(total)
         if self.step == 0 and self.ranks.is_main:  # only now does the environment know its renderer
             self.run_directory.write_environment(fingerprint(policy=self.base, env=self.env))
         self.method.check_start(self.tracker.sampled_success)
-        checkpoints = self.config.tracking.checkpoints(total)
         while self.step < total:
             self._update(interrupts)
             if self.step in checkpoints:
                 self._save()
                 self._track(total)
+            elif self._is_time_to_save():
+                self._save()
 
     def _update(self, interrupts: Interrupts) -> None:
         """Make one update, all of it or nothing."""
@@ -331,37 +359,53 @@ class Trainer:
     def _track(self, total: int) -> None:
         """Measure the policy as it is, show the table, and mark the best checkpoint."""
         assert self.log is not None
-        start = time.perf_counter()
-
-        def measure() -> dict[str, Any]:
-            with self._rollout_threads():
-                return self.tracker.measure(
-                    self.policy,
-                    self.step,
-                    final=self.step == total,
-                    extra=lambda: {"elapsed_s": self._elapsed(), "updates": total},
-                )
-
-        summary = self._retried(measure)
-        self.tracking_s += time.perf_counter() - start
-        self.log.summary(summary)
-        share = self.tracking_s / self._elapsed()
-        self.log.metrics(self.step, {"time/tracking_share": share})
+        summary = self._measure(self.policy, self.step, total)
+        self.log.show(summary_table(summary))
+        share = self._conclude()
         spent = f"Measured in {format_seconds(summary['tracking_s'])}"
         self.log.note(
-            f"{spent}; tracking took {share:.0%} of {format_seconds(self._elapsed())} so far."
+            f"{spent}; tracking took {share:.0%} of {format_seconds(summary['elapsed_s'])} so far."
             if self.step
             else f"{spent}."
         )
         if alarm := self.tracker.alarm(summary):
             self.log.warn(alarm)
-        if self.step not in {0, *self.config.tracking.checkpoints(total)}:
-            return  # where it was interrupted: one look more would be one chance more to be best
-        score = self.tracker.score(self.step)
-        if score > self.best_score:
-            self.best_score = score
-            if self.ranks.is_main:
-                self.run_directory.mark_best(self.step)
+
+    def _measure(self, policy: Any, step: int, total: int) -> dict[str, Any]:
+        def measure() -> dict[str, Any]:
+            with self._rollout_threads():
+                return self.tracker.measure(
+                    policy,
+                    step,
+                    final=step == total,
+                    extra=lambda: {"elapsed_s": self._elapsed(), "updates": total},
+                )
+
+        return self._retried(measure)
+
+    def _conclude(self) -> float:
+        """Do what follows from the evaluation of this step, as it is on disk.
+
+        A run that is cut off anywhere in here does all of it again when it goes on.
+
+        Returns:
+            Share of the wall time that tracking took so far.
+        """
+        assert self.log is not None
+        summary = self.run_directory.summary(self.step)
+        self.tracking_s += float(summary["tracking_s"])
+        share = self.tracking_s / max(float(summary["elapsed_s"]), 1e-9)
+        self.log.evaluation(summary, {"time/tracking_share": share})
+        if self.ranks.is_main:
+            best = self.run_directory.best_step()
+            if best in self.run_directory.steps():
+                self.run_directory.mark_best(best)
+            self.run_directory.prune(self.config.checkpoint.keep, best)
+        return share
+
+    def _is_time_to_save(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60.0 * minutes
 
     def _save(self) -> None:
         if not self.ranks.is_main:
@@ -374,13 +418,15 @@ class Trainer:
             "method": state.extra,
             "tracking_s": self.tracking_s,
             "elapsed_s": self._elapsed(),
-            "best_score": self.best_score,
         }
+        assert self.log is not None
+        self.log.flush()  # the metrics up to here are on disk before the checkpoint that needs them
         self.run_directory.save_checkpoint(
             self.policy.save,
             TrainingState(self.step, state.optimizers, tensors, extra=extra),
             keep=self.config.checkpoint.keep,
         )
+        self.saved_at = time.monotonic()
 
     def _save_interrupted(self) -> None:
         """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""
@@ -397,6 +443,7 @@ class Trainer:
     def _resume(self) -> None:
         """Take over counters and the method's state from the last checkpoint."""
         state = self.stored.load_state()
+        self.run_directory.drop_evaluations_after(state.step)  # they are made again
         prefix = "method/"
         tensors = {
             name.removeprefix(prefix): tensor
@@ -407,6 +454,9 @@ class Trainer:
         self.step = state.step
         self.tracking_s = float(state.extra["tracking_s"])
         self.earlier_s = float(state.extra["elapsed_s"])
+        if self.tracker.is_measured(self.step):  # which took time after the checkpoint was saved
+            summary = self.stored.summary(self.step)
+            self.earlier_s = max(self.earlier_s, float(summary["elapsed_s"]))
         self.began = time.perf_counter()
         now = fingerprint(policy=self.base, env=self.env)
         before = self.stored.environment()
@@ -414,10 +464,6 @@ class Trainer:
         self.unlike = differences(before, now)
         if self.tracker.is_measured(0):
             self.tracker.load_base()
-        measured = [s for s in self.stored.steps() if self.tracker.is_measured(s)]
-        best = self.stored.best_step()
-        if best in measured:
-            self.best_score = self.tracker.score(int(best))
 
     def _refuse_other_base(self, before: str | None, now: str | None) -> None:
         if before is not None and now is not None and before != now:
@@ -442,7 +488,7 @@ class Trainer:
             f"Done: {total} updates in {format_seconds(self._elapsed())}, tracking {share:.0%} of "
             f"it. Best checkpoint: step {best}. Run directory: {self.run_directory.path}"
         )
-        summary = read_summary(self.run_directory, self.step)
+        summary = self.run_directory.summary(self.step)
         path = self.ranks.gather(self.run_directory.path)[0]
         return FinetuneResult(path, self.step, best, summary, share)
 

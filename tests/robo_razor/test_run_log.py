@@ -118,7 +118,8 @@ def test_summary_table_fits_a_log_of_80_columns():
 
 def test_summary_becomes_metrics(run):
     with RunLog(run, total=20, console=text_console()) as log:
-        log.summary(SUMMARY)
+        log.show(summary_table(SUMMARY))
+        log.evaluation(SUMMARY, {})
     line = lines(run)[0]
     assert line["step"] == 20
     assert line["eval/new/success_rate"] == 0.8

@@ -12,7 +12,7 @@ from robo_razor.config import EnvConfig, FinetuneConfig, TrackingConfig
 from robo_razor.divergences import UNITS
 from robo_razor.environment import make_env
 from robo_razor.errors import CheckpointError
-from robo_razor.tracking import Tracker, read_summary
+from robo_razor.tracking import Tracker
 
 ENV = EnvConfig(num_envs=16, num_workers=1, image_size=16, env_packages=("toy_env",))
 STATES = {
@@ -77,7 +77,7 @@ def test_every_measure_is_told_for_every_probe_set(measured):
 
 
 def test_the_summary_has_all_predictors_under_flat_names(measured):
-    summary = read_summary(measured.run, 1)
+    summary = measured.run.summary(1)
     assert set(summary["kl_base_tuned"]) == {"new_base_visited", "new_tuned_visited", "prior"}
     found = summary["distances"]
     for states in STATES:
@@ -91,7 +91,7 @@ def test_the_summary_has_all_predictors_under_flat_names(measured):
 
 
 def test_the_base_is_at_distance_zero_exactly_on_every_probe_set(measured):
-    found = read_summary(measured.run, 0)["distances"]
+    found = measured.run.summary(0)["distances"]
     alike = {"cknna", "sparsity_fp32", "sparsity_1e-5", "sparsity_bf16"}
     assert all(value == (1.0 if name in alike else 0.0) for name, value in found.items())
     assert len(found) > 30
@@ -101,7 +101,7 @@ def test_a_resumed_run_measures_on_the_same_states(measured, env):
     again = Tracker(measured.config, measured.run, env, tiny_policy().frozen_copy(), PRIOR)
     again.see_demonstrations(demonstrations(seed=9))  # too late: step 0 is measured
     again.load_base()
-    first = read_summary(measured.run, 1)
+    first = measured.run.summary(1)
     second = again.measure(frozen_policy(0.1), 1)
     assert {**first, "tracking_s": 0} == {**second, "tracking_s": 0}
 
@@ -123,7 +123,7 @@ def test_a_run_of_an_older_version_can_be_gone_on_with(env, tmp_path):
     (directory / "summary.json").write_text(json.dumps(summary))
     again = Tracker(tracker.config, tracker.run, env, tiny_policy().frozen_copy(), PRIOR)
     again.load_base()
-    assert "distances" not in read_summary(tracker.run, 0)
+    assert "distances" not in tracker.run.summary(0)
     found = again.measure(frozen_policy(0.1), 1)
     assert found["kl_base_tuned"]["prior"] > 0.0
     assert "total_variation/prior" in found["distances"]

@@ -33,6 +33,7 @@ from robo_razor.errors import (
     TrainingError,
     UnknownNameError,
 )
+from robo_razor.interrupts import Interrupted
 from robo_razor.methods.bc import BC
 from robo_razor.methods.ppo import PPO
 from robo_razor.tracking import Tracker
@@ -224,16 +225,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch,
     assert sorted(set(steps)) == list(range(expected.step + 1))
 
 
-def test_a_checkpoint_of_an_interruption_is_never_the_best(base, tmp_path, monkeypatch):
+def test_a_checkpoint_of_an_interruption_leaves_no_trace(base, tmp_path, monkeypatch, finished):
     """It depends on when the run was stopped, and so would what is cloned from `best`."""
     run = tmp_path / "run"
-    monkeypatch.setattr(Tracker, "score", lambda self, step: 0.9 if step == 3 else 0.1 * step)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         StopAt(patch, PPO, "_collect", 4)
         finetune(settings(base, run), quiet())
-    finetune(settings(base, run, resume=True), quiet())
-    assert summary(run, 3)["step"] == 3
-    assert (run / "checkpoints" / "best").resolve().name == "000004"
+    assert (run / "checkpoints" / "last").resolve().name == "000003"
+    result = finetune(settings(base, run, resume=True), quiet())
+    assert result.best_step == finished[1].best_step
+    whole = finished[0]
+    for folder in ("checkpoints", "eval"):
+        found = sorted(item.name for item in (run / folder).iterdir())
+        assert found == sorted(item.name for item in (whole / folder).iterdir())
 
 
 def test_an_update_that_cannot_be_undone_is_not_saved_half_done(base, tmp_path, monkeypatch):
@@ -488,13 +492,107 @@ def test_a_used_output_directory_is_refused(base, finished, tmp_path):
         finetune(settings(base, tmp_path / "none", resume=True), quiet())
 
 
-def test_a_truncated_checkpoint_is_refused(base, finished, tmp_path):
+@pytest.mark.parametrize(
+    "file", ["pretrained_model/model.safetensors", "training_state/training_step.json"]
+)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_taken(
+    base, finished, tmp_path, caplog, file
+):
     copy = tmp_path / "run"
     shutil.copytree(finished[0], copy, symlinks=True)
-    file = copy / "checkpoints" / "last" / "pretrained_model" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="truncated"):
+    damaged = copy / "checkpoints" / "000004" / file
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 4  # one bit
+    damaged.write_bytes(data)
+    finetune(settings(base, copy, resume=True), quiet())
+    assert f"{damaged} is damaged" in caplog.text
+    assert "goes on from step 2" in caplog.text
+    assert (copy / "checkpoints" / "000004.damaged").is_dir()
+    assert_same_weights(weights(finished[0], 4), weights(copy, 4))
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(base, finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy, symlinks=True)
+    for file in copy.glob("checkpoints/0*/pretrained_model/model.safetensors"):
+        file.write_bytes(file.read_bytes()[:500])
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged: it was truncated"):
         finetune(settings(base, copy, resume=True), quiet())
+    assert sorted(copy.rglob("*")) == before
+
+
+@pytest.mark.parametrize("became", ["folder", "text", "nothing", "stale"])
+def test_a_copy_of_a_run_works_whatever_became_of_its_links(
+    base, finished, tmp_path, monkeypatch, became
+):
+    from robo_razor.policies import load_policy
+
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, PPO, "_collect", 4)
+        finetune(settings(base, run), quiet())
+    shutil.copytree(run, copy, symlinks=became != "folder")
+    for name in ("last", "best"):
+        link = copy / "checkpoints" / name
+        if became in ("text", "nothing", "stale"):
+            target = os.readlink(link)
+            link.unlink()
+        if became == "text":
+            link.write_text(target)
+        if became == "stale":
+            link.symlink_to("000000")
+    newest = weights(run, 3)
+    for path in (copy, copy / "checkpoints", copy / "checkpoints" / "last"):
+        assert_same_weights(newest, load_policy(str(path)).module.state_dict())
+    best = finished[1].best_step if finished[1].best_step != 4 else 2
+    found = load_policy(str(copy / "checkpoints" / "best"))
+    assert_same_weights(weights(run, best), found.module.state_dict())
+    finetune(settings(base, copy, resume=True), quiet())
+    assert (copy / "checkpoints" / "last").readlink().name == "000004"
+    assert_same_weights(weights(finished[0], 4), weights(copy, 4))
+
+
+def test_a_lost_evaluation_of_the_base_is_made_again(base, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, PPO, "_collect", 4)
+        finetune(settings(base, run), quiet())
+    shutil.rmtree(run / "eval" / "000000")
+    finetune(settings(base, run, resume=True), quiet())
+    for step in (0, 4):
+        assert summary(run, step)["prior"] == summary(finished[0], step)["prior"]
+
+
+def test_a_run_saves_itself_by_time_too(base, tmp_path, monkeypatch):
+    saved = []
+    save = trainer.Trainer._save
+    monkeypatch.setattr(
+        trainer.Trainer, "_save", lambda self: (saved.append(self.step), save(self))
+    )
+    checkpoint = CheckpointConfig(every_minutes=1e-9)
+    result = finetune(settings(base, tmp_path / "run", checkpoint=checkpoint), quiet())
+    assert saved == [0, 1, 2, 3, 4]
+    steps = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("0*"))
+    assert steps == ["000000", "000002", "000004"], "what was saved by time pushes nothing out"
+    assert result.step == 4
+    assert not (tmp_path / "run" / "eval" / "000001").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_saves_and_is_known_afterwards(base, tmp_path, monkeypatch, number):
+    collect = PPO._collect
+
+    def signalled(self, update):
+        if update == 2:
+            os.kill(os.getpid(), number)
+        return collect(self, update)
+
+    monkeypatch.setattr(PPO, "_collect", signalled)
+    with pytest.raises(Interrupted) as caught:
+        finetune(settings(base, tmp_path / "run"), quiet())
+    assert caught.value.signal == number
+    assert (tmp_path / "run" / "checkpoints" / "last").readlink().name == "000001"
 
 
 def test_a_finished_run_can_be_resumed_without_harm(base, finished):
