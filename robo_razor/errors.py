@@ -97,9 +97,10 @@ def shown(value: Any) -> str:
     Text of megabytes, nesting, or aliases of YAML that stand for 10^9 items cost no time.
     """
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
     except (RecursionError, ValueError):  # too deep; a number of more digits than may be printed
         return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

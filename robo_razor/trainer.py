@@ -46,6 +46,7 @@ from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.lerobot_dataset import read_info
 from robo_razor.lerobot_tasks import simulated
+from robo_razor.limits import check_path_length, check_room
 from robo_razor.methods import (
     METHODS,
     Method,
@@ -112,6 +113,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     config = with_task_id(config)
     prior = validate(config)
     ranks = launched(config.device)
+    if config.out is not None:
+        check_path_length(config.out)
     if ranks.is_main and not config.resume and config.out is not None:
         refuse_used_directory(config.out, resumable=True)
     keep_freed_memory()
@@ -236,6 +239,7 @@ class Trainer:
         check_statistics(self.base, config)
         self.run_directory = self._open_directory(stack)
         self.policy = self._tuned_policy(device)
+        self._check_room()
         self.policy.share_frozen(self.base)
         self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior, ranks)
         self.method: Method = method(config, self.policy, self.base, self._services())
@@ -547,6 +551,16 @@ class Trainer:
             self.stored = RunDirectory.open(str(config.out))
             shutil.copytree(self.stored.path / "eval", own / "eval", dirs_exist_ok=True)
         return run
+
+    def _check_room(self) -> None:
+        """Check that the checkpoints will fit: weights, and the two moments of AdamW."""
+        if not self.ranks.is_main:
+            return
+        size = sum(p.numel() * p.element_size() for p in self.policy.module.parameters())
+        size += 8 * sum(p.numel() for _, p in self._trainable())
+        there = len(self.run_directory.steps())
+        kept = self.config.checkpoint.keep + 2  # the best, and the one being written
+        check_room(self.run_directory.path, size, max(1, kept - there))
 
     def _make_env(self) -> Any:
         return make_env(

@@ -1,6 +1,6 @@
 """Stop a small run at every operation on its files, go on, and compare with an undisturbed one.
 
-    python tests/crash/crash.py                     # every operation x every way to stop (make crash)
+    python tests/crash/crash.py                     # every operation, every way to stop
     python tests/crash/crash.py --sample 30         # a seeded sample
     python tests/crash/crash.py --only ppo-kill-57  # one case again
 
@@ -56,7 +56,15 @@ SECTIONS = {
     " value_warmup_updates: 0, warmup_updates: 0, update_epochs: 1}\n",
     "bc": "bc: {episodes: 3, epochs: 1, batch_size: 32, learning_rate: 3e-3, warmup_steps: 1}\n",
 }
-TIMES = ("elapsed_s", "wall_s", "tracking_s", "time/", "inference_ms", "share_of_tracking", "seconds")
+TIMES = (
+    "elapsed_s",
+    "wall_s",
+    "tracking_s",
+    "time/",
+    "inference_ms",
+    "share_of_tracking",
+    "seconds",
+)
 STOPPED = {"kill": {-signal.SIGKILL}, "term": {143}, "full": {2}, "twice": {-signal.SIGKILL}}
 
 
@@ -155,6 +163,7 @@ class Laboratory:
         words = ["--config", "settings.yaml", "--resume", "auto"]
         if True:  # TEMP
             from robo_razor.checkpoint import RunDirectory
+
             r = RunDirectory(place / "run")
             if r.has_config() and r.last_step() is not None:
                 words = ["--resume", "--out", "run"]
@@ -292,7 +301,7 @@ def import_everything() -> None:
     import robo_razor.trainer  # noqa: F401
 
     with contextlib.suppress(ImportError):
-        import torch.utils.tensorboard  # noqa: F401
+        import torch.utils.tensorboard
 
 
 def main() -> int:
