@@ -30,7 +30,7 @@ from robo_razor.errors import EnvError
 from robo_razor.files import write_json
 from robo_razor.fingerprint import cpu_count, fingerprint
 from robo_razor.labelling import DisturbedActor, LabelledDecisions, collect_labelled, join
-from robo_razor.methods import autocast, bf16_is_fast
+from robo_razor.methods import autocast, bf16_is_fast, clip_gradients
 from robo_razor.policies import create_policy
 from robo_razor.run_log import RunLog
 from robo_razor.seeding import derive, generator, training_seeds
@@ -224,7 +224,7 @@ class Pretraining:
                     loss, info = module.landmark_loss(batch) if perception_only else module(batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+                clip_gradients(list(module.parameters()), config.max_grad_norm)
                 optimizer.step()
                 self.average.update(module)
                 self.step += 1

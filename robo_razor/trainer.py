@@ -40,6 +40,7 @@ from robo_razor.errors import (
     EnvError,
     PolicyError,
     RunDirectoryError,
+    TrainingError,
 )
 from robo_razor.files import system_refusal
 from robo_razor.fingerprint import differences, fingerprint
@@ -412,6 +413,7 @@ class Trainer:
         return minutes is not None and time.monotonic() - self.saved_at >= 60.0 * minutes
 
     def _save(self) -> None:
+        self._check_weights()
         if not self.ranks.is_main:
             return
         state = self.method.state()
@@ -431,6 +433,16 @@ class Trainer:
             keep=self.config.checkpoint.keep,
         )
         self.saved_at = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """Check that no weight that is trained became NaN or infinite: such are never saved."""
+        for name, parameter in self._trainable():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(
+                    f"The weights {name} are not finite after update {self.step}",
+                    remedy=f"Lower `{self.config.method}.learning_rate`. The last checkpoint is "
+                    "intact.",
+                )
 
     def _save_interrupted(self) -> None:
         """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""

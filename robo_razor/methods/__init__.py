@@ -9,6 +9,7 @@ Methods keep no random state: whatever they draw is derived from (seed, update, 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from robo_razor.config import FinetuneConfig
-from robo_razor.errors import PolicyError
+from robo_razor.errors import PolicyError, TrainingError
 from robo_razor.ranks import ALONE, Ranks
 from robo_razor.registry import Registry
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
@@ -130,6 +131,24 @@ def trained_parameters(policy: Any) -> list[Any]:
             "is trained.",
         )
     return found
+
+
+def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to a norm, in place.
+
+    Returns:
+        Their norm before.
+
+    Raises:
+        TrainingError: It is not finite: a step would make every weight NaN.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"The norm of the gradients became {norm}",
+            remedy="Lower the learning rate, or switch `bf16` off. The last checkpoint is intact.",
+        )
+    return norm
 
 
 def bf16_is_fast() -> bool:

@@ -44,7 +44,14 @@ from robo_razor.config import FinetuneConfig, PPOConfig
 from robo_razor.distributions import log_prob_steps
 from robo_razor.errors import ConfigError
 from robo_razor.flow.families import has_low_precision
-from robo_razor.methods import METHODS, MethodState, Metrics, Services, autocast
+from robo_razor.methods import (
+    METHODS,
+    MethodState,
+    Metrics,
+    Services,
+    autocast,
+    clip_gradients,
+)
 from robo_razor.methods.on_policy import OnPolicyMethod
 from robo_razor.seeding import generator
 from robo_razor.types import DecisionRecord, EpisodeBatch
@@ -273,10 +280,10 @@ class PPO(OnPolicyMethod):
             self.optimizer.zero_grad(set_to_none=True)
             return {"approx_kl": sums["approx_kl"], "stopped": 1.0}
         self.ranks.sum_gradients([*self.policy_parameters, *self.value_parameters])
-        policy_norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, ppo.max_grad_norm)
-        torch.nn.utils.clip_grad_norm_(self.value_parameters, ppo.max_grad_norm)
+        policy_norm = clip_gradients(self.policy_parameters, ppo.max_grad_norm)
+        clip_gradients(self.value_parameters, ppo.max_grad_norm)
         self.optimizer.step()
-        return sums | {"grad_norm": float(policy_norm)}
+        return sums | {"grad_norm": policy_norm}
 
     def _loss(
         self, record: DecisionRecord, targets: Targets, rows: Tensor, warming_up: bool

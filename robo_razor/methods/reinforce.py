@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from robo_razor.config import FinetuneConfig
-from robo_razor.methods import METHODS, MethodState, Metrics, Services
+from robo_razor.methods import METHODS, MethodState, Metrics, Services, clip_gradients
 from robo_razor.methods.on_policy import OnPolicyMethod
 from robo_razor.seeding import generator
 from robo_razor.types import DecisionRecord, EpisodeBatch
@@ -120,6 +120,6 @@ class Reinforce(OnPolicyMethod):
                 "entropy": share * float(distribution.entropy().mean().detach()),
             }
         self.ranks.sum_gradients(self.policy_parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy_parameters, self.reinforce.max_grad_norm)
+        norm = clip_gradients(self.policy_parameters, self.reinforce.max_grad_norm)
         self.optimizer.step()
-        return self.ranks.totals(found) | {"grad_norm": float(norm)}
+        return self.ranks.totals(found) | {"grad_norm": norm}

@@ -87,7 +87,8 @@ class Faults:
                 self.point("open", path)
         elif event in EVENTS:
             for index in EVENTS[event]:
-                self.point(event, _absolute(arguments[index], arguments[-1]))
+                directory = None if event == "os.truncate" else arguments[-1]
+                self.point(event, _absolute(arguments[index], directory))
 
     def _wrap_fsync(self) -> None:
         fsync = os.fsync

@@ -10,7 +10,7 @@ from bandit import BanditPolicy, bandit_rollout
 
 from robo_razor.config import FinetuneConfig, ReinforceConfig
 from robo_razor.errors import TrainingError
-from robo_razor.methods import Services
+from robo_razor.methods import Services, clip_gradients
 from robo_razor.methods.reinforce import Reinforce, outcome_advantages, reinforce_loss
 
 
@@ -96,3 +96,14 @@ def test_the_rate_warms_up_and_the_state_goes_on_elsewhere():
     method.update(6), other.update(6)
     for a, b in zip(policy.policy_parameters(), twin.policy_parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_never_reach_the_weights(bad):
+    one = torch.nn.Parameter(torch.zeros(2))
+    one.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([one], 1.0) == pytest.approx(5.0)
+    assert one.grad.norm() == pytest.approx(1.0, abs=1e-5)
+    one.grad = torch.tensor([bad, 0.0])
+    with pytest.raises(TrainingError, match="norm of the gradients became"):
+        clip_gradients([one], 1.0)

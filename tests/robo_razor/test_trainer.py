@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -643,3 +644,38 @@ def test_a_data_set_may_have_the_names_that_are_renamed(base, tmp_path, version,
     config = settings(base, tmp_path / "run", "bc", bc=bc, rename="{frond: front}")
     with pytest.raises(DemonstrationError, match=text):
         finetune(config, quiet())
+
+
+def test_weights_that_are_not_finite_are_never_saved(base, tmp_path, monkeypatch):
+    update = PPO.update
+
+    def overflow(self, number):
+        metrics = update(self, number)
+        if number == 2:
+            with torch.no_grad():
+                self.policy_parameters[0].view(-1)[0] = float("inf")
+        return metrics
+
+    monkeypatch.setattr(PPO, "update", overflow)
+    with pytest.raises(TrainingError, match="are not finite after update 2"):
+        finetune(settings(base, tmp_path / "run"), quiet())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("0*")] == ["000000"]
+
+
+@pytest.mark.parametrize("when", ["before", "later"])
+def test_a_full_disk_is_told_with_what_is_intact(base, tmp_path, monkeypatch, when):
+    from robo_razor.checkpoint import RunDirectory
+
+    run = tmp_path / "run"
+    save = RunDirectory.save_checkpoint
+
+    def full(self, save_policy, state, **more):
+        if when == "before" or state.step == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.checkpoints))
+        return save(self, save_policy, state, **more)
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", full)
+    intact = "Nothing was saved yet" if when == "before" else "step 0 is intact.*--resume --out"
+    with pytest.raises(RunDirectoryError, match=f"No space left on device.*{intact}"):
+        finetune(settings(base, run), quiet())
+    assert run.exists() == (when == "later"), "what cannot be resumed is not in the way"
