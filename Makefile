@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make finetune` and `make test`. Both set .venv up first, once.
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test lint types tests format constraints clean
+.PHONY: help setup finetune test lint types tests crash format constraints clean
 
 METHOD ?= ppo
 ARGS ?=
@@ -31,6 +31,9 @@ types: setup
 
 tests: setup ## Tests only, file by file in JOBS=2 processes (JOBS=0: in this one, for a debugger)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+crash: setup ## Stop a small run at every operation on its files, go on, compare (N=40: a sample)
+	$(BIN)/python -W ignore tests/crash/crash.py --jobs $(JOBS) $(if $(N),--sample $(N)) $(ARGS)
 
 format: setup ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -237,7 +237,7 @@ class RunDirectory:
     def is_finished(self) -> bool:
         """Tell whether the run made all its updates and measured the last one."""
         steps = self.evaluated_steps()
-        if not steps:
+        if not steps or not self.is_measured(steps[-1]):
             return False
         summary = self.summary(steps[-1])
         return summary.get("step") is not None and summary["step"] == summary.get("updates")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -27,7 +28,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -304,13 +304,26 @@ def import_everything() -> None:
         import torch.utils.tensorboard
 
 
+def run_all(laboratory: Laboratory, cases: list[str], jobs: int) -> list[Result]:
+    """Run cases, several at a time, and print those that fail as they come."""
+    results = []
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for result in pool.imap_unordered(laboratory.run, cases):
+            results.append(result)
+            if result.problem:
+                print(f"FAILED {result.case} ({result.what}): {result.problem}", flush=True)
+            if len(results) % 100 == 0:
+                print(f"{len(results)} of {len(cases)}", flush=True)
+    return results
+
+
 def main() -> int:
     """Run cases and print how they ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="so many seeded cases instead of all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one case, or a prefix such as ppo-kill")
-    parser.add_argument("--part", default="1/1", help="i/n: every n-th case, from the i-th")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     options = parser.parse_args()
     import_everything()
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
@@ -321,26 +334,16 @@ def main() -> int:
         cases = laboratory.sample(options.sample, options.seed)
     if options.only:
         cases = [c for c in cases if c == options.only or c.startswith(f"{options.only}-")]
-    first, step = map(int, options.part.split("/"))
-    cases = cases[first - 1 :: step]
     counts = ", ".join(f"{m}: {n} operations" for m, n in laboratory.operations.items())
     print(f"{counts}; {len(cases)} cases in {folder}", flush=True)
-    began, failed = time.monotonic(), []
-    for number, case in enumerate(cases, 1):
-        result = laboratory.run(case)
-        if result.problem:
-            failed.append(result)
-            print(f"FAILED {case} ({result.what}): {result.problem}", flush=True)
-        if number % 100 == 0 or number == len(cases):
-            spent = time.monotonic() - began
-            print(f"{number}/{len(cases)}: {len(failed)} failed, {spent:.0f} s", flush=True)
-    by_kind = {
-        kind: (sum(f"-{kind}-" in c for c in cases), sum(f"-{kind}-" in r.case for r in failed))
-        for kind in KINDS
-    }
-    for kind, (ran, bad) in by_kind.items():
-        print(f"{kind:6} {ran:5} cases, {bad} failed")
-    print(f"{len(cases)} cases, {len(failed)} failed")
+    results = run_all(laboratory, cases, options.jobs)
+    for method in METHODS:
+        for kind in KINDS:
+            mine = [r for r in results if r.case.startswith(f"{method}-{kind}-")]
+            bad = sum(bool(r.problem) for r in mine)
+            print(f"{method:4} {kind:6} {len(mine):5} cases, {bad} failed")
+    failed = sum(bool(r.problem) for r in results)
+    print(f"{len(results)} cases, {failed} failed")
     if not failed:
         shutil.rmtree(folder)
     return 1 if failed else 0
