@@ -48,6 +48,7 @@ from robo_razor.flow.precision import (
 from robo_razor.flow.value import ValueHead
 from robo_razor.flow.vlm import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
+from robo_razor.policy_checks import check_finite_output
 from robo_razor.policy_handle import PolicyHandle
 from robo_razor.preparation import prepare_bytes
 
@@ -161,6 +162,7 @@ class FlowPolicyHandle(PolicyHandle):
         Images stay uint8 [N, W, W, 3] where the policy does not normalise them. Instructions are
         padded to the policy's longest, so that inputs of different times fit together.
         """
+        self.warn_of_unread_words(instructions)
         if self._keep_bytes:
             batch = prepare_bytes(self, observation, instructions)
         else:
@@ -179,6 +181,7 @@ class FlowPolicyHandle(PolicyHandle):
 
     def _chunk_to_actions(self, chunk: Tensor) -> Tensor:
         actions: Tensor = self.postprocessor(chunk[:, : self.chunk_size])
+        check_finite_output(self, "actions", chunk, actions)
         return actions
 
     # Densities ------------------------------------------------------------------------------
@@ -204,6 +207,8 @@ class FlowPolicyHandle(PolicyHandle):
             return (self.value_head(features),)
 
         (value,) = observations.run(evaluate)
+        if not torch.is_grad_enabled():
+            check_finite_output(self, "values", value, inputs=batch)
         return self._distribution(observations), value
 
     def _distribution(self, observations: Observations) -> FlowChunkDistribution:

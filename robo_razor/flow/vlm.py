@@ -16,7 +16,14 @@ from typing import Any
 import torch
 
 VLM_FOLDER = "vlm"
-VLM_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+VLM_FILES = (
+    *("config.json", "generation_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.json", "chat_template.jinja"),
+)
+"""What is copied: the folder may be any of this machine's, and a checkpoint is passed on."""
 VLM_MARKS = ("tokenizer_config.json", "tokenizer.json", "config.json")
 """Files of which one at least is fetched with any backbone."""
 PALIGEMMA = "google/paligemma-3b-pt-224"
@@ -28,8 +35,8 @@ def read_vlm(folder: Path) -> dict[str, bytes]:
 
     By content: the checkpoint that a policy was loaded from may be gone when it is saved.
     """
-    files = [file for pattern in VLM_PATTERNS for file in sorted(folder.glob(pattern))]
-    return {f.name: f.read_bytes() for f in files if not f.name.endswith(".index.json")}
+    found = [folder / name for name in VLM_FILES]
+    return {file.name: file.read_bytes() for file in found if file.is_file()}
 
 
 def backbone(config: Any) -> str | None:
