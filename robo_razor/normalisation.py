@@ -30,6 +30,7 @@ from torch import Tensor
 
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import CheckpointError, ConfigError, PolicyError, shown
+from robo_razor.image_encoder import ENCODERS
 from robo_razor.policy_inputs import STATE
 from robo_razor.types import DemonstrationSet
 
@@ -101,6 +102,7 @@ def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> No
             zero where an input would be divided by it.
         PolicyError: Statistics are missing.
     """
+    _check_modes(policy, directory)
     if complete:
         _check_complete(policy, ())
     clipped = any(
@@ -118,6 +120,28 @@ def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> No
             for key in keys:
                 divides = key != ACTION and not (clipped and key == STATE)
                 _check_held(policy, step, key, where, divides)
+
+
+def _check_modes(policy: Any, directory: Path) -> None:
+    """Check that the pipelines normalise what the configuration says, where that is known."""
+    if not policy.has_density and policy.config.type not in ENCODERS:
+        return  # others of LeRobot's have steps of their own for it
+    asked = {
+        getattr(kind, "value", kind): mode.value
+        for kind, mode in policy.config.normalization_mapping.items()
+    }
+    inputs = [*_numbers(policy)[:-1], *policy.sources.image_keys]
+    for pipeline, keys in ((policy.preprocessor, inputs), (policy.postprocessor, [ACTION])):
+        for key in keys:
+            wanted = asked.get(_kind(key), "IDENTITY")
+            modes = [mode for step in _normalisers(pipeline) if (mode := _mode(step, key))]
+            if modes != [wanted] * (wanted != "IDENTITY"):
+                found = " and ".join(modes) or "IDENTITY"
+                raise CheckpointError(
+                    f"The policy in {directory} normalises {key!r} by {wanted}, as its config.json "
+                    f"says, but the pipeline {pipeline.name!r} by {found}",
+                    remedy="Its files are of different policies: take another checkpoint.",
+                )
 
 
 def _check_eps(step: Any, where: str) -> None:
@@ -306,9 +330,14 @@ def _numbers(policy: Any) -> list[str]:
     return [*([STATE] if policy.state_dim else []), ACTION]
 
 
+def _kind(key: str) -> str:
+    """Return what LeRobot calls the kind of a value."""
+    return {ACTION: "ACTION", STATE: "STATE"}.get(key, "VISUAL")
+
+
 def _mode(step: Any, key: str) -> str | None:
     """Return how a step normalises a key; None where it leaves it as it is."""
-    kind = {ACTION: "ACTION", STATE: "STATE"}.get(key, "VISUAL")
+    kind = _kind(key)
     modes = {feature.value: mode.value for feature, mode in step.norm_map.items()}
     chosen = step.normalize_observation_keys
     left_out = chosen is not None and key not in (ACTION, *chosen)

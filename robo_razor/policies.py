@@ -12,6 +12,7 @@ import functools
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from robo_razor.errors import CheckpointError, PolicyError, unknown_name
+from robo_razor.errors import CheckpointError, PolicyError, shown, unknown_name
 from robo_razor.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
@@ -58,6 +59,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_STEP = re.compile(r"\d{6,18}", re.ASCII)
 POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distribution.
 
 
@@ -89,15 +92,17 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
     shipped = shipped_policies()
     if name in shipped:
         return shipped[name]
-    path = Path(name).expanduser()
-    if path.exists():
+    path, is_there = Path(name), False
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no name that a file could have
+        path = path.expanduser()
+        is_there = path.exists()
+    if is_there:
         return _policy_directory(path)
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if is_hub_id and not path.parent.exists():
+    if _HUB_ID.fullmatch(name) and not Path(name).parent.exists():
         return None
     raise unknown_name(
         "policy",
-        name,
+        name if len(name) < 200 else shown(name),
         shipped,
         remedy="It is no directory either. Give a run or checkpoint directory, or a hub id "
         "(owner/name).",
@@ -106,16 +111,29 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
 
 def _policy_directory(path: Path) -> Path:
     """Return the directory at or below `path` that has a policy in it."""
-    inside_run = ("last/pretrained_model", "checkpoints/last/pretrained_model")
-    for inner in ("", "pretrained_model", *inside_run):
-        if (path / inner / CONFIG_FILE).is_file():
-            return path / inner
+    inner = ["", "pretrained_model", *_newest(path, ""), *_newest(path, "checkpoints")]
+    for place in (*inner, "last/pretrained_model", "checkpoints/last/pretrained_model"):
+        if (path / place / CONFIG_FILE).is_file():
+            return path / place
     raise CheckpointError(
         f"{path} holds no policy: there is no {CONFIG_FILE} in it, nor in its pretrained_model or "
-        "checkpoints/last/pretrained_model.",
+        "in a checkpoint (checkpoints/STEP/pretrained_model).",
         remedy="Give a run directory with at least one checkpoint, or "
         "RUN/checkpoints/STEP/pretrained_model.",
     )
+
+
+def _newest(path: Path, checkpoints: str) -> list[str]:
+    """Return the places of a run's policies, the newest first: a copy may lack the link `last`.
+
+    Args:
+        path: The run, or its checkpoints.
+        checkpoints: Where its checkpoints are in it.
+    """
+    folder = path / checkpoints
+    names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    steps = sorted((name for name in names if _STEP.fullmatch(name)), key=int, reverse=True)
+    return [f"{checkpoints}/{step}/pretrained_model".lstrip("/") for step in steps]
 
 
 def load_policy(
@@ -173,8 +191,7 @@ def _not_loaded(directory: Path, error: Exception) -> PolicyError | CheckpointEr
     if "trust_remote_code" in str(error):
         return asks_for_code(f"The policy in {directory}", "`trust_remote_code`")
     return CheckpointError(
-        f"The policy in {directory} cannot be loaded: "
-        f"{misfit(str(error)) or f'{type(error).__name__}: {_first_line(error)}'}",
+        f"The policy in {directory} cannot be loaded: {misfit(str(error)) or _reason(error)}",
         remedy="The checkpoint is incomplete or was made by another version; take another "
         "checkpoint of the run.",
     )
@@ -400,6 +417,17 @@ def _download(repo_id: str) -> Path:
             "its path (`--policy POLICY`). SmolVLA, pi0 and pi0.5 also need settings and tokenizer "
             f"of their backbone in POLICY/{VLM_FOLDER}; loading names what is missing.",
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first lines of an error and of what it came from at first, short."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    if first is error or _first_line(first) in text:
+        return text
+    return f"{text[:150]} ... {type(first).__name__}: {_first_line(first)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -130,7 +130,8 @@ def check_finite_output(policy: Any, what: str, *outputs: Tensor, inputs: Any = 
     count = sum(int((~torch.isfinite(output)).sum()) for output in outputs)
     raise PolicyError(
         f"The policy {policy.name!r} computed {what} of which {count:,} of "
-        f"{sum(output.numel() for output in outputs):,} are NaN or infinite: its weights overflow.",
+        f"{sum(output.numel() for output in outputs):,} are NaN or infinite: its weights "
+        "or its statistics are far too large.",
         remedy="Training diverged, or its file is damaged: take an earlier checkpoint of the run.",
     )
 

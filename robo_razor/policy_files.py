@@ -34,6 +34,9 @@ REFUSED_STEPS = {
     "action_tokenizer_processor": "it runs the code of a repository of the hub",
 }
 """Registered name -> why a checkpoint may not ask for the step, though LeRobot has it."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Kinds of number, as safetensors calls them, that weights and statistics may have."""
+STATISTICS = ("mean", "std", "min", "max", "q01", "q10", "q50", "q90", "q99")
 MAX_STEPS = 64
 MAX_FEATURES = 64
 MAX_SIDE = 2**14
@@ -138,7 +141,7 @@ def allowed_steps(policy_type: str) -> dict[str, type]:
     package = PreTrainedConfig.get_choice_class(policy_type).__module__.rpartition(".")[0]
     found: dict[str, type] = {}
     for name in ProcessorStepRegistry.list():
-        step = ProcessorStepRegistry.get(name)
+        step: type = ProcessorStepRegistry.get(name)
         places = ("lerobot.processor.", f"{package}.", "lerobot_policy_")
         if name in REFUSED_STEPS or not issubclass(step, ProcessorStep):
             continue
@@ -199,6 +202,28 @@ def _check_state_file(where: str, name: Any, directory: Path) -> None:
             remedy="The policy was copied in part: copy the whole folder, or take another "
             "checkpoint.",
         )
+    _check_state(directory / name)
+
+
+def _check_state(path: Path) -> None:
+    """Check that a step's numbers are whole, and statistics floating-point numbers."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            kinds = {key: str(file.get_slice(key).get_dtype()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}",
+            remedy="Take another checkpoint of the run.",
+        ) from error
+    for key, kind in kinds.items():
+        if key.rpartition(".")[2] in STATISTICS and kind not in FLOATS:
+            raise CheckpointError(
+                f"{path} has {shown(key)} as {kind}",
+                allowed="statistics in float32 (or float64, float16, bfloat16)",
+                remedy="Take another checkpoint, or compute the statistics again and save it.",
+            )
 
 
 def is_plain_name(name: str) -> bool:
@@ -216,9 +241,10 @@ def check_names(directory: Path, from_hub: bool) -> None:
     Raises:
         CheckpointError: If they name a file, or lead elsewhere.
     """
-    from robo_razor.flow.vlm import VLM_FOLDER
+    from robo_razor.flow.vlm import VLM_FOLDER, check_links
 
     beside = directory / VLM_FOLDER
+    check_links(beside)
     for file in (CONFIG_FILE, *PROCESSOR_FILES):
         path = directory / file
         if not path.is_file():
@@ -253,7 +279,8 @@ def _check_name(where: str, name: str, from_hub: bool) -> None:
     is_path = is_path or ".." in name.split("/") or name.count("/") > 1
     if not is_path:
         return
-    leads_away = name.startswith("~") or ".." in name.split("/") or "://" in name or "\0" in name
+    leads_away = name.startswith("~") or ".." in name.split("/") or "://" in name
+    leads_away = leads_away or "\\" in name or "\0" in name
     if not leads_away and len(name) < 1000:
         folder = Path(name)
         if not from_hub and (folder.is_dir() or not folder.exists()):
@@ -349,8 +376,11 @@ def without_remote_code() -> Iterator[None]:
     def refuse(*given: Any, **_: Any) -> NoReturn:
         raise asks_for_code("The policy", f"the module {shown(given[1] if len(given) > 1 else '')}")
 
-    replaced = {"get_cached_module_file": refuse, "get_class_in_module": refuse}
-    replaced |= {"TIME_OUT_REMOTE_CODE": 0}  # else it asks on the terminal, and waits
+    replaced: dict[str, Any] = {
+        "get_cached_module_file": refuse,
+        "get_class_in_module": refuse,
+        "TIME_OUT_REMOTE_CODE": 0,  # else it asks on the terminal, and waits
+    }
     before = {name: getattr(loader, name) for name in replaced}
     for name, value in replaced.items():
         setattr(loader, name, value)

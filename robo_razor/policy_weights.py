@@ -18,16 +18,14 @@ import torch
 from torch import nn
 
 from robo_razor.errors import CheckpointError
-from robo_razor.policy_files import ADAPTER_FILE
+from robo_razor.policy_files import ADAPTER_FILE, FLOATS
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Kinds of number, as safetensors calls them, that may stand for a module's."""
 SPARE_NUMBERS = 2**26
-SPARE_TENSORS = 1000
+SPARE_TENSORS = 200
 FACTOR = 4
 """How much more than the file holds a policy may make while it is built: some drop layers again."""
 ANOTHER = "Take another checkpoint of the run."

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from robo_razor.errors import CheckpointError
+
 VLM_FOLDER = "vlm"
 VLM_FILES = (
     *("config.json", "generation_config.json", "processor_config.json"),
@@ -37,6 +39,29 @@ def read_vlm(folder: Path) -> dict[str, bytes]:
     """
     found = [folder / name for name in VLM_FILES]
     return {file.name: file.read_bytes() for file in found if file.is_file()}
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file of a backbone in a policy's folder is a link to somewhere else.
+
+    It would be copied into every checkpoint. The hub's cache consists of links into itself.
+
+    Raises:
+        CheckpointError: One is.
+    """
+    roots = [folder.resolve()]
+    roots += [place.parent.resolve() / "blobs" for place in folder.parents if _is_cache(place)]
+    for name in VLM_FILES:
+        file = folder / name
+        if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in roots):
+            raise CheckpointError(
+                f"{file} is a link that leads out of the policy's folder",
+                remedy="If you trust it, put a copy of the file in its place.",
+            )
+
+
+def _is_cache(place: Path) -> bool:
+    return place.name == "snapshots" and place.parent.name.startswith("models--")
 
 
 def backbone(config: Any) -> str | None:
