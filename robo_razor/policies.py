@@ -7,12 +7,14 @@ the functions, because that takes seconds.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import io
-import json
 import logging
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,30 @@ from typing import Any
 import torch
 
 from robo_razor.checkpoint import BEST, LAST, find_pretrained_model
-from robo_razor.errors import CheckpointError, PolicyError, unknown_name
+from robo_razor.errors import CheckpointError, PolicyError, shown, unknown_name
 from robo_razor.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.flow.handle import FlowPolicyHandle
 from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision, missing_vlm
+from robo_razor.normalisation import check_held_statistics
+from robo_razor.policy_files import (
+    CONFIG_FILE,
+    asks_for_code,
+    check_names,
+    check_processors,
+    read_config,
+    without_remote_code,
+)
 from robo_razor.policy_handle import PolicyHandle
 from robo_razor.policy_inputs import image_key
+from robo_razor.policy_weights import (
+    WeightsHeader,
+    bounded_by,
+    check_finite,
+    check_kinds,
+    misfit,
+    plain_keys,
+    read_header,
+)
 from robo_razor.token_handle import TokenPolicyHandle
 
 __all__ = [
@@ -40,9 +60,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distribution.
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 def shipped_policies() -> dict[str, Path]:
@@ -73,59 +92,82 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
     shipped = shipped_policies()
     if name in shipped:
         return shipped[name]
-    path = Path(name).expanduser()
-    if path.exists() or (path.parent.is_dir() and path.name in (LAST, BEST)):
+    path, is_there = Path(name), False
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no name that a file could have
+        path = path.expanduser()
+        is_there = path.exists() or (path.name in (LAST, BEST) and path.parent.is_dir())
+    if is_there:
         return find_pretrained_model(path)
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if is_hub_id and not path.parent.exists():
+    if _HUB_ID.fullmatch(name) and not Path(name).parent.exists():
         return None
     raise unknown_name(
         "policy",
-        name,
+        name if len(name) < 200 else shown(name),
         shipped,
         remedy="It is no directory either. Give a run or checkpoint directory, or a hub id "
         "(owner/name).",
     )
 
 
-def load_policy(name_or_path: str | Path, device: str = "cpu") -> PolicyHandle:
+def load_policy(
+    name_or_path: str | Path, device: str = "cpu", *, may_lack_statistics: bool = False
+) -> PolicyHandle:
     """Load a policy with its processors, in evaluation mode.
+
+    Nothing in its files is run, and nothing outside of its folder is read but the settings and the
+    tokenizer of a backbone that it names (see `policy_files`).
 
     Args:
         name_or_path: See `locate_policy`.
         device: Torch device.
+        may_lack_statistics: Let statistics of what it normalises be missing: for a run that looks
+            at this itself, since it may bring others.
 
     Raises:
         UnknownNameError: If there is no such policy.
-        CheckpointError: If its files are missing, truncated or do not fit together.
+        CheckpointError: If its files are missing, truncated, do not fit together, ask for what a
+            checkpoint may not do, or hold numbers that are not finite.
         PolicyError: If the hub cannot be reached, or LeRobot does not know the type of the policy.
     """
-    directory = locate_policy(name_or_path)
-    if directory is None:
-        directory = _download(str(name_or_path))
+    located = locate_policy(name_or_path)
+    directory = _download(str(name_or_path)) if located is None else located
     _register_policies()
-    _check_config_file(directory)
+    config = read_config(directory)
+    header = read_header(directory)
+    check_processors(directory, config["type"])
+    check_names(directory, from_hub=located is None)
     try:
-        module, preprocessor, postprocessor = _load_from_directory(directory, device)
-        handle = _make_handle(module, preprocessor, postprocessor, str(name_or_path), device)
-        handle.load_extras(directory)
+        with without_remote_code():
+            parts = _load_from_directory(directory, header, device)
+            handle = _make_handle(*parts, str(name_or_path), device)
+            handle.load_extras(directory)
     except (PolicyError, CheckpointError):
         raise
-    except ImportError as error:
-        raise PolicyError(
+    except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
+        raise _not_loaded(directory, error) from error
+    check_kinds(handle.module, header)
+    check_finite(handle.module, directory)
+    check_held_statistics(handle, directory, complete=not may_lack_statistics)
+    handle.try_out()
+    return handle
+
+
+def _not_loaded(directory: Path, error: Exception) -> PolicyError | CheckpointError:
+    """Return the error of a policy that cannot be loaded, from what LeRobot raised."""
+    if isinstance(error, ImportError):
+        return PolicyError(
             f"The policy in {directory} needs a package that is not installed: "
             f"{_first_line(error)}",
             remedy="SmolVLA, pi0 and pi0.5 need robo-razor's extra `vla`, Diffusion the extra "
             "`diffusion` (`make setup` installs both); for others install LeRobot's extra.",
-        ) from error
-    except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
-        raise CheckpointError(
-            f"The policy in {directory} cannot be loaded: {type(error).__name__}: "
-            f"{_first_line(error)}",
-            remedy="The checkpoint is incomplete or was made by another version; take another "
-            "checkpoint of the run.",
-        ) from error
-    return handle
+        )
+    if "trust_remote_code" in str(error):
+        return asks_for_code(f"The policy in {directory}", "`trust_remote_code`")
+    return CheckpointError(
+        f"The policy in {directory} cannot be loaded: {misfit(str(error)) or _reason(error)}",
+        remedy="The checkpoint is incomplete or was made by another version; take another "
+        "checkpoint of the run.",
+    )
 
 
 def create_policy(
@@ -216,56 +258,36 @@ def _register_policies() -> None:
     register_third_party_plugins()
 
 
-def _check_config_file(directory: Path) -> None:
-    """Check that the configuration is whole and of a type that LeRobot knows."""
-    from lerobot.configs import PreTrainedConfig
-
-    path = directory / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        policy_type = config["type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not the configuration of a policy: {type(error).__name__}: {error}",
-            remedy="Take another checkpoint of the run.",
-        ) from error
-    known = PreTrainedConfig.get_known_choices()
-    if policy_type not in known:
-        raise unknown_name(
-            "policy type", policy_type, known, remedy=f"{path} asks for it; install its plugin."
-        )
-    if config.get("use_peft"):
-        raise PolicyError(
-            f"{directory} is a PEFT adapter, not a whole policy.",
-            remedy="Merge the adapter into its base and save that.",
-        )
-
-
-def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
+def _load_from_directory(
+    directory: Path, header: WeightsHeader, device: str
+) -> tuple[Any, Any, Any]:
     """Load module, preprocessor and postprocessor."""
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-    _check_weights_file(directory / WEIGHTS_FILE)
     config = PreTrainedConfig.from_pretrained(directory)
     config.device = device
+    config.pretrained_path = None  # Where it was when LeRobot trained it: not read from here on.
+    config.use_peft = False  # `model.safetensors` is whole, whatever was trained of it.
     if config.type in ADAPTERS and getattr(config, "compile_model", False):
         # What would be compiled is LeRobot's own sampler, which the one here replaces.
         config.compile_model = False
         _say_once(logging.INFO, f"{directory}: `compile_model` is switched off.")
     override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
     missing = missing_vlm(config, directory)
-    with local_vlm(config, directory) as vlm:
+    with local_vlm(config, directory) as vlm, _without_first_weights(config):
         if vlm is not None:
             override["tokenizer_processor"] = {"tokenizer_name": vlm}
         try:
-            module = _build(get_policy_class(config.type), directory, config)
+            module = _build(get_policy_class(config.type), header, config)
             preprocessor, postprocessor = make_pre_post_processors(
                 config, pretrained_path=str(directory), preprocessor_overrides=override
             )
         except (OSError, ValueError) as error:
             # LeRobot's pipelines raise a ValueError from what went wrong in one of their steps.
             reason = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(reason, PolicyError):
+                raise reason from error
             if missing is None or not isinstance(reason, OSError):
                 raise
             raise _no_backbone(directory, missing, reason) from error
@@ -275,6 +297,20 @@ def _load_from_directory(directory: Path, device: str) -> tuple[Any, Any, Any]:
             if getattr(step, "tokenizer_name", None):
                 step.tokenizer_name = backbone(config)
     return module, preprocessor, postprocessor
+
+
+@contextlib.contextmanager
+def _without_first_weights(config: Any) -> Iterator[None]:
+    """Let an image encoder fetch no weights to begin with: the policy's file has its own."""
+    name = "pretrained_backbone_weights"
+    before = getattr(config, name, None)
+    if before is not None:
+        setattr(config, name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
 
 
 @functools.cache  # a run loads its base twice
@@ -298,41 +334,42 @@ def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:
     )
 
 
-def _build(policy_class: Any, directory: Path, config: Any) -> Any:
+def _build(policy_class: Any, header: WeightsHeader, config: Any) -> Any:
     """Return a policy with its weights.
 
     Raises:
         CheckpointError: If the weights do not fit.
     """
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # LeRobot prints where the weights come from.
-        module = policy_class.from_pretrained(directory, config=config, strict=True)
+    with contextlib.redirect_stdout(printed), bounded_by(header), plain_keys(header) as folder:
+        if config.type not in ADAPTERS:
+            _build_without_memory(policy_class, config)
+        # LeRobot prints where the weights come from.
+        module = policy_class.from_pretrained(folder, config=config, strict=True)
     _, found, reason = printed.getvalue().partition("ould not load state dict")
     if found:  # pi0 and pi0.5 print this and go on with random weights.
         raise CheckpointError(
-            f"The weights in {directory} do not fit the policy: {reason.strip(': ')[:300]}",
+            f"The weights in {header.path.parent} do not fit the policy: "
+            f"{misfit(reason) or reason.strip(': ')[:300]}",
             remedy="Take another checkpoint, or one that this version of LeRobot wrote.",
         )
     return module
 
 
-def _check_weights_file(path: Path) -> None:
-    """Check that the weights are there and whole."""
-    from safetensors import SafetensorError, safe_open
+def _build_without_memory(policy_class: Any, config: Any) -> None:
+    """Build a policy of tensors that hold nothing: senseless sizes are noticed, and cost nothing.
 
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} has no {WEIGHTS_FILE}.", remedy="Take another checkpoint of the run."
-        )
+    Raises:
+        CheckpointError: It has far more parameters than its file.
+    """
     try:
-        with safe_open(path, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}",
-            remedy="Take another checkpoint of the run, or install the package again if it is a "
-            "shipped policy.",
-        ) from error
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            policy_class(copy.deepcopy(config))
+    except CheckpointError:
+        raise
+    except Exception as error:  # not every policy can be built so
+        logger.debug("%s cannot be built without memory: %s", policy_class.__name__, error)
 
 
 def _download(repo_id: str) -> Path:
@@ -353,6 +390,17 @@ def _download(repo_id: str) -> Path:
             "its path (`--policy POLICY`). SmolVLA, pi0 and pi0.5 also need settings and tokenizer "
             f"of their backbone in POLICY/{VLM_FOLDER}; loading names what is missing.",
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first lines of an error and of what it came from at first, short."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    if first is error or _first_line(first) in text:
+        return text
+    return f"{text[:150]} ... {type(first).__name__}: {_first_line(first)}"
 
 
 def _first_line(error: BaseException) -> str:

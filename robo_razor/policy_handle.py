@@ -33,7 +33,13 @@ from robo_razor.lora import add_lora, has_lora, merge_lora
 from robo_razor.loss_weight import loss_weight
 from robo_razor.normalisation import Statistics, with_statistics
 from robo_razor.own_noise import fixed_noise
-from robo_razor.policy_checks import check_instruction, check_own_actions, no_density
+from robo_razor.policy_checks import (
+    check_finite_output,
+    check_instruction,
+    check_own_actions,
+    no_density,
+    warn_of_unread_words,
+)
 from robo_razor.policy_inputs import (
     InputSources,
     check_fit,
@@ -89,6 +95,8 @@ class PolicyHandle:
         """The part of the rename map that an environment or data set must have names of."""
         self.masks_cameras = masks_cameras(config)
         self.encoder_frozen = False
+        self.warnings_given = 0
+        self._instructions: set[str] = set()  # that were looked at for words that it does not read
         self.chunk_size: int = getattr(config, "n_action_steps", 1)
         self.action_dim: int = config.action_feature.shape[0]
         state = config.robot_state_feature
@@ -171,7 +179,12 @@ class PolicyHandle:
         Returns:
             Tensors that share no memory with `observation`, first axis N.
         """
+        self.warn_of_unread_words(instructions)
         return prepare(self, observation, instructions)
+
+    def warn_of_unread_words(self, instructions: Sequence[str]) -> None:
+        """Warn of the words of instructions that the policy does not read, once for each."""
+        warn_of_unread_words(self, instructions, self._instructions)
 
     def check_instruction(self, instruction: str) -> None:
         """Check that an instruction of the user's own says anything to the policy.
@@ -215,6 +228,7 @@ class PolicyHandle:
             numbers = torch.as_tensor(uniforms, device=self.device)
             return self.to_actions(distribution.sample(numbers))
         chunk = self.postprocessor(self.chunks(batch))
+        check_finite_output(self, "actions", chunk)
         return np.asarray(chunk.float().cpu().numpy(), dtype=np.float32)
 
     @torch.no_grad()
@@ -230,6 +244,7 @@ class PolicyHandle:
                 return (self.module.predict_action_chunk(rows)[:, : self.chunk_size],)
 
         (found,) = in_blocks(predict, with_time(self.module, batch), self.inference_batch)
+        check_finite_output(self, "actions", found, inputs=batch)
         return found
 
     def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
@@ -389,6 +404,9 @@ class PolicyHandle:
 
     def load_extras(self, directory: Path) -> None:
         """Read what `save` wrote beside LeRobot's files."""
+
+    def try_out(self) -> None:
+        """Look once at an observation of zeros, where that takes no time, to see that all works."""
 
     def share_frozen(self, base: PolicyHandle) -> None:
         """Let parameters that are not trained use the memory of the base's."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robo_razor.errors import PolicyError, RoboRazorError
 from robo_razor.policy_inputs import STATE, rename_step
 
 
@@ -32,7 +33,7 @@ def prepare(
     for key in policy.sources.image_keys:
         images = torch.from_numpy(np.asarray(_seen(policy, observation, key)))
         host[_fed(policy, key)] = images.permute(0, 3, 1, 2).float().div_(255.0)
-    return _observations(policy.preprocessor(host))
+    return _observations(_preprocessed(policy, host))
 
 
 def prepare_bytes(
@@ -45,10 +46,31 @@ def prepare_bytes(
         observation: Host observations of N environments.
         instructions: One instruction per environment.
     """
-    batch = _observations(policy.preprocessor(_host_batch(policy, observation, instructions)))
+    batch = _observations(_preprocessed(policy, _host_batch(policy, observation, instructions)))
     for key in policy.sources.image_keys:
         images = np.array(_seen(policy, observation, key))
         batch[key] = torch.from_numpy(images).to(policy.device)
+    return batch
+
+
+def _preprocessed(policy: Any, host: dict[str, Any]) -> dict[str, Any]:
+    """Return what a policy's preprocessor makes of a batch.
+
+    Raises:
+        PolicyError: If it fails: its steps may be of another policy, or in another order.
+    """
+    try:
+        batch: dict[str, Any] = policy.preprocessor(host)
+    except RoboRazorError:
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise PolicyError(
+            f"The preprocessor of the policy {policy.name!r} fails on an observation: "
+            f"{type(error).__name__}: {text}",
+            remedy="Its `policy_preprocessor.json` does not fit the policy: take another "
+            "checkpoint.",
+        ) from error
     return batch
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robo_razor.blocks import in_blocks
 from robo_razor.distributions import TokenChunkDistribution
-from robo_razor.policy_checks import check_token_actions
+from robo_razor.policy_checks import check_finite_output, check_token_actions, try_out
 from robo_razor.policy_handle import PolicyHandle
 from robo_razor.policy_inputs import check_unit_actions
 from robo_razor.preparation import prepare_bytes
@@ -49,11 +49,17 @@ class TokenPolicyHandle(PolicyHandle):
         self, observation: dict[str, Any], instructions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Turn host observations into the policy's inputs; images stay uint8 [N, W, W, 3]."""
+        self.warn_of_unread_words(instructions)
         return prepare_bytes(self, observation, instructions)
+
+    def try_out(self) -> None:
+        """Look once at an observation of zeros: what cannot work, or overflows, fails at once."""
+        try_out(self)
 
     def distribution(self, batch: dict[str, Tensor]) -> TokenChunkDistribution:
         """Return the distribution of the executed chunk."""
         (logits,) = self._infer(batch, lambda rows: (self.module.action_logits(rows),))
+        self._check_output(batch, "logits of actions", logits)
         return self._token_distribution(logits)
 
     def distribution_and_value(
@@ -71,6 +77,7 @@ class TokenPolicyHandle(PolicyHandle):
             return output.logits, output.value
 
         logits, value = self._infer(batch, predict)
+        self._check_output(batch, "logits of actions and values", logits, value)
         return self._token_distribution(logits), value
 
     def freeze_vision(self) -> None:
@@ -100,6 +107,11 @@ class TokenPolicyHandle(PolicyHandle):
     def _token_distribution(self, logits: Tensor) -> TokenChunkDistribution:
         executed = logits[:, : self.chunk_size]
         return TokenChunkDistribution(executed, self.module.bin_centers, self.temperature)
+
+    def _check_output(self, batch: dict[str, Tensor], what: str, *outputs: Tensor) -> None:
+        """Check that outputs are finite, but for those of training: its loss is checked."""
+        if not torch.is_grad_enabled():
+            check_finite_output(self, what, *outputs, inputs=batch)
 
     def _infer[T: tuple[Tensor, ...]](
         self, batch: dict[str, Tensor], predict: Callable[[dict[str, Tensor]], T]

@@ -536,7 +536,7 @@ class Trainer:
         """Return a policy that is sampled and trained as the settings say."""
         from robo_razor.policies import load_policy
 
-        policy = load_policy(source, device)
+        policy = load_policy(source, device, may_lack_statistics=True)
         policy.rename(self.config.rename)
         policy.configure(self.config.flow)
         return policy

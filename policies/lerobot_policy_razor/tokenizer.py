@@ -10,6 +10,9 @@ logger = logging.getLogger(__name__)
 
 PAD = "<pad>"
 UNKNOWN = "<unk>"
+MAX_LENGTH = 1024
+MAX_SEEN = 1000
+"""Instructions that are looked at for words that are not read; a data set may have many more."""
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -47,9 +50,12 @@ class WordTokenizer:
                 f"A vocabulary starts with {PAD!r}, {UNKNOWN!r} and holds each word once, got "
                 f"{self.vocabulary[:2]} first."
             )
+        if type(max_length) is not int or not 1 <= max_length <= MAX_LENGTH:
+            raise ValueError(f"max_length is {max_length!r}, not a whole number from 1 to 1024.")
         self.max_length = max_length
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
-        self._warned: set[str] = set()
+        self._warned: set[str] = set()  # unknown words
+        self._seen: set[str] = set()  # instructions
 
     @property
     def vocab_size(self) -> int:
@@ -64,21 +70,46 @@ class WordTokenizer:
         """Return the words of `text` in the vocabulary, in order and without repeats."""
         return list(dict.fromkeys(word for word in split_words(text) if word in self._ids))
 
+    def read_words(self, text: str) -> list[str]:
+        """Return the known words of `text` among the first `max_length`: all that is read of it."""
+        words = split_words(text)[: self.max_length]
+        return list(dict.fromkeys(word for word in words if word in self._ids))
+
+    def cut_words(self, text: str) -> list[str]:
+        """Return the words of `text` after the first `max_length`, in order."""
+        return split_words(text)[self.max_length :]
+
     def encode(self, text: str) -> tuple[list[int], list[bool]]:
         """Return token ids and attention mask (True means a word), each `max_length` long.
 
-        An unknown word becomes `<unk>`; each one is logged once.
+        An unknown word becomes `<unk>`; each one is logged once. Words after the first `max_length`
+        are cut; that is logged once for an instruction.
         """
-        new = [word for word in self.unknown_words(text) if word not in self._warned]
-        if new:
-            self._warned.update(new)
-            logger.warning(
-                "The instruction %r has words that the policy never learnt: %s. It sees %s in "
-                "their place.",
-                text,
-                ", ".join(new),
-                UNKNOWN,
-            )
+        if text not in self._seen and len(self._seen) < MAX_SEEN:
+            self._seen.add(text)
+            self._warn_of_unread(text)
         ids = [self._ids.get(word, 1) for word in split_words(text)][: self.max_length]
         padding = self.max_length - len(ids)
         return ids + [0] * padding, [True] * len(ids) + [False] * padding
+
+    def _warn_of_unread(self, text: str) -> None:
+        cut = self.cut_words(text)
+        read = " ".join(split_words(text)[: self.max_length])
+        new = [word for word in self.unknown_words(read) if word not in self._warned]
+        if new:
+            self._warned.update(new)
+            logger.warning(
+                "The instruction %.200r has words that the policy never learnt: %s. It sees %s in "
+                "their place.",
+                text,
+                ", ".join(new)[:500],
+                UNKNOWN,
+            )
+        if cut:
+            logger.warning(
+                "The instruction %.200r is longer than the %d words that the policy reads. It does "
+                "not see the rest: %s.",
+                text,
+                self.max_length,
+                " ".join(cut)[:500],
+            )

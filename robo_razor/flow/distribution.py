@@ -187,7 +187,14 @@ class FlowChunkDistribution:
         for index in range(self.num_paths):
             path, mean, std = self._own_path(index)
             found.append(gaussian_kl(mean, std, *other.moments(path)).sum(-1))
-        return torch.stack(found, -1)
+        divergences = torch.stack(found, -1)
+        if not torch.is_grad_enabled() and not bool(torch.isfinite(divergences).all()):
+            raise PolicyError(
+                "The KL divergence of two flow policies is NaN or infinite: the weights of one of "
+                "them overflow.",
+                remedy="Training diverged: take an earlier checkpoint of the run.",
+            )
+        return divergences
 
     def moments(self, path: Tensor) -> tuple[Tensor, Tensor]:
         """Return what every live step is drawn from at the points of a path.

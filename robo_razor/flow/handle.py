@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robo_razor.config import FlowConfig, from_dict, to_dict
-from robo_razor.errors import ConfigError
+from robo_razor.errors import CheckpointError, ConfigError, shown
 from robo_razor.files import read_json, write_bytes, write_json
 from robo_razor.flow.distribution import FlowChunkDistribution
 from robo_razor.flow.encoding import KEY, Observations, policy_batch
@@ -48,6 +48,7 @@ from robo_razor.flow.precision import (
 from robo_razor.flow.value import ValueHead
 from robo_razor.flow.vlm import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
 from robo_razor.lora import LowRankLinear
+from robo_razor.policy_checks import check_finite_output
 from robo_razor.policy_handle import PolicyHandle
 from robo_razor.preparation import prepare_bytes
 
@@ -161,6 +162,7 @@ class FlowPolicyHandle(PolicyHandle):
         Images stay uint8 [N, W, W, 3] where the policy does not normalise them. Instructions are
         padded to the policy's longest, so that inputs of different times fit together.
         """
+        self.warn_of_unread_words(instructions)
         if self._keep_bytes:
             batch = prepare_bytes(self, observation, instructions)
         else:
@@ -179,6 +181,7 @@ class FlowPolicyHandle(PolicyHandle):
 
     def _chunk_to_actions(self, chunk: Tensor) -> Tensor:
         actions: Tensor = self.postprocessor(chunk[:, : self.chunk_size])
+        check_finite_output(self, "actions", chunk, actions)
         return actions
 
     # Densities ------------------------------------------------------------------------------
@@ -204,6 +207,8 @@ class FlowPolicyHandle(PolicyHandle):
             return (self.value_head(features),)
 
         (value,) = observations.run(evaluate)
+        if not torch.is_grad_enabled():
+            check_finite_output(self, "values", value, inputs=batch)
         return self._distribution(observations), value
 
     def _distribution(self, observations: Observations) -> FlowChunkDistribution:
@@ -329,19 +334,17 @@ class FlowPolicyHandle(PolicyHandle):
 
     def load_extras(self, directory: Path) -> None:
         """Read what `save` wrote beside LeRobot's files, where it is there."""
-        from robo_razor.training_state import load_tensors
-
         restore_float32(
             self.module, self.adapter, directory, ours=(directory / FLOW_FILE).is_file()
         )
         if (directory / VALUE_FILE).is_file():
-            self.value_head.load_state_dict(load_tensors(directory / VALUE_FILE))
+            self.value_head.load_state_dict(_weights(directory / VALUE_FILE))
         if (directory / FLOW_FILE).is_file():
             path = directory / FLOW_FILE
             self.configure(from_dict(FlowConfig, read_json(path), source=str(path)))
         network = self.noise_network
         if network is not None and (directory / NOISE_FILE).is_file():
-            network.load_state_dict(load_tensors(directory / NOISE_FILE))
+            network.load_state_dict(_weights(directory / NOISE_FILE))
         if (directory / VLM_FOLDER).is_dir():
             self._vlm_files = read_vlm(directory / VLM_FOLDER)
 
@@ -358,3 +361,22 @@ class FlowPolicyHandle(PolicyHandle):
         finally:
             for name, part in ours.items():
                 self.module.add_module(name, part)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of one of our files.
+
+    Raises:
+        CheckpointError: They are truncated, or no floating-point numbers.
+    """
+    from robo_razor.training_state import load_tensors
+
+    tensors = load_tensors(path)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{path} has {shown(name)} as {tensor.dtype}, but weights are floating-point "
+                "numbers",
+                remedy="Take another checkpoint of the run.",
+            )
+    return tensors

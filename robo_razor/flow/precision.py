@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from robo_razor.flow.families import FlowAdapter, parameters_of
+from robo_razor.policy_weights import WEIGHTS_FILE, without_wrappers
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "model.safetensors"
 SAFETENSORS_FLOAT32 = "F32"
 GIB = 2**30
 
@@ -43,17 +43,17 @@ def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bo
     expert = parameters_of(adapter.expert_modules()) if module.config.type == "smolvla" else []
     allowed = {id(p) for p in (parameters.values() if ours else expert)}
     with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
-        rounded = [
-            name
-            for name in file.keys()  # noqa: SIM118  # it is no mapping
+        rounded = {
+            name: stored
+            for stored, name in without_wrappers(file.keys()).items()
             if id(parameters.get(name)) in allowed
             and parameters[name].dtype != torch.float32
-            and file.get_slice(name).get_dtype() == SAFETENSORS_FLOAT32
-        ]
+            and file.get_slice(stored).get_dtype() == SAFETENSORS_FLOAT32
+        }
         adapter.to_float32([*expert, *(parameters[name] for name in rounded)])
         with torch.no_grad():
-            for name in rounded:
-                parameters[name].copy_(file.get_tensor(name))
+            for name, stored in rounded.items():
+                parameters[name].copy_(file.get_tensor(stored))
 
 
 def trains_low_encoder(adapter: FlowAdapter, trained: Iterable[nn.Parameter]) -> bool:

@@ -15,8 +15,17 @@ from typing import Any
 
 import torch
 
+from robo_razor.errors import CheckpointError
+
 VLM_FOLDER = "vlm"
-VLM_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+VLM_FILES = (
+    *("config.json", "generation_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.json", "chat_template.jinja"),
+)
+"""What is copied: the folder may be any of this machine's, and a checkpoint is passed on."""
 VLM_MARKS = ("tokenizer_config.json", "tokenizer.json", "config.json")
 """Files of which one at least is fetched with any backbone."""
 PALIGEMMA = "google/paligemma-3b-pt-224"
@@ -28,8 +37,31 @@ def read_vlm(folder: Path) -> dict[str, bytes]:
 
     By content: the checkpoint that a policy was loaded from may be gone when it is saved.
     """
-    files = [file for pattern in VLM_PATTERNS for file in sorted(folder.glob(pattern))]
-    return {f.name: f.read_bytes() for f in files if not f.name.endswith(".index.json")}
+    found = [folder / name for name in VLM_FILES]
+    return {file.name: file.read_bytes() for file in found if file.is_file()}
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file of a backbone in a policy's folder is a link to somewhere else.
+
+    It would be copied into every checkpoint. The hub's cache consists of links into itself.
+
+    Raises:
+        CheckpointError: One is.
+    """
+    roots = [folder.resolve()]
+    roots += [place.parent.resolve() / "blobs" for place in folder.parents if _is_cache(place)]
+    for name in VLM_FILES:
+        file = folder / name
+        if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in roots):
+            raise CheckpointError(
+                f"{file} is a link that leads out of the policy's folder",
+                remedy="If you trust it, put a copy of the file in its place.",
+            )
+
+
+def _is_cache(place: Path) -> bool:
+    return place.name == "snapshots" and place.parent.name.startswith("models--")
 
 
 def backbone(config: Any) -> str | None:
