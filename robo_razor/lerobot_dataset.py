@@ -158,7 +158,7 @@ def load_demonstrations(
     images = {}
     for camera in chosen:
         if camera.filmed:
-            pictures = filmed(root, spans[camera.key], camera, frames.place)
+            pictures = filmed(spans[camera.key], camera, frames.place)
         else:
             pictures = stored(tables, camera, frames.file, frames.row, frames.place)
         images[camera_name(camera.key)] = _stack(pictures, len(frames), shapes[camera.key])

@@ -29,7 +29,7 @@ from robo_razor.lerobot_metadata import (
     task_names,
 )
 from robo_razor.pictures import DAMAGED, Span
-from robo_razor.tables import Table, listed, matrix, whole_numbers
+from robo_razor.tables import Table, inside, listed, matrix, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -226,11 +226,6 @@ def video_spans(root: Path, frames: Frames, key: str, times: NDArray[np.float64]
         mine = np.flatnonzero((chunk[known] == a) & (number[known] == b))
         begins = start[known[mine]]
         until = starts[np.searchsorted(starts, begins, side="right")]
-        path = root / VIDEO_PATH.format(video_key=key, chunk_index=a, file_index=b)
-        if not path.is_file():
-            raise DemonstrationError(
-                f"{path} does not exist: {key!r} of {frames.place(int(mine[0]))} is in it",
-                remedy=DAMAGED,
-            )
+        path = inside(root, root / VIDEO_PATH.format(video_key=key, chunk_index=a, file_index=b))
         spans.append(Span(path, begins + times[mine], until, mine))
     return spans

@@ -260,6 +260,8 @@ def task_names(root: Path, path: Path) -> dict[int, str]:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):  # as pandas writes categories
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

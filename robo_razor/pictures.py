@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robo_razor.errors import DemonstrationError
-from robo_razor.tables import Table, first_line, inside
+from robo_razor.tables import Table, first_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Formats of pictures that are decoded."""
@@ -54,7 +54,7 @@ class Span:
     """Where a camera's frames of some rows are.
 
     Attributes:
-        file: The video file.
+        file: The video file, which lies in the data set's folder.
         seconds: float64, time in the file that each row's picture is at.
         until: float64, time at which the next episode of the file begins, infinite for the last.
         positions: int64, number of each row among all frames.
@@ -169,12 +169,11 @@ def _check_picture(
 
 
 def filmed(
-    root: Path, spans: Sequence[Span], camera: Camera, place: Callable[[int], str]
+    spans: Sequence[Span], camera: Camera, place: Callable[[int], str]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield the number of a frame and its picture, uint8 [H, W, 3]; every file is decoded once.
 
     Args:
-        root: The data set's folder.
         spans: One for each video file.
         camera: Whose they are.
         place: Says of which episode and frame a number is.
@@ -183,12 +182,13 @@ def filmed(
         DemonstrationError: A file or a frame is missing or damaged, or of another size.
     """
     for span in spans:
-        yield from _film(inside(root, span.file), span, camera, place)
+        yield from _film(span, camera, place)
 
 
 def _film(
-    path: Path, span: Span, camera: Camera, place: Callable[[int], str]
+    span: Span, camera: Camera, place: Callable[[int], str]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    path = span.file
     order = np.argsort(span.seconds, kind="stable")
     for k in np.flatnonzero(span.seconds > span.until - TOLERANCE_S)[:1]:
         raise DemonstrationError(
@@ -226,6 +226,8 @@ def _frames(path: Path, camera: Camera) -> Iterator[tuple[float, Callable[[], ND
     try:
         with av.open(str(path), **settings) as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("its codec is unknown")
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             for frame in container.decode(stream):

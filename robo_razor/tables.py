@@ -33,7 +33,7 @@ def inside(root: Path, path: Path) -> Path:
     Links may lead to other places of the folder, or to the `blobs` of a Hugging Face cache.
 
     Raises:
-        DemonstrationError: It does not, or is no regular file.
+        DemonstrationError: It does not, is missing, or is not a regular file.
     """
     home, real = root.resolve(), path.resolve()
     homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
@@ -41,6 +41,10 @@ def inside(root: Path, path: Path) -> Path:
         raise DemonstrationError(
             f"{path} leads out of the data set, to {real}",
             remedy="Put the file itself there: nothing outside of the folder is read.",
+        )
+    if not real.exists():
+        raise DemonstrationError(
+            f"{path} does not exist", remedy="The data set is incomplete: copy or record it again."
         )
     if not real.is_file():
         raise DemonstrationError(f"{path} is not a file")

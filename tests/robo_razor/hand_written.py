@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -25,10 +26,12 @@ TYPES: dict[str, Any] = {
 }
 
 
-def png(shade: int, size: tuple[int, int] = (16, 16), kind: str = "PNG", mode: str = "RGB") -> bytes:
+def png(shade: int, size: tuple[int, int] = (16, 16), kind="PNG", mode="RGB", **more) -> bytes:
     """Return a picture of one shade, width x height."""
     data = io.BytesIO()
-    Image.fromarray(np.full((size[1], size[0], 3), shade, np.uint8)).convert(mode).save(data, kind)
+    Image.fromarray(np.full((size[1], size[0], 3), shade, np.uint8)).convert(mode).save(
+        data, kind, **more
+    )
     return data.getvalue()
 
 
@@ -143,10 +146,9 @@ class Folder:
         (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
         (root / "data" / "chunk-000").mkdir(parents=True)
         (root / "meta" / "info.json").write_text(json.dumps(self.info))
-        table = {"task_index": list(self.tasks), "task": list(self.tasks.values())}
-        text = json.dumps({"index_columns": ["task"], "columns": [], "column_indexes": []})
-        tasks = pa.table(table).replace_schema_metadata({"pandas": text})
-        pq.write_table(tasks, root / "meta" / "tasks.parquet")
+        words = pd.Index(list(self.tasks.values()), name="task")
+        tasks = pd.DataFrame({"task_index": list(self.tasks)}, index=words)
+        tasks.to_parquet(root / "meta" / "tasks.parquet")
         episodes = pa.Table.from_pylist(self.episodes)
         pq.write_table(episodes, root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
         for number, some in enumerate(np.array_split(np.arange(len(self.rows)), parts)):

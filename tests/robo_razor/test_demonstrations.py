@@ -21,6 +21,7 @@ from robo_razor.demonstrations import (
 from robo_razor.environment import make_env
 from robo_razor.errors import DemonstrationError, RunDirectoryError
 from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
+from robo_razor.lerobot_metadata import picture_shape
 from robo_razor.memory import available_bytes
 
 ENV = EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",))
@@ -213,7 +214,7 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (3, 480, 640), (480, 640), (480, 640, 1)])
 def test_the_size_of_pictures_is_read_from_the_metadata(shape):
-    assert lerobot_dataset._picture_shape({"shape": list(shape)}) == (480, 640)
+    assert picture_shape({"shape": list(shape)}) == (480, 640)
 
 
 def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
