@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from hand_written import FPS, Folder, png, shade_of, write_video
 from PIL import Image
-from toy_policy import NEW, tiny_policy
+from toy_policy import NEW, save_tiny_policy, tiny_policy
+from toy_runs import quiet, run_config
 
 from robo_razor import tables
-from robo_razor.config import BCConfig, FinetuneConfig
+from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig
 from robo_razor.demonstrations import check_actions, demonstrations_for
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import load_demonstrations
@@ -25,6 +26,8 @@ from robo_razor.lerobot_metadata import renamable
 from robo_razor.methods import METHODS
 from robo_razor.methods.bc import WindowSampler
 from robo_razor.probes import demonstration_probe
+from robo_razor.tracking import Tracker
+from robo_razor.trainer import finetune
 
 
 def shades(demos, camera="front"):
@@ -616,3 +619,38 @@ def test_actions_that_tokens_cannot_express_are_refused(tmp_path, caplog):
     demonstrations_for(config_of(root), policy, env=env_of())
     assert "is -1.5" in caplog.text
     assert "the environment says that it takes [-1, 1] only" in caplog.text
+
+
+# --- Runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_on_a_wrong_data_set_ends_before_anything_is_measured(tmp_path, monkeypatch, caplog):
+    measured = []
+
+    def measure(self, policy, step, **settings):
+        measured.append(step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "measure", measure)
+    env = EnvConfig(num_envs=2, num_workers=1, image_size=16, env_packages=("toy_env",))
+    base = save_tiny_policy(tmp_path / "base")
+    folder = Folder()
+    folder.row(1, 3)["action"][2] = float("nan")
+
+    def run(name):
+        root = folder.write(tmp_path / f"{name}_data")
+        bc = {"bc": BCConfig(demonstrations=str(root), epochs=1, batch_size=4)}
+        out = tmp_path / name
+        changes = {"env": env, "prior_tasks": "none"}
+        finetune(run_config(base, out, "bc", bc, **changes), quiet())
+
+    with pytest.raises(DemonstrationError, match=r"'action' of episode 1, frame 3 .* is nan"):
+        run("wrong")
+    assert not measured
+    assert not (tmp_path / "wrong").exists()
+    folder.row(1, 3)["action"][2] = 0.0
+    folder.info["fps"] = 30
+    with pytest.raises(KeyboardInterrupt):
+        run("right")
+    assert measured == [0]
+    assert "has 30 frames per second, the environment 10" in caplog.text
