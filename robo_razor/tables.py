@@ -35,18 +35,24 @@ def inside(root: Path, path: Path) -> Path:
     Raises:
         DemonstrationError: It does not, is missing, or is not a regular file.
     """
-    home, real = root.resolve(), path.resolve()
+    try:
+        home, real = root.resolve(), path.resolve()
+        exists, is_file = real.exists(), real.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a circle of links
+        raise DemonstrationError(
+            f"{shown(str(path))} is not a file ({first_line(error)})"
+        ) from error
     homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
     if not any(real.is_relative_to(folder) for folder in homes):
         raise DemonstrationError(
             f"{path} leads out of the data set, to {real}",
             remedy="Put the file itself there: nothing outside of the folder is read.",
         )
-    if not real.exists():
+    if not exists:
         raise DemonstrationError(
             f"{path} does not exist", remedy="The data set is incomplete: copy or record it again."
         )
-    if not real.is_file():
+    if not is_file:
         raise DemonstrationError(f"{path} is not a file")
     return path
 

@@ -570,6 +570,12 @@ def test_links_may_lead_into_a_cache_but_not_elsewhere(tmp_path):
     table.unlink()
     table.symlink_to(plain / "data" / "chunk-000" / "file-000.parquet")
     refused(snapshot, r"file-000.parquet leads out of the data set")
+    table.unlink()
+    table.symlink_to(table)
+    refused(snapshot, r"file-000.parquet.* is not a file|does not exist")
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(DemonstrationError, match="is not a file|does not exist"):
+            tables.inside(snapshot, snapshot / name)
 
 
 # --- Rates and ranges -----------------------------------------------------------------------------
