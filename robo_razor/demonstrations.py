@@ -8,6 +8,7 @@ Axis letters as in `types`: E episodes, F frames, H chunk, A action dimensions, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -32,11 +34,15 @@ from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
+from robo_razor.lerobot_metadata import describe
 from robo_razor.memory import available_bytes, local_processes
-from robo_razor.policy_inputs import STATE, image_key
+from robo_razor.policy_inputs import STATE, camera_name, image_key
 from robo_razor.rollout import LandmarkWatch, StepOutcome, episode_bar, run_actor
 from robo_razor.seeding import derive
+from robo_razor.tables import listed
 from robo_razor.types import DemonstrationSet, EpisodeBatch, make_rows
+
+logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 20
 """Episodes tried per episode asked for, before collecting gives up."""
@@ -46,6 +52,12 @@ CHECK_EVERY_BYTES = 16 << 20
 """After so many bytes of new pictures it is looked whether those to come fit in memory."""
 FIRST_SEEDS = 900_000
 """Start states of demonstrations begin below this, which leaves room before the held-out ones."""
+
+
+ACTION_TOLERANCE = 0.01
+"""Share of half its range by which an action may lie outside of it."""
+RATE_TOLERANCE = 0.01
+"""Share by which a data set's rate may differ from the environment's without a word."""
 
 
 # --- Making demonstrations ------------------------------------------------------------------------
@@ -167,7 +179,7 @@ def collect_demonstrations(
         console: Where progress is shown.
 
     Raises:
-        DemonstrationError: Too few episodes succeed.
+        DemonstrationError: Too few episodes succeed, or one holds numbers that are not finite.
     """
     kept: list[_Frames] = []
     tried = 0
@@ -187,14 +199,16 @@ def collect_demonstrations(
             batch = run_actor(env, actor, rows, progress=progress, observer=recorder)
         kept += _successful(batch, recorder)[:missing]
         tried += number
-    return join_frames(kept, fps=int(env.metadata.get("render_fps", 10)))
+    found = join_frames(kept, fps=control_rate(env) or 10)
+    check_finite(found, f"demonstrations of {skill_name(task)}")
+    return found
 
 
 def _successful(batch: EpisodeBatch, recorder: _FrameRecorder) -> list[_Frames]:
     return [recorder.episodes[int(e)] for e in np.flatnonzero(batch.success)]
 
 
-def join_frames(episodes: Sequence[_Frames], fps: int) -> DemonstrationSet:
+def join_frames(episodes: Sequence[_Frames], fps: float) -> DemonstrationSet:
     """Join episodes into arrays."""
     lengths = [len(frames.actions) for frames in episodes]
     has_landmarks = all(frames.landmarks for frames in episodes)
@@ -220,7 +234,7 @@ def join_frames(episodes: Sequence[_Frames], fps: int) -> DemonstrationSet:
 
 
 def demonstrations_for(
-    config: FinetuneConfig, policy: Any, console: Console | None = None
+    config: FinetuneConfig, policy: Any, console: Console | None = None, env: Any = None
 ) -> DemonstrationSet:
     """Return the demonstrations that `bc.demonstrations` means.
 
@@ -231,19 +245,17 @@ def demonstrations_for(
         config: Settings of a run with `method: bc`.
         policy: `PolicyHandle` whose inputs and actions the demonstrations must fit.
         console: Where progress is shown.
+        env: The environment that the policy will act in; a data set that was recorded at another
+            rate, or with actions that it does not take, is warned of. None: nothing is said.
 
     Raises:
         DemonstrationError: There are none, or they do not fit the policy.
     """
     bc = config.bc
     if bc.demonstrations != "expert" and not bc.demonstrations.startswith(POLICY_PREFIX):
-        demonstrations = load_demonstrations(
-            bc.demonstrations,
-            max_episodes=bc.episodes,
-            image_shape=policy.wanted_image_shape,
-            state_keys=policy.sources.candidates(STATE),
-        )
-        check_fit(demonstrations, policy, bc.demonstrations)
+        demonstrations = _of_dataset(config, policy)
+        if env is not None:
+            _warn_of_env(demonstrations, env, bc.demonstrations)
         return demonstrations
     actor, stride = _demonstrator(config)
     shape = policy.wanted_image_shape
@@ -259,6 +271,7 @@ def demonstrations_for(
         )
     finally:
         env.close()
+    check_actions(found, policy, bc.demonstrations)
     # A dataset would not have landmarks either: demonstrations are observations and actions.
     return replace(found, landmarks=None, landmarks_present=None, decision_stride=stride)
 
@@ -287,19 +300,56 @@ def _demonstrator(config: FinetuneConfig) -> tuple[Actor, int]:
     return OpenLoopActor(actor, demonstrator.chunk_size), demonstrator.chunk_size
 
 
+def _of_dataset(config: FinetuneConfig, policy: Any) -> DemonstrationSet:
+    """Return the demonstrations of a data set; what does not fit is refused before it is decoded.
+
+    Raises:
+        DemonstrationError: There are none, or they do not fit the policy.
+    """
+    source = config.bc.demonstrations
+    states = policy.sources.candidates(STATE)
+    said = describe(source, states)
+    wanted = policy.wanted_image_shape
+    shapes = {camera_name(camera.key): wanted or camera.shape for camera in said.cameras}
+    state = said.widths[said.state] if said.state else 0
+    _check_shapes(shapes, state, said.widths["action"], policy, source, said.columns)
+    demonstrations = load_demonstrations(
+        source,
+        max_episodes=config.bc.episodes,
+        image_shape=wanted,
+        state_keys=states,
+        cameras={policy.sources.camera(key, shapes) for key in policy.sources.image_keys},
+    )
+    check_fit(demonstrations, policy, source)
+    check_actions(demonstrations, policy, source)
+    return demonstrations
+
+
 def check_fit(demonstrations: DemonstrationSet, policy: Any, source: str) -> None:
     """Check that demonstrations have the policy's cameras, state and actions.
 
     Raises:
         DemonstrationError: If not; shows both sides.
     """
+    demos = demonstrations
+    shapes = {name: images.shape[1:3] for name, images in demos.images.items()}
+    _check_shapes(shapes, demos.state.shape[1], demos.actions.shape[1], policy, source)
+
+
+def _check_shapes(
+    shapes: Mapping[str, tuple[int, ...]],
+    state: int,
+    actions: int,
+    policy: Any,
+    source: str,
+    columns: Sequence[str] = (),
+) -> None:
     shape = policy.wanted_image_shape
-    shapes = {name: images.shape[1:3] for name, images in demonstrations.images.items()}
     seen = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
     fits = (
         all(found is not None and shape in (None, found) for found in seen)
-        and policy.state_dim in (0, demonstrations.state.shape[1])
-        and demonstrations.actions.shape[1] == policy.action_dim
+        and policy.state_dim in (0, state)
+        and actions == policy.action_dim
     )
     if fits:
         return
@@ -308,12 +358,107 @@ def check_fit(demonstrations: DemonstrationSet, policy: Any, source: str) -> Non
     wanted = [f"{key}{size}" for key in policy.sources.image_keys]
     raise DemonstrationError(
         f"The demonstrations in {source!r} do not fit the policy {policy.name!r}: they have "
-        f"{', '.join(cameras) or 'no camera'}, state {demonstrations.state.shape[1]}, action "
-        f"{demonstrations.actions.shape[1]}; the policy wants {', '.join(wanted)}, state "
-        f"{policy.state_dim}, action {policy.action_dim}",
-        remedy="Rename cameras that are only called otherwise (`--rename`), or collect "
-        "demonstrations in the environment that the policy was trained for.",
+        f"{', '.join(cameras) or 'no camera'}, state {state}, action {actions}; the policy wants "
+        f"{', '.join(wanted)}, state {policy.state_dim}, action {policy.action_dim}"
+        + (f". The columns of the data set are {listed(columns)}" if columns else ""),
+        remedy="Rename cameras, or the state, that are only called otherwise (`--rename`), or "
+        "collect demonstrations in the environment that the policy was trained for.",
     )
+
+
+def check_finite(demonstrations: DemonstrationSet, source: str) -> None:
+    """Check that there is no NaN and nothing infinite in demonstrations.
+
+    Raises:
+        DemonstrationError: There is; names what, and in which episode and frame.
+    """
+    parts = {
+        "state": demonstrations.state,
+        "action": demonstrations.actions,
+        "reward": demonstrations.rewards,
+    }
+    for name, values in parts.items():
+        finite = np.isfinite(values).reshape(len(demonstrations), -1)
+        for frame in np.flatnonzero(~finite.all(1))[:1].tolist():
+            raise DemonstrationError(
+                f"The {name} of {demonstrations.place(frame)} of the {source} is not finite: "
+                f"{np.atleast_1d(values[frame])[~finite[frame]][0]}",
+                remedy="Nothing is written or learnt from it: mend the environment or the policy "
+                "that gave this number.",
+            )
+
+
+def check_actions(demonstrations: DemonstrationSet, policy: Any, source: str) -> None:
+    """Check that a policy with action tokens can express the actions that it is to clone.
+
+    Raises:
+        DemonstrationError: One is outside of its range, so that another would be learnt.
+    """
+    centers = getattr(policy.module, "bin_centers", None)
+    if centers is None:
+        return
+    low, high = float(centers.min()), float(centers.max())
+    margin = ACTION_TOLERANCE * (high - low) / 2
+    for text in _outside(demonstrations, low - margin, high + margin):
+        raise DemonstrationError(
+            f"{text} in {source!r}, and the policy {policy.name!r} can only express [{low:g}, "
+            f"{high:g}]: it would learn another action",
+            remedy="Scale the actions of the data set to the environment's units, or clone into a "
+            "policy that normalises its actions (SmolVLA, pi0, ACT, ...).",
+        )
+
+
+def _outside(demonstrations: DemonstrationSet, low: Any, high: Any) -> list[str]:
+    """Say, in at most one text, which action is the first outside of a range."""
+    actions = demonstrations.actions
+    rows, columns = np.nonzero((actions < low) | (actions > high))
+    if not len(rows):
+        return []
+    frame, entry = int(rows[0]), int(columns[0])
+    return [
+        f"The action ('action') of {demonstrations.place(frame)} is {actions[frame, entry]:g} "
+        f"(entry {entry}; {len(np.unique(rows))} of {len(actions)} frames are outside)"
+    ]
+
+
+def control_rate(env: Any) -> float | None:
+    """Return an environment's control steps per second, None where it does not say."""
+    rate = env.metadata.get("render_fps")
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number):
+        return None
+    if not 0 < rate < math.inf:
+        return None
+    return int(rate) if rate == int(rate) else float(rate)
+
+
+def _warn_of_env(demonstrations: DemonstrationSet, env: Any, source: str) -> None:
+    """Warn of demonstrations at another rate than the environment's, or of actions outside."""
+    rate, fps = control_rate(env), demonstrations.fps
+    if rate is not None and abs(fps / rate - 1) > RATE_TOLERANCE:
+        logger.warning(
+            "The data set %s has %g frames per second, the environment %g control steps "
+            "(`render_fps`): every frame is cloned as one control step, so that an action will "
+            "last %.3g times as long as in the recording. Resample the data set, or set the "
+            "environment's rate.",
+            source,
+            fps,
+            rate,
+            fps / rate,
+        )
+    space = env.single_action_space
+    if not isinstance(space, spaces.Box) or space.shape != demonstrations.actions.shape[1:]:
+        return
+    with np.errstate(over="ignore"):  # no bound may be the largest number that there is
+        margin = ACTION_TOLERANCE * (space.high - space.low) / 2
+    for text in _outside(demonstrations, space.low - margin, space.high + margin):
+        logger.warning(
+            "%s in %s, and the environment says that it takes [%g, %g] only: what it does with "
+            "others is its own affair.",
+            text,
+            source,
+            space.low.min(),
+            space.high.max(),
+        )
 
 
 def write_demonstrations(
@@ -339,14 +484,20 @@ def write_demonstrations(
         DemonstrationError: Too few episodes succeed.
     """
     writer = None
-    for task, number in episodes.items():
-        found = collect_demonstrations(
-            env, actor, task, number, first_seed=first_seed, console=console
-        )
-        writer = writer or create_dataset(directory, found)
-        write_episodes(writer, found)
-    assert writer is not None
-    writer.finalize()
+    try:
+        for task, number in episodes.items():
+            found = collect_demonstrations(
+                env, actor, task, number, first_seed=first_seed, console=console
+            )
+            writer = writer or create_dataset(directory, found)
+            write_episodes(writer, found)
+    except BaseException:
+        if writer is not None:
+            logger.warning("%s is readable, but holds the first tasks' episodes only", directory)
+        raise
+    finally:
+        if writer is not None:
+            writer.finalize()  # without it, what was written could not be read
 
 
 def run_collect(config: CollectConfig, console: Console | None = None) -> Path:

@@ -3,17 +3,20 @@
 They are kept in RAM as uint8 images, because decoding them anew for every batch costs more than a
 gradient step of a small policy (`benchmarks/dataset_loader.py`). LeRobot is imported inside
 functions only. Data sets of others are read too, with images or videos and whatever they call their
-cameras.
+cameras. What cannot be right is refused with column, episode and frame (`lerobot_metadata`,
+`lerobot_frames`, `pictures`).
+
+Differences to LeRobot's loader: it finds an episode's videos by the row of `meta/episodes`, here
+the `episode_index` counts, so that episodes may be missing. Frames of an episode must follow one
+another, and a row of a video must not fall on the frames of the next episode.
 
 Axis letters as in `types`: E episodes, F frames.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,32 @@ from numpy.typing import NDArray
 
 from robo_razor.checkpoint import refuse_used_directory
 from robo_razor.errors import DemonstrationError
+from robo_razor.lerobot_frames import (
+    read_frames,
+    read_numbers,
+    read_times,
+    read_words,
+    video_spans,
+    words_change,
+)
+from robo_razor.lerobot_metadata import (
+    ACTION,
+    EPISODE,
+    FRAME,
+    RENAME,
+    REWARD,
+    SUCCESS,
+    TASK,
+    describe,
+)
 from robo_razor.memory import available_bytes, local_processes
+from robo_razor.pictures import filmed, stored
 from robo_razor.policy_inputs import STATE, camera_name, image_key
+from robo_razor.tables import Table, parquet_files
 from robo_razor.types import DemonstrationSet
 
 SCALE = "gym_razor.pictures:resize"
 """What images of LeRobot's environments are scaled with: a policy must see both alike."""
-IMAGES = "observation.image"
-"""How the name of every camera of a LeRobotDataset begins."""
 
 
 def save_demonstrations(demonstrations: DemonstrationSet, directory: str | Path) -> None:
@@ -83,8 +104,9 @@ def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
     """Append all episodes to an open LeRobotDataset."""
     demos = demonstrations
     has_state = demos.state.shape[1] > 0
-    for episode, instruction in enumerate(demos.instructions):
-        for frame in range(int(demos.offsets[episode]), int(demos.offsets[episode + 1])):
+    for episode in range(demos.num_episodes):
+        frames = np.arange(demos.offsets[episode], demos.offsets[episode + 1])
+        for frame, words in zip(frames.tolist(), demos.words(frames), strict=True):
             dataset.add_frame(
                 {
                     **{image_key(name): x[frame] for name, x in demos.images.items()},
@@ -92,7 +114,7 @@ def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
                     "action": demos.actions[frame],
                     "next.reward": demos.rewards[frame : frame + 1].astype(np.float32),
                     "next.success": demos.success[frame : frame + 1],
-                    "task": instruction,
+                    "task": words,
                 }
             )
         dataset.save_episode()
@@ -104,65 +126,55 @@ def load_demonstrations(
     *,
     image_shape: tuple[int, int] | None = None,
     state_keys: Sequence[str] = (STATE,),
+    cameras: Collection[str] | None = None,
 ) -> DemonstrationSet:
-    """Decode a LeRobotDataset v3 into RAM, straight from its parquet table and video files.
+    """Decode a LeRobotDataset v3 into RAM, straight from its parquet tables and video files.
 
     Args:
         directory: The dataset's directory.
-        max_episodes: Read only the first ones.
+        max_episodes: Read only the first ones of those that there are.
         image_shape: Height and width that images are scaled to; None keeps theirs.
         state_keys: Columns that may be the state; the first that is there is taken.
+        cameras: Names of the cameras to decode; None decodes all.
 
     Raises:
-        DemonstrationError: There is no dataset, it holds no episode, or it does not fit in memory.
+        DemonstrationError: There is no dataset, it holds no episode, it does not fit in memory, or
+            something in it cannot be right.
     """
-    import pyarrow.parquet as pq
-
-    root = Path(directory)
-    info = read_info(root)
-    _check_format(root, info)
-    features = info["features"]
-    files = sorted((root / "data").glob("chunk-*/file-*.parquet"))
-    if not files:
-        raise DemonstrationError(f"The dataset {str(root)!r} holds no data (data/chunk-*/file-*)")
-    kinds = {key: features[key]["dtype"] for key in features if key.startswith(IMAGES)}
-    stored = [key for key, kind in kinds.items() if kind == "image"]
-    state = [key for key in state_keys if key in features][:1]
-    columns = [*stored, *state, "action", "episode_index", "task_index"]
-    optional = [key for key in ("next.reward", "next.success") if key in features]
-    limit = [("episode_index", "<", max_episodes)] if max_episodes is not None else None
-    index = pq.read_table(files, columns=["episode_index"], filters=limit)["episode_index"]
-    if len(index) == 0:
-        raise DemonstrationError(f"The dataset {str(root)!r} holds no frames")
-    lengths = np.bincount(index.to_numpy())
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    shapes = {key: image_shape or _picture_shape(features[key]) for key in kinds}
-    _check_memory(root, shapes, offsets, scaled=image_shape is not None)
-    table = pq.read_table(files, columns=columns + optional, filters=limit)
-    names = _task_names(root)
-    tasks = table["task_index"].to_numpy()[offsets[:-1]]
+    said = describe(directory, state_keys)
+    root = said.root
+    chosen = [c for c in said.cameras if cameras is None or camera_name(c.key) in cameras]
+    tables = [Table(path) for path in parquet_files(root, "data")]
+    encoded = [camera.key for camera in chosen if not camera.filmed]
+    for table in tables:
+        table.need([EPISODE, FRAME, TASK, *said.widths, *encoded], RENAME)
+    frames = read_frames(said, tables, max_episodes)
+    shapes = {camera.key: image_shape or camera.shape for camera in chosen}
+    _check_memory(root, shapes, frames.offsets, scaled=image_shape is not None)
+    words = read_words(root, frames)
+    numbers = {key: read_numbers(tables, frames, key, width) for key, width in said.widths.items()}
+    times = read_times(tables, frames, said, needed=len(encoded) < len(chosen))
+    spans = {c.key: video_spans(root, frames, c.key, times) for c in chosen if c.filmed}
     images = {}
-    for key, kind in kinds.items():
-        frames = _stored(table[key]) if kind == "image" else _filmed(root, key)
-        images[camera_name(key)] = _stack(frames, len(table), image_shape, f"{key} in {root}")
+    for camera in chosen:
+        if camera.filmed:
+            pictures = filmed(spans[camera.key], camera, frames.place)
+        else:
+            pictures = stored(tables, camera, frames.file, frames.row, frames.place)
+        images[camera_name(camera.key)] = _stack(pictures, len(frames), shapes[camera.key])
+    nothing = np.zeros((len(frames), 0))
     return DemonstrationSet(
         images=images,
-        state=_matrix(table[state[0]]) if state else np.zeros((len(table), 0), np.float32),
-        actions=_matrix(table["action"]),
-        offsets=offsets,
-        instructions=tuple(names[int(task)] for task in tasks),
-        fps=int(info["fps"]),
-        rewards=_column(table, "next.reward", (len(table),), np.float32),
-        success=_column(table, "next.success", (len(table),), bool),
+        state=(numbers[said.state] if said.state else nothing).astype(np.float32),
+        actions=numbers[ACTION].astype(np.float32),
+        offsets=frames.offsets,
+        instructions=tuple(words[i] for i in frames.offsets[:-1]),
+        fps=said.fps,
+        rewards=numbers.get(REWARD, nothing).sum(1).astype(np.float32),
+        success=numbers.get(SUCCESS, nothing).sum(1) > 0,
+        frame_instructions=tuple(words) if words_change(words, frames) else None,
+        source_index=np.stack([frames.episode, frames.frame], 1),
     )
-
-
-def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of a camera's pictures, as the dataset's metadata tell them."""
-    shape = tuple(int(n) for n in feature["shape"])
-    channels_first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
-    height, width = shape[1:] if channels_first else shape[:2]
-    return height, width
 
 
 def _check_memory(
@@ -197,111 +209,15 @@ def _check_memory(
     )
 
 
-def read_info(root: Path) -> dict[str, Any]:
-    """Return what a LeRobotDataset of any version says of itself in `meta/info.json`.
-
-    Raises:
-        DemonstrationError: There is no such file, or it is no JSON object.
-    """
-    path = root / "meta" / "info.json"
-    try:
-        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DemonstrationError(
-            f"There are no demonstrations in {str(root)!r}: {path} does not exist",
-            allowed="the directory of a LeRobotDataset v3, or `expert`",
-            remedy="Make one: `robo-razor collect --task TASK --episodes 300 --out DIR`.",
-        ) from error
-    except ValueError as error:  # of json, or no UTF-8
-        raise DemonstrationError(f"{path} is no JSON ({error})") from error
-    if not isinstance(info, dict):
-        raise DemonstrationError(f"{path} tells no `features`: it is no LeRobotDataset")
-    return info
-
-
-def _check_format(root: Path, info: Mapping[str, Any]) -> None:
-    if not str(info.get("codebase_version", "")).startswith("v3"):
-        raise DemonstrationError(
-            f"{str(root)!r} has format {info.get('codebase_version')!r}, not v3",
-            remedy="Convert it with LeRobot's converter.",
-        )
-    if not isinstance(info.get("features"), dict):
-        raise DemonstrationError(f"{str(root)!r} tells no `features`: it is no LeRobotDataset")
-
-
-def _task_names(root: Path) -> dict[int, str]:
-    """Return task index -> instruction from LeRobot's `meta/tasks.parquet`."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(root / "meta" / "tasks.parquet").to_pydict()
-    index = table.pop("task_index")
-    (words,) = table.values()  # LeRobot keeps the instruction as the table's index
-    return {int(i): str(text) for i, text in zip(index, words, strict=True)}
-
-
-def _stored(column: Any) -> Iterator[Any]:
-    """Yield the pictures of a column of encoded images."""
-    from PIL import Image
-
-    for chunk in column.chunks:
-        for data in chunk.field("bytes"):
-            yield Image.open(io.BytesIO(data.as_py()))
-
-
-def _filmed(root: Path, key: str) -> Iterator[Any]:
-    """Yield the frames of a camera's video files, which follow one another as the table's rows."""
-    import av
-    from PIL import Image
-
-    for file in sorted((root / "videos" / key).glob("chunk-*/file-*.mp4")):
-        with av.open(str(file)) as container:
-            for frame in container.decode(video=0):
-                yield Image.fromarray(frame.to_ndarray(format="rgb24"))
-
-
 def _stack(
-    pictures: Iterator[Any], number: int, shape: tuple[int, int] | None, what: str
+    pictures: Iterable[tuple[int, NDArray[np.uint8]]], number: int, shape: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Return the first pictures as uint8 [F, H, W, 3], scaled by averaging if a shape is given.
-
-    Raises:
-        DemonstrationError: There are fewer.
-    """
+    """Return all pictures as uint8 [F, H, W, 3], scaled by averaging if they have another size."""
     scale: Any = load_env_creator(SCALE)
-    images: NDArray[np.uint8] | None = None
-    row = 0
-    for picture in pictures:
-        if row == number:
-            break
-        array = np.asarray(picture.convert("RGB"))
-        if shape is not None:
-            array = scale(array, *shape)
-        if images is None:
-            images = np.empty((number, *array.shape), dtype=np.uint8)
-        images[row] = array
-        row += 1
-    if images is None or row < number:
-        raise DemonstrationError(
-            f"{what} has {row} pictures for {number} frames",
-            remedy="The data set is incomplete: copy or record it again.",
-        )
+    images = np.empty((number, *shape, 3), dtype=np.uint8)
+    missing = np.ones(number, dtype=bool)
+    for frame, picture in pictures:
+        images[frame] = scale(picture, *shape)
+        missing[frame] = False
+    assert not missing.any()
     return images
-
-
-def _matrix(column: Any) -> NDArray[np.float32]:
-    """Turn a column of numbers, or of equally long lists of them, into float32 [F, n]."""
-    arrays = [
-        (chunk.flatten() if hasattr(chunk, "flatten") and chunk.type.num_fields else chunk)
-        for chunk in column.chunks
-    ]
-    numbers = [array.to_numpy(zero_copy_only=False) for array in arrays]
-    matrix: NDArray[np.float32] = np.concatenate(numbers).reshape(len(column), -1)
-    return matrix.astype(np.float32)
-
-
-def _column(table: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return a column of numbers, zeros where the dataset has none."""
-    if name not in table.column_names:
-        return np.zeros(shape, dtype=dtype)
-    values = np.asarray(table[name].to_pylist(), dtype=dtype)
-    return values.reshape(shape)

@@ -100,7 +100,7 @@ def demonstration_probe(demonstrations: DemonstrationSet, policy: Any, n: int) -
         "pixels": {name: images[frames] for name, images in demos.images.items()},
         "agent_pos": demos.state[frames],
     }
-    inputs = policy.prepare(observation, [demos.instructions[e] for e in owner[frames]])
+    inputs = policy.prepare(observation, demos.words(frames))
     return ProbeSet({key: tensor.cpu() for key, tensor in inputs.items()}, owner[frames])
 
 

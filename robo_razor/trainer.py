@@ -36,7 +36,6 @@ from robo_razor.environment import (
 from robo_razor.errors import (
     CheckpointError,
     ConfigError,
-    DemonstrationError,
     EnvError,
     PolicyError,
     RunDirectoryError,
@@ -45,7 +44,7 @@ from robo_razor.errors import (
 from robo_razor.files import system_refusal
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
-from robo_razor.lerobot_dataset import read_info
+from robo_razor.lerobot_metadata import renamable
 from robo_razor.lerobot_tasks import simulated
 from robo_razor.limits import check_path_length, check_room
 from robo_razor.methods import (
@@ -142,11 +141,7 @@ def _clears(run: RunDirectory) -> Callable[..., None]:
 
 def _columns(config: FinetuneConfig) -> Collection[str]:
     """Return the columns of the data set that is cloned, which `rename` may name; else none."""
-    if config.method != "bc":
-        return ()
-    with contextlib.suppress(DemonstrationError):  # what is wrong with it is told when it is read
-        return tuple(read_info(Path(config.bc.demonstrations)).get("features") or ())
-    return ()
+    return renamable(config.bc.demonstrations) if config.method == "bc" else ()
 
 
 def _console(console: Console | None, ranks: Ranks) -> Console:
@@ -641,7 +636,8 @@ class Trainer:
         from robo_razor.demonstrations import demonstrations_for
 
         with self._rollout_threads():
-            found = demonstrations_for(self.config, self.base, self.console)
+            seen = self.env if self.ranks.is_main else None  # warnings are said once
+            found = demonstrations_for(self.config, self.base, self.console, seen)
         self.tracker.see_demonstrations(found)
         return found
 

@@ -185,7 +185,7 @@ class DemonstrationSet:
         state: float32 [F, S].
         actions: float32 [F, A].
         offsets: int64 [E + 1]; episode e owns frames offsets[e]:offsets[e + 1].
-        instructions: One instruction per episode.
+        instructions: One instruction per episode, that of its first frame.
         fps: Control steps per second.
         rewards: float32 [F], for the action executed at the frame.
         success: bool [F], True where the task was done after the frame's action.
@@ -193,6 +193,8 @@ class DemonstrationSet:
         landmarks_present: bool [F, L], True where the landmark exists.
         decision_stride: Frames per decision of whoever demonstrated: a policy's chunk, or 1 for an
             expert that decides anew at every frame. Training windows start at decisions only.
+        frame_instructions: One instruction per frame, where they change within an episode.
+        source_index: int64 [F, 2], episode and frame in the data set that it was read from.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -202,13 +204,34 @@ class DemonstrationSet:
     instructions: tuple[str, ...]
     rewards: NDArray[np.float32]
     success: NDArray[np.bool_]
-    fps: int = 10
+    fps: float = 10
     landmarks: NDArray[np.float32] | None = None
     landmarks_present: NDArray[np.bool_] | None = None
     decision_stride: int = 1
+    frame_instructions: tuple[str, ...] | None = None
+    source_index: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
+
+    def words(self, frames: NDArray[np.int64]) -> list[str]:
+        """Return the instruction of each of some frames, int64."""
+        if self.frame_instructions is not None:
+            return [self.frame_instructions[i] for i in frames]
+        return [self.instructions[e] for e in self._owner(frames)]
+
+    def place(self, frame: int) -> str:
+        """Say of which episode, and which frame of it, a frame is."""
+        if self.source_index is not None:
+            episode, number = self.source_index[frame].tolist()
+        else:
+            episode = int(self._owner(np.array([frame]))[0])
+            number = frame - int(self.offsets[episode])
+        return f"episode {episode}, frame {number}"
+
+    def _owner(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        owner: NDArray[np.int64] = np.searchsorted(self.offsets, frames, side="right") - 1
+        return owner
 
     @property
     def num_episodes(self) -> int:

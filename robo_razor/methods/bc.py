@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robo_razor.config import POLICY_PREFIX, BCConfig, FinetuneConfig
-from robo_razor.errors import ConfigError, DemonstrationError, TrainingError
+from robo_razor.errors import ConfigError, DemonstrationError, TrainingError, shown
+from robo_razor.lerobot_metadata import describe
 from robo_razor.methods import (
     METHODS,
     Method,
@@ -99,8 +100,6 @@ class WindowSampler:
         self.actions = demonstrations.actions
         self.demonstrations = demonstrations
         self.policy = policy
-        owner = np.repeat(np.arange(demonstrations.num_episodes), lengths)
-        self.episode = owner[self.frames]
         self.encoded: dict[str, Tensor] | None = None
         if getattr(policy, "vision_frozen", False):
             self.encoded = self._encode()
@@ -137,8 +136,7 @@ class WindowSampler:
             "pixels": {name: images[frames] for name, images in demos.images.items()},
             "agent_pos": demos.state[frames],
         }
-        words = [demos.instructions[e] for e in self.episode[rows]]
-        return dict(self.policy.prepare(observation, words))
+        return dict(self.policy.prepare(observation, demos.words(frames)))
 
     def _encode(self) -> dict[str, Tensor]:
         """Run the frozen image encoder once over all frames."""
@@ -171,7 +169,7 @@ class BC(Method):
         """Refuse a directory that holds no dataset, and a policy that is not there.
 
         Raises:
-            DemonstrationError: There is no dataset.
+            DemonstrationError: There is no dataset, or its metadata cannot be right.
             RoboRazorError: There is no such policy.
         """
         source = config.bc.demonstrations
@@ -182,12 +180,17 @@ class BC(Method):
 
             locate_policy(source.removeprefix(POLICY_PREFIX))  # refuses what is not there
             return
-        if not (Path(source) / "meta" / "info.json").is_file():
+        try:
+            missing = not (Path(source) / "meta" / "info.json").exists()
+        except (OSError, ValueError):  # no path at all, such as one of 300 letters
+            missing = True
+        if missing:
             raise DemonstrationError(
-                f"There are no demonstrations in {source!r} (`bc.demonstrations`)",
+                f"There are no demonstrations in {shown(source)} (`bc.demonstrations`)",
                 allowed="`expert`, `policy:NAME`, or the directory of a LeRobotDataset v3",
-                remedy=f"Make one: `robo-razor collect --task {config.task} --out {source}`.",
+                remedy=f"Make one: `robo-razor collect --task {config.task} --out DIR`.",
             )
+        describe(source)
 
     def prepare(self) -> None:
         """Load or make the demonstrations.

@@ -21,6 +21,7 @@ from robo_razor.demonstrations import (
 from robo_razor.environment import make_env
 from robo_razor.errors import DemonstrationError, RunDirectoryError
 from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
+from robo_razor.lerobot_metadata import picture_shape
 from robo_razor.memory import available_bytes
 
 ENV = EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",))
@@ -213,7 +214,7 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (3, 480, 640), (480, 640), (480, 640, 1)])
 def test_the_size_of_pictures_is_read_from_the_metadata(shape):
-    assert lerobot_dataset._picture_shape({"shape": list(shape)}) == (480, 640)
+    assert picture_shape({"shape": list(shape)}) == (480, 640)
 
 
 def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
@@ -257,3 +258,48 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):
         (tmp_path / "old" / "meta" / "info.json").write_text(text)
         with pytest.raises(DemonstrationError, match="tells no `features`"):
             load_demonstrations(tmp_path / "old")
+
+
+class Sick(ExpertActor):
+    """Labels one decision with NaN, though a sound action is executed."""
+
+    def decide(self, request):
+        found = super().decide(request)
+        label = found.actions.copy()
+        label[request.steps == 2, 0, 1] = np.nan
+        return dataclasses.replace(found, label=label)
+
+
+def test_nothing_that_is_not_finite_is_collected(tmp_path):
+    with pytest.raises(
+        DemonstrationError,
+        match=r"The action of episode 0, frame 2 of the demonstrations of ReachBlue is not finite",
+    ):
+        collect_demonstrations(toy(), Sick("a"), NEW, 2)
+
+
+def test_a_later_task_that_fails_leaves_a_readable_data_set(tmp_path, monkeypatch, caplog):
+    collect = demonstrations.collect_demonstrations
+
+    def failing(env, actor, task, *rest, **settings):
+        if task == GREEN:
+            raise DemonstrationError("Only 0 of 30 episodes succeeded")
+        return collect(env, actor, task, *rest, **settings)
+
+    monkeypatch.setattr(demonstrations, "collect_demonstrations", failing)
+    config = CollectConfig(task=f"{RED},{GREEN}", episodes=2, out=str(tmp_path / "data"), env=ENV)
+    with pytest.raises(DemonstrationError, match="Only 0"):
+        run_collect(config, quiet())
+    assert load_demonstrations(tmp_path / "data").instructions == ("lift the red block",) * 2
+    assert "holds the first tasks' episodes only" in caplog.text
+
+
+def test_words_that_change_within_an_episode_come_back(tmp_path):
+    demos = expert(2)
+    words = ("reach",) * 3 + ("hold",) * (len(demos) - 3)
+    firsts = (words[0], words[int(demos.offsets[1])])
+    demos = dataclasses.replace(demos, instructions=firsts, frame_instructions=words)
+    save_demonstrations(demos, tmp_path / "data")
+    back = load_demonstrations(tmp_path / "data")
+    same(back, demos)
+    assert back.words(np.arange(len(back))) == list(words)
