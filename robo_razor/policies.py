@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import logging
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -74,7 +75,7 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
     if name in shipped:
         return shipped[name]
     path = Path(name).expanduser()
-    if path.exists() or (path.parent.is_dir() and path.name in (LAST, BEST)):
+    if os.path.exists(path) or (path.parent.is_dir() and path.name in (LAST, BEST)):
         return find_pretrained_model(path)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if is_hub_id and not path.parent.exists():
