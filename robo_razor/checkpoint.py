@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Container, Mapping
