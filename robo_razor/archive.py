@@ -31,7 +31,7 @@ from rich.console import Console
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import ArchiveConfig
 from robo_razor.errors import ConfigError, ReportError, RunDirectoryError
-from robo_razor.files import write_bytes
+from robo_razor.files import check_writable, write_bytes
 from robo_razor.sweep import EXPERIMENT, RECORD, read_sweep
 
 KIND = "robo-razor archive"
@@ -58,6 +58,7 @@ def run_archive(config: ArchiveConfig) -> None:
     out = Path(config.out or f"{source.resolve().name}{SUFFIX}")
     if not out.name.endswith(SUFFIX):
         raise ConfigError(f"out = {str(out)!r} is no name for an archive", allowed=f"NAME{SUFFIX}")
+    check_writable(out, "out")
     data, runs = pack(source)
     write_bytes(out, data)
     size = f"{len(data) / 1e6:.2f} MB"

@@ -9,17 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from robo_razor.config import ArchiveConfig, CompareConfig, FinetuneConfig, SweepConfig
-from robo_razor.errors import ConfigError, did_you_mean
+from robo_razor.config import (
+    ArchiveConfig,
+    CompareConfig,
+    EnvConfig,
+    FinetuneConfig,
+    SweepConfig,
+)
+from robo_razor.errors import ConfigError, shown
 from robo_razor.settings import (
     Settings,
+    check_path,
     field_help,
     flatten,
     from_dict,
+    meant,
+    merged,
+    path_keys,
     read_yaml,
     replace,
     to_dict,
@@ -27,6 +39,11 @@ from robo_razor.settings import (
 
 RESUME_MAY_CHANGE = ("out", "resume")
 """Keys that may differ from the interrupted run's; any other would make it another run."""
+
+RESUME_WORDS: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
+"""Values of finetune's `--resume`; alone it means true."""
+MAX_MESSAGE = 500
+CHECK_FILE = "Check the path given to `--config`."
 
 POSITIONAL: dict[type[Settings], tuple[str, str]] = {
     CompareConfig: ("runs", "RUN ..."),
@@ -50,11 +67,15 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
         SystemExit: Help was asked for (status 0) or a flag is unknown (status 2).
     """
     rest, file = _take_option(list(words), "--config")
-    base: C = _starting_point(config_class, rest, file)
+    if issubclass(config_class, FinetuneConfig):
+        rest = _with_resume_value(rest)
+    base, stored = _starting_point(config_class, rest, file)
     _refuse_inactive_flags(base, rest)
     config = _parse_flags(command, base, rest, about)
-    if isinstance(config, FinetuneConfig) and config.resume:
-        refuse_other_run(to_dict(base), to_dict(with_task_id(config)))
+    if file is not None and not _gives(rest, "env.env-packages"):
+        _refuse_bundled_packages(config, file)
+    if stored is not None and isinstance(config, FinetuneConfig):
+        refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
     return config
 
 
@@ -72,42 +93,101 @@ def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
         ConfigError: A key differs that would make it another run.
     """
     old, new = flatten(before), flatten(now)
-    changed = [k for k in new if old.get(k) != new[k] and k not in RESUME_MAY_CHANGE]
-    if changed:
-        key = changed[0]
+    paths = path_keys(FinetuneConfig)
+    for key, value in new.items():
+        if key in RESUME_MAY_CHANGE or old.get(key) == value:
+            continue
+        if key in paths and _place(old.get(key), paths[key]) == _place(value, paths[key]):
+            continue
         raise ConfigError(
-            f"`{key}` = {new[key]!r} differs from the run that is resumed, which has "
-            f"{old.get(key)!r}: the result would be another run",
+            f"`{key}` = {shown(value)} differs from the run that is resumed, which has "
+            f"{shown(old.get(key))}: the result would be another run",
             remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
         )
 
 
-def _starting_point[C: Settings](config_class: type[C], words: list[str], file: str | None) -> C:
-    """Return the settings that flags are applied to, with the chosen method already set."""
-    data: dict[str, Any] = {} if file is None else read_yaml(file)
-    source = file
-    if not issubclass(config_class, FinetuneConfig):
-        return from_dict(config_class, data, source)
-    out = _take_option(list(words), "--out")[1] or data.get("out")
-    method = _take_option(list(words), "--method")[1]
-    if "--resume" in words and out:
-        if file is not None:
-            raise ConfigError(
-                "`--config` and `--resume` exclude each other: a resumed run uses its own config",
-                remedy=f"Use `robo-razor finetune --resume --out {out}`.",
-            )
-        from robo_razor.checkpoint import RunDirectory
+def _place(value: Any, prefix: str) -> Any:
+    """Return a path such that equal places are equal values."""
+    if not isinstance(value, str) or not value:
+        return value
+    has_prefix = bool(prefix) and value.startswith(prefix)
+    return has_prefix, os.path.abspath(value.removeprefix(prefix) if has_prefix else value)
 
-        run = RunDirectory.open(out)
-        data, source = {**run.config_data(), "out": str(out)}, f"{out}/config.yaml"
-        if method is not None and method != data.get("method"):
-            refuse_other_run({"method": data.get("method")}, {"method": method})
-    elif method is not None and method != data.get("method", method):
+
+def _starting_point[C: Settings](
+    config_class: type[C], words: list[str], file: str | None
+) -> tuple[C, FinetuneConfig | None]:
+    """Return the settings that flags are applied to, with the chosen method already set.
+
+    The second are those of the run that is resumed, which they must not change.
+    """
+    data: dict[str, Any] = {} if file is None else read_yaml(check_path("config", file), CHECK_FILE)
+    if not issubclass(config_class, FinetuneConfig):
+        return from_dict(config_class, data, file), None
+    method = _take_option(list(words), "--method")[1]
+    stored = _resumed(words, data, file)
+    if stored is not None:
+        asked = {"method": method or data.get("method", stored.method)}
+        refuse_other_run({"method": stored.method}, asked)
+        out = _take_option(list(words), "--out")[1] or data["out"]
+        data = merged(to_dict(stored), {**data, "out": out})
+        return from_dict(config_class, data, file), stored
+    if method is not None and method != data.get("method", method):
         others = set(FinetuneConfig.METHODS) - {method}
         data = {k: v for k, v in data.items() if k not in others}
     if method is not None:
         data = {**data, "method": method}
-    return from_dict(config_class, data, source)
+    return from_dict(config_class, data, file), None
+
+
+def _resumed(words: list[str], data: dict[str, Any], file: str | None) -> FinetuneConfig | None:
+    """Return the settings of the run that is resumed, where one is."""
+    flag = _take_option(list(words), "--resume")[1]
+    resume = data.get("resume") if flag is None else RESUME_WORDS.get(flag)
+    out = _take_option(list(words), "--out")[1] or data.get("out")
+    if resume not in (True, "auto") or not isinstance(out, str) or not out:
+        return None
+    if flag == "true" and file is not None:
+        raise ConfigError(
+            "`--config` and `--resume` exclude each other: a resumed run uses its own config",
+            remedy=f"Use `robo-razor finetune --resume --out {out}`, or `--resume auto`.",
+        )
+    from robo_razor.checkpoint import RunDirectory  # slow to import
+    from robo_razor.resumption import can_go_on, stored_settings
+
+    run = RunDirectory(check_path("out", out))
+    if resume == "auto" and not can_go_on(run):
+        return None
+    named = _values_of(words, "env.env-packages")
+    return stored_settings(RunDirectory.open(run.path), named)
+
+
+def _refuse_bundled_packages(config: Settings, file: str) -> None:
+    """Refuse code that came with a settings file."""
+    env = getattr(config, "env", None)
+    if isinstance(env, EnvConfig):
+        from robo_razor.env_packages import refuse_packages_beside
+
+        refuse_packages_beside(env.env_packages, Path(file).absolute().parent, file)
+
+
+def _with_resume_value(words: list[str]) -> list[str]:
+    """Return the words with a value after every `--resume`: alone it means true."""
+    result: list[str] = []
+    for i, word in enumerate(words):
+        following = words[i + 1] if i + 1 < len(words) else ""
+        flag, mark, value = word.partition("=")
+        if word == "--no-resume":
+            result += ["--resume", "false"]
+        elif flag == "--resume":
+            result.append(flag)
+            if mark or not following or following.startswith("-"):
+                result.append(value.lower() or "true")
+        elif result and result[-1] == "--resume":
+            result.append(word.lower())
+        else:
+            result.append(word)
+    return result
 
 
 def _refuse_inactive_flags(base: Settings, words: list[str]) -> None:
@@ -127,6 +207,7 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
 
     prog = f"robo-razor {command}"
     _refuse_unknown_flags(command, base, words)
+    _refuse_flags_given_twice(words)
     hints = typing.get_type_hints(type(base), include_extras=True)
     help_lines = field_help(type(base))
     names = [f.name for f in dataclasses.fields(base) if f.name not in base.inactive_sections()]
@@ -137,7 +218,7 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
         positional, metavar = POSITIONAL.get(type(base), ("", ""))
         if name == positional:
             marks = [tyro.conf.arg(help=help_lines[name], metavar=metavar), tyro.conf.Positional]
-        default = dataclasses.field(default=getattr(base, name))
+        default = dataclasses.field(default=_flag_value(base, name))
         columns.append((name, Annotated.__class_getitem__((kind, *marks)), default))  # type: ignore[attr-defined]
     flags = dataclasses.make_dataclass(type(base).__name__, columns, kw_only=True)
     if "-h" in words or "--help" in words:
@@ -149,7 +230,10 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
     except SystemExit:
         help_line = f"`{prog} --help` lists the options."
         raise ConfigError(_unboxed(screen.getvalue()), remedy=help_line) from None
-    return replace(base, **{name: getattr(parsed, name) for name in names})
+    found = {name: getattr(parsed, name) for name in names}
+    if isinstance(base, FinetuneConfig):
+        found["resume"] = RESUME_WORDS[found["resume"]]
+    return replace(base, **found)
 
 
 def _unboxed(text: str) -> str:
@@ -157,14 +241,35 @@ def _unboxed(text: str) -> str:
     lines = [line.strip("│| ") for line in text.splitlines()]
     rules = [i for i, line in enumerate(lines) if line and set(line) <= set("-─╭╮╰╯+")]
     if len(rules) < 2:
-        return " ".join(text.split())
-    return " ".join(line for line in lines[rules[0] + 1 : rules[1]] if line)
+        return " ".join(text.split())[:MAX_MESSAGE]
+    return " ".join(line for line in lines[rules[0] + 1 : rules[1]] if line)[:MAX_MESSAGE]
 
 
 def _flag_type(config_class: type[Settings], name: str, hint: Any) -> Any:
     if issubclass(config_class, FinetuneConfig) and name == "method":
         return Literal.__getitem__(FinetuneConfig.METHODS)
+    if issubclass(config_class, FinetuneConfig) and name == "resume":
+        return Literal.__getitem__(tuple(RESUME_WORDS))
     return hint
+
+
+def _flag_value(base: Settings, name: str) -> Any:
+    value = getattr(base, name)
+    if isinstance(base, FinetuneConfig) and name == "resume":
+        return next(word for word, meaning in RESUME_WORDS.items() if meaning == value)
+    return value
+
+
+def _refuse_flags_given_twice(words: list[str]) -> None:
+    seen: set[str] = set()
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            continue
+        section, dot, last = _flag_name(word).rpartition(".")
+        name = section + dot + last.removeprefix("no-")
+        if name in seen:
+            raise ConfigError(f"`--{name}` is given twice", remedy="Leave one of them out.")
+        seen.add(name)
 
 
 def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> None:
@@ -173,16 +278,35 @@ def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> Non
     for word in words:
         if not word.startswith("--") or word == "--":
             continue
-        name = word.removeprefix("--").split("=", 1)[0].replace("_", "-")
+        name = _flag_name(word)
         if name in known or name == "help":
             continue
-        inside = [flag for flag in known if flag.rsplit(".", 1)[-1] == name]
-        flags = [f"--{flag}" for flag in inside or sorted(known)]
-        hint = f" Did you mean '{flags[0]}'?" if inside else did_you_mean(f"--{name}", flags)
+        hint = meant(f"--{name}", [f"--{flag}" for flag in sorted(known)])
         raise ConfigError(
-            f"Unknown option `--{name}` of `robo-razor {command}`.{hint}",
+            f"Unknown option `{shown('--' + name)[1:-1]}` of `robo-razor {command}`.{hint}",
             remedy=f"`robo-razor {command} --help` lists the options.",
         )
+
+
+def _flag_name(word: str) -> str:
+    return word.removeprefix("--").split("=", 1)[0].replace("_", "-")
+
+
+def _gives(words: list[str], name: str) -> bool:
+    return any(word.startswith("--") and _flag_name(word) == name for word in words)
+
+
+def _values_of(words: list[str], name: str) -> tuple[str, ...]:
+    """Return the words that follow an option, and what stands after its `=`."""
+    found: list[str] = []
+    inside = False
+    for word in words:
+        if word.startswith("--"):
+            inside = _flag_name(word) == name
+            found += [word.split("=", 1)[1]] if inside and "=" in word else []
+        elif inside:
+            found.append(word)
+    return tuple(found)
 
 
 def _flags(base: Settings) -> set[str]:
@@ -207,8 +331,12 @@ def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
         elif word == option:
             if i + 1 == len(words) or words[i + 1].startswith("--"):
                 raise ConfigError(f"`{option}` needs a value after it")
+            if value is not None:
+                raise ConfigError(f"`{option}` is given twice", remedy="Leave one of them out.")
             value, skip = words[i + 1], True
         elif word.startswith(f"{option}="):
+            if value is not None:
+                raise ConfigError(f"`{option}` is given twice", remedy="Leave one of them out.")
             value = word.split("=", 1)[1]
         else:
             rest.append(word)

@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Container, Mapping
@@ -41,6 +42,7 @@ from robo_razor.files import (
     read_text,
     replace_link,
     system_refusal,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -87,6 +89,8 @@ LAST = "last"
 BEST = "best"
 
 _LOCK = ".lock"
+_BEGUN_IN = ".begun_in"
+"""Holds the directory that a run's relative paths were given in; hidden, and in no archive."""
 _STEP_NAME = re.compile(r"^\d{6,}$")
 
 
@@ -128,6 +132,7 @@ class RunDirectory:
         run._acquire()
         try:
             write_text(run.path / CONFIG, to_yaml(config))
+            write_bytes(run.path / _BEGUN_IN, os.fsencode(os.getcwd()))
             run.write_environment(fingerprint())
         except OSError as error:
             run.discard_unstarted()
@@ -220,6 +225,17 @@ class RunDirectory:
         from robo_razor.settings import read_yaml
 
         return read_yaml(self.path / CONFIG)
+
+    def begun_in(self) -> Path | None:
+        """Return the directory that the run's relative paths were given in, where it is known."""
+        file = self.path / _BEGUN_IN
+        if not file.is_file():  # made by an earlier version
+            return None
+        try:
+            place = Path(read_text(file, max_bytes=2**14))
+            return place if place.is_absolute() and place.is_dir() else None
+        except (OSError, ValueError):  # made on another machine
+            return None
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints, ascending."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from robo_razor.config_sections import (
+    POLICY_PREFIX,
     BCConfig,
     CheckpointConfig,
     EnvConfig,
@@ -19,13 +20,14 @@ from robo_razor.config_sections import (
     ReinforceConfig,
     TrackingConfig,
 )
-from robo_razor.errors import ConfigError, did_you_mean
+from robo_razor.errors import ConfigError, did_you_mean, shown
 from robo_razor.settings import (
     Settings,
     describe_fields,
     from_dict,
     load_yaml,
     mapping,
+    path,
     read_yaml,
     replace,
     setting,
@@ -34,6 +36,7 @@ from robo_razor.settings import (
 )
 
 __all__ = [
+    "POLICY_PREFIX",
     "ArchiveConfig",
     "BCConfig",
     "CheckpointConfig",
@@ -59,10 +62,10 @@ __all__ = [
     "to_yaml",
 ]
 
-POLICY_PREFIX = "policy:"
-"""Before the name of a policy that demonstrates, in `bc.demonstrations`."""
 HELD_OUT_SEED = 1_000_000
 """Start states with seeds from here on are never trained on."""
+MAX_SEED = 2**31 - 1
+"""Largest seed: environments may hand it on, and a row's number added, to generators of 32 bits."""
 
 MAIN_TASK = "gym_razor/PlaceCanInBin-v0"
 
@@ -73,7 +76,7 @@ class FinetuneConfig(Settings):
 
     method: str = "ppo"
     """How to fine-tune; `robo-razor list methods` shows them."""
-    policy: str = "razor-base"
+    policy: str = path("razor-base", or_name=True)
     """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
     task: str = MAIN_TASK
     """The new task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
@@ -81,17 +84,17 @@ class FinetuneConfig(Settings):
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     prior_tasks: str = "prior"
     """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
-    out: str | None = None
+    out: str | None = path(None)
     """Run directory to create; None: a fresh one under `runs/`."""
-    resume: bool = False
-    """Go on with the run in `out` from its last checkpoint."""
+    resume: bool | Literal["auto"] = False
+    """Go on with the run in `out` from its last checkpoint; `auto`: begin it if there is none."""
     seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
     """Seed of start states, sampling and initialisation."""
     freeze_vision: bool = True
     """Keep the image encoder as it is in the base, where the policy has one."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
-    torch_threads: int | None = setting(None, low=1)
+    torch_threads: int | None = setting(None, low=1, high=1024)
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig()
     """How environments are run in parallel."""
@@ -117,7 +120,7 @@ class FinetuneConfig(Settings):
     def _check_together(self) -> None:
         if self.method not in self.METHODS:
             raise ConfigError(
-                f"Unknown method {self.method!r}.{did_you_mean(self.method, self.METHODS)}",
+                f"Unknown method {shown(self.method)}.{did_you_mean(self.method, self.METHODS)}",
                 allowed=", ".join(self.METHODS),
                 remedy="Set `method` (or `--method`) to one of them.",
             )
@@ -145,7 +148,7 @@ class FinetuneConfig(Settings):
 class EvaluateConfig(Settings):
     """Measure a policy's success on skills, with 95 % intervals, on fixed start states."""
 
-    policy: str = "razor-base"
+    policy: str = path("razor-base", or_name=True)
     """Policy: `razor-base`, a run or checkpoint directory, or a hub id."""
     skills: str = "all"
     """`prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK` with commas."""
@@ -153,23 +156,23 @@ class EvaluateConfig(Settings):
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     episodes: int | None = setting(None, low=1)
     """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
-    manifest: str | None = None
+    manifest: str | None = path(None)
     """Start states: a manifest's file or a shipped one's name (`razor`); None: held-out seeds."""
     until_width: float | None = setting(None, above=0.0, high=1.0)
     """Stop a skill once its 95 % interval, high minus low, is this narrow (0, 1]; None: run all."""
     mode: Literal["greedy", "sample"] = "greedy"
     """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
-    json: str | None = None
+    json: str | None = path(None)
     """File to write the result to."""
     resume: bool = False
     """Go on with an interrupted evaluation; its finished episodes stand in `JSON.unfinished`."""
-    seed: int = setting(0, low=0)
+    seed: int = setting(0, low=0, high=MAX_SEED)
     """Seed of sampled actions."""
-    seed_offset: int = setting(HELD_OUT_SEED, low=0)
+    seed_offset: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
     """Seed of the first start state; from 1000000 on they are held out from training."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
-    torch_threads: int | None = setting(None, low=1)
+    torch_threads: int | None = setting(None, low=1, high=1024)
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig()
     """How environments are run in parallel."""
@@ -195,11 +198,11 @@ class ManifestConfig(Settings):
     """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
     episodes: int | None = setting(None, low=1)
     """Rows per skill (>= 1); None: 200, or all that the manifest to check has."""
-    seed_offset: int = setting(HELD_OUT_SEED, low=0)
+    seed_offset: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
     """Seed of the first start state; from 1000000 on they are held out from training."""
-    out: str = "manifest.json"
+    out: str = path("manifest.json")
     """File to write (.json or .json.gz)."""
-    check: str | None = None
+    check: str | None = path(None)
     """Write nothing; compare this manifest's (file or name) start states with this installation."""
     env: EnvConfig = EnvConfig(image_size=16)
     """How environments are run in parallel."""
@@ -209,7 +212,7 @@ class ManifestConfig(Settings):
 class RolloutConfig(Settings):
     """Run a policy on a task, with an instruction of your own if you like, and film it."""
 
-    policy: str = "razor-base"
+    policy: str = path("razor-base", or_name=True)
     """Policy: `razor-base`, a run or checkpoint directory, a hub id, or `expert`."""
     task: str = MAIN_TASK
     """The task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
@@ -217,19 +220,19 @@ class RolloutConfig(Settings):
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
     instruction: str | None = None
     """Your own words for the policy; None: the task's."""
-    episodes: int = setting(9, low=1)
+    episodes: int = setting(9, low=1, high=10_000)
     """Episodes to run (>= 1)."""
-    video: str | None = None
+    video: str | None = path(None)
     """Video file to write (.mp4 or .gif): the episodes in a grid."""
     video_size: int = setting(192, low=32, high=1024)
     """Height and width of one episode in the video, pixels [32, 1024]."""
     mode: Literal["greedy", "sample"] = "greedy"
     """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
-    seed: int = setting(HELD_OUT_SEED, low=0)
+    seed: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
     """Seed of the first start state."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
-    torch_threads: int | None = setting(None, low=1)
+    torch_threads: int | None = setting(None, low=1, high=1024)
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig(num_envs=9)
     """How environments are run in parallel."""
@@ -241,7 +244,7 @@ class CollectConfig(Settings):
 
     task: str = MAIN_TASK
     """The task: a Gymnasium id or a skill's name, several with commas, or `prior`."""
-    policy: str = "expert"
+    policy: str = path("expert", or_name=True)
     """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
@@ -249,7 +252,7 @@ class CollectConfig(Settings):
     """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
     episodes: int = setting(100, low=1)
     """Successful episodes to write per task (>= 1)."""
-    out: str = "demonstrations"
+    out: str = path("demonstrations")
     """Dataset directory to create."""
     noise: float = setting(0.0, low=0.0, high=1.0)
     """Standard deviation of noise on executed actions; clean actions are recorded (as in DART)."""
@@ -265,13 +268,13 @@ class CollectConfig(Settings):
 class PretrainConfig(Settings):
     """Make the base policy from scratch: perception first, then cloning of all prior skills."""
 
-    out: str = "runs/pretrain"
+    out: str = path("runs/pretrain")
     """Run directory to create."""
     tasks: str = "prior"
     """Skills to learn: `prior` (all of them) or names with commas."""
     style: str = "a"
     """The scripted experts' style."""
-    chunk_size: int = setting(4, low=1)
+    chunk_size: int = setting(4, low=1, high=1000)
     """Actions per decision (>= 1)."""
     episodes: int = setting(500, low=1)
     """Demonstrations per task (>= 1)."""
@@ -286,7 +289,7 @@ class PretrainConfig(Settings):
     """Epochs on landmark positions alone, before cloning (>= 0)."""
     epochs: float = setting(3.0, above=0.0)
     """Epochs of cloning before the first round of corrections (> 0)."""
-    correction_rounds: int = setting(2, low=0)
+    correction_rounds: int = setting(2, low=0, high=1000)
     """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in
     DAgger."""
     correction_episodes: int = setting(250, low=1)
@@ -313,7 +316,7 @@ class PretrainConfig(Settings):
     """AdamW's weight decay (>= 0)."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
-    torch_threads: int | None = setting(None, low=1)
+    torch_threads: int | None = setting(None, low=1, high=1024)
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig()
     """How environments are run in parallel."""
@@ -323,9 +326,9 @@ class PretrainConfig(Settings):
 class CompareConfig(Settings):
     """Put runs next to each other: success against forgetting, at matched new-task success."""
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] = path(())
     """Run directories, directories of sweeps, or files of `robo-razor archive` (one or more)."""
-    out: str = "report"
+    out: str = path("report")
     """Directory for the page `index.html`, `report.md`, `report.json`, CSV and figures."""
     match: tuple[float, ...] = ()
     """New-task success rates [0, 1] at which runs are compared; empty: chosen from the runs."""
@@ -345,9 +348,9 @@ class CompareConfig(Settings):
 class ArchiveConfig(Settings):
     """Keep what a sweep or a run measured in one small file, without weights."""
 
-    directory: str = ""
+    directory: str = path("")
     """Directory of a sweep (its finished runs are kept) or of one run."""
-    out: str | None = None
+    out: str | None = path(None)
     """The file, `NAME.tar.xz`; None: the directory's name, here."""
 
 
@@ -355,17 +358,17 @@ class ArchiveConfig(Settings):
 class SweepConfig(Settings):
     """Run an experiment file: methods and settings times seeds, resumable, several at a time."""
 
-    file: str = ""
+    file: str = path("")
     """Experiment file (YAML): what all runs share, the arms, and the values each goes through."""
-    out: str | None = None
+    out: str | None = path(None)
     """Directory of all runs; None: the file's `out`, else `runs/` and the file's `name`."""
     arms: str = "all"
     """Arms to run now (names with commas) and the runs they need, or `all`."""
     backend: Literal["local", "ray"] = "local"
     """Where runs go: `local`, or a `ray` cluster whose machines share this file system."""
-    parallel: int | None = setting(None, low=1)
+    parallel: int | None = setting(None, low=1, high=10_000)
     """Runs at a time (>= 1); None: the file's `parallel`, else what cores and memory carry."""
-    attempts: int = setting(3, low=1)
+    attempts: int = setting(3, low=1, high=1000)
     """Times that a run is started in one go when something kills it (>= 1)."""
     retry_failed: bool = True
     """Try again what failed in an earlier sweep."""

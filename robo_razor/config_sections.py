@@ -6,11 +6,18 @@ The line under each field is its help on the command line, see `config`.
 from __future__ import annotations
 
 import math
+import re
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from robo_razor.errors import ConfigError
-from robo_razor.settings import Settings, mapping, setting
+from robo_razor.errors import ConfigError, shown
+from robo_razor.settings import Settings, mapping, path, setting
+
+POLICY_PREFIX = "policy:"
+"""Before the name of a policy that demonstrates, in `bc.demonstrations`."""
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +26,9 @@ class EnvConfig(Settings):
 
     SECTION: ClassVar[str] = "env"
 
-    num_envs: int = setting(64, low=1)
+    num_envs: int = setting(64, low=1, high=10_000)
     """Environments stepped in parallel (>= 1). Scores do not depend on it."""
-    num_workers: int = setting(2, low=1)
+    num_workers: int = setting(2, low=1, high=1024)
     """Worker processes that share the environments (>= 1); about one per CPU core."""
     image_size: int = setting(64, low=16, high=512)
     """Camera images' height and width, pixels [16, 512]; must be what the policy was trained on."""
@@ -36,6 +43,20 @@ class EnvConfig(Settings):
     fast_images: bool = False
     """Let Meta-World render without shadows, at the policy's image size if any, unlike LeRobot."""
 
+    def _check_together(self) -> None:
+        for name in self.env_packages:
+            if not _MODULE.fullmatch(name):
+                raise ConfigError(
+                    f"`env.env_packages` holds {shown(name)}, which is no package's name",
+                    allowed="names such as gym_razor or my_package.envs",
+                )
+            if name.split(".")[0] in sys.stdlib_module_names:
+                raise ConfigError(
+                    f"`env.env_packages` holds {name!r}, which is a part of Python and registers "
+                    "no environments",
+                    allowed="installed packages that register Gymnasium ids",
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig(Settings):
@@ -45,7 +66,7 @@ class TrackingConfig(Settings):
 
     every: float = setting(0.25, above=0.0)
     """Distance between checkpoints: below 1 a fraction of the run, else a number of updates."""
-    early: int = setting(2, low=0)
+    early: int = setting(2, low=0, high=30)
     """With `every` below 1: checkpoints before the first, each at half the distance of the next."""
     episodes_new: int = setting(50, low=1)
     """Episodes on the new task per checkpoint (greedy), on held-out start states."""
@@ -53,7 +74,7 @@ class TrackingConfig(Settings):
     """Episodes on the new task per checkpoint with sampled actions; 0: none."""
     episodes_prior: int = setting(10, low=0)
     """Episodes per prior skill and checkpoint, on the same start states as the base; 0: none."""
-    kl_states: int = setting(128, low=1)
+    kl_states: int = setting(128, low=1, high=100_000)
     """Observations per probe set on which the KL divergence to the base is computed."""
     max_share: float = setting(0.15, above=0.0, high=1.0)
     """Share of wall time that tracking should stay under (0, 1]; exceeding it is warned of."""
@@ -106,9 +127,9 @@ class FlowConfig(Settings):
     """Lowest level that `learnt` noise can take (> 0)."""
     noise_high: float = setting(1.0, above=0.0)
     """Highest level that `learnt` noise can take (> 0)."""
-    num_steps: int | None = setting(None, low=1)
+    num_steps: int | None = setting(None, low=1, high=1000)
     """Denoising steps (>= 1); None: the policy's own."""
-    kl_paths: int = setting(1, low=1)
+    kl_paths: int = setting(1, low=1, high=10_000)
     """Denoising paths per observation from which a KL divergence is estimated (>= 1)."""
     train: Literal["own", "expert", "all"] = "own"
     """What is trained: as the policy's `own` settings say, the action `expert` alone, or `all`."""
@@ -153,7 +174,7 @@ class PPOConfig(Settings):
     baseline: Literal["value", "group"] = "value"
     """What outcomes are compared with: the `value` head (GAE), or the other episodes of a
     `group`."""
-    group_size: int = setting(8, low=2)
+    group_size: int = setting(8, low=2, high=10_000)
     """Episodes from the same start state with `baseline: group` (>= 2)."""
     clip_low: float = setting(0.2, above=0.0, high=1.0)
     """Probability ratios are clipped at 1 - clip_low, (0, 1]."""
@@ -163,7 +184,7 @@ class PPOConfig(Settings):
     """Weight of the entropy bonus (>= 0)."""
     vf_coef: float = setting(0.5, low=0.0)
     """Weight of the value loss (>= 0)."""
-    update_epochs: int = setting(3, low=1)
+    update_epochs: int = setting(3, low=1, high=10_000)
     """Passes over the collected decisions per update (>= 1)."""
     minibatch_size: int = setting(1024, low=1)
     """Decisions per gradient step (>= 1)."""
@@ -179,12 +200,12 @@ class PPOConfig(Settings):
     """First updates that train the value head only (>= 0)."""
     detach_value: bool = True
     """Keep the value loss out of the trunk that the policy shares."""
-    lora_rank: int = setting(0, low=0)
+    lora_rank: int = setting(0, low=0, high=4096)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
     """Compute matrix products of rollouts and updates in bfloat16; tracking stays in float32."""
-    temperature: float = setting(0.6, above=0.0)
-    """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
+    temperature: float = setting(0.6, low=1e-3)
+    """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
     ratio: Literal["step", "chunk"] = "step"
     """What is clipped: ratios of each denoising `step`, or of the `chunk`; tokens have one step."""
     micro_batch_size: int | None = setting(None, low=1)
@@ -211,10 +232,10 @@ class ReinforceConfig(Settings):
     """Gradient steps per update, each on other decisions (>= 1)."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
-    lora_rank: int = setting(0, low=0)
+    lora_rank: int = setting(0, low=0, high=4096)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
-    temperature: float = setting(0.4, above=0.0)
-    """Softmax temperature of sampled actions (> 0); densities are those of what is sampled."""
+    temperature: float = setting(0.4, low=1e-3)
+    """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +244,11 @@ class BCConfig(Settings):
 
     SECTION: ClassVar[str] = "bc"
 
-    demonstrations: str = "expert"
+    demonstrations: str = path("expert", prefix=POLICY_PREFIX)
     """`expert` (scripted), `policy:NAME` (a policy's sampled successes), or a dataset's
     directory."""
-    temperature: float = setting(1.0, above=0.0)
-    """Softmax temperature of a policy that demonstrates (> 0)."""
+    temperature: float = setting(1.0, low=1e-3)
+    """Softmax temperature of a policy that demonstrates (>= 0.001)."""
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
     statistics: Literal["base", "demonstrations"] = "base"
@@ -250,7 +271,7 @@ class BCConfig(Settings):
     """AdamW's weight decay (>= 0)."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
-    lora_rank: int = setting(0, low=0)
+    lora_rank: int = setting(0, low=0, high=4096)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
     """Compute matrix products in bfloat16: much slower on a CPU that has to emulate it."""

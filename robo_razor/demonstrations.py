@@ -33,6 +33,7 @@ from robo_razor.checkpoint import refuse_used_directory
 from robo_razor.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
 from robo_razor.environment import make_env, named_tasks, skill_name
 from robo_razor.errors import DemonstrationError
+from robo_razor.files import check_writable
 from robo_razor.lerobot_dataset import create_dataset, load_demonstrations, write_episodes
 from robo_razor.lerobot_metadata import describe
 from robo_razor.memory import available_bytes, local_processes
@@ -517,6 +518,7 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
     tasks = named_tasks(config.task, config.env.env_packages)
     out = Path(config.out)
     refuse_used_directory(out)
+    check_writable(out, "out", directory=True)
     actor: Actor = ExpertActor(config.style)
     policy = None
     if config.policy != "expert":

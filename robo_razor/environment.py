@@ -93,7 +93,7 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     """Return the task ids that a setting means.
 
     Args:
-        spec: `prior`, `new`, `all`, `none`, or ids or skill names with commas.
+        spec: `prior`, `new`, `all`, `none`, ids or skill names, several with commas.
         packages: Packages whose environments are meant, imported if they are not yet.
 
     Raises:
@@ -101,12 +101,13 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     """
     import_env_packages(packages)
     roles = {"prior": ("prior",), "new": ("new",), "all": ("prior", "new"), "none": ()}
-    if spec.strip() in roles:
-        return [task for role in roles[spec.strip()] for task in tasks_of_role(role, packages)]
     known = [name for name, item in gym.registry.items() if _package(item) in packages]
     by_name = {skill_name(task): task for task in reversed(known)} | {task: task for task in known}
     tasks = []
     for part in filter(None, (part.strip() for part in spec.split(","))):
+        if part in roles:
+            tasks += [task for role in roles[part] for task in tasks_of_role(role, packages)]
+            continue
         if is_lerobot_task(part):
             tasks += register_lerobot_task(part)
             continue

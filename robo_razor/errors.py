@@ -125,7 +125,7 @@ def unknown_name(
     """
     names = sorted(options)
     return UnknownNameError(
-        f"Unknown {kind} {name!r}.{did_you_mean(name, names)}",
+        f"Unknown {kind} {shown(name)}.{did_you_mean(name, names)}",
         allowed=", ".join(names) if names else f"(no {kind} is registered)",
         remedy=remedy,
     )

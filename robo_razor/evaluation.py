@@ -31,7 +31,7 @@ from robo_razor.environment import (
     workers_beside,
 )
 from robo_razor.errors import ConfigError
-from robo_razor.files import write_text
+from robo_razor.files import check_writable, write_text
 from robo_razor.fingerprint import fingerprint
 from robo_razor.ledger import Entry, Ledger
 from robo_razor.manifest import EPISODES, Manifest, held_out_rows
@@ -198,6 +198,8 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
     """
     from robo_razor.policies import load_policy
 
+    if config.json is not None:
+        check_writable(config.json, "json")
     plan = _plan(config)
     ranks = launched(config.device)
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from robo_razor.errors import CheckpointError
+from robo_razor.errors import CheckpointError, ConfigError, shown
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Text files beyond this size are refused: none of ours comes near."""
@@ -245,3 +245,45 @@ def system_refusal(error: BaseException) -> str:
         at = f": {' and '.join(places)}" if places else ""
         return f"The system refused to go on ({error.strerror}){at}"
     return f"The system refused to go on ({error})"
+
+
+def check_writable(path: str | Path, setting: str, *, directory: bool = False) -> None:
+    """Check that an output can be written, before the work that it is for; nothing is left behind.
+
+    Args:
+        path: The file or directory to be.
+        setting: The setting that names it, for the error.
+        directory: Whether a directory is wanted.
+
+    Raises:
+        ConfigError: Something of another kind is there, or the system does not let us write.
+    """
+    target = Path(path)
+    made: list[Path] = []
+    try:
+        if target.exists() and not (target.is_dir() if directory else target.is_file()):
+            there = "a directory" if target.is_dir() else "no plain file"
+            wanted = "a directory" if directory else "a file"
+            raise ConfigError(
+                f"`{setting}` = {shown(str(path))} is {there}, and {wanted} is written there",
+                remedy="Choose another name.",
+            )
+        parent = target if directory else target.parent
+        for folder in reversed([parent, *parent.parents]):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        # As long as the names that are written beside a file on the way.
+        name = "directory" if directory else f"{target.name}.unfinished"
+        probe = parent / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"`{setting}` = {shown(str(path))} cannot be written ({error.strerror})",
+            remedy="Choose a place that you can write to.",
+        ) from error
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -27,7 +27,7 @@ import numpy as np
 
 from robo_razor.config import HELD_OUT_SEED
 from robo_razor.errors import ManifestError, did_you_mean
-from robo_razor.files import write_bytes
+from robo_razor.files import check_writable, write_bytes
 from robo_razor.seeding import held_out_seeds
 from robo_razor.types import EpisodeRow, make_rows
 
@@ -250,6 +250,7 @@ def run_manifest(config: ManifestConfig) -> Manifest:
         rows = list(wanted.rows)
     else:
         _check_suffix(config.out)
+        check_writable(config.out, "out")
         named = named_tasks(config.skills, packages)
         rows = held_out_rows(named, config.episodes or EPISODES, config.seed_offset)
     if not rows:

@@ -21,7 +21,8 @@ def available_bytes(info: Path = INFO, group: Path = GROUP) -> int | None:
 
 def local_processes() -> int:
     """Return how many processes of a run share this machine's memory, as its launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 10 else 1
 
 
 def _of_machine(info: Path) -> int | None:

@@ -22,12 +22,12 @@ from rich.console import Console
 from torch import Tensor
 
 from robo_razor.actors import Actor, ExpertActor, PolicyActor
-from robo_razor.checkpoint import RunDirectory
+from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import PretrainConfig, to_dict
 from robo_razor.device import keep_freed_memory
 from robo_razor.environment import make_env, resolve_tasks, skill_name
 from robo_razor.errors import EnvError
-from robo_razor.files import write_json
+from robo_razor.files import check_writable, write_json
 from robo_razor.fingerprint import cpu_count, fingerprint
 from robo_razor.labelling import DisturbedActor, LabelledDecisions, collect_labelled, join
 from robo_razor.methods import autocast, bf16_is_fast, clip_gradients
@@ -321,6 +321,8 @@ def run_pretrain(config: PretrainConfig) -> None:
         UnknownNameError: A task is not registered.
         EnvError: The tasks have no scripted expert.
     """
+    refuse_used_directory(config.out)
+    check_writable(config.out, "out", directory=True)
     keep_freed_memory()
     console = Console()
     pretraining = Pretraining(config, console)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robo_razor.errors import ConfigError
+from robo_razor.errors import ConfigError, shown
 
+MAX_RANKS = 100_000
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, whose episodes may take longer, before it gives up."""
 
@@ -113,23 +114,57 @@ def launched(device: str = "auto") -> Ranks:
         This process among them; `ALONE` without a launcher.
 
     Raises:
-        ConfigError: The setting names one device for several ranks.
+        ConfigError: The setting names one device for several ranks, the environment's variables
+            are not those of a launcher, or the ranks cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size <= 1 or "RANK" not in os.environ:
+    size = 1 if "WORLD_SIZE" not in os.environ else _number("WORLD_SIZE", 1, MAX_RANKS)
+    if size == 1 or "RANK" not in os.environ:
         return ALONE
     if device.startswith("cuda:"):
         raise ConfigError(
             f"`device` = {device!r}, but {size} ranks were started",
             allowed="auto, cuda (each rank its own), cpu",
         )
+    _number("RANK", 0, size - 1)
+    local = _number("LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in os.environ else 0
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name, "").strip():
+            raise _not_launched(f"WORLD_SIZE is {size} and RANK is set, but {name} is not")
+    _number("MASTER_PORT", 0, 65535)
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if local >= (count := torch.cuda.device_count()):
+            raise _not_launched(f"LOCAL_RANK is {local}, but torch sees {count} CUDA device(s)")
+        torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        try:
+            torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:  # no such host, the port is taken, ...
+            raise _not_launched(
+                f"The ranks do not meet ({str(error).splitlines()[0][:200]})"
+            ) from error
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _number(name: str, low: int, high: int) -> int:
+    """Return a variable of the launcher's as a number."""
+    text = os.environ[name].strip()
+    # More digits are no number of processes, and Python reads them slowly.
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if not low <= value <= high:
+        allowed = f"a whole number from {low} to {high}"
+        raise _not_launched(f"The environment variable {name} is {shown(text)}", allowed)
+    return value
+
+
+def _not_launched(problem: str, allowed: str | None = None) -> ConfigError:
+    return ConfigError(
+        problem,
+        allowed,
+        "For several processes start with `torchrun` or `accelerate launch`, which set these "
+        "variables; for one, unset WORLD_SIZE and RANK.",
+    )
 
 
 def part() -> None:

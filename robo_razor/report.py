@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from robo_razor.archive import unpacked
 from robo_razor.config import CompareConfig
 from robo_razor.errors import ReportError, RoboRazorError
-from robo_razor.files import finite, write_json, write_text
+from robo_razor.files import check_writable, finite, write_json, write_text
 from robo_razor.reporting import analysis, csv_tables, likeness
 from robo_razor.reporting.arms import Arm, RunSet, load_runs
 from robo_razor.reporting.matching import (
@@ -53,6 +53,7 @@ def run_compare(config: CompareConfig) -> None:
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
     """
+    check_writable(config.out, "out", directory=True)
     with unpacked(config.runs) as paths:
         _write_report(config, paths)
 

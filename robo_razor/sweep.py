@@ -65,8 +65,8 @@ from rich.table import Table
 
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, SweepConfig
-from robo_razor.errors import ConfigError, RunDirectoryError, SweepError
-from robo_razor.files import read_json, write_json, write_text
+from robo_razor.errors import ConfigError, RunDirectoryError, SweepError, shown
+from robo_razor.files import check_writable, read_json, write_json, write_text
 from robo_razor.run_log import format_seconds
 from robo_razor.sweep_launch import Launcher, LocalLauncher, cores_of, machine_limit
 from robo_razor.sweep_plan import Plan, load_plan
@@ -107,7 +107,9 @@ def run_sweep(
         )
     console = console or Console()
     plan = load_plan(config.file, config.out)
-    names = [part.strip() for part in config.arms.split(",")]
+    names = [part.strip() for part in config.arms.split(",") if part.strip()]
+    if not names:
+        raise ConfigError("`arms` names none", allowed="all, or names of arms with commas")
     selected = plan.with_needed(plan.arms if names == ["all"] else names)
     _check_tasks([run.config for run in plan.runs])
     if config.dry_run:
@@ -115,6 +117,7 @@ def run_sweep(
         lines = [f"{r.id}{f' after {", ".join(r.needs)}' if r.needs else ''}" for r in chosen]
         _print(console, "\n".join([*lines, f"{len(chosen)} runs in {plan.out}"]))
         return []
+    check_writable(plan.out, "out", directory=True)
     with contextlib.closing(launcher or _launcher(config, plan)) as where, _owned(plan) as earlier:
         sweep = _Sweep(plan, console)
         sweep.scheduler = Scheduler(
@@ -149,8 +152,42 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
             remedy="Name a directory that `robo-razor sweep` made.",
         )
     if data.get("version") != VERSION:
-        raise SweepError(f"{file} has version {data.get('version')}", allowed=str(VERSION))
+        raise SweepError(f"{file} has version {shown(data.get('version'))}", allowed=str(VERSION))
+    if not isinstance(data.get("name"), str) or not isinstance(data.get("runs"), list):
+        raise SweepError(f"{file} is damaged: it has no `name` or no list of `runs`")
+    for i, entry in enumerate(data["runs"]):
+        _check_entry(entry, f"{file}: runs[{i}]")
     return data
+
+
+_TEXTS = ("arm", "name", "path", "state")
+_ENTRY: dict[str, Any] = {
+    **dict.fromkeys(_TEXTS, str),
+    "needs": list,
+    "changed": dict,
+    "starts": int,
+    "wall_s": int | float,
+}
+"""What a run's entry in `sweep.json` holds that is read again."""
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    """Check that an entry tells of a run in the sweep's own directory.
+
+    Raises:
+        SweepError: A value is of another type, or the path leads elsewhere.
+    """
+    if not isinstance(entry, dict):
+        raise SweepError(f"{where} is damaged: it is {shown(entry)}")
+    for key, kind in _ENTRY.items():
+        if key not in entry and key not in _TEXTS:  # the rest is not in every record
+            continue
+        value = entry.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise SweepError(f"{where} is damaged: `{key}` is {shown(value)}")
+    parts = Path(entry["path"]).parts
+    if not parts or ".." in parts or Path(entry["path"]).is_absolute():
+        raise SweepError(f"{where}: `path` = {shown(entry['path'])} leads out of the sweep")
 
 
 class _Sweep:

@@ -14,9 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robo_razor.config import FinetuneConfig
-from robo_razor.errors import ConfigError, did_you_mean
-from robo_razor.settings import Settings, flatten, from_dict, merged, read_yaml, replace, setting
+from robo_razor.config import MAX_SEED, FinetuneConfig
+from robo_razor.errors import ConfigError, did_you_mean, shown
+from robo_razor.settings import (
+    MAX_NUMBER,
+    Settings,
+    flatten,
+    from_dict,
+    path,
+    read_yaml,
+    replace,
+    setting,
+)
 
 HEAD_KEYS = ("name", "out", "search", "num_samples", "seed", "parallel", "base", "arms")
 ARM_KEYS = ("name", "settings", "grid", "needs")
@@ -25,8 +34,14 @@ OWN_KEYS = ("out", "resume")
 """Settings of a run that the sweep chooses."""
 TRIES_PER_SAMPLE = 100
 """Draws after which a random search stops looking for another combination."""
+MAX_RUNS = 2000
+"""Runs that an experiment may have, in all arms together."""
+MAX_NAME = 100
+MAX_LEVELS = 5
 
-_ARM_NAME = re.compile(r"^[A-Za-z0-9_+-]+$")
+_ARM_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+-]*")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""What Windows reads as a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +50,34 @@ class Head(Settings):
 
     name: str = ""
     """Name of the experiment."""
-    out: str | None = None
+    out: str | None = path(None)
     """Directory of all runs; None: `runs/` and the name."""
     search: Literal["grid", "random"] = "grid"
     """All combinations of an arm's values (`grid`), or some (`random`)."""
-    num_samples: int = setting(8, low=1)
+    num_samples: int = setting(8, low=1, high=MAX_RUNS)
     """Combinations drawn per arm with `random`, each run with every seed (>= 1)."""
-    seed: int = setting(0, low=0)
+    seed: int = setting(0, low=0, high=MAX_SEED)
     """Seed of `random`."""
-    parallel: int | None = setting(None, low=1)
+    parallel: int | None = setting(None, low=1, high=10_000)
     """Runs at a time (>= 1); None: what the machine carries."""
+
+    def _check_together(self) -> None:
+        if self.name:
+            _check_name(self.name, "`name`")
+
+
+def _check_name(name: str, where: str) -> None:
+    """Check that a name is that of a directory, the same on every system.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    odd = name.startswith((".", "-", "~")) or name.endswith((".", " ")) or _RESERVED.fullmatch(name)
+    if odd or set(name) & set('/\\:*?"<>|\n\r\t') or len(name) > MAX_NAME or not name.strip():
+        raise ConfigError(
+            f"{where} = {shown(name)} cannot name a directory",
+            allowed=f"up to {MAX_NAME} letters, digits, `_`, `+` and `-`, not beginning with `-`",
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +113,8 @@ def read_experiment(file: str | Path) -> ExperimentFile:
     Raises:
         ConfigError: A key is unknown or a value cannot be used.
     """
-    data, source = read_yaml(file), str(file)
+    source = str(file)
+    data = read_yaml(file, "Check the path of the experiment file.")
     _check_keys(data, HEAD_KEYS, f"{source}: ")
     plain = {key: value for key, value in data.items() if key not in ("base", "arms")}
     head = from_dict(Head, plain, source=source)
@@ -119,7 +153,7 @@ def _check_base(base: dict[str, Any], where: str) -> None:
     for key, value in flatten(base).items():
         if "${" in str(value):
             raise ConfigError(
-                f"{where}: `{key}` = {value!r} refers to a run, which only an arm can",
+                f"{where}: `{key}` = {shown(value)} refers to a run, which only an arm can",
                 remedy="Put it under the `settings` of the arms that need that run.",
             )
     shared = {k: v for k, v in base.items() if k not in FinetuneConfig.METHODS}
@@ -135,37 +169,62 @@ def _read_arms(entries: Any, head: Head, file: str) -> dict[str, Arm]:
             allowed="- {name: ..., settings: {...}, grid: {...}}",
         )
     arms: dict[str, Arm] = {}
+    names: dict[str, str] = {}
+    runs = 0
     for i, entry in enumerate(entries):
         where = f"{file}: arms[{i}]"
-        _check_keys(_mapping(entry, where), ARM_KEYS, f"{where}: ")
-        name = entry.get("name")
-        if not isinstance(name, str) or not _ARM_NAME.match(name):
-            raise ConfigError(
-                f"{where}: `name` = {name!r} cannot name a directory",
-                allowed="letters, digits, `_`, `+` and `-`",
-            )
+        given = _mapping(entry, where)
+        _check_keys(given, ARM_KEYS, f"{where}: ")
+        name = _arm_name(given.get("name"), where)
+        other = names.setdefault(name.lower(), name)
         if name in arms:
             raise ConfigError(f"{file}: two arms are called {name!r}")
-        where = f"{file}: arm {name!r}"
-        needs = entry.get("needs") or ()
-        settings = nested(_mapping(entry.get("settings"), where), where)
-        grid = _dotted(_mapping(entry.get("grid"), where))
-        for key in (*settings, *grid):
-            _refuse_own_keys({key: None}, where)
-        arms[name] = Arm(
-            name=name,
-            settings=settings,
-            draws=tuple(_draws(grid, head, name, where)),
-            needs=tuple([needs] if isinstance(needs, str) else needs),
-        )
+        if other != name:
+            raise ConfigError(
+                f"{file}: the arms {other!r} and {name!r} would be one directory where upper and "
+                "lower case are the same",
+                remedy="Choose names that differ in more.",
+            )
+        arms[name] = _read_arm(name, given, head, f"{file}: arm {name!r}", MAX_RUNS - runs)
+        runs += len(arms[name].draws)
     return arms
+
+
+def _arm_name(name: Any, where: str) -> str:
+    text = name if isinstance(name, str) else ""
+    if not _ARM_NAME.fullmatch(text) or len(text) > MAX_NAME or _RESERVED.fullmatch(text):
+        raise ConfigError(
+            f"{where}: `name` = {shown(name)} cannot name a directory",
+            allowed=f"up to {MAX_NAME} letters, digits, `_`, `+` and `-`, not beginning with `-`",
+        )
+    return text
+
+
+def _read_arm(name: str, entry: dict[str, Any], head: Head, where: str, room: int) -> Arm:
+    settings = nested(_mapping(entry.get("settings"), where), where)
+    grid = _dotted(_mapping(entry.get("grid"), where))
+    for key in (*settings, *grid):
+        _refuse_own_keys({key: None}, where)
+    return Arm(
+        name=name,
+        settings=settings,
+        draws=tuple(_draws(grid, head, name, where, room)),
+        needs=_names(entry.get("needs"), f"{where}: `needs`"),
+    )
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where} = {shown(value)} names no arms", allowed="ARM, or [ARM, ARM]")
+    return tuple(names)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} must hold keys and values, but holds {value!r}")
+        raise ConfigError(f"{where} must hold keys and values, but holds {shown(value)}")
     return value
 
 
@@ -193,32 +252,52 @@ def nested(data: dict[str, Any], where: str) -> dict[str, Any]:
     """Return settings with dotted keys (`bc.style`) put into their sections."""
     result: dict[str, Any] = {}
     for key, value in data.items():
-        inner = nested(value, where) if isinstance(value, dict) else value
-        *sections, last = str(key).split(".")
-        addition: dict[str, Any] = {last: inner}
-        for section in reversed(sections):
-            addition = {section: addition}
-        twice = flatten(result).keys() & flatten(addition).keys()
-        if twice:
-            raise ConfigError(f"{where}: the key `{min(twice)}` is given twice")
-        result = merged(result, addition)
+        *sections, last = str(key).split(".", MAX_LEVELS)
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{where}: the key `{section}` is given twice")
+        _put(place, last, nested(value, where) if isinstance(value, dict) else value, key, where)
     return result
+
+
+def _put(place: dict[str, Any], name: str, value: Any, key: str, where: str) -> None:
+    """Put a value into nested settings where none is yet; sections are joined."""
+    if name in place and isinstance(place[name], dict) and isinstance(value, dict):
+        for inner, item in value.items():
+            _put(place[name], inner, item, f"{key}.{inner}", where)
+    elif name in place:
+        raise ConfigError(f"{where}: the key `{key}` is given twice")
+    else:
+        place[name] = value
 
 
 # --- Values --------------------------------------------------------------------------------------
 
 
-def _draws(grid: dict[str, Any], head: Head, arm: str, where: str) -> list[dict[str, Any]]:
-    """Return the combinations of values that an arm goes through."""
+def _draws(
+    grid: dict[str, Any], head: Head, arm: str, where: str, room: int
+) -> list[dict[str, Any]]:
+    """Return the combinations of values that an arm goes through, at most `room`."""
     for key, values in grid.items():
         _check_axis(values, f"{where}: grid `{key}`", head.search)
+    seeds = grid.get("seed", [None])
+    if not isinstance(seeds, list):
+        raise ConfigError(f"{where}: grid `seed` is a range", remedy="List the seeds.")
+    runs = head.num_samples * len(seeds)
+    if head.search == "grid":
+        runs = math.prod(map(len, grid.values()))
+    if runs > room:
+        raise ConfigError(
+            f"{where} would have {runs} runs, and {room} are left",
+            allowed=f"{MAX_RUNS} runs in all arms together",
+            remedy="List fewer values, or draw some (`search: random`).",
+        )
     if head.search == "grid":
         return [
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
-    seeds = grid.get("seed", [None])
-    if not isinstance(seeds, list):
-        raise ConfigError(f"{where}: grid `seed` is a range", remedy="List the seeds.")
     axes = {key: values for key, values in grid.items() if key != "seed"}
     samples = _samples(axes, head.num_samples, random.Random(f"{head.seed}/{arm}"))
     return [
@@ -232,14 +311,13 @@ def _samples(axes: dict[str, Any], n: int, rng: random.Random) -> list[dict[str,
     """Draw up to n different combinations; a larger n keeps the first ones."""
     finite = all(isinstance(values, list) for values in axes.values())
     size = math.prod(len(values) for values in axes.values()) if finite else n
-    samples: list[dict[str, Any]] = []
+    samples: dict[str, dict[str, Any]] = {}
     for _ in range(n * TRIES_PER_SAMPLE):
         sample = {key: _draw(values, rng) for key, values in axes.items()}
-        if sample not in samples:
-            samples.append(sample)
+        samples.setdefault(repr(sample), sample)
         if len(samples) == min(n, size):
             break
-    return samples
+    return list(samples.values())
 
 
 def _draw(values: Any, rng: random.Random) -> Any:
@@ -259,12 +337,14 @@ def _check_axis(values: Any, where: str, search: str) -> None:
     if isinstance(values, list):
         if not values:
             raise ConfigError(f"{where} has no value")
-        if any(values.count(value) > 1 for value in values):
-            raise ConfigError(f"{where} has a value twice: {values}")
+        if len(values) > MAX_RUNS:
+            raise ConfigError(f"{where} has {len(values)} values", allowed=f"up to {MAX_RUNS}")
+        if any(value in values[:i] for i, value in enumerate(values)):
+            raise ConfigError(f"{where} has a value twice: {shown(values)}")
         return
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{where} = {values!r} is no list of values",
+            f"{where} = {shown(values)} is no list of values",
             remedy="Write `[...]`, or put a single value under `settings`.",
         )
     if search == "grid":
@@ -275,8 +355,14 @@ def _check_axis(values: Any, where: str, search: str) -> None:
     _check_keys(values, RANGE_KEYS, f"{where}: ")
     low, high = values.get("low", math.nan), values.get("high", math.nan)
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (low, high))
-    if not numbers or not low < high or (values.get("log") and low <= 0):
+    log = values.get("log", False)
+    if (
+        not numbers
+        or not -MAX_NUMBER <= low < high <= MAX_NUMBER
+        or not isinstance(log, bool)
+        or (log and low <= 0)
+    ):
         raise ConfigError(
-            f"{where} = {values!r} is no range",
+            f"{where} = {shown(values)} is no range",
             allowed="{low: 1e-5, high: 1e-3, log: true} with low < high (and 0 < low with log)",
         )

@@ -13,11 +13,17 @@ from typing import Any
 
 from robo_razor.arguments import with_task_id
 from robo_razor.config import FinetuneConfig
-from robo_razor.errors import ConfigError, did_you_mean
+from robo_razor.env_packages import refuse_packages_beside
+from robo_razor.errors import ConfigError, did_you_mean, shown
 from robo_razor.settings import flatten, from_dict, merged, replace, to_dict
-from robo_razor.sweep_file import Arm, ExperimentFile, Head, nested, read_experiment
-
-MAX_NAME = 100
+from robo_razor.sweep_file import (
+    MAX_NAME,
+    Arm,
+    ExperimentFile,
+    Head,
+    nested,
+    read_experiment,
+)
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
@@ -115,6 +121,10 @@ def load_plan(file: str | Path, out: str | None = None) -> Plan:
     for name in _ordered(experiment):
         where = f"{experiment.source}: arm {name!r}"
         runs[name] = _expand(experiment.arms[name], experiment.base, directory, runs, where)
+    packages = {
+        name for arm in runs.values() for run in arm for name in run.config.env.env_packages
+    }
+    refuse_packages_beside(packages, Path(file).absolute().parent, experiment.source)
     ordered = _by_turn_and_seed([runs[name] for name in experiment.arms])
     return Plan(head, directory, Path(file), tuple(ordered))
 
@@ -169,17 +179,21 @@ def _expand(
 ) -> list[PlannedRun]:
     """Return an arm's runs."""
     runs: list[PlannedRun] = []
+    names: set[str] = set()
     for draw in arm.draws:
         own = merged(arm.settings, nested(draw, where))
         method = own.get("method", base.get("method", FinetuneConfig().method))
-        unused = set(FinetuneConfig.METHODS) - {method}
+        unused = [name for name in FinetuneConfig.METHODS if name != method]
         raw = merged({k: v for k, v in base.items() if k not in unused}, own)
         seed = raw.get("seed", FinetuneConfig().seed)
         references = _References(done, seed, where)
         config = with_task_id(from_dict(FinetuneConfig, references.resolve(raw), source=where))
         name = _run_name({**draw, "seed": seed})
-        if any(run.name == name for run in runs):
+        if name in names:
             raise ConfigError(f"{where} has two runs called {name!r}")
+        if name.lower() in (other.lower() for other in names):  # one directory on macOS
+            name = f"{name}-{_digest(name)}"
+        names.add(name)
         values = flatten(to_dict(config))
         keys = dict.fromkeys([*flatten(own), "method", "seed"])
         needs = references.found | _needed(arm.needs, references.found, done, config.seed)
@@ -220,7 +234,11 @@ def _run_name(draw: Mapping[str, Any]) -> str:
     name = _UNSAFE.sub("~", full)
     if name == full and len(name) <= MAX_NAME:
         return name
-    return f"{name[:MAX_NAME]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    return f"{name[:MAX_NAME]}-{_digest(full)}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
 
 
 # --- References -----------------------------------------------------------------------------------
@@ -234,7 +252,7 @@ def _split_reference(body: str) -> tuple[str, str, dict[str, str]]:
     pairs = [condition.partition("=") for condition in conditions]
     if kind != "runs" or not arm or any(not mark for _, mark, _ in pairs):
         raise ConfigError(
-            f"The reference `${{{body}}}` is not understood",
+            f"The reference `${{{body[:100]}}}` is not understood",
             allowed="`${runs.ARM}` (the run with the same seed), `${runs.ARM.0}` (with seed 0), "
             "`${runs.ARM.seed, ppo.learning_rate=1e-4}` (the one with that setting)",
         )
@@ -266,12 +284,13 @@ class _References:
 
     def _directory(self, body: str) -> str:
         arm, seed_text, conditions = _split_reference(body)
-        if seed_text not in ("", "seed") and not seed_text.isdigit():
+        is_number = seed_text.isascii() and seed_text.isdecimal() and len(seed_text) < 10
+        if seed_text not in ("", "seed") and not is_number:
             raise ConfigError(
-                f"{self._where}: `${{{body}}}`: {seed_text!r} is no seed",
+                f"{self._where}: `${{{body[:100]}}}`: {shown(seed_text)} is no seed",
                 allowed="a whole number, or `seed` for the seed of this run",
             )
-        seed = int(seed_text) if seed_text.isdigit() else self._seed
+        seed = int(seed_text) if is_number else self._seed
         candidates = [run for run in self._done[arm] if run.config.seed == seed]
         matching = [run for run in candidates if _fulfils(run, conditions)]
         if len(matching) != 1:

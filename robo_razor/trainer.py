@@ -24,7 +24,7 @@ from rich.console import Console
 
 from robo_razor.arguments import with_task_id
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
-from robo_razor.config import FinetuneConfig, from_dict, replace
+from robo_razor.config import FinetuneConfig, replace
 from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.environment import (
     check_tasks,
@@ -41,7 +41,7 @@ from robo_razor.errors import (
     RunDirectoryError,
     TrainingError,
 )
-from robo_razor.files import system_refusal
+from robo_razor.files import check_writable, system_refusal
 from robo_razor.fingerprint import differences, fingerprint
 from robo_razor.interrupts import Interrupts, interruptible
 from robo_razor.lerobot_metadata import renamable
@@ -57,6 +57,7 @@ from robo_razor.methods import (
 )
 from robo_razor.normalisation import check_statistics
 from robo_razor.ranks import ALONE, Ranks, launched
+from robo_razor.resumption import settle_resume, stored_settings
 from robo_razor.rollout import Mode
 from robo_razor.run_log import RunLog, format_seconds, summary_table
 from robo_razor.seeding import derive
@@ -108,6 +109,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         RoboRazorError: Something does not fit; nothing was overwritten.
         KeyboardInterrupt: The run was interrupted; a checkpoint was saved first.
     """
+    config = settle_resume(config)
     if config.resume:
         config = stored_config(config)
     config = with_task_id(config)
@@ -117,6 +119,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         check_path_length(config.out)
     if ranks.is_main and not config.resume and config.out is not None:
         refuse_used_directory(config.out, resumable=True)
+    if ranks.is_main:
+        check_writable(config.out or "runs", "out", directory=True)
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
@@ -152,7 +156,7 @@ def stored_config(config: FinetuneConfig) -> FinetuneConfig:
     """Return the settings of the run that `config` asks to go on with."""
     assert config.out is not None  # FinetuneConfig checks it
     run = RunDirectory.open(config.out)
-    stored = from_dict(FinetuneConfig, run.config_data(), source=str(run.path))
+    stored = stored_settings(run, config.env.env_packages)
     return replace(stored, out=config.out, resume=True)
 
 

@@ -38,6 +38,7 @@ from robo_razor.environment import (
     worker_errors,
 )
 from robo_razor.errors import ConfigError, EnvError
+from robo_razor.files import check_writable
 from robo_razor.rollout import StepOutcome, episode_bar, run_actor
 from robo_razor.statistics import wilson_interval
 from robo_razor.types import EpisodeBatch, make_rows
@@ -174,6 +175,8 @@ def run_rollout(config: RolloutConfig, console: Console | None = None) -> Episod
     check_tasks([config.task])
     if config.video is not None and Path(config.video).suffix not in (".mp4", ".gif"):
         raise ConfigError(f"`video` = {config.video!r} is no video file", allowed=".mp4, .gif")
+    if config.video is not None:
+        check_writable(config.video, "video")
     env_config = replace(config.env, num_envs=min(config.env.num_envs, config.episodes))
     with torch_threads(config.torch_threads):
         policy, actor, chunk_size = _actor(config)

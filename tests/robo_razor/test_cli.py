@@ -116,7 +116,23 @@ def test_another_method_than_the_files_drops_its_section(tmp_path):
         (("--config",), "`--config` needs a value"),
         (("--config", "absent.yaml"), "'absent.yaml' does not exist"),
         (("--resume",), "`resume` is set but `out` is not"),
+        (("--resume", "auto"), "`resume` is set but `out` is not"),
+        (("--lr", "3"), r"Did you mean '--ppo.learning-rate'\?"),
+        (("--method", "bc", "--lr", "3"), r"Did you mean '--bc.learning-rate'\?"),
+        (("--steps", "3"), "Did you mean '--env.max-episode-steps' or '--flow.num-steps'"),
+        (("--envs", "3"), "Did you mean '--env.num-envs'"),
+        (("--seed", "1", "--seed=2"), "`--seed` is given twice"),
+        (("--ppo.bf16", "--ppo.no-bf16"), "`--ppo.bf16` is given twice"),
+        (("--config", "a", "--config", "b"), "`--config` is given twice"),
+        (("--config", "/dev/zero"), "is no plain file"),
+        (("--seed", "9" * 5000), "Error parsing --seed"),
+        (("--ppo.learning-rate", "inf"), "`ppo.learning_rate` = inf is out of range"),
+        (("--task", "\udcff"), "`task` = .* holds the character"),
+        (("--rename", "{a: {{ b }}}"), "template that was not filled in"),
+        (("--out", "x" * 300), "`out` = .* longer than a path may be"),
+        (("--env.env-packages", "os"), "'os', which is a part of Python"),
     ],
+    ids=lambda words: str(words)[:50].encode("unicode_escape").decode(),
 )
 def test_bad_words(words, message):
     with pytest.raises(ConfigError, match=message):

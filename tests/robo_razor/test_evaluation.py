@@ -54,6 +54,8 @@ def test_skills_are_named_by_role_name_or_id():
     assert resolve_tasks("all", ["toy_env"]) == [RED, GREEN, NEW]
     assert resolve_tasks("none", ["toy_env"]) == []
     assert resolve_tasks(f"ReachGreen, {RED}", ["toy_env"]) == [GREEN, RED]
+    assert resolve_tasks(f"prior, ReachBlue,{RED}", ["toy_env"]) == [RED, GREEN, NEW]
+    assert resolve_tasks("ReachGreen,prior", ["toy_env"]) == [GREEN, RED]
     assert named_tasks("ReachGreen", ["toy_env"]) == {"ReachGreen": GREEN}
     assert (role_of(RED), role_of(NEW)) == ("prior", "new")
     assert skill_name("gym_razor/LiftCube-v0") == "LiftCube"

@@ -15,6 +15,7 @@ from toy_runs import metrics, quiet, summary, weights
 
 from robo_razor.errors import ConfigError
 from robo_razor.evaluation import run_evaluate
+from robo_razor.memory import local_processes
 from robo_razor.ranks import ALONE, Ranks, launched
 from robo_razor.trainer import finetune
 
@@ -111,6 +112,39 @@ def test_one_device_for_several_ranks_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="'cuda:0', but 2 ranks"):
         launched("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ("WORLD_SIZE=", "WORLD_SIZE is ''"),
+        ("WORLD_SIZE=abc", "WORLD_SIZE is 'abc'"),
+        ("WORLD_SIZE=0", "WORLD_SIZE is '0'"),
+        ("WORLD_SIZE=-1", "WORLD_SIZE is '-1'"),
+        (f"WORLD_SIZE={'9' * 5000}", "WORLD_SIZE is '9"),
+        ("WORLD_SIZE=2 RANK=0", "RANK is set, but MASTER_ADDR is not"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=here", "MASTER_PORT is not"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=here MASTER_PORT=x", "MASTER_PORT is 'x'"),
+        ("WORLD_SIZE=2 RANK=", "RANK is ''"),
+        ("WORLD_SIZE=2 RANK=5", "RANK is '5'.* from 0 to 1"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=x", "LOCAL_RANK is 'x'"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=7", "LOCAL_RANK is '7'"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_variables_of_no_launcher_are_refused(variables, problem, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for variable in variables.split(" "):
+        monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(ConfigError, match=f"{problem}.*start with `torchrun`.*unset WORLD_SIZE"):
+        launched("cpu")
+
+
+@pytest.mark.parametrize(("text", "number"), [("3", 3), ("", 1), ("x", 1), ("0", 1), ("9" * 99, 1)])
+def test_processes_of_this_machine(text, number, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", text)
+    assert local_processes() == number
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from robo_razor.sweep_launch import LocalLauncher, machine_limit, start_process
 from robo_razor.sweep_schedule import Progress, State
 
 ROOT = Path(__file__).parents[2]
+SEEDS = list(range(1000))
 PROGRAM = (sys.executable, fake_finetune.__file__)
 
 
@@ -170,7 +171,46 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
             r"asks for `ppo\.gama`.*Did you mean 'ppo\.gamma'",
         ),
         ("arms: [{name: a, settings: {policy: '${runs.b.x}'}}, {name: b}]", "'x' is no seed"),
+        ("arms: [{name: a, settings: {policy: '${runs.b.²}'}}, {name: b}]", "'²' is no seed"),
+        ("arms: [{name: a, needs: 3}]", "`needs` = 3 names no arms"),
+        ("arms: [{name: a, needs: [[a]]}]", r"`needs` = \[\['a'\]\] names no arms"),
+        ("arms: [null]", r"arms\[0\]: `name` = None cannot name"),
+        ("arms: [[a]]", r"arms\[0\] must hold keys and values"),
+        ("arms: [{name: a, settings: [3]}]", "arm 'a' must hold keys and values"),
+        ("arms: [{name: a, settings: {method: [x]}}]", "`method` must be a text"),
+        ("arms: [{name: a, settings: {ppo: 3, ppo.gamma: 1}}]", "the key `ppo` is given twice"),
+        ("arms: [{name: a}, {name: A}]", "'a' and 'A' would be one directory"),
+        ("arms: [{name: -rf}]", "`name` = '-rf' cannot name a directory"),
+        ('arms: [{name: "a\\n"}]', "cannot name a directory"),
+        ("arms: [{name: nul}]", "cannot name a directory"),
+        ("name: ../../../x\narms: [{name: a}]", r"`name` = '\.\./\.\./\.\./x' cannot name"),
+        ("name: ..\narms: [{name: a}]", "cannot name a directory"),
+        ("name: -x\narms: [{name: a}]", "cannot name a directory"),
+        ("base: {ppo: {gamma: {{ g }}}}\narms: [{name: a}]", "template that was not filled in"),
+        (
+            f"arms: [{{name: a, grid: {{seed: {SEEDS}, ppo.num_updates: {SEEDS}}}}}]",
+            "would have 1000000 runs, and 2000 are left",
+        ),
+        (
+            f"arms: [{{name: a, grid: {{seed: {SEEDS}}}}}, {{name: b, grid: {{seed: {SEEDS}, "
+            "ppo.gamma: [0, 1]}}]",
+            "arm 'b' would have 2000 runs, and 1000 are left",
+        ),
+        ("search: random\nnum_samples: 1000000\narms: [{name: a}]", "`num_samples` = 1000000 is"),
+        (
+            f"search: random\nnum_samples: 3\narms: [{{name: a, grid: {{seed: {SEEDS}}}}}]",
+            "would have 3000 runs",
+        ),
+        (
+            "search: random\narms: [{name: a, grid: {ppo.gamma: {low: 0, high: .inf}}}]",
+            "is no range",
+        ),
+        (
+            "search: random\narms: [{name: a, grid: {ppo.gamma: {low: 0, high: 1, log: 1}}}]",
+            "is no range",
+        ),
     ],
+    ids=lambda text: text[:50],
 )
 def test_bad_files(text, message, plan):
     with pytest.raises(ConfigError, match=message):
@@ -244,6 +284,53 @@ def test_more_samples_keep_the_first_ones(plan):
 def test_random_search_ends_where_there_is_no_other_combination(plan):
     text = "search: random\nnum_samples: 9\narms: [{name: a, grid: {ppo.gamma: [0.9, 1.0]}}]"
     assert len(plan(text).runs) == 2
+
+
+def test_many_samples_are_drawn_at_once(plan):
+    runs = plan(
+        "search: random\nnum_samples: 300\n"
+        "arms: [{name: a, grid: {ppo.gamma: {low: 0.0, high: 1}, ppo.num_updates: [3, 4]}}]"
+    ).runs
+    assert len({run.id for run in runs}) == 300
+
+
+def test_runs_that_differ_by_case_only_get_their_own_directories(plan):
+    runs = plan("arms: [{name: a, grid: {method: [bc], bc.style: [a, A]}}]").runs
+    assert len({run.name.lower() for run in runs}) == 2
+
+
+def test_an_experiment_may_not_name_a_package_that_came_with_it(write, tmp_path, monkeypatch):
+    (tmp_path / "came_along.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    file = write("arms: [{name: a, grid: {env.env_packages: [[came_along]]}}]")
+    with pytest.raises(ConfigError, match="'came_along'.*may not bring code"):
+        load_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"path": "../../etc"}, "leads out of the sweep"),
+        ({"path": "/etc"}, "leads out of the sweep"),
+        ({"path": ""}, "leads out of the sweep"),
+        ({"starts": "x"}, "`starts` is 'x'"),
+        ({"wall_s": None}, "`wall_s` is None"),
+        ({"state": 3}, "`state` is 3"),
+        ({"changed": []}, r"`changed` is \[\]"),
+    ],
+)
+def test_a_damaged_record_is_told(fake, change, problem):
+    fake.run()
+    record = json.loads((fake.out / "sweep.json").read_text())
+    record["runs"][1] |= change
+    (fake.out / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(SweepError, match=rf"runs\[1\].*{problem}"):
+        read_sweep(fake.out)
+    record["runs"] = 3
+    (fake.out / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(SweepError, match="is damaged"):
+        read_sweep(fake.out)
 
 
 def test_names_are_safe_and_short(plan):
