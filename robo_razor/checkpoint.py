@@ -34,15 +34,20 @@ from robo_razor.files import (
     atomic_directory,
     clear_leftovers,
     make_directory,
-    parse_json,
     raising_os_errors,
     read_json,
     read_link,
-    read_text,
     replace_link,
     system_refusal,
+    without_nan,
     write_json,
     write_text,
+)
+from robo_razor.records import (
+    DAMAGED_EVALUATION,
+    read_environment,
+    read_episodes,
+    read_summary,
 )
 from robo_razor.selection import best_step, kept_steps, planned_steps, score
 from robo_razor.training_state import (
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     from robo_razor.settings import Settings
 
 __all__ = [
+    "DAMAGED_EVALUATION",
     "RunDirectory",
     "TrainingState",
     "capture_rng",
@@ -70,11 +76,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
-DAMAGED_EVALUATION = (
-    "It was cut off by a crash or a full disk: delete that evaluation (`eval/STEP`; the others "
-    "stay usable), or leave the run out."
-)
-"""What to do about an evaluation that cannot be read."""
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 EPISODES = "episodes.jsonl"
@@ -87,7 +88,7 @@ LAST = "last"
 BEST = "best"
 
 _LOCK = ".lock"
-_STEP_NAME = re.compile(r"^\d{6,}$")
+_STEP_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,17}")
 
 
 def step_name(step: int) -> str:
@@ -188,8 +189,7 @@ class RunDirectory:
 
     def environment(self) -> dict[str, Any]:
         """Return the fingerprint that `write_environment` kept; empty where there is none."""
-        file = self.path / ENVIRONMENT
-        return read_json(file) if file.is_file() else {}
+        return read_environment(self.path / ENVIRONMENT)
 
     def write_environment(self, found: Mapping[str, Any]) -> None:
         """Keep a run's fingerprint (see `fingerprint`)."""
@@ -390,11 +390,7 @@ class RunDirectory:
         Raises:
             CheckpointError: It is missing or damaged.
         """
-        found = read_json(self.evaluation(step) / SUMMARY, DAMAGED_EVALUATION)
-        if not isinstance(found, dict):
-            path = self.evaluation(step) / SUMMARY
-            raise CheckpointError(f"{path} is damaged: not an object", remedy=DAMAGED_EVALUATION)
-        return found
+        return read_summary(self.evaluation(step) / SUMMARY, step)
 
     def episodes(self, step: int) -> list[dict[str, Any]]:
         """Return the rows of a step's `episodes.jsonl`.
@@ -403,26 +399,21 @@ class RunDirectory:
             CheckpointError: It is missing or damaged.
         """
         path = self.evaluation(step) / EPISODES
-        try:
-            rows = [parse_json(line) for line in read_text(path).splitlines()]
-            if not all({"mode", "task", "seed", "success"} <= row.keys() for row in rows):
-                raise ValueError("an episode lacks its mode, task, seed or success")
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({error})", remedy=DAMAGED_EVALUATION
-            ) from error
-        return rows
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist", remedy=DAMAGED_EVALUATION)
+        return read_episodes(path)
 
     def write_summary(self, step: int, summary: Mapping[str, Any]) -> Path:
         """Write a step's evaluation summary, atomically."""
         path = self.evaluation(step) / SUMMARY
-        write_json(path, summary)
+        write_json(path, without_nan(summary))
         return path
 
     def write_rows(self, step: int, rows: list[dict[str, Any]], name: str = EPISODES) -> Path:
         """Write a step's per-episode rows as JSON lines, atomically."""
         path = self.evaluation(step) / name
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        lines = (json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
+        write_text(path, "".join(lines))
         return path
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -610,7 +601,7 @@ def _steps_in(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     names = [item.name for item in directory.iterdir() if item.is_dir() and not item.is_symlink()]
-    return sorted(int(name) for name in names if _STEP_NAME.match(name))
+    return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
 
 
 def _fresh_name(config: Settings) -> Path:

@@ -73,6 +73,10 @@ def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
     report = build_report(runs, config.match, unlike)
     _place_in_archives(report, config.runs, paths)
     videos = _videos(runs, report, out, config.videos)
+    if config.videos and any(archive != path for archive, path in zip(config.runs, paths)):
+        report["notes"].append(
+            "Archived runs are not filmed: no policy is ever loaded from an archive."
+        )
     report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in videos]
     figures = draw_figures(runs, report, out)
     files = csv_files(runs, report)

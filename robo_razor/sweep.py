@@ -65,8 +65,9 @@ from rich.table import Table
 
 from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, SweepConfig
-from robo_razor.errors import ConfigError, RunDirectoryError, SweepError
+from robo_razor.errors import ConfigError, RunDirectoryError, SweepError, shown
 from robo_razor.files import read_json, write_json, write_text
+from robo_razor.records import check_sweep
 from robo_razor.run_log import format_seconds
 from robo_razor.sweep_launch import Launcher, LocalLauncher, cores_of, machine_limit
 from robo_razor.sweep_plan import Plan, load_plan
@@ -139,7 +140,7 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     """Return what `sweep.json` in a sweep's directory says.
 
     Raises:
-        SweepError: There is none.
+        SweepError: There is none, or it is damaged.
     """
     file = Path(path) / RECORD
     data = read_json(file) if file.is_file() else {}
@@ -149,7 +150,8 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
             remedy="Name a directory that `robo-razor sweep` made.",
         )
     if data.get("version") != VERSION:
-        raise SweepError(f"{file} has version {data.get('version')}", allowed=str(VERSION))
+        raise SweepError(f"{file} has version {shown(data.get('version'))}", allowed=str(VERSION))
+    check_sweep(data, file)
     return data
 
 
