@@ -47,6 +47,8 @@ ALLOWED = "run directories, sweep directories, files made by `robo-razor archive
 
 MAX_TOTAL_BYTES = 512 * 2**20
 """Size of everything in an archive; a sweep of 128 runs has 38 MB."""
+FREE_BYTES, MAX_RATIO = 64 * 2**20, 250
+"""Beyond the first it may not unpack to more than so many times what is read; real ones: 35."""
 MAX_MEMBERS = 50_000
 MAX_HEADER_BYTES = 16 * 2**10
 """Size of `archive.json` and of an extended header, which only long names need."""
@@ -185,7 +187,7 @@ def is_archive(path: str | Path) -> bool:
 
 
 def unpack(file: Path, folder: Path) -> Path:
-    """Unpack what a report reads of an archive, and nothing else; return its run's or sweep's place.
+    """Unpack what a report reads of an archive; return the run's or sweep's directory.
 
     Archives are passed around, so one may hold anything. Only regular files with names that `pack`
     gives are written, below `folder`; everything else is skipped (weights, videos) or refused
@@ -382,7 +384,7 @@ class _Stream:
         self._raw = raw
         self._xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY_BYTES)
         self._buffer = bytearray(self._xz.decompress(head, MAX_CHUNK_BYTES))
-        self._left = MAX_TOTAL_BYTES
+        self._left, self._read = MAX_TOTAL_BYTES, 0
 
     def reserve(self, size: int) -> None:
         """Refuse a member that is larger than what is left, before it is read."""
@@ -431,8 +433,11 @@ class _Stream:
             if self._xz.needs_input and not data:
                 raise ValueError("it is truncated")
             chunk = self._xz.decompress(data, MAX_CHUNK_BYTES)
+            self._read += len(data)
             self._left -= len(chunk)
             self.reserve(0 if self._left >= 0 else 1)
+            if MAX_TOTAL_BYTES - self._left > FREE_BYTES + MAX_RATIO * self._read:
+                raise ValueError(f"it unpacks to more than {MAX_RATIO} times its size")
             if chunk:
                 return chunk
         return b""

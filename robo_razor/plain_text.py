@@ -1,8 +1,8 @@
-"""Names that somebody else chose, made harmless for where they are shown.
+r"""Names that somebody else chose, made harmless for where they are shown.
 
-A task, a skill, an arm or a directory may be called anything: with line breaks, escape sequences of
-terminals, marks that turn the direction of writing, half a character. `printable` shows those as
-escapes (`\\x1b`); every place that shows names then only has to escape its own markup.
+A task, a skill, an arm or a directory may be called anything: with line breaks, escape sequences
+of terminals, marks that turn the direction of writing, half a character. `printable` shows those as
+escapes (`\x1b`); every place that shows names then only has to escape its own markup.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
     report = build_report(runs, config.match, unlike)
     _place_in_archives(report, config.runs, paths)
     videos = _videos(runs, report, out, config.videos)
-    if config.videos and any(archive != path for archive, path in zip(config.runs, paths)):
+    if config.videos and any(given not in paths for given in config.runs):
         report["notes"].append(
             "Archived runs are not filmed: no policy is ever loaded from an archive."
         )
