@@ -34,6 +34,7 @@ from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import ArchiveConfig
 from robo_razor.errors import ConfigError, ReportError, RoboRazorError, RunDirectoryError, shown
 from robo_razor.files import MAX_TEXT_BYTES, parse_json, write_bytes
+from robo_razor.plain_text import printable
 from robo_razor.sweep import EXPERIMENT, RECORD, read_sweep
 
 KIND = "robo-razor archive"
@@ -91,7 +92,8 @@ def run_archive(config: ArchiveConfig) -> None:
     write_bytes(out, data)
     size = f"{len(data) / 1e6:.2f} MB"
     what = "1 run" if runs == 1 else f"{runs} finished runs"
-    Console().print(f"{what} of {source} in {out} ({size})", markup=False, soft_wrap=True)
+    told = printable(f"{what} of {source} in {out} ({size})")
+    Console().print(told, markup=False, soft_wrap=True)
 
 
 def pack(source: Path) -> tuple[bytes, int]:

@@ -67,6 +67,7 @@ from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, SweepConfig
 from robo_razor.errors import ConfigError, RunDirectoryError, SweepError, shown
 from robo_razor.files import read_json, write_json, write_text
+from robo_razor.plain_text import literal, printable
 from robo_razor.records import check_sweep
 from robo_razor.run_log import format_seconds
 from robo_razor.sweep_launch import Launcher, LocalLauncher, cores_of, machine_limit
@@ -314,7 +315,8 @@ def seconds_left(items: list[Progress], parallel: int) -> float | None:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    lines = "\n".join(printable(line) for line in text.split("\n"))
+    console.print(lines, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(console: Console, items: list[Progress]) -> None:
@@ -324,7 +326,8 @@ def _show(console: Console, items: list[Progress]) -> None:
     for item in items:
         summaries = RunDirectory(item.run.path).summaries()
         last = summaries[-1] if summaries else None
-        table.add_row(str(item.state), *_cells(last), format_seconds(item.wall_s), item.run.id)
+        time_s, name = format_seconds(item.wall_s), literal(item.run.id)
+        table.add_row(str(item.state), *_cells(last), time_s, name)
     console.print(table)
 
 
