@@ -20,6 +20,7 @@ import json
 import lzma
 import os
 import re
+import stat
 import tarfile
 import tempfile
 import unicodedata
@@ -181,10 +182,12 @@ def unpacked(paths: Sequence[str]) -> Iterator[list[str]]:
 def is_archive(path: str | Path) -> bool:
     """Tell whether a path is a file, which only an archive can be."""
     try:
-        return Path(path).is_file()
-    except OSError as error:  # a name that is too long
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # a name that is too long, or none at all
         raise ReportError(
-            f"{shown(str(path))} cannot be opened ({error.strerror})", allowed=ALLOWED
+            f"{shown(str(path))} cannot be opened ({error})", allowed=ALLOWED
         ) from error
 
 
