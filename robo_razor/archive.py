@@ -34,7 +34,7 @@ from rich.console import Console
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import ArchiveConfig
 from robo_razor.errors import ConfigError, ReportError, RoboRazorError, RunDirectoryError, shown
-from robo_razor.files import MAX_TEXT_BYTES, parse_json, write_bytes
+from robo_razor.files import MAX_TEXT_BYTES, parse_json, read_link, write_bytes
 from robo_razor.plain_text import printable
 from robo_razor.sweep import EXPERIMENT, RECORD, read_sweep
 
@@ -118,9 +118,9 @@ def pack(source: Path) -> tuple[bytes, int]:
             _add(archive, f"{name}/{RECORD}", _placed(record, source, place))
         for target, file in targets.items():
             if target.endswith(BEST_LINK):
-                if file.is_symlink() and _STEP.fullmatch(os.readlink(file)):
-                    link = tarfile.TarInfo(target)
-                    link.type, link.linkname = tarfile.SYMTYPE, os.readlink(file)
+                link = tarfile.TarInfo(target)
+                link.type, link.linkname = tarfile.SYMTYPE, read_link(file) or ""
+                if _STEP.fullmatch(link.linkname):
                     archive.addfile(link)
             else:
                 data = file.read_bytes()
@@ -186,8 +186,9 @@ def is_archive(path: str | Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:  # a name that is too long, or none at all
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ReportError(
-            f"{shown(str(path))} cannot be opened ({error})", allowed=ALLOWED
+            f"{shown(str(path))} cannot be opened ({reason})", allowed=ALLOWED
         ) from error
 
 
@@ -226,7 +227,6 @@ def _unpack(file: Path, folder: Path) -> Path:
         ValueError: The archive is not what it should be.
     """
     names = _Names()
-    links: dict[Path, str] = {}
     about: bytes | None = None
     for member, data in _members(file):
         if member.name == ABOUT:
@@ -239,7 +239,7 @@ def _unpack(file: Path, folder: Path) -> Path:
             if member.name.endswith(BEST_LINK):
                 if not member.issym() or not _STEP.fullmatch(member.linkname):
                     raise ValueError(f"{shown(member.name)} is not a link to a step")
-                links[target] = member.linkname
+                target.write_text(member.linkname, encoding="utf-8")  # `read_link` takes it too
             elif member.isreg():
                 target.write_bytes(data)
             else:
@@ -249,8 +249,6 @@ def _unpack(file: Path, folder: Path) -> Path:
         raise ValueError(f"{shown(min(others))} in it does not belong to {shown(directory)}")
     if not (folder / directory).is_dir():
         raise ValueError(f"it holds nothing of {shown(directory)}")
-    for target, step in links.items():  # last, so that nothing is written through a link
-        target.symlink_to(step)
     return folder / directory
 
 

@@ -35,7 +35,6 @@ from robo_razor.files import (
     clear_leftovers,
     make_directory,
     raising_os_errors,
-    read_json,
     read_link,
     replace_link,
     system_refusal,

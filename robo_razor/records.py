@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from robo_razor.errors import CheckpointError, ReportError, SweepError, shown
+from robo_razor.errors import CheckpointError, SweepError, shown
 from robo_razor.files import parse_json, read_json
 
 MAX_NAME = 200
@@ -102,7 +102,7 @@ def read_episodes(file: Path) -> list[dict[str, Any]]:
     """Read the lines of `episodes.jsonl`, one per episode; none where there is no file.
 
     Raises:
-        ReportError: A line is damaged, cut off, repeats another one or holds something else.
+        CheckpointError: A line is damaged, cut off, repeats another one or holds something else.
     """
     if not file.is_file():
         return []
@@ -122,10 +122,10 @@ def read_episodes(file: Path) -> list[dict[str, Any]]:
         if len({line["task"] for line in found.values()}) > MAX_SKILLS + 1:
             raise CheckpointError(f"{file} has episodes of more than {MAX_SKILLS} skills")
     except CheckpointError as error:
-        raise ReportError(
+        raise CheckpointError(
             f"The episodes in {error.problem}",
             error.allowed,
-            "Copy the file again, or delete it: without it the report has no intervals over this "
+            "Copy the file again, or delete it: without it a report has no intervals over this "
             "checkpoint's episodes.",
         ) from error
     return list(found.values())

@@ -24,7 +24,6 @@ from robo_razor.checkpoint import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.config import FinetuneConfig
 from robo_razor.distances import Distances
 from robo_razor.environment import skill_name
-from robo_razor.errors import CheckpointError
 from robo_razor.evaluation import episode_entries, manifest, result_entry, skill_result
 from robo_razor.files import finite, read_json, without_nan, write_json
 from robo_razor.forgetting import (

@@ -10,6 +10,7 @@ from typing import Any
 
 from robo_razor import records
 from robo_razor.checkpoint import EPISODES, step_name
+from robo_razor.errors import CheckpointError, ReportError
 from robo_razor.statistics import Estimate, mean_retention_interval, nbt_interval
 
 State = tuple[str, int]
@@ -49,11 +50,11 @@ def read_rows(path: Path, step: int) -> dict[State, Outcome]:
     Raises:
         ReportError: The file is damaged, e.g. cut while it was copied.
     """
-    return {
-        (row["task"], row["seed"]): _outcome(row)
-        for row in records.read_episodes(path / "eval" / step_name(step) / EPISODES)
-        if row["mode"] == "greedy"
-    }
+    try:
+        rows = records.read_episodes(path / "eval" / step_name(step) / EPISODES)
+    except CheckpointError as error:
+        raise ReportError(str(error)) from error
+    return {(r["task"], r["seed"]): _outcome(r) for r in rows if r["mode"] == "greedy"}
 
 
 def _outcome(row: Mapping[str, Any]) -> Outcome:

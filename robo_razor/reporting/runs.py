@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from robo_razor.checkpoint import CONFIG, RunDirectory
-from robo_razor.config import FinetuneConfig, TrackingConfig, to_dict
+from robo_razor.config import FinetuneConfig, to_dict
 from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError, shown
 from robo_razor.plain_text import printable, printable_values
-from robo_razor.records import MAX_COUNT, check_settings, number, rollout_steps, whole
+from robo_razor.records import check_settings, rollout_steps
 from robo_razor.reporting.episodes import (
     PriorOutcomes,
     State,
@@ -24,8 +24,6 @@ from robo_razor.settings import merged
 from robo_razor.statistics import mean_rate_interval, wilson_interval
 
 UNKNOWN = (math.nan, math.nan)
-MAX_EARLY, MAX_PLANNED = 100, 100_000
-"""Checkpoints before the first regular one, and all of a run; more is no plan that a run had."""
 
 KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
 FORWARD_KL = "kl_base_tuned/new_base_visited"
@@ -145,6 +143,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         summaries, given = run.summaries(), run.config_data()
         check_settings(given, run.path / CONFIG)
         environment, steps = run.environment(), rollout_steps(run.metrics)
+        planned, best_step = run.planned_steps(), run.best_step()
     except (RunDirectoryError, CheckpointError, ConfigError) as error:
         raise ReportError(str(error)) from error
     if not summaries:
@@ -156,7 +155,6 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     config = _with_defaults(printable_values(given))
     base = read_rows(run.path, 0)
     checkpoints, unplanned = [], []
-    planned = planned_steps(given, summaries)
     for summary in summaries:
         step = summary["step"]
         if planned is not None and step not in planned:
@@ -175,7 +173,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         config=config,
         environment=printable_values(environment),
         checkpoints=tuple(checkpoints),
-        best_step=run.best_step(),
+        best_step=best_step,
         arm=None if arm is None else printable(arm),
         unplanned=tuple(unplanned),
         updates=_updates(summaries),
@@ -201,37 +199,6 @@ def _refuse_other_skills(summaries: Sequence[Mapping[str, Any]], path: Path) -> 
                     f"{path} are of other {part} skills",
                     remedy="Copy the run again, or leave it out.",
                 )
-
-
-def planned_steps(
-    config: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]
-) -> frozenset[int] | None:
-    """Return the steps that were to be measured, 0 included; None where the plan is unknown.
-
-    A run that is interrupted is measured there as well. Such a checkpoint depends on when it was
-    stopped, and counting it would give an interrupted run one look more at its success.
-
-    Args:
-        config: The run's settings.
-        summaries: Its summaries; the plan needs the number of updates that they tell.
-    """
-    tracking = config.get("tracking")
-    updates = _updates(summaries)
-    if not isinstance(tracking, Mapping) or updates is None or "every" not in tracking:
-        return None
-    every, early = tracking["every"], tracking.get("early", TrackingConfig.early)
-    try:
-        number(1e-6, MAX_COUNT)(every, "tracking.every")
-        whole(0, MAX_EARLY)(early, "tracking.early")
-        if every >= 1 and updates / every > MAX_PLANNED:
-            raise ValueError(f"{updates} updates with a checkpoint every {every:g}")
-    except ValueError as error:
-        raise ReportError(
-            f"The run's plan of checkpoints cannot be read: {error}",
-            remedy="Mend its config.yaml, or leave the run out.",
-        ) from error
-    plan = TrackingConfig(every=float(every), early=early)
-    return frozenset({0, *plan.checkpoints(updates)})
 
 
 def _updates(summaries: Sequence[Mapping[str, Any]]) -> int | None:
