@@ -35,16 +35,21 @@ from robo_razor.files import (
     atomic_directory,
     clear_leftovers,
     make_directory,
-    parse_json,
     raising_os_errors,
-    read_json,
     read_link,
     read_text,
     replace_link,
     system_refusal,
+    without_nan,
     write_bytes,
     write_json,
     write_text,
+)
+from robo_razor.records import (
+    DAMAGED_EVALUATION,
+    read_environment,
+    read_episodes,
+    read_summary,
 )
 from robo_razor.selection import best_step, kept_steps, planned_steps, score
 from robo_razor.training_state import (
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
     from robo_razor.settings import Settings
 
 __all__ = [
+    "DAMAGED_EVALUATION",
     "RunDirectory",
     "TrainingState",
     "capture_rng",
@@ -72,11 +78,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
-DAMAGED_EVALUATION = (
-    "It was cut off by a crash or a full disk: delete that evaluation (`eval/STEP`; the others "
-    "stay usable), or leave the run out."
-)
-"""What to do about an evaluation that cannot be read."""
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 EPISODES = "episodes.jsonl"
@@ -91,7 +92,7 @@ BEST = "best"
 _LOCK = ".lock"
 _BEGUN_IN = ".begun_in"
 """Holds the directory that a run's relative paths were given in; hidden, and in no archive."""
-_STEP_NAME = re.compile(r"^\d{6,}$")
+_STEP_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,17}")
 
 
 def step_name(step: int) -> str:
@@ -193,8 +194,7 @@ class RunDirectory:
 
     def environment(self) -> dict[str, Any]:
         """Return the fingerprint that `write_environment` kept; empty where there is none."""
-        file = self.path / ENVIRONMENT
-        return read_json(file) if file.is_file() else {}
+        return read_environment(self.path / ENVIRONMENT)
 
     def write_environment(self, found: Mapping[str, Any]) -> None:
         """Keep a run's fingerprint (see `fingerprint`)."""
@@ -302,7 +302,8 @@ class RunDirectory:
     def best_step(self) -> int | None:
         """Return the best measured step (see `selection`), or None before the first.
 
-        A run of an earlier version, whose evaluations do not say it, keeps what it marked.
+        A run whose evaluations do not say it, of an earlier version or without their episodes,
+        keeps what it marked.
         """
         config = self.config_data()
         tracking, planned = config.get("tracking"), self.planned_steps()
@@ -311,10 +312,15 @@ class RunDirectory:
             if not isinstance(episodes, int):
                 raise CheckpointError(f"{self.path}: `tracking.episodes_new` is not a number")
             steps = [step for step in self.evaluated_steps() if step in planned]
+            if not all((self.evaluation(step) / EPISODES).is_file() for step in steps):
+                return self._marked_step()
             scores = {step: score(self.episodes(step), task, episodes) for step in steps}
             return best_step(scores)
+        return self._marked_step()
+
+    def _marked_step(self) -> int | None:
         marked = (read_link(self.checkpoints / BEST) or "").rstrip("/").rsplit("/", 1)[-1]
-        return int(marked) if _STEP_NAME.match(marked) else None
+        return int(marked) if _STEP_NAME.fullmatch(marked) else None
 
     def pretrained_model(self, step: int) -> Path:
         """Return the directory of a checkpoint's policy."""
@@ -406,11 +412,7 @@ class RunDirectory:
         Raises:
             CheckpointError: It is missing or damaged.
         """
-        found = read_json(self.evaluation(step) / SUMMARY, DAMAGED_EVALUATION)
-        if not isinstance(found, dict):
-            path = self.evaluation(step) / SUMMARY
-            raise CheckpointError(f"{path} is damaged: not an object", remedy=DAMAGED_EVALUATION)
-        return found
+        return read_summary(self.evaluation(step) / SUMMARY, step)
 
     def episodes(self, step: int) -> list[dict[str, Any]]:
         """Return the rows of a step's `episodes.jsonl`.
@@ -419,26 +421,21 @@ class RunDirectory:
             CheckpointError: It is missing or damaged.
         """
         path = self.evaluation(step) / EPISODES
-        try:
-            rows = [parse_json(line) for line in read_text(path).splitlines()]
-            if not all({"mode", "task", "seed", "success"} <= row.keys() for row in rows):
-                raise ValueError("an episode lacks its mode, task, seed or success")
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({error})", remedy=DAMAGED_EVALUATION
-            ) from error
-        return rows
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist", remedy=DAMAGED_EVALUATION)
+        return read_episodes(path)
 
     def write_summary(self, step: int, summary: Mapping[str, Any]) -> Path:
         """Write a step's evaluation summary, atomically."""
         path = self.evaluation(step) / SUMMARY
-        write_json(path, summary)
+        write_json(path, without_nan(summary))
         return path
 
     def write_rows(self, step: int, rows: list[dict[str, Any]], name: str = EPISODES) -> Path:
         """Write a step's per-episode rows as JSON lines, atomically."""
         path = self.evaluation(step) / name
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        lines = (json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
+        write_text(path, "".join(lines))
         return path
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -626,7 +623,7 @@ def _steps_in(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     names = [item.name for item in directory.iterdir() if item.is_dir() and not item.is_symlink()]
-    return sorted(int(name) for name in names if _STEP_NAME.match(name))
+    return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
 
 
 def _fresh_name(config: Settings) -> Path:

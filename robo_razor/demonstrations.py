@@ -540,7 +540,9 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
     finally:
         env.close()
     console.print(
-        f"{config.episodes * len(tasks)} episodes of {', '.join(tasks)} in {out}", highlight=False
+        f"{config.episodes * len(tasks)} episodes of {', '.join(tasks)} in {out}",
+        highlight=False,
+        markup=False,
     )
     return out
 

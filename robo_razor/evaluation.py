@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from robo_razor.config import HELD_OUT_SEED, EvaluateConfig, replace
@@ -31,10 +32,11 @@ from robo_razor.environment import (
     workers_beside,
 )
 from robo_razor.errors import ConfigError
-from robo_razor.files import check_writable, write_text
+from robo_razor.files import check_writable, finite, without_nan, write_text
 from robo_razor.fingerprint import fingerprint
 from robo_razor.ledger import Entry, Ledger
 from robo_razor.manifest import EPISODES, Manifest, held_out_rows
+from robo_razor.plain_text import literal, printable
 from robo_razor.ranks import Ranks, launched
 from robo_razor.rollout import Mode, Progress, episode_bar, run_episodes
 from robo_razor.statistics import SequentialInterval, wilson_interval
@@ -100,7 +102,7 @@ def result_entry(result: SkillResult) -> dict[str, Any]:
         "success_rate": result.success_rate,
         "n": result.n,
         "interval": list(result.interval),
-        "mean_control_steps": result.mean_control_steps,
+        "mean_control_steps": finite(result.mean_control_steps),
     }
 
 
@@ -147,7 +149,7 @@ def _role(task: str, new_task: str) -> str:
 
 def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
     """Return a table of skills with success rates and 95 % Wilson intervals."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=escape(printable(title)) or None, title_justify="left")
     table.add_column("skill")
     table.add_column("role")
     for name in ("success", "95 % interval", "n", "mean steps"):
@@ -155,7 +157,7 @@ def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
     for skill, result in results.items():
         low, high = result.interval
         table.add_row(
-            skill,
+            literal(skill),
             result.role,
             f"{result.success_rate:.1%}",
             f"{low:.1%} - {high:.1%}",
@@ -239,8 +241,9 @@ def _show(config: EvaluateConfig, results: Mapping[str, SkillResult], console: C
         low, high = result.interval
         if config.until_width is not None and high - low > config.until_width:
             console.print(
-                f"{skill}: {result.n} episodes leave the interval {high - low:.3f} wide, more than "
-                f"{config.until_width:g}; give it more (`--episodes`)."
+                f"{printable(skill)}: {result.n} episodes leave the interval {high - low:.3f} "
+                f"wide, more than {config.until_width:g}; give it more (`--episodes`).",
+                markup=False,
             )
 
 
@@ -316,7 +319,7 @@ def _measure(
         ledger.end(ranks)
 
     try:
-        with episode_bar(console, f"evaluating {config.policy}") as progress:
+        with episode_bar(console, f"evaluating {printable(config.policy)}") as progress:
             rows = {skill: plan.rows_of(skill) for skill in plan.skills}
             if config.until_width is None:
                 run(plan.manifest.rows)
@@ -329,7 +332,8 @@ def _measure(
         if ledger.path is not None:
             console.print(
                 f"{len(ledger.entries)} finished episodes are kept in {ledger.path}; "
-                "`--resume` goes on with them."
+                "`--resume` goes on with them.",
+                markup=False,
             )
         raise
 
@@ -405,6 +409,7 @@ def evaluation_json(
 
 def _write_result(path: Path, data: dict[str, Any]) -> None:
     """Write the result as JSON, one line per row."""
+    data = without_nan(data)
     head = json.dumps({**data, "rows": []}, indent=2, allow_nan=False)
     rows = ",\n    ".join(json.dumps(entry, allow_nan=False) for entry in data["rows"])
     write_text(path, head.removesuffix("[]\n}") + f"[\n    {rows}\n  ]\n}}\n")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robo_razor.plain_text import shortened
 from robo_razor.reporting import analysis
 from robo_razor.reporting.matching import match_arm, shown_setting
 from robo_razor.reporting.runs import FORWARD_KL, RunSeries
@@ -31,6 +33,10 @@ MARKERS = "osD^vpPX"
 SUFFIXES = (".png", ".svg")
 HEIGHT = 4.4
 """Height of a figure in inches, at a width of 6.4."""
+MAX_HEIGHT = 100.0
+"""Height of the tallest figure in inches; with hundreds of skills names overlap."""
+MAX_NAME = 60
+"""Characters of a name that figures have room for."""
 MAX_BANDS = 4
 """Runs whose intervals are drawn as bands; more would hide each other."""
 KL_LABEL = "KL(base || tuned) on the new task, nats per decision"
@@ -125,10 +131,17 @@ def _draw(
             axes.legend(frameon=False, fontsize="small")
     for suffix in SUFFIXES:
         # A fixed salt and no date: the same runs give the same file.
-        with mpl.rc_context({"svg.hashsalt": stem.name}):
+        with mpl.rc_context({"svg.hashsalt": stem.name}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
             metadata = {"Date": None} if suffix == ".svg" else None
             figure.savefig(stem.with_suffix(suffix), metadata=metadata)
     return [f"{stem.name}{suffix}" for suffix in SUFFIXES]
+
+
+def literal(name: str) -> str:
+    """Return a name as matplotlib shows it: `$` is no formula, and a legend hides no `_name`."""
+    text = shortened(name, MAX_NAME).replace("‖", "||").replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -150,7 +163,7 @@ def _matched(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         elif (ends := found.over_episodes("retention")) is not None:
             axes.hlines(row, *ends, color=style["color"], linewidth=1, linestyle=":")
         axes.plot([estimate.value], [row], markersize=9, **style)
-    axes.set_yticks(range(len(known)), [found.arm for _, found, _ in known])
+    axes.set_yticks(range(len(known)), [literal(found.arm) for _, found, _ in known])
     axes.margins(y=0.15)
 
 
@@ -165,7 +178,7 @@ def _new_against_prior(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         near = [(run.checkpoints[k].new, run.checkpoints[k].prior) for run, k in _near(arm)]
         axes.plot(*_columns(points), linestyle="", alpha=0.35, markersize=4, **style)
         _whiskers(axes, arm, style["color"])
-        axes.plot(*_columns(near), linestyle="", markersize=6, label=arm.name, **style)
+        axes.plot(*_columns(near), linestyle="", markersize=6, label=literal(arm.name), **style)
         axes.plot(*_columns(analysis.frontier_line(arm)), color=style["color"], linewidth=1.2)
     first = runs.runs[0].first
     if axes.lines:
@@ -222,7 +235,7 @@ def _prior_against_best(axes: Any, runs: RunSet, report: dict[str, Any]) -> None
     values = [value for run in runs.runs for value in _known(run.series(name))]
     _fit(axes, best, min(values), max(values))
     unit = ", nats per decision" if name.startswith("kl_") else ""
-    axes.set_xlabel(predictor_name(name).replace("‖", "||") + unit)
+    axes.set_xlabel(literal(predictor_name(name)) + unit)
 
 
 def _residuals(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
@@ -239,7 +252,7 @@ def _residuals(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         ]
         if points:
             style = {"linestyle": "", "markersize": 5, "alpha": 0.8, **_style(i)}
-            axes.plot(*_columns(points), label=arm.name, **style)
+            axes.plot(*_columns(points), label=literal(arm.name), **style)
     axes.axhline(0.0, color="black", linewidth=0.7, linestyle=":")
 
 
@@ -262,7 +275,7 @@ def _scatter(axes: Any, runs: RunSet, quantity: str, predictor: str = FORWARD_KL
                 linestyle="",
                 markersize=5,
                 alpha=0.8,
-                label=arm.name,
+                label=literal(arm.name),
                 **_style(i),
             )
 
@@ -273,7 +286,7 @@ def _predictors(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         low, high = entry["r2_interval"] or (entry["r2"], entry["r2"])
         axes.hlines(row, low, high, color=COLOURS[6], linewidth=2)
         axes.plot([entry["r2"]], [row], "o", color=COLOURS[0])
-    names = [predictor_name(entry["predictor"]).replace("‖", "||") for entry in fitted]
+    names = [literal(predictor_name(entry["predictor"])) for entry in fitted]
     axes.set_yticks(range(len(fitted)), names, fontsize="x-small")
     axes.set_xlim(0, 1.02)
 
@@ -296,12 +309,12 @@ def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
             height=height * 0.9,
             color=COLOURS[i % len(COLOURS)],
             alpha=0.75,
-            label=arm["arm"],
+            label=literal(arm["arm"]),
             xerr=[low, high],
             error_kw={"linewidth": 0.7, "alpha": 0.7},
         )
     if arms:
-        names = [entry["skill"] for entry in arms[0]["skills"]]
+        names = [literal(entry["skill"]) for entry in arms[0]["skills"]]
         axes.set_yticks(range(len(names)), names, fontsize="x-small")
         axes.invert_yaxis()
         axes.axvline(1.0, color="black", linewidth=0.7, linestyle=":")
@@ -309,7 +322,8 @@ def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
 
 def _skill_height(report: dict[str, Any]) -> float:
     arms = report["skills"]
-    return 1.2 + (0.12 + 0.09 * len(arms)) * len(arms[0]["skills"]) if arms else HEIGHT
+    height = 1.2 + (0.12 + 0.09 * len(arms)) * len(arms[0]["skills"]) if arms else HEIGHT
+    return min(MAX_HEIGHT, height)
 
 
 def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
@@ -319,7 +333,7 @@ def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
         for k, run in enumerate(shown_setting(arm, report["headline_level"]).runs):
             last = max(1, run.updates or run.last.step)
             share = [checkpoint.step / last for checkpoint in run.checkpoints]
-            label = arm.name if k == 0 else None
+            label = literal(arm.name) if k == 0 else None
             axes.plot(share, run.series("new"), "o-", color=colour, label=label, markersize=3)
             if len(runs.runs) <= MAX_BANDS:
                 lows = [checkpoint.new_interval[0] for checkpoint in run.checkpoints]

@@ -15,9 +15,10 @@ from typing import Any, Self, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from robo_razor import records
 from robo_razor.actors import Decision, Request
 from robo_razor.errors import ConfigError
-from robo_razor.files import write_text
+from robo_razor.files import parse_json, read_text, without_nan, write_text
 from robo_razor.fingerprint import differences
 from robo_razor.manifest import Manifest, start_states
 from robo_razor.ranks import ALONE, Ranks
@@ -29,6 +30,21 @@ Entry = dict[str, Any]
 control_steps, terminated, truncated."""
 
 KIND = "robo-razor unfinished evaluation"
+
+_HEAD = records.entries(
+    {}, dict.fromkeys(("identity", "fingerprint"), records.optional(records.plain_values))
+)
+_ENTRY = records.entries(
+    {
+        **dict.fromkeys(("row", "decisions", "control_steps"), records.whole()),
+        **dict.fromkeys(("success", "terminated", "truncated"), records.boolean),
+        **{"task": records.name, "seed": records.whole(0, 2**63), "instruction": records.words},
+    },
+    {
+        "start_state": records.optional(records.words),
+        "return": records.optional(records.number()),
+    },
+)
 
 
 class Ledger:
@@ -181,23 +197,35 @@ class Ledger:
                 "belong to this one",
                 remedy="Go on with the same settings, or delete that file.",
             )
-        self.entries = {e["row"]: e for e in entries if e["row"] in self._positions}
+        for entry in entries:
+            row = self._manifest.rows[self._positions.get(entry["row"], 0)]
+            if entry["row"] in self._positions and (entry["task"], entry["seed"]) == (
+                row.task,
+                row.seed,
+            ):
+                self.entries[entry["row"]] = entry
 
 
 def _line(item: Mapping[str, Any]) -> str:
-    return json.dumps(item, allow_nan=False) + "\n"
+    return json.dumps(without_nan(item), allow_nan=False) + "\n"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return the lines of the file; the last one is dropped if it was cut off."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    number = 0
+    items: list[dict[str, Any]] = []
     try:
-        items = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error})", remedy="Delete it.") from error
-    if items and (not isinstance(items[0], dict) or items[0].get("kind") != KIND):
+        for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+            item = parse_json(line)
+            if number == 1 and (not isinstance(item, dict) or item.get("kind") != KIND):
+                raise ConfigError(
+                    f"{path} is no {KIND.removeprefix('robo-razor ')}",
+                    remedy="Delete it, or write the result elsewhere (`--json`).",
+                )
+            (_HEAD if number == 1 else _ENTRY)(item, "")
+            items.append(item)
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} is no {KIND.removeprefix('robo-razor ')}",
-            remedy="Delete it, or write the result elsewhere (`--json`).",
-        )
+            f"{path} is damaged: line {number} cannot be read ({error})", remedy="Delete it."
+        ) from error
     return items or [{}]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -25,9 +26,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from robo_razor import records
 from robo_razor.config import HELD_OUT_SEED
-from robo_razor.errors import ManifestError, did_you_mean
-from robo_razor.files import check_writable, write_bytes
+from robo_razor.errors import ManifestError, did_you_mean, shown
+from robo_razor.files import check_writable, parse_json, write_bytes
 from robo_razor.seeding import held_out_seeds
 from robo_razor.types import EpisodeRow, make_rows
 
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
 KIND = "robo-razor manifest"
 VERSION = 1
 SUFFIXES = (".json", ".json.gz")
+MAX_BYTES = 64 * 2**20
+"""Size of a manifest, unpacked; a row has some 150 bytes."""
+_ROW = records.entries(
+    {"row": records.whole(), "task": records.name, "seed": records.whole(0, 2**63)},
+    {
+        "instruction": records.optional(records.words),
+        "start_state": records.optional(records.words),
+    },
+)
 EPISODES = 200
 """Rows per skill where neither the settings nor a manifest say how many."""
 
@@ -134,7 +145,10 @@ class Manifest:
         try:
             manifest = replace(cls.of_entries(data["rows"]), name=name)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ManifestError(f"{path} has a row without a task or a seed ({error!r})") from error
+            raise ManifestError(
+                f"{path} has a row that cannot be used: {error}",
+                remedy="Make a new one with `robo-razor manifest`.",
+            ) from error
         _check(manifest, str(data.get("hash")), path)
         return replace(manifest, source_hash=manifest.hash)
 
@@ -275,11 +289,11 @@ def run_manifest(config: ManifestConfig) -> Manifest:
         text = f"{config.check}: {part} {len(rows)} start states are as the manifest says."
         if known < len(rows):
             text += " The others have no hash there."
-        console.print(text, soft_wrap=True)
+        console.print(text, soft_wrap=True, markup=False)
         return wanted
     found.save(config.out)
     text = f"{config.out}: {len(found)} rows, {len(found.tasks)} tasks, hash {found.hash}"
-    console.print(text, soft_wrap=True)
+    console.print(text, soft_wrap=True, markup=False)
     return found
 
 
@@ -288,16 +302,18 @@ def _canonical(data: Any) -> str:
 
 
 def _row(entry: Mapping[str, Any]) -> EpisodeRow:
-    words = entry.get("instruction")
-    text = None if words is None else str(words)
-    return EpisodeRow(str(entry["task"]), int(entry["seed"]), text, int(entry["row"]))
+    _ROW(entry, "row")
+    return EpisodeRow(entry["task"], entry["seed"], entry.get("instruction"), entry["row"])
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = path.read_bytes()
-        parsed = json.loads(gzip.decompress(data) if path.name.endswith(".gz") else data)
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # no more, whatever it unpacks to
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES / 2**20:g} MiB")
+        parsed = parse_json(data.decode("utf-8"))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ManifestError(f"The manifest {path} cannot be read ({error})") from error
     if not isinstance(parsed, dict) or parsed.get("kind") != KIND:
         raise ManifestError(
@@ -306,8 +322,10 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if parsed.get("version") != VERSION:
         raise ManifestError(
-            f"The manifest {path} has version {parsed.get('version')!r}", allowed=str(VERSION)
+            f"The manifest {path} has version {shown(parsed.get('version'))}", allowed=str(VERSION)
         )
+    if not isinstance(parsed.get("rows"), list):
+        raise ManifestError(f"The manifest {path} has no rows")
     return parsed
 
 

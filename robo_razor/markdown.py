@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robo_razor.plain_text import printable
 from robo_razor.reporting import tables
 from robo_razor.reporting.words import percent
 
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from robo_razor.reporting.tables import Table
 
 FIGURE_SUFFIX = ".png"
+BOLD = "**"
+_MARKUP = re.compile(
+    r"[\\`*<>|~$&]|](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.", re.IGNORECASE
+)
+"""What begins or ends something else than text, on GitHub too: a bracket does where a link would
+go on behind it."""
 LAW = "What explains forgetting"
 
 
@@ -24,13 +32,37 @@ def to_console(runs: RunSet, report: dict[str, Any]) -> str:
     shown = [tables.last_table(runs.runs, brief=True)]
     if level is not None:
         shown.insert(0, tables.matched_table(report, level))
-    parts = [*_statement(report), *(_breakable(_table(table)) for table in shown)]
+    parts = [*_statement(report), *(_table(_breakable(table)) for table in shown)]
     return "\n\n".join(parts) + "\n"
 
 
-def _breakable(table: str) -> str:
+def _breakable(table: Table) -> Table:
     """Put spaces into long names, where a narrow terminal would cut them off with an ellipsis."""
-    return re.sub(r"\w{13,}", lambda name: name.group().replace("_", " "), table)
+
+    def spaced(cells: Sequence[str]) -> tuple[str, ...]:
+        return tuple(
+            re.sub(r"\w{13,}", lambda name: name.group().replace("_", " "), cell) for cell in cells
+        )
+
+    return replace(table, head=spaced(table.head), rows=tuple(map(spaced, table.rows)))
+
+
+def literal(text: str) -> str:
+    """Return a text as Markdown that shows just that: no links, pictures, code, tags or tables."""
+    line = " ".join(printable(word) for word in text.split())
+    return _MARKUP.sub(lambda found: f"\\{found.group()}", line)
+
+
+def _sentence(text: str) -> str:
+    """Return a sentence with its `**bold**` as that and everything else as text."""
+    marked = re.split(r"(\*\*)", text)
+    return "".join(part if part == BOLD else _inner(part) for part in marked)
+
+
+def _inner(text: str) -> str:
+    """Return a part of a line as text, with the spaces at its ends."""
+    left, right = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    return f"{left}{literal(text)}{right}" if text.strip() else text
 
 
 def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) -> str:
@@ -70,9 +102,9 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
         if table:
             parts += [f"## {title}", _table(table)]
             if title == LAW:
-                parts += tables.predictor_remarks(report)
+                parts += map(literal, tables.predictor_remarks(report))
     if report["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
+        parts += ["## Notes", "\n".join(f"- {literal(note)}" for note in report["notes"])]
     parts += [
         f"![{Path(name).stem.replace('_', ' ')}]({name})"
         for name in figures
@@ -84,9 +116,9 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
 def _statement(report: dict[str, Any]) -> list[str]:
     statement = report["statement"]
     return [
-        f"# Comparison on {report['task']}",
-        f"**{statement['headline'].replace('**', '')}**",
-        " ".join(statement["sentences"]),
+        f"# Comparison on {literal(report['task'])}",
+        f"**{literal(statement['headline'].replace(BOLD, ''))}**",
+        " ".join(_sentence(sentence) for sentence in statement["sentences"]),
     ]
 
 
@@ -99,4 +131,4 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace(tables.LINE, ", ").replace("|", "\\|").replace("<", "&lt;")
+    return literal(text.replace(tables.LINE, ", "))

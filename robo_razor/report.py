@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from robo_razor.archive import unpacked
 from robo_razor.config import CompareConfig
 from robo_razor.errors import ReportError, RoboRazorError
-from robo_razor.files import check_writable, finite, write_json, write_text
+from robo_razor.files import check_writable, finite, without_nan, write_json, write_text
+from robo_razor.plain_text import printable
 from robo_razor.reporting import analysis, csv_tables, likeness
 from robo_razor.reporting.arms import Arm, RunSet, load_runs
 from robo_razor.reporting.matching import (
@@ -74,9 +75,14 @@ def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
     report = build_report(runs, config.match, unlike)
     _place_in_archives(report, config.runs, paths)
     videos = _videos(runs, report, out, config.videos)
+    if config.videos and any(given not in paths for given in config.runs):
+        report["notes"].append(
+            "Archived runs are not filmed: no policy is ever loaded from an archive."
+        )
     report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in videos]
     figures = draw_figures(runs, report, out)
     files = csv_files(runs, report)
+    report = without_nan(report)
     write_json(out / JSON, report)
     write_text(out / MARKDOWN, to_markdown(runs, report, figures))
     for name, text in files.items():
@@ -85,7 +91,7 @@ def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
     console = Console()
     console.print(Markdown(to_console(runs, report)))
     written = [PAGE, MARKDOWN, JSON, *files, *figures]
-    console.print(f"Written to {out}: {', '.join(written)}", markup=False)
+    console.print(printable(f"Written to {out}: {', '.join(written)}"), markup=False)
 
 
 def _place_in_archives(report: dict[str, Any], given: Sequence[str], read: Sequence[str]) -> None:

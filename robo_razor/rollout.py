@@ -24,6 +24,7 @@ import rich.progress
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from robo_razor.actors import Actor, Decision, ExpertActor, Mode, PolicyActor, Request
@@ -60,7 +61,7 @@ def episode_bar(console: Console, title: str) -> Iterator[Progress]:
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(title, total=None, shown="")
+        task = bar.add_task(escape(title), total=None, shown="")
 
         def progress(finished: int, total: int, successes: int) -> None:
             bar.update(

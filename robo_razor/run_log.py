@@ -17,10 +17,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from robo_razor.files import parse_json, write_bytes
+from robo_razor.plain_text import literal, printable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -131,7 +133,7 @@ class RunLog:
             return
         try:
             for key, value in numbers.items():
-                self._board.add_scalar(key, value, global_step=step)
+                self._board.add_scalar(printable(key), value, global_step=step)
         except OSError as error:
             self._board = None
             self.warn(f"TensorBoard's file cannot be written ({error}); metrics.jsonl goes on.")
@@ -171,11 +173,12 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Print one line above the bar."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(_lines(text), markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
         """Print a warning above the bar."""
-        self.console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+        shown = _lines(f"Warning: {text}")
+        self.console.print(shown, style="yellow", markup=False, highlight=False)
 
     def evaluation(self, summary: Mapping[str, Any], more: Mapping[str, float]) -> None:
         """Write a checkpoint's numbers as metrics, in place of those that its step may have.
@@ -218,6 +221,11 @@ class RunLog:
             self.note(f"{description}  {shown}  ETA {eta}")
 
 
+def _lines(text: str) -> str:
+    """Return a text whose names cannot steer the terminal; lines stay lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: `45 s`, `12:05`, `1:02:03`."""
     whole = round(seconds)
@@ -240,7 +248,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for role in ("new", "prior"):
         for skill, result in summary.get(role, {}).items():
-            table.add_row(f"{skill} (new)" if role == "new" else skill, *_cells(result))
+            shown = literal(f"{skill} (new)" if role == "new" else skill)
+            table.add_row(shown, *_cells(result))
             if "sampled" in result:
                 table.add_row("  sampled actions", *_cells(result["sampled"]))
         table.add_section()
@@ -307,7 +316,7 @@ def _kl_line(summary: Mapping[str, Any]) -> str | None:
         shown = ", ".join(f"{states} {value:.3g}" for states, value in values.items())
         lines.append(f"No KL: the policy has no density. Surrogate: {shown}")
         lines.append(f"({summary['surrogate_kind']})")
-    return "\n".join(lines) or None
+    return escape(_lines("\n".join(lines))) or None
 
 
 def _is_evaluation(line: Mapping[str, Any]) -> bool:

@@ -10,7 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from robo_razor.config import TrackingConfig
+from robo_razor.records import MAX_COUNT, number, whole
 from robo_razor.statistics import wilson_interval
+
+MAX_EARLY, MAX_PLANNED = 100, 100_000
+"""Checkpoints before the first regular one, and all of a run."""
 
 
 def planned_steps(tracking: object, updates: int | None) -> frozenset[int] | None:
@@ -19,12 +23,18 @@ def planned_steps(tracking: object, updates: int | None) -> frozenset[int] | Non
     Args:
         tracking: The run's `tracking` settings as plain values.
         updates: Updates that the whole run has.
+
+    Raises:
+        ValueError: The settings are no plan that a run had.
     """
     if not isinstance(tracking, Mapping) or updates is None or "every" not in tracking:
         return None
-    plan = TrackingConfig(
-        every=float(tracking["every"]), early=int(tracking.get("early", TrackingConfig.early))
-    )
+    every, early = tracking["every"], tracking.get("early", TrackingConfig.early)
+    number(1e-6, MAX_COUNT)(every, "tracking.every")
+    whole(0, MAX_EARLY)(early, "tracking.early")
+    if every >= 1 and updates / every > MAX_PLANNED:
+        raise ValueError(f"{updates} updates with a checkpoint every {every:g}")
+    plan = TrackingConfig(every=float(every), early=early)
     return frozenset({0, *plan.checkpoints(updates)})
 
 

@@ -225,4 +225,8 @@ def _check_count(successes: int, n: int) -> None:
 
 def _binomial_half_cdf(k: int, n: int) -> float:
     """Return P(X <= k) for X ~ Binomial(n, 1/2), exactly (integer arithmetic)."""
-    return float(sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+    term = total = 1
+    for i in range(k):  # each coefficient from the one before: `math.comb` takes long for large n
+        term = term * (n - i) // (i + 1)
+        total += term
+    return float(total / 2**n)

@@ -67,6 +67,8 @@ from robo_razor.checkpoint import RunDirectory, refuse_used_directory
 from robo_razor.config import FinetuneConfig, SweepConfig
 from robo_razor.errors import ConfigError, RunDirectoryError, SweepError, shown
 from robo_razor.files import check_writable, read_json, write_json, write_text
+from robo_razor.plain_text import literal, printable
+from robo_razor.records import check_sweep
 from robo_razor.run_log import format_seconds
 from robo_razor.sweep_launch import Launcher, LocalLauncher, cores_of, machine_limit
 from robo_razor.sweep_plan import Plan, load_plan
@@ -142,7 +144,7 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     """Return what `sweep.json` in a sweep's directory says.
 
     Raises:
-        SweepError: There is none.
+        SweepError: There is none, or it is damaged.
     """
     file = Path(path) / RECORD
     data = read_json(file) if file.is_file() else {}
@@ -153,41 +155,8 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
         )
     if data.get("version") != VERSION:
         raise SweepError(f"{file} has version {shown(data.get('version'))}", allowed=str(VERSION))
-    if not isinstance(data.get("name"), str) or not isinstance(data.get("runs"), list):
-        raise SweepError(f"{file} is damaged: it has no `name` or no list of `runs`")
-    for i, entry in enumerate(data["runs"]):
-        _check_entry(entry, f"{file}: runs[{i}]")
+    check_sweep(data, file)
     return data
-
-
-_TEXTS = ("arm", "name", "path", "state")
-_ENTRY: dict[str, Any] = {
-    **dict.fromkeys(_TEXTS, str),
-    "needs": list,
-    "changed": dict,
-    "starts": int,
-    "wall_s": int | float,
-}
-"""What a run's entry in `sweep.json` holds that is read again."""
-
-
-def _check_entry(entry: Any, where: str) -> None:
-    """Check that an entry tells of a run in the sweep's own directory.
-
-    Raises:
-        SweepError: A value is of another type, or the path leads elsewhere.
-    """
-    if not isinstance(entry, dict):
-        raise SweepError(f"{where} is damaged: it is {shown(entry)}")
-    for key, kind in _ENTRY.items():
-        if key not in entry and key not in _TEXTS:  # the rest is not in every record
-            continue
-        value = entry.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise SweepError(f"{where} is damaged: `{key}` is {shown(value)}")
-    parts = Path(entry["path"]).parts
-    if not parts or ".." in parts or Path(entry["path"]).is_absolute():
-        raise SweepError(f"{where}: `path` = {shown(entry['path'])} leads out of the sweep")
 
 
 class _Sweep:
@@ -349,7 +318,8 @@ def seconds_left(items: list[Progress], parallel: int) -> float | None:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    lines = "\n".join(printable(line) for line in text.split("\n"))
+    console.print(lines, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(console: Console, items: list[Progress]) -> None:
@@ -359,7 +329,8 @@ def _show(console: Console, items: list[Progress]) -> None:
     for item in items:
         summaries = RunDirectory(item.run.path).summaries()
         last = summaries[-1] if summaries else None
-        table.add_row(str(item.state), *_cells(last), format_seconds(item.wall_s), item.run.id)
+        time_s, name = format_seconds(item.wall_s), literal(item.run.id)
+        table.add_row(str(item.state), *_cells(last), time_s, name)
     console.print(table)
 
 

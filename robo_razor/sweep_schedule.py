@@ -250,7 +250,7 @@ class Scheduler:
 
     def _stop(self, received: _Received) -> None:
         """Let running runs save themselves; a second signal kills them."""
-        before = received.count
+        before = min(received.count, 1)  # two may come before this begins: the second one kills
         running = [item for item in self.chosen if item.handle is not None]
         if running:
             self._note(

@@ -29,6 +29,7 @@ from typing import Any
 from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import ReportError
+from robo_razor.records import rollout_steps
 from robo_razor.settings import flatten, to_dict
 from robo_razor.sweep_plan import PlannedRun
 
@@ -58,7 +59,7 @@ def checkpoint_rows(
         summaries = directory.summaries()
         if not summaries:
             continue
-        env_steps = _env_steps(directory)
+        env_steps = rollout_steps(directory.metrics)
         head = {
             "arm": run.arm,
             "run": run.name,
@@ -167,23 +168,6 @@ def _new_columns(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "new_sampled_success_rate": sampled.get("success_rate"),
         "new_sampled_n": sampled.get("n"),
     }
-
-
-def _env_steps(run: RunDirectory) -> dict[int, float]:
-    """Return update -> control steps of its episodes."""
-    if not run.metrics.is_file():
-        return {}
-    steps: dict[int, float] = {}
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        if values.get("rollout/episodes") and values.get("rollout/mean_control_steps"):
-            steps[values["step"]] = (
-                values["rollout/episodes"] * values["rollout/mean_control_steps"]
-            )
-    return steps
 
 
 def _column(values: list[Any]) -> Any:

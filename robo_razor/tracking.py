@@ -25,7 +25,7 @@ from robo_razor.config import FinetuneConfig
 from robo_razor.distances import Distances
 from robo_razor.environment import skill_name
 from robo_razor.evaluation import episode_entries, manifest, result_entry, skill_result
-from robo_razor.files import finite, read_json, write_json
+from robo_razor.files import finite, read_json, without_nan, write_json
 from robo_razor.forgetting import (
     DIRECTIONS,
     ProbeResult,
@@ -347,7 +347,7 @@ class Tracker:
         self.run.write_rows(step, rows)
         total_s = summary["tracking_s"]
         entries = {name: probe_entry(result, total_s) for name, result in results.items()}
-        write_json(self.run.evaluation(step) / ACTION_KL, entries)
+        write_json(self.run.evaluation(step) / ACTION_KL, without_nan(entries))
         self.run.write_summary(step, summary)  # last: its presence says that the step is measured
 
 

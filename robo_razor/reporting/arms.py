@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robo_razor.errors import ReportError, did_you_mean
+from robo_razor.errors import ReportError, RoboRazorError, did_you_mean
+from robo_razor.plain_text import printable
 from robo_razor.reporting.runs import RunSeries, load_run, short_names
 from robo_razor.settings import flatten
 from robo_razor.sweep import RECORD, read_sweep
@@ -142,7 +143,10 @@ def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str]]:
     A run that is not finished says nothing about what it would have reached. Only where no run is
     finished, all that hold evaluations beyond the base are taken.
     """
-    record = read_sweep(path)
+    try:
+        record = read_sweep(path)
+    except RoboRazorError as error:
+        raise ReportError(str(error)) from error
     arms = list(record["arms"])
     entries = sorted(record["runs"], key=lambda entry: arms.index(entry["arm"]))
     finished = [entry for entry in entries if entry.get("state") == FINISHED]
@@ -166,7 +170,9 @@ def _unfinished(path: Path, entries: Sequence[dict[str, Any]], left_out: bool) -
         return []
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     what = "left out" if left_out else "shown as far as they are"
-    return [f"Of the {len(entries)} runs of {path.name}, {len(states)} are {what}: {counts}."]
+    return [
+        f"Of the {len(entries)} runs of {printable(path.name)}, {len(states)} are {what}: {counts}."
+    ]
 
 
 def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:

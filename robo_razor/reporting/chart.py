@@ -7,6 +7,7 @@ dark theme. A trace's `meta.arm` is the arm that the legend hides and shows.
 
 from __future__ import annotations
 
+import html
 import math
 import textwrap
 from collections.abc import Sequence
@@ -72,9 +73,14 @@ def arm_colour(index: int, alpha: float = 1.0) -> str:
     return name if alpha == 1.0 else f"{name}@{alpha:g}"
 
 
+def literal(text: str) -> str:
+    """Return a text that Plotly shows as it is; it reads tags such as `<a href=...>`."""
+    return html.escape(text, quote=False)
+
+
 def wrapped(name: str) -> str:
     """Return a name in lines that leave a phone room for the figure."""
-    return "<br>".join(textwrap.wrap(name, MAX_LABEL, break_long_words=False))
+    return "<br>".join(map(literal, textwrap.wrap(name, MAX_LABEL, break_long_words=False)))
 
 
 def arm_symbol(index: int) -> str:
@@ -85,7 +91,7 @@ def arm_symbol(index: int) -> str:
 def describe(arm: Arm, run: RunSeries, checkpoint: Checkpoint) -> str:
     """Return what hovering over a checkpoint tells."""
     lines = [
-        f"<b>{run.name}</b>, update {checkpoint.step}",
+        f"<b>{literal(run.name)}</b>, update {checkpoint.step}",
         f"new task {with_interval(checkpoint.new, checkpoint.new_interval)}, "
         f"n = {checkpoint.new_n}",
         f"prior skills {with_interval(checkpoint.prior, checkpoint.prior_interval)}",
@@ -97,7 +103,8 @@ def describe(arm: Arm, run: RunSeries, checkpoint: Checkpoint) -> str:
     if FORWARD_KL in checkpoint.kl:
         lines.append(f"KL(base ‖ tuned) {number(checkpoint.kl[FORWARD_KL])} nats per decision")
     setting = next((s.label for s in arm.settings if run in s.runs), "")
-    lines.append(f"{run.method}, seed {run.seed}" + (f", {setting}" if setting else ""))
+    made = f"{run.method}, seed {run.seed}" + (f", {setting}" if setting else "")
+    lines.append(literal(made))
     return "<br>".join(lines)
 
 
@@ -151,7 +158,7 @@ def base_marker(where: Sequence[tuple[float, float]], text: str) -> Trace:
         "mode": "markers",
         "x": [x for x, _ in known],
         "y": [y for _, y in known],
-        "customdata": [f"<b>{text}</b><br>prior skills {percent(y)}" for _, y in known],
+        "customdata": [f"<b>{literal(text)}</b><br>prior skills {percent(y)}" for _, y in known],
         "hovertemplate": "%{customdata}<extra></extra>",
         "marker": {"symbol": "star", "size": 13, "color": "var(--ink)"},
         "meta": {"arm": None},

@@ -19,6 +19,7 @@ from robo_razor.reporting.chart import (
     describe,
     line,
     line_at,
+    literal,
     markers,
     rate_axis,
     top_label,
@@ -83,9 +84,10 @@ def _matched_view(level: float, found: Sequence[tuple[int, ArmMatch]]) -> View:
         text = with_interval(estimate.value, estimate.interval if known else episodes)
         if episodes is not None:
             text += " over the episodes of one seed"
-        hover = f"<b>{entry.arm}</b> at {percent(level)}<br>keeps {text}<br>{entry.choice}"
+        hover = f"<b>{literal(entry.arm)}</b> at {percent(level)}<br>keeps {text}"
+        hover += f"<br>{literal(entry.choice)}"
         if entry.setting:
-            hover += f"<br>{entry.setting.replace(', ', '<br>')}"
+            hover += f"<br>{literal(entry.setting).replace(', ', '<br>')}"
         if len(values) > 1:
             traces.append(
                 markers(
@@ -93,8 +95,8 @@ def _matched_view(level: float, found: Sequence[tuple[int, ArmMatch]]) -> View:
                     values,
                     [row] * len(values),
                     [
-                        f"<b>{run.run}</b> at {percent(level)}<br>keeps {percent(run.retention)}"
-                        f"<br>update {number(run.step, 1)}"
+                        f"<b>{literal(run.run)}</b> at {percent(level)}"
+                        f"<br>keeps {percent(run.retention)}<br>update {number(run.step, 1)}"
                         for run in entry.runs
                         if run.retention is not None
                     ],
@@ -132,7 +134,7 @@ def _remark(row: int, text: str) -> dict[str, Any]:
         "xanchor": "left",
         "y": row,
         "yref": "y",
-        "text": text,
+        "text": literal(text),
         "showarrow": False,
         "font": {"color": "var(--muted)", "size": 13},
     }
@@ -270,7 +272,7 @@ def _law_view(runs: RunSet, fit: dict[str, Any], falloff: Falloff | None) -> Vie
         traces.append(trace | {"line": trace["line"] | {"dash": "dash"}})
     unit = ", nats per decision" if name.startswith("kl_") else ""
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": f"{predictor_parts(name)[0]}{unit}"}, "anchor": "y2"},
+        "xaxis": {"title": {"text": literal(f"{predictor_parts(name)[0]}{unit}")}, "anchor": "y2"},
         "yaxis": rate_axis("") | {"domain": [0.36, 1.0] if coefficients else [0.0, 1.0]},
         "annotations": [top_label("success on prior skills, mean")],
     }

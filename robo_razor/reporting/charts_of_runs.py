@@ -15,6 +15,7 @@ from robo_razor.reporting.chart import (
     describe,
     line,
     line_at,
+    literal,
     markers,
     rate_axis,
     top_label,
@@ -47,7 +48,7 @@ def skill_chart(report: dict[str, Any]) -> Chart | None:
         "xaxis": rate_axis("share of the base's success kept") | {"rangemode": "tozero"},
         "yaxis": {
             "tickvals": list(range(len(names))),
-            "ticktext": names[::-1],
+            "ticktext": [literal(name) for name in names[::-1]],
             "range": [-0.6, len(names) - 0.4],
             "showgrid": False,
         },
@@ -71,7 +72,8 @@ def _skill_traces(
         "width": width * 0.86,
         "marker": {"color": arm_colour(i, 0.42), "line": {"width": 0}},
         "customdata": [
-            f"<b>{name}</b>, {e['skill']}<br>keeps {with_interval(e['retention'], e['interval'])}"
+            f"<b>{literal(name)}</b>, {literal(e['skill'])}"
+            + f"<br>keeps {with_interval(e['retention'], e['interval'])}"
             + (f", interval over {e['interval_over']}" if e["interval_over"] else "")
             + f"<br>success {percent(e['success_rate'])}, n = {e['n']}"
             for e in entries
@@ -85,7 +87,7 @@ def _skill_traces(
     traces = [bar]
     seeds = [(value, y) for y, e in rows for value in e["values"] if len(e["values"]) > 1]
     if seeds:
-        texts = [f"<b>{name}</b>, one seed: {percent(value)}" for value, _ in seeds]
+        texts = [f"<b>{literal(name)}</b>, one seed: {percent(value)}" for value, _ in seeds]
         xs, ys = [value for value, _ in seeds], [y for _, y in seeds]
         traces.append(markers(i, xs, ys, texts, size=5, alpha=0.9))
     return traces

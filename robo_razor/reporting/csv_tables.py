@@ -13,6 +13,8 @@ from robo_razor.reporting.runs import FORWARD_KL
 from robo_razor.settings import flatten
 
 Cell = str | float | int | bool | None
+FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""What a formula begins with, in wide characters too."""
 
 
 def checkpoint_rows(runs: RunSet) -> list[dict[str, Cell]]:
@@ -116,7 +118,12 @@ def to_csv(rows: Sequence[dict[str, Cell]]) -> str:
     """Return rows as CSV; a column that a row lacks is empty."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(_harmless, names))
+    writer.writerows([_harmless(row.get(name, "")) for name in names] for row in rows)
     return buffer.getvalue()
+
+
+def _harmless(cell: Cell) -> Cell:
+    """Return a cell that a spreadsheet shows and does not compute: texts may look like formulas."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robo_razor import records
 from robo_razor.checkpoint import EPISODES, step_name
-from robo_razor.errors import ReportError
+from robo_razor.errors import CheckpointError, ReportError
 from robo_razor.statistics import Estimate, mean_retention_interval, nbt_interval
 
 State = tuple[str, int]
@@ -50,28 +50,15 @@ def read_rows(path: Path, step: int) -> dict[State, Outcome]:
     Raises:
         ReportError: The file is damaged, e.g. cut while it was copied.
     """
-    file = path / "eval" / step_name(step) / EPISODES
-    if not file.is_file():
-        return {}
-    found: dict[State, Outcome] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if row.get("mode", "greedy") == "greedy":
-                found[str(row["task"]), int(row["seed"])] = _outcome(row)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ReportError(
-                f"The episodes in {file} cannot be read: line {number} is damaged ({error!r})",
-                remedy="Copy the file again, or delete it: without it the report has no intervals "
-                "over this checkpoint's episodes.",
-            ) from error
-    return found
+    try:
+        rows = records.read_episodes(path / "eval" / step_name(step) / EPISODES)
+    except CheckpointError as error:
+        raise ReportError(str(error)) from error
+    return {(r["task"], r["seed"]): _outcome(r) for r in rows if r["mode"] == "greedy"}
 
 
 def _outcome(row: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        bool(row["success"]), row.get("role"), row.get("instruction"), row.get("start_state")
-    )
+    return Outcome(row["success"], row.get("role"), row.get("instruction"), row.get("start_state"))
 
 
 def read_episodes(path: Path, step: int) -> dict[State, bool]:

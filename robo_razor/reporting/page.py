@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robo_razor.errors import ReportError
+from robo_razor.files import without_nan
 from robo_razor.reporting import charts, charts_of_runs, tables
 from robo_razor.reporting.analysis import FRONTIER_TOLERANCE
 from robo_razor.reporting.arms import RunSet, setting_lines
@@ -53,7 +54,7 @@ def make_page(
         page.notes(),
         _downloads(report, files),
     ]
-    values = json.dumps([chart.to_dict() for chart in page.charts], allow_nan=False)
+    values = json.dumps(without_nan([chart.to_dict() for chart in page.charts]), allow_nan=False)
     title = html.escape(f"{skill_of(report['task'])}: what was learnt, what was kept")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -72,7 +73,7 @@ def make_page(
 <main>
 {"".join(sections)}</main>
 <footer>Made by robo-razor {html.escape(report["robo_razor"])}. This file needs no network.</footer>
-<script type="application/json" id="charts">{values.replace("</", "<\\/")}</script>
+<script type="application/json" id="charts">{values.replace("<", "\\u003c")}</script>
 <script>{_plotly()}</script>
 <script>
 {(HERE / "page.js").read_text(encoding="utf-8")}</script>

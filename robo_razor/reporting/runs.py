@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robo_razor.checkpoint import RunDirectory
-from robo_razor.config import FinetuneConfig, TrackingConfig, to_dict
-from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError
+from robo_razor.checkpoint import CONFIG, RunDirectory
+from robo_razor.config import FinetuneConfig, to_dict
+from robo_razor.errors import CheckpointError, ConfigError, ReportError, RunDirectoryError, shown
+from robo_razor.plain_text import printable, printable_values
+from robo_razor.records import check_settings, rollout_steps
 from robo_razor.reporting.episodes import (
     PriorOutcomes,
     State,
@@ -139,36 +140,41 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     """
     try:
         run = RunDirectory.open(path)
-        summaries, config = run.summaries(), run.config_data()
+        summaries, given = run.summaries(), run.config_data()
+        check_settings(given, run.path / CONFIG)
+        environment, steps = run.environment(), rollout_steps(run.metrics)
+        planned, best_step = run.planned_steps(), run.best_step()
     except (RunDirectoryError, CheckpointError, ConfigError) as error:
         raise ReportError(str(error)) from error
     if not summaries:
         raise ReportError(
-            f"The run {str(path)!r} holds no evaluation yet",
+            f"The run {shown(str(path))} holds no evaluation yet",
             remedy="Wait for its first checkpoint (step 0 is measured before training starts).",
         )
-    steps = _rollout_steps(run.metrics)
+    _refuse_other_skills(summaries, run.path)
+    config = _with_defaults(printable_values(given))
     base = read_rows(run.path, 0)
     checkpoints, unplanned = [], []
-    try:
-        planned = planned_steps(config, summaries)
-        for summary in summaries:
-            step = int(summary["step"])
-            if planned is not None and step not in planned:
-                unplanned.append(step)
-                continue
-            pairs = prior_outcomes(base, read_rows(run.path, step), str(config.get("task")))
-            checkpoints.append(_read_checkpoint(summary, steps, pairs))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ReportError(f"A summary in {path}/eval cannot be read ({error!r})") from error
+    for summary in summaries:
+        step = summary["step"]
+        if planned is not None and step not in planned:
+            unplanned.append(step)
+            continue
+        pairs = prior_outcomes(base, read_rows(run.path, step), config["task"])
+        checkpoints.append(_read_checkpoint(summary, steps, pairs))
+    if not checkpoints:
+        raise ReportError(
+            f"The run {shown(str(path))} holds no evaluation of a step that was to be measured",
+            remedy="Copy the run again, with its whole `eval/`, or leave it out.",
+        )
     return RunSeries(
-        name=name,
+        name=printable(name),
         path=run.path,
-        config=_with_defaults(config),
-        environment=run.environment(),
+        config=config,
+        environment=printable_values(environment),
         checkpoints=tuple(checkpoints),
-        best_step=run.best_step(),
-        arm=arm,
+        best_step=best_step,
+        arm=None if arm is None else printable(arm),
         unplanned=tuple(unplanned),
         updates=_updates(summaries),
         kl_kind=next((s["kl_kind"] for s in reversed(summaries) if s.get("kl_kind")), None),
@@ -182,30 +188,21 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return merged(to_dict(FinetuneConfig(method=known)), config)
 
 
-def planned_steps(
-    config: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]
-) -> frozenset[int] | None:
-    """Return the steps that were to be measured, 0 included; None where the plan is unknown.
-
-    A run that is interrupted is measured there as well. Such a checkpoint depends on when it was
-    stopped, and counting it would give an interrupted run one look more at its success.
-
-    Args:
-        config: The run's settings.
-        summaries: Its summaries; the plan needs the number of updates that they tell.
-    """
-    tracking = config.get("tracking")
-    updates = _updates(summaries)
-    if not isinstance(tracking, Mapping) or updates is None or "every" not in tracking:
-        return None
-    plan = TrackingConfig(
-        every=float(tracking["every"]), early=int(tracking.get("early", TrackingConfig.early))
-    )
-    return frozenset({0, *plan.checkpoints(updates)})
+def _refuse_other_skills(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Refuse means over other skills at every step: they would differ by that alone."""
+    for part in ("new", "prior"):
+        first = summaries[0].get(part, {}).keys()
+        for summary in summaries:
+            if summary.get(part, {}).keys() != first:
+                raise ReportError(
+                    f"The summaries of steps {summaries[0]['step']} and {summary['step']} in "
+                    f"{path} are of other {part} skills",
+                    remedy="Copy the run again, or leave it out.",
+                )
 
 
 def _updates(summaries: Sequence[Mapping[str, Any]]) -> int | None:
-    return max((int(s["updates"]) for s in summaries if s.get("updates")), default=None)
+    return max((s["updates"] for s in summaries if s.get("updates")), default=None)
 
 
 def _read_checkpoint(
@@ -225,9 +222,9 @@ def _read_checkpoint(
     sampled_n = sum(entry["n"] for entry in sampled)
     sampled_wins = round(sum(entry["success_rate"] * entry["n"] for entry in sampled))
     counts = [(round(e["success_rate"] * e["n"]), e["n"]) for e in prior.values()]
-    done = [count for step, count in steps.items() if step <= int(summary["step"])]
+    done = [count for step, count in steps.items() if step <= summary["step"]]
     return Checkpoint(
-        step=int(summary["step"]),
+        step=summary["step"],
         new=mean([entry["success_rate"] for entry in new]),
         new_interval=wilson_interval(successes, n),
         new_n=n,
@@ -236,7 +233,7 @@ def _read_checkpoint(
         kl=kl,
         skills=dict(prior),
         distances={
-            str(name): float(value)
+            name: float(value)
             for name, value in (summary.get("distances") or {}).items()
             if value is not None
         },
@@ -251,22 +248,6 @@ def _read_checkpoint(
         env_steps=sum(done) if steps else math.nan,
         wall_s=_number(summary.get("elapsed_s")),
     )
-
-
-def _rollout_steps(metrics: Path) -> dict[int, float]:
-    """Return update -> control steps of its rollouts; empty where the method has none."""
-    steps: dict[int, float] = {}
-    if not metrics.is_file():
-        return steps
-    for text in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
-            continue
-        length, episodes = line.get("rollout/mean_control_steps"), line.get("rollout/episodes")
-        if length is not None and episodes is not None:
-            steps[int(line["step"])] = length * episodes
-    return steps
 
 
 def read_outcomes(run: RunSeries) -> dict[State, bool]:

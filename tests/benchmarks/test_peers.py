@@ -120,7 +120,7 @@ def test_ppo_against_one_process_per_environment(settings):
 def test_the_command_writes_ratios_with_machine_and_settings(tmp_path):
     out = tmp_path / "p.json"
     command = [sys.executable, str(SCRIPT), "--only", "c", "--repeats", "1", "--json", str(out)]
-    done = subprocess.run([*command, *TOY], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *TOY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "(c) replay of denoising paths" in done.stdout
     document = json.loads(out.read_text())

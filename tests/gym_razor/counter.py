@@ -48,7 +48,7 @@ def toy_factory(limit=10, goal=5.0, fault=None):
             if fault == "exit":
                 os._exit(7)
             if fault == "hang":
-                time.sleep(60)
+                time.sleep(3600)
             self.total += float(action[0])
             self.steps += 1
             terminated = self.total >= goal

@@ -19,6 +19,10 @@ from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import FinetuneConfig, load_yaml
 
 UPDATES = 2
+FOREVER_S = 3600
+"""Until it is interrupted or killed."""
+LET_GO = "let-go"
+"""File beside FAKE_FINETUNE for which a run that lingers waits."""
 
 
 def summary(config: dict, step: int) -> dict:
@@ -70,6 +74,13 @@ def behaviour(out: Path, resumed: bool) -> str:
 
 
 def main(words: list[str], die: Callable[[], None]) -> int:
+    try:
+        return finetune(words, die)
+    except KeyboardInterrupt:
+        return 130
+
+
+def finetune(words: list[str], die: Callable[[], None]) -> int:
     out = Path(words[words.index("--out") + 1])
     resumed = "--resume" in words
     what = behaviour(out, resumed)
@@ -92,12 +103,11 @@ def main(words: list[str], die: Callable[[], None]) -> int:
         if step == UPDATES and (what == "always die" or (what == "die" and not resumed)):
             die()
         if step == UPDATES and what in ("hang", "stubborn") and not resumed:
-            try:
-                time.sleep(30)
-            except KeyboardInterrupt:
-                return 130
+            time.sleep(FOREVER_S)
         if step == UPDATES and what == "linger":
-            time.sleep(3)
+            let_go = Path(os.environ["FAKE_FINETUNE"]).with_name(LET_GO)
+            while not let_go.exists():
+                time.sleep(0.02)
         write_step(run, step)
     run.close()
     return 0

@@ -243,7 +243,8 @@ def test_missing_and_incomplete_checkpoints(tmp_path):
 
 def test_summaries_come_back_in_order_of_steps(run):
     for step in (10, 0, 2):
-        run.write_summary(step, {"step": step})
+        new = {"New": {"success_rate": 0.5, "n": 2, "interval": [0.1, 0.9]}}
+        run.write_summary(step, {"step": step, "new": new})
     run.write_rows(10, [{"seed": 1}, {"seed": 2}])
     assert [summary["step"] for summary in run.summaries()] == [0, 2, 10]
     assert (run.path / "eval/000010/episodes.jsonl").read_text().count("\n") == 2

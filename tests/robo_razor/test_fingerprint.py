@@ -48,7 +48,7 @@ def test_it_needs_no_torch():
         "assert differences(fingerprint(), fingerprint(), harmless=True) == []\n"
         "assert fingerprint()['torch_threads'] is None\nassert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

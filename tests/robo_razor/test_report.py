@@ -766,7 +766,7 @@ def test_bad_runs(tmp_path):
     run = RunDirectory.create(FinetuneConfig(out=str(tmp_path / "odd")))
     run.write_summary(0, {"step": 0})
     run.close()
-    with pytest.raises(ReportError, match="cannot be read"):
+    with pytest.raises(ReportError, match="`new` is missing"):
         load_runs([str(tmp_path / "odd")])
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import fake_finetune
 import pytest
+from fake_finetune import LET_GO
 from fake_sweep import TWO_ARMS, InProcess
 
 from robo_razor import cli, sweep, sweep_launch
@@ -473,26 +474,28 @@ def test_a_failure_is_recorded_and_the_others_go_on(fake):
     assert sorted(fake.starts[3:]) == ["a/seed_0 new", "b/seed_0 new"]
 
 
-def interrupt_when(condition, times=1):
-    """Send this process SIGINT when a condition holds."""
+def when(*steps):
+    """Do something as soon as a condition holds, then the next: pairs of condition and action."""
 
     def wait():
-        for _ in range(times):
-            deadline = time.monotonic() + 60
-            while not condition() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+        for condition, action in steps:
+            while not condition():
+                time.sleep(0.02)
+            action()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     return thread
 
 
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_lets_runs_save_and_the_sweep_goes_on_later(fake):
     fake.behave({"*": "hang"})
     steps = [fake.out / f"a/seed_{s}/eval/000001/summary.json" for s in (0, 1)]
-    thread = interrupt_when(lambda: all(step.exists() for step in steps))
+    thread = when((lambda: all(step.exists() for step in steps), interrupt))
     with pytest.raises(KeyboardInterrupt):
         fake.run(launcher=LocalLauncher(2, PROGRAM))
     thread.join()
@@ -513,12 +516,31 @@ def test_ctrl_c_lets_runs_save_and_the_sweep_goes_on_later(fake):
 def test_a_second_ctrl_c_kills(fake):
     fake.behave({"*": "stubborn"})
     step = fake.out / "a/seed_0/eval/000001/summary.json"
-    thread = interrupt_when(step.exists, times=2)
+    thread = when((step.exists, interrupt), (lambda: "Stopping 1 run" in fake.shown, interrupt))
     with pytest.raises(KeyboardInterrupt):
         fake.run("arms: [{name: a}]", LocalLauncher(1, PROGRAM))
     thread.join()
     assert fake.states == {"a/seed_0": "interrupted"}
     assert not RunDirectory(fake.out / "a/seed_0").is_running()
+
+
+def test_two_ctrl_c_at_once_kill_too(fake):
+    """On a busy machine both may come before the sweep looks."""
+    fake.behave({"*": "stubborn"})
+    step = fake.out / "a/seed_0/eval/000001/summary.json"
+
+    class Interrupting(LocalLauncher):
+        def start(self, words, log):
+            handle = super().start(words, log)
+            while not step.exists():
+                time.sleep(0.02)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            return handle
+
+    with pytest.raises(KeyboardInterrupt):
+        fake.run("arms: [{name: a}]", Interrupting(1, PROGRAM))
+    assert fake.states == {"a/seed_0": "interrupted"}
 
 
 def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
@@ -528,18 +550,21 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
     file = fake.out / "a/seed_0.yaml"
     file.parent.mkdir(parents=True)
     (fake.out / "sweep.json").write_text(
-        json.dumps({"kind": sweep.KIND, "version": 1, "name": "experiment", "runs": []})
+        json.dumps({"kind": sweep.KIND, "version": 1, "name": "experiment", "arms": [], "runs": []})
     )
     file.write_text(f"out: {fake.out}/a/seed_0\n")
     words = ["finetune", "--config", str(file), "--out", str(fake.out / "a/seed_0")]
     process = start_process([*PROGRAM, *words], fake.out / "a/seed_0.log")
     with pytest.raises(SweepError, match="still writing"):
         start_process([*PROGRAM, *words], fake.out / "a/seed_0.log")
+    told = "waiting for a/seed_0, which another process is running"
+    thread = when((lambda: told in fake.shown, (fake.tmp / LET_GO).touch))
     progress = fake.run("arms: [{name: a}]")
+    thread.join()
     process.wait()
     assert progress["a/seed_0"].state is State.FINISHED
     assert fake.starts == ["a/seed_0 new"]
-    assert "waiting for a/seed_0, which another process is running" in fake.shown
+    assert told in fake.shown
 
 
 def test_another_experiment_is_not_mixed_in(fake):
@@ -688,7 +713,7 @@ def test_the_same_file_runs_on_ray(fake, monkeypatch):
         assert launcher.parallel == 2
         fake.behave({"*": "hang"})
         steps = [fake.out / f"a/seed_{s}/eval/000001/summary.json" for s in (0, 1)]
-        thread = interrupt_when(lambda: all(step.exists() for step in steps))
+        thread = when((lambda: all(step.exists() for step in steps), interrupt))
         with pytest.raises(KeyboardInterrupt):
             fake.run(launcher=launcher)
         thread.join()
