@@ -163,7 +163,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 raise Breach(f"returned {_kind(result)}, not (observation, info){_OLD}")
             self._raw = result[0]
             self.renders_fast = self._fast_images and self._render_fast()
-        info = {"is_success": False, "elapsed_steps": 0}
+        info: dict[str, Any] = {"is_success": False, "elapsed_steps": 0}
         if not self._own_rules:
             info["start_state_hash"] = _hash(self._raw)
         return self.observe(), info
@@ -280,7 +280,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         space, self._cameras = self._offered()
         found = (space, self._inner().action_space)
         if found != (self._space, self.action_space):
-            raise ValueError(
+            raise EnvironmentFault(
                 f"{task} and {before} give or take other things: {_told(*found)} against "
                 f"{_told(self._space, self.action_space)}. No policy fits both; choose tasks with "
                 "the same cameras, state and actions."
@@ -294,11 +294,15 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
-            seed = "" if self._seed is None else f" (seed {self._seed}, control step {self._elapsed})"
+            seed = (
+                "" if self._seed is None else f" (seed {self._seed}, control step {self._elapsed})"
+            )
             what = f"raised {type(error).__name__} in its {call}: {error}{_hint(error)}"
             if isinstance(error, Breach):
                 what = str(error)
-            raise EnvironmentFault(f"{self.task}{seed} {what}") from error
+            raise EnvironmentFault(
+                f"{self.task}{at if self._seed is not None else ''} {what}"
+            ) from error
 
     def _render_fast(self) -> bool:
         """Set up a MuJoCo renderer before its first picture; return whether there is one."""

@@ -25,24 +25,24 @@ def check_picture_space(name: str, space: spaces.Space[Any]) -> None:
     shape = space.shape or ()
     if len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS:
         raise Breach(
-            f"gives the picture {name!r} with its channels first ({_times(shape)}); [height, width, 3] is "
-            "needed. Put a wrapper around the environment that moves the axis "
-            "(np.moveaxis(picture, 0, -1), in the space and in the observation)"
+            f"gives the picture {name!r} with its channels first ({_times(shape)}); "
+            "[height, width, 3] is needed. Put a wrapper around the environment that moves the "
+            "axis (np.moveaxis(picture, 0, -1), in the space and in the observation)"
         )
     if len(shape) != 3 or shape[2] != 3:
         raise Breach(
-            f"gives the picture {name!r} in the shape {_times(shape) or shape}; [height, width, 3] in "
-            "red, green and blue is needed. Put a wrapper around the environment that repeats a "
-            "grey channel, or leaves out transparency"
+            f"gives the picture {name!r} in the shape {_times(shape) or shape}; "
+            "[height, width, 3] in red, green and blue is needed. Put a wrapper around the "
+            "environment that repeats a grey channel, or leaves out transparency"
         )
     if space.dtype == np.uint8:
         return
     if not isinstance(space, spaces.Box) or _largest(space) is None:
         low, high = getattr(space, "low", np.nan), getattr(space, "high", np.nan)
         raise Breach(
-            f"gives the picture {name!r} in the type {space.dtype} and the bounds {np.min(low):g} to "
-            f"{np.max(high):g}, which do not say how bright it is. Use uint8, or the bounds 0 to "
-            "255, or for floats 0 to 1"
+            f"gives the picture {name!r} in the type {space.dtype} and the bounds "
+            f"{np.min(low):g} to {np.max(high):g}, which do not say how bright it is. Use uint8, "
+            "or the bounds 0 to 255, or for floats 0 to 1"
         )
 
 
@@ -60,8 +60,8 @@ def as_bytes(name: str, picture: Any, space: spaces.Space[Any]) -> NDArray[np.ui
     array = np.asarray(picture)
     if array.shape != space.shape or array.dtype != space.dtype:
         raise Breach(
-            f"gives the picture {name!r} as {array.dtype} {_times(array.shape)}, but its space says "
-            f"{space.dtype} {_times(space.shape or ())}"
+            f"gives the picture {name!r} as {array.dtype} {_times(array.shape)}, but its space "
+            f"says {space.dtype} {_times(space.shape or ())}"
         )
     if array.dtype == np.uint8:
         return array
@@ -70,8 +70,8 @@ def as_bytes(name: str, picture: Any, space: spaces.Space[Any]) -> NDArray[np.ui
     assert largest is not None
     if not (array.min() >= 0 and array.max() <= largest):  # also where any is NaN
         raise Breach(
-            f"gives the picture {name!r} with values from {array.min():g} to {array.max():g}, outside its "
-            f"space's bounds 0 to {largest}"
+            f"gives the picture {name!r} with values from {array.min():g} to {array.max():g}, "
+            f"outside its space's bounds 0 to {largest}"
         )
     return np.rint(array * (255.0 / largest)).astype(np.uint8)
 
@@ -79,7 +79,7 @@ def as_bytes(name: str, picture: Any, space: spaces.Space[Any]) -> NDArray[np.ui
 def _largest(space: spaces.Box) -> int | None:
     """Return the upper bound of a picture's numbers, None where the bounds say nothing."""
     if np.issubdtype(space.dtype, np.floating):
-        tops = (1, 255)
+        tops: tuple[int, ...] = (1, 255)
     elif np.issubdtype(space.dtype, np.integer):
         tops = (255,)
     else:

@@ -399,9 +399,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         except (EOFError, OSError):
             self._processes[index].join(timeout=5)
             code = self._processes[index].exitcode
-            self._fail(
-                index, unguarded_text() if code == NO_GUARD else f"died (exit code {code})"
-            )
+            self._fail(index, unguarded_text() if code == NO_GUARD else f"died (exit code {code})")
         if status == "error":
             self._fail(index, f"raised {answer}")
         _, ids = self._pending.pop(index)
