@@ -294,15 +294,12 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
-            seed = (
-                "" if self._seed is None else f" (seed {self._seed}, control step {self._elapsed})"
-            )
+            at = f" (seed {self._seed}, control step {self._elapsed})"
+            name = self.task + (at if self._seed is not None else "")
             what = f"raised {type(error).__name__} in its {call}: {error}{_hint(error)}"
             if isinstance(error, Breach):
                 what = str(error)
-            raise EnvironmentFault(
-                f"{self.task}{at if self._seed is not None else ''} {what}"
-            ) from error
+            raise EnvironmentFault(f"{name} {what}") from error
 
     def _render_fast(self) -> bool:
         """Set up a MuJoCo renderer before its first picture; return whether there is one."""
