@@ -4,7 +4,8 @@ The toolkit asks a vector environment for four things beyond `gymnasium.vector.V
 of actions per step, resets of single sub-environments, a task and an instruction for each of them,
 and a final observation that is not replaced (autoreset disabled). Environments registered with a
 `vector_entry_point` bring that themselves, `lerobot:TYPE/TASK` gets it from `lerobot_tasks`, and
-any other id runs in `serial_env`. Tasks of unlike origin are joined by `mixed_env`.
+any other id runs in `serial_env`. Tasks of unlike origin are joined by `mixed_env`. Whatever the
+kind, what passes is checked by `boundary`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
@@ -22,8 +25,16 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
+from robo_razor.boundary import Boundary, check_vector_env
 from robo_razor.config import EnvConfig
-from robo_razor.errors import EnvError, unknown_name
+from robo_razor.errors import (
+    EnvError,
+    RoboRazorError,
+    UnknownNameError,
+    did_you_mean,
+    shown,
+    unknown_name,
+)
 from robo_razor.lerobot_tasks import (
     environment_type,
     is_lerobot_task,
@@ -31,6 +42,16 @@ from robo_razor.lerobot_tasks import (
     register_lerobot_task,
 )
 from robo_razor.types import Observation
+
+logger = logging.getLogger(__name__)
+
+GL_NAMES = ("egl", "osmesa", "glfw")
+"""What `MUJOCO_GL` can be on Linux."""
+GL_WORDS = {*GL_NAMES, "", "glx", "wgl", "cgl", "enable", "enabled", "on", "true", "1"} | {
+    *("disable", "disabled", "off", "false", "0"),
+}
+"""All that MuJoCo takes."""
+GL_SIGNS = re.compile(r"glGetError|MUJOCO_GL|GLContext|\bEGL\b|\begl[A-Z]|OSMesa|GLFWError")
 
 StepResult = tuple[
     NDArray[np.int64],
@@ -46,15 +67,24 @@ def import_env_packages(names: Sequence[str]) -> None:
     """Import the packages that register environments.
 
     Raises:
-        EnvError: If a package is not importable.
+        EnvError: If a package cannot be imported, for whatever reason.
     """
     for name in names:
+        if not all(part.isidentifier() for part in str(name).split(".")):
+            raise EnvError(
+                f"`env.env_packages` has {shown(name)}, which is not the name of a package",
+                allowed="names that Python can import, such as gym_razor",
+            )
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
+        except (Exception, SystemExit) as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name == name
             raise EnvError(
-                f"The package {name!r} in `env.env_packages` cannot be imported: {error}",
-                remedy="Install it, or remove it from the list.",
+                f"The package {name!r} in `env.env_packages` cannot be imported: "
+                f"{type(error).__name__}: {error}{gl_trouble(str(error))}",
+                remedy="Install it, or remove it from the list."
+                if absent
+                else "Mend it, install what it needs, or remove it from the list.",
             ) from error
 
 
@@ -73,11 +103,21 @@ def check_tasks(tasks: Sequence[str]) -> None:
                     allowed=", ".join(found),
                 )
         elif task not in gym.registry:
-            namespace = task.split("/")[0] + "/" if "/" in task else ""
-            options = [name for name in gym.registry if name.startswith(namespace) and "/" in name]
-            raise unknown_name(
-                "task", task, options, remedy="`robo-razor list tasks` describes them."
-            )
+            raise _unknown_task(task, [name for name in gym.registry if "/" in name])
+
+
+def _unknown_task(task: str, options: Sequence[str]) -> UnknownNameError:
+    """Return the error for a task that is not registered."""
+    namespace = task.split("/")[0] + "/" if "/" in task else ""
+    known = [name for name in gym.registry if namespace and name.startswith(namespace)]
+    if known or not namespace:
+        remedy = "`robo-razor list tasks` describes them."
+    else:
+        remedy = (
+            f"No task is registered as {namespace}...: if a package of yours registers it, name "
+            f"that too: `--env.env-packages gym_razor {namespace[:-1]}`."
+        )
+    return unknown_name("task", task, known or options, remedy=remedy)
 
 
 def tasks_of_role(role: str, packages: Sequence[str]) -> list[str]:
@@ -112,7 +152,7 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
             tasks += register_lerobot_task(part)
             continue
         if part not in by_name and part not in gym.registry:
-            raise unknown_name("task", part, [*roles, *(skill_name(task) for task in known)])
+            raise _unknown_task(part, [*roles, *(skill_name(task) for task in known)])
         tasks.append(by_name.get(part, part))
     return list(dict.fromkeys(tasks))
 
@@ -179,17 +219,26 @@ def make_env(
         image_shape: Height and width of the images that the policy wants; environments of LeRobot's
             are scaled to it, all others render `config.image_size`.
         **kwargs: Passed to the environment.
+
+    Raises:
+        RoboRazorError: A task is unknown, its environment cannot be made, or the tasks give and
+            take unlike things.
     """
+    check_gl_setting()
     import_env_packages(config.env_packages)
     needed = list(dict.fromkeys((task, *tasks)))
     check_tasks(needed)
     families: dict[Any, list[str]] = {}
     for name in needed:
-        families.setdefault(_family(name), []).append(name)
+        with worker_errors(f"The environment {name!r} cannot be made"):
+            families.setdefault(_family(name), []).append(name)
     parts: list[tuple[list[str], Any]] = []
     try:
         for names in families.values():
-            parts.append((names, _make_family(names, config, chunk_size, image_shape, kwargs)))
+            with worker_errors(f"The environment {names[0]!r} cannot be made"):
+                parts.append((names, _make_family(names, config, chunk_size, image_shape, kwargs)))
+            check_vector_env(names[0], parts[-1][1])
+            _try_tasks(names, parts[-1][1])
         if len(parts) == 1:
             return parts[0][1]
         from robo_razor.mixed_env import MixedVectorEnv
@@ -221,27 +270,72 @@ def _make_family(
     """Make the vector environment of tasks of one family."""
     task = tasks[0]
     if is_lerobot_task(task):
-        with worker_errors():
-            return make_lerobot_env(tasks, config, chunk_size=chunk_size, image_shape=image_shape)
+        return make_lerobot_env(tasks, config, chunk_size=chunk_size, image_shape=image_shape)
     kwargs = dict(kwargs)
     if config.max_episode_steps is not None:
         kwargs["max_episode_steps"] = config.max_episode_steps
     if config.reward_type != "sparse":
         kwargs["reward_type"] = config.reward_type
     if not _steps_chunks(task):
-        from robo_razor.serial_env import SerialVectorEnv
+        from robo_razor.serial_env import make_serial_env
 
-        return SerialVectorEnv(task, config.num_envs, chunk_size=chunk_size, env_kwargs=kwargs)
-    with worker_errors():
-        return gym.make_vec(
-            task,
-            num_envs=config.num_envs,
-            vectorization_mode="vector_entry_point",
-            num_workers=min(config.num_workers, config.num_envs),
-            chunk_size=chunk_size,
-            image_size=config.image_size,
-            **kwargs,
+        return make_serial_env(tasks, config, chunk_size=chunk_size, env_kwargs=kwargs)
+    return gym.make_vec(
+        task,
+        num_envs=config.num_envs,
+        vectorization_mode="vector_entry_point",
+        num_workers=min(config.num_workers, config.num_envs),
+        chunk_size=chunk_size,
+        image_size=config.image_size,
+        **kwargs,
+    )
+
+
+def _try_tasks(tasks: Sequence[str], env: Any) -> None:
+    """Begin each task, so that what cannot be used shows before any work; warn of ignored seeds.
+
+    Environments whose maker promises `pure_starts` need it not: their start states are functions of
+    (task, seed), and their tasks give the same things.
+    """
+    if getattr(_vector_maker(tasks[0]), "pure_starts", False):
+        return
+    for task in reversed(tasks):  # the first one last: that is the one they are to be left with
+        if trouble := seed_trouble(env, task):
+            logger.warning("%s %s", task, trouble)
+
+
+def seed_trouble(env: Any, task: str) -> str | None:
+    """Say what is wrong with how a task's environment takes seeds; None where nothing is.
+
+    Looks at three starts of the first sub-environment: two from one seed, one from another.
+
+    Args:
+        env: Vector environment that can switch to the task.
+        task: Its id.
+    """
+    driver = GroupDriver(env)
+    states = []
+    for seed in (0, 0, 1):
+        observation, _, infos = driver.reset(np.arange(1), [seed], [task], [None])
+        state = infos["start_state_hash"][0] if "start_state_hash" in infos else ""
+        states.append(state or _bytes_of(observation))
+    if states[0] != states[1]:
+        return (
+            "does not begin twice in the same way from one seed: its episodes cannot be paired or "
+            "repeated, so success rates say less than their intervals."
         )
+    if states[0] == states[2]:
+        return (
+            "begins in the same way whatever the seed: all episodes start alike, and start states "
+            "of an evaluation are those of the training."
+        )
+    return None
+
+
+def _bytes_of(observation: Observation) -> bytes:
+    parts: list[bytes] = []
+    map_arrays(lambda x: parts.append(np.ascontiguousarray(x).tobytes()), observation)
+    return b"".join(parts)
 
 
 def _vector_maker(task: str) -> Any:
@@ -281,19 +375,57 @@ def reset_request(
 
 
 @contextlib.contextmanager
-def worker_errors() -> Iterator[None]:
-    """Tell the fault of an environment's worker process as an error for the user.
+def worker_errors(what: str = "The environment failed") -> Iterator[None]:
+    """Tell whatever an environment raises as an error for the user.
 
-    Environments call it `WorkerError` (dead, hung, or an exception inside); the traceback of the
-    worker is left to `--debug`.
+    Environments call it `WorkerError` if a worker process is at fault (dead, hung, or an exception
+    inside), `EnvironmentFault` if it is the environment; their text says which episode it was. The
+    tracebacks are left to `--debug`.
+
+    Args:
+        what: Begins the sentence for any other exception.
     """
     try:
         yield
-    except RuntimeError as error:
-        if type(error).__name__ != "WorkerError":
-            raise
-        text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", str(error), flags=re.DOTALL)
-        raise EnvError(text, remedy="`robo-razor doctor` checks OpenGL and memory.") from error
+    except RoboRazorError:
+        raise
+    except (Exception, SystemExit) as error:
+        kind, text = type(error).__name__, str(error)
+        remedy = None
+        if kind == "WorkerError":
+            text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", text, flags=re.DOTALL)
+            remedy = "`robo-razor doctor` checks OpenGL and memory."
+        elif kind != "EnvironmentFault":
+            text = f"{what}: {kind}: {text}"
+        raise EnvError(text + gl_trouble(text), remedy=remedy) from error
+
+
+def check_gl_setting() -> None:
+    """Check that `MUJOCO_GL` names a way to render, for MuJoCo itself stops at any other word.
+
+    Raises:
+        EnvError: If not.
+    """
+    given = os.environ.get("MUJOCO_GL", "")
+    if given.strip().lower() not in GL_WORDS:
+        raise EnvError(
+            f"No OpenGL context can be made: MUJOCO_GL is {shown(given)}"
+            f"{did_you_mean(given, GL_NAMES)}",
+            allowed=", ".join(GL_NAMES),
+            remedy="On a machine without a display take egl (Debian packages libegl1 and "
+            "libgl1-mesa-dri), or osmesa (libosmesa6).",
+        )
+
+
+def gl_trouble(text: str) -> str:
+    """Return what to say where an exception with this text comes from OpenGL, else nothing."""
+    if "No OpenGL context" in text or not GL_SIGNS.search(text):
+        return ""
+    return (
+        f". No OpenGL context could be made (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}): "
+        "install the Debian package libegl1 (and libgl1-mesa-dri for software rendering) for "
+        "MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa"
+    )
 
 
 class GroupDriver:
@@ -306,6 +438,7 @@ class GroupDriver:
     def __init__(self, env: Any) -> None:
         self.env = env
         self.num_envs = int(env.num_envs)
+        self._boundary = Boundary(env)
         split = all(hasattr(env, name) for name in ("groups", "step_async", "step_wait"))
         self._split = split
         self.groups: list[NDArray[np.int64]] = (
@@ -314,6 +447,7 @@ class GroupDriver:
             else [np.arange(self.num_envs)]
         )
         self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        self._num_steps = 0
 
     def reset(
         self,
@@ -331,26 +465,41 @@ class GroupDriver:
             "tasks": _spread(n, env_ids, tasks),
             "instructions": _spread(n, env_ids, instructions),
         }
-        with worker_errors():
+        self._boundary.begin(env_ids, tasks, seeds)
+        with worker_errors(f"Reset of {self._boundary.named(env_ids)} failed"):
             observation, infos = self.env.reset(
                 seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
             )
-        words = self.env.instructions
-        rows = {key: value[env_ids] for key, value in infos.items() if _is_per_env(value, n)}
-        return take(observation, env_ids), [str(words[i]) for i in env_ids], rows
+            words = self.env.instructions
+            rows = _rows(infos, env_ids, n)
+            seen = take(observation, env_ids)
+        self._boundary.check_start(env_ids, seen, rows)
+        return seen, [str(words[i]) for i in env_ids], rows
 
     def submit(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
         """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""
+        self._boundary.check_actions(actions, env_ids)
+        self._num_steps = actions.shape[1]
         if self._split:
-            with worker_errors():
+            with worker_errors(f"A step of {self._boundary.named(env_ids)} failed"):
                 self.env.step_async(actions, env_ids)
         else:
             self._pending = (actions, env_ids)
 
     def wait(self) -> StepResult:
-        """Return the rows of the next group that is ready."""
+        """Return the rows of the next group that is ready.
+
+        Their infos have `is_success`: whether the episode succeeded at any of its steps so far.
+        """
+        env_ids, observation, rewards, terminated, truncated, infos = self._next()
+        infos = self._boundary.check_step(
+            env_ids, observation, rewards, (terminated, truncated), infos, self._num_steps
+        )
+        return env_ids, observation, rewards, terminated, truncated, infos
+
+    def _next(self) -> StepResult:
         if self._split:
-            with worker_errors():
+            with worker_errors("A step failed"):
                 result: StepResult = self.env.step_wait()
             return result
         assert self._pending is not None
@@ -359,19 +508,22 @@ class GroupDriver:
         full[env_ids] = actions
         mask = np.zeros(self.num_envs, dtype=bool)
         mask[env_ids] = True
-        with worker_errors():
+        with worker_errors(f"A step of {self._boundary.named(env_ids)} failed"):
             observation, rewards, terminated, truncated, infos = self.env.step(full, mask=mask)
-        rows = {
-            key: value[env_ids] for key, value in infos.items() if _is_per_env(value, self.num_envs)
-        }
-        return (
-            env_ids,
-            take(observation, env_ids),
-            rewards[env_ids],
-            terminated[env_ids],
-            truncated[env_ids],
-            rows,
-        )
+            return (
+                env_ids,
+                take(observation, env_ids),
+                rewards[env_ids],
+                terminated[env_ids],
+                truncated[env_ids],
+                _rows(infos, env_ids, self.num_envs),
+            )
+
+
+def _rows(infos: dict[str, Any], env_ids: NDArray[np.int64], n: int) -> dict[str, Any]:
+    """Return the infos that tell something of each of n sub-environments, for some of them."""
+    arrays = {k: np.asarray(v) if isinstance(v, list | tuple) else v for k, v in infos.items()}
+    return {key: value[env_ids] for key, value in arrays.items() if _is_per_env(value, n)}
 
 
 def _package(spec: Any) -> str:

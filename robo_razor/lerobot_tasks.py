@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from robo_razor.config import EnvConfig
-from robo_razor.errors import ConfigError, EnvError, did_you_mean, unknown_name
+from robo_razor.errors import ConfigError, EnvError, RoboRazorError, did_you_mean, unknown_name
 from robo_razor.settings import parse_mapping
 
 logger = logging.getLogger(__name__)
@@ -162,46 +161,20 @@ def make_lerobot_env(
         reward_type=config.reward_type,
         fast_images=config.fast_images,
     )
-    if trouble := seed_trouble(env, config.num_envs):
-        logger.warning("%s %s", tasks[0], trouble)
-    if config.fast_images and not env.call("renders_fast")[0]:
-        logger.warning(
-            "`env.fast_images` does nothing for %s: it has no renderer of Gymnasium's for MuJoCo",
-            tasks[0],
-        )
+    if config.fast_images:
+        env.reset(seed=0)  # only then is there a renderer
+        if not env.call("renders_fast")[0]:
+            logger.warning(
+                "`env.fast_images` does nothing for %s: it has no renderer of Gymnasium's for "
+                "MuJoCo",
+                tasks[0],
+            )
     processor = next(iter(found.values())).processor
     if processor is None:
         return env
     from robo_razor.processed_env import ProcessedVectorEnv
 
     return ProcessedVectorEnv(env, processor)
-
-
-def seed_trouble(env: Any, num_envs: int) -> str | None:
-    """Say what is wrong with how an environment takes seeds; None where nothing is.
-
-    Looks at three starts of the first sub-environment: two from one seed, one from another.
-
-    Args:
-        env: Vector environment whose infos tell `start_state_hash`.
-        num_envs: Its number of sub-environments.
-    """
-    first = np.arange(num_envs) == 0
-    states = []
-    for seed in (0, 0, 1):
-        _, infos = env.reset(seed=[seed] * num_envs, options={"reset_mask": first})
-        states.append(str(infos["start_state_hash"][0]))
-    if states[0] != states[1]:
-        return (
-            "does not begin twice in the same way from one seed: its episodes cannot be paired or "
-            "repeated, so success rates say less than their intervals."
-        )
-    if states[0] == states[2]:
-        return (
-            "begins in the same way whatever the seed: all episodes start alike, and start states "
-            "of an evaluation are those of the training."
-        )
-    return None
 
 
 def known_types() -> dict[str, Any]:
@@ -246,7 +219,7 @@ def _env_config(kind: str, task: str, settings: str) -> Any:
             remedy="Install its plugin, or name the package that registers it in "
             "`env.env_packages`.",
         )
-    if issubclass(types[kind], HubEnvConfig):
+    if issubclass(types[kind], HubEnvConfig) or hasattr(types[kind], "hub_path"):
         raise EnvError(
             f"LeRobot's environment type {kind!r} runs code from the hub, which is not supported",
             remedy="Write an `EnvConfig` that makes the environments from an installed package.",
@@ -262,8 +235,10 @@ def _env_config(kind: str, task: str, settings: str) -> Any:
             )
     try:
         return make_env_config(kind, task=task, **given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"LeRobot's {kind} environment refuses `env.lerobot`: {error}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"LeRobot's {kind} environment refuses `env.lerobot`: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _made(config: Any, kind: str) -> list[LeRobotTask]:
@@ -284,7 +259,7 @@ def _made(config: Any, kind: str) -> list[LeRobotTask]:
         # `gym.make` with these very arguments is all that the factory does, and names no LeRobot.
         return [_registered(config, processor)]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        suites = make_env(config, n_envs=1, use_async_envs=False)
+        suites = make_env(config, n_envs=1, use_async_envs=False, trust_remote_code=False)
     logger.debug("LeRobot's factory: %s", printed.getvalue())
     found = []
     for vector in (vector for suite in suites.values() for vector in suite.values()):
@@ -359,7 +334,9 @@ def _install_hint(kind: str, name: str) -> Iterator[None]:
         raise unknown_name(
             "task", name, [f"{PREFIX}{kind}/{t}" for t in _task_names(kind)]
         ) from error
-    except (gym.error.Error, ValueError, AssertionError, FileNotFoundError) as error:
+    except RoboRazorError:
+        raise
+    except (Exception, SystemExit) as error:
         raise EnvError(f"LeRobot cannot make {name!r}: {type(error).__name__}: {error}") from error
 
 

@@ -123,7 +123,7 @@ class MixedVectorEnv:
     def _collect(self, driver: GroupDriver) -> None:
         """Keep the rows of the next group of one part."""
         ids, observation, rewards, terminated, truncated, infos = driver.wait()
-        success = infos.get("is_success", terminated)
+        success = infos["is_success"]
         elapsed = infos.get("elapsed_steps", np.zeros(len(ids), dtype=np.int64))
         for row, i in enumerate(ids):
             self._rows[int(i)] = (
@@ -148,24 +148,41 @@ class MixedVectorEnv:
         return [np.arange(self.num_envs)]
 
     def _check_alike(self, tasks: Sequence[str]) -> None:
-        offered = [_spaces(env) for env in self._envs]
+        offered = [_offered(env) for env in self._envs]
         for task, other in zip(tasks[1:], offered[1:], strict=True):
             if other != offered[0]:
+                first, second = _told(offered[0], other), _told(other, offered[0])
                 raise EnvError(
                     f"{tasks[0]} and {task} cannot be in one run, because no policy fits both: "
-                    f"the first has {_told(offered[0])}; the second {_told(other)}",
+                    f"the first has {first}; the second {second}",
                     remedy="Choose tasks with the same cameras, state and actions.",
                 )
 
 
-def _spaces(env: Any) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of what an environment gives, and of its action."""
-    found: dict[str, tuple[int, ...]] = {}
+def _offered(env: Any) -> dict[str, tuple[str, ...]]:
+    """Return name -> shape, type and bounds of what an environment gives, and of its action.
+
+    Only actions have bounds that matter: a policy's numbers mean other motions within others.
+    """
+    found: dict[str, tuple[str, ...]] = {}
     for name, space in env.single_observation_space.spaces.items():
         inner: Mapping[str, Any] = getattr(space, "spaces", {"": space})
-        found |= {f"{name} {part}".strip(): tuple(x.shape) for part, x in inner.items()}
-    return found | {"action": env.single_action_space.shape[-1:]}
+        for part, x in inner.items():
+            found[f"{name} {part}".strip()] = ("x".join(map(str, x.shape)), str(x.dtype))
+    action = env.single_action_space
+    size = str(action.shape[-1]) if action.shape else ""
+    bounds = "discrete"
+    if hasattr(action, "low"):
+        ends = np.stack([action.low, action.high]).reshape(2, -1, action.shape[-1])[:, 0]
+        same = (ends == ends[:, :1]).all()
+        low, high = ends[:, 0] if same else ends
+        bounds = f"[{low:g}, {high:g}]" if same else f"{low.tolist()} to {high.tolist()}"
+    return found | {"action": (size, bounds)}
 
 
-def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+def _told(what: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]) -> str:
+    """Return what is offered in words, with types and bounds only where they differ."""
+    return ", ".join(
+        " ".join([name, value[0], *(value[1:] if value[1:] != other.get(name, value)[1:] else ())])
+        for name, value in what.items()
+    )

@@ -24,6 +24,8 @@ PREFIX = "observation."
 IMAGE_PREFIX = "observation.images."
 STATE = "observation.state"
 AGENT_POS = "agent_pos"
+LONE_CAMERA = "observation.image"
+"""LeRobot's name of a picture that is the only one."""
 NOTHING = "none"
 """In a rename map, in place of a camera: the policy goes without its own."""
 
@@ -181,7 +183,8 @@ def check_fit(
     missing = []
     for key in policy.sources.image_keys:
         shape = cameras.get(policy.sources.camera(key, cameras))
-        if shape is None or (wanted is not None and shape != (*wanted, 3)):
+        right = shape is not None and len(shape) == 3 and shape[2] == 3
+        if not right or (wanted is not None and shape != (*wanted, 3)):
             missing.append(key)
     numbers = states.get(policy.sources.state(states))
     if policy.state_dim and numbers != (policy.state_dim,):
@@ -195,7 +198,7 @@ def check_fit(
     wants = [f"{key}{px}" for key in policy.sources.image_keys]
     wants += [f"{STATE} {policy.state_dim}"] * bool(policy.state_dim)
     has = [f"{image_key(name)} {_pixels(shape)}" for name, shape in cameras.items()]
-    has += [f"{_key(name)} {'x'.join(map(str, shape))}" for name, shape in states.items()]
+    has += [f"{_key(name)} {'x'.join(map(str, x))}" for name, x in states.items() if x != (0,)]
     raise PolicyEnvMismatchError(
         f"The policy {policy.name!r} does not fit the environment: it wants "
         f"{', '.join([*wants, f'action {policy.action_dim}'])}; the environment has "
@@ -255,9 +258,10 @@ def offered_inputs(
     observation: spaces.Space[Any],
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Return the cameras and the number arrays of an observation space: name -> shape."""
-    parts = observation.spaces if isinstance(observation, spaces.Dict) else {}
-    pixels = parts.get("pixels")
-    images = pixels.spaces if isinstance(pixels, spaces.Dict) else {}
+    lone = "pixels" if len(observation.shape or ()) == 3 else AGENT_POS
+    parts = observation.spaces if isinstance(observation, spaces.Dict) else {lone: observation}
+    pixels = parts.get("pixels", spaces.Dict({}))
+    images = pixels.spaces if isinstance(pixels, spaces.Dict) else {LONE_CAMERA: pixels}
     numbers = {name: tuple(space.shape or ()) for name, space in parts.items() if name != "pixels"}
     return {name: tuple(space.shape or ()) for name, space in images.items()}, numbers
 
@@ -265,6 +269,11 @@ def offered_inputs(
 def _remedy(policy: Any, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
     """Say what to do: a rename map where cameras are only called otherwise."""
     sources: InputSources = policy.sources
+    if any(_channels_first(shape) for shape in cameras.values()):
+        return (
+            "Pictures must be [height, width, 3]: put a wrapper around the environment that moves "
+            "the axis (np.moveaxis(picture, 0, -1), in the space and in the observation)."
+        )
     absent = [key for key in missing if key in sources.image_keys]
     absent = [key for key in absent if sources.camera(key, cameras) not in cameras]
     taken = {sources.camera(key, cameras) for key in sources.image_keys}
@@ -288,4 +297,13 @@ def _key(state: str) -> str:
 
 
 def _pixels(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]} px" if len(shape) == 3 else str(shape)
+    if len(shape) != 3:
+        return str(shape)
+    if _channels_first(shape):
+        return f"{shape[2]}x{shape[1]} px with its channels first"
+    channels = "" if shape[2] == 3 else f" of {shape[2]} channels"
+    return f"{shape[1]}x{shape[0]} px{channels}"
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)

@@ -279,7 +279,7 @@ class _Run:
         """Note what a group's decisions led to."""
         request, decision = self.thinking.pop(int(env_ids[0]))
         episodes = self.episode[env_ids]
-        success = np.asarray(infos.get("is_success", terminated), dtype=bool)
+        success = infos["is_success"]
         self._see(env_ids, observation)
         self.steps[env_ids] += 1
         self.decisions[episodes] += 1

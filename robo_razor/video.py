@@ -37,7 +37,7 @@ from robo_razor.environment import (
     task_id,
     worker_errors,
 )
-from robo_razor.errors import ConfigError, EnvError
+from robo_razor.errors import ConfigError, EnvError, shown
 from robo_razor.files import check_writable
 from robo_razor.rollout import StepOutcome, episode_bar, run_actor
 from robo_razor.statistics import wilson_interval
@@ -91,10 +91,16 @@ class FrameCollector:
         filmed = episodes < self.max_episodes
         if not filmed.any():
             return
-        with worker_errors():
-            pictures = env.render(env_ids=env_ids[filmed], size=self.size)
+        with worker_errors("The environment cannot be filmed"):
+            pictures = np.asarray(env.render(env_ids=env_ids[filmed], size=self.size))
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
+            raise EnvError(
+                f"The environment cannot be filmed: its `render` gives {pictures.dtype} of shape "
+                f"{pictures.shape}",
+                allowed="uint8 [environments, height, width, 3]",
+            )
         for episode, picture in zip(episodes[filmed], pictures, strict=True):
-            self.frames.setdefault(int(episode), []).append(np.asarray(picture))
+            self.frames.setdefault(int(episode), []).append(picture)
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,17 @@ def write_video(path: str | Path, frames: Iterator[NDArray[np.uint8]], fps: int)
     return _write_gif(target, frames, fps)
 
 
+def check_video_path(path: str) -> None:
+    """Check that a video can be written, before any episode is run for it.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if Path(path).suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"`video` = {shown(path)} is not a video file", allowed=".mp4, .gif")
+    check_writable(path, "video")
+
+
 def run_rollout(config: RolloutConfig, console: Console | None = None) -> EpisodeBatch:
     """Run a policy on a task as the settings say, print its success, and film it if asked to.
 
@@ -173,10 +190,8 @@ def run_rollout(config: RolloutConfig, console: Console | None = None) -> Episod
     import_env_packages(config.env.env_packages)
     config = replace(config, task=task_id(config.task, config.env.env_packages))
     check_tasks([config.task])
-    if config.video is not None and Path(config.video).suffix not in (".mp4", ".gif"):
-        raise ConfigError(f"`video` = {config.video!r} is no video file", allowed=".mp4, .gif")
     if config.video is not None:
-        check_writable(config.video, "video")
+        check_video_path(config.video)
     env_config = replace(config.env, num_envs=min(config.env.num_envs, config.episodes))
     with torch_threads(config.torch_threads):
         policy, actor, chunk_size = _actor(config)

@@ -24,7 +24,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space, create_empty_array
 from numpy.typing import NDArray
 
-from gym_razor.faults import WorkerError, dump_episodes, worker_error
+from gym_razor.faults import (
+    NO_GUARD,
+    Breach,
+    WorkerError,
+    dump_episodes,
+    starting_workers,
+    unguarded_text,
+    worker_error,
+)
+from gym_razor.success import silent_text, told_success
 
 EnvFactory = Callable[[], "gym.Env[Any, Any]"]
 Transition = tuple[Any, float, bool, bool, dict[str, Any]]
@@ -44,8 +53,10 @@ def step_chunk(env: gym.Env[Any, Any], actions: NDArray[np.float32]) -> Transiti
         actions: float32 [H, A].
 
     Returns:
-        Last observation, sum of the rewards, terminated, truncated, last info.
+        Last observation, sum of the rewards, terminated, truncated, last info. `is_success` in the
+        info is True if any action of the chunk succeeded, and absent if none told of success.
     """
+    success: bool | None = None
     lean = env is env.unwrapped and hasattr(env, "step_without_rendering")
     total = 0.0
     for action in actions:
@@ -55,10 +66,15 @@ def step_chunk(env: gym.Env[Any, Any], actions: NDArray[np.float32]) -> Transiti
         else:
             observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
+        told = told_success(info)
+        if told is not None:
+            success = bool(success) or told
         if terminated or truncated:
             break
     if lean:
         observation = cast("Any", env).observe()
+    if success is not None:
+        info = {**info, "is_success": success}
     return observation, total, bool(terminated), bool(truncated), info
 
 
@@ -67,6 +83,8 @@ class _EnvGroup:
 
     def __init__(self, env_fns: Sequence[EnvFactory]) -> None:
         self.envs = [env_fn() for env_fn in env_fns]
+        self._told = [False] * len(self.envs)
+        """Which environments have said in this episode whether they succeeded."""
 
     def describe(self) -> dict[str, Any]:
         env = self.envs[0]
@@ -85,12 +103,19 @@ class _EnvGroup:
             observation, info = env.reset(seed=seed, options=options or None)
             words = env.get_wrapper_attr("task_description")
             started[row] = (observation, info, env.get_wrapper_attr("task"), words)
+            self._told[row] = False
         return started
 
     def step(self, rows: Sequence[int], actions: NDArray[np.float32]) -> dict[int, Transition]:
-        return {
-            row: step_chunk(self.envs[row], chunk) for row, chunk in zip(rows, actions, strict=True)
-        }
+        return {row: self._step(row, chunk) for row, chunk in zip(rows, actions, strict=True)}
+
+    def _step(self, row: int, chunk: NDArray[np.float32]) -> Transition:
+        transition = step_chunk(self.envs[row], chunk)
+        _, _, terminated, truncated, info = transition
+        self._told[row] |= "is_success" in info
+        if (terminated or truncated) and not self._told[row]:
+            raise Breach(f"{self.envs[row].get_wrapper_attr('task')} {silent_text(info)}")
+        return transition
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
         return {row: self.envs[row].render() for row in rows}
@@ -160,7 +185,8 @@ class _RemoteGroup:
             name=name,
             daemon=True,
         )
-        self.process.start()
+        with starting_workers():
+            self.process.start()
         theirs.close()
 
     def send(self, command: str, *arguments: Any) -> None:
@@ -200,6 +226,8 @@ class _RemoteGroup:
     def _died(self) -> _Fault:
         self.process.join(timeout=1)
         code = self.process.exitcode
+        if code == NO_GUARD:
+            return _Fault(unguarded_text())
         why = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
         return _Fault(f"died with exit code {code}{why} in {self.last_request}")
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+NO_GUARD = 77
+"""Exit code of a worker process that would start workers itself, while it reads its script."""
+_STARTING = "GYM_RAZOR_STARTS_WORKERS"
 
 
 class WorkerError(RuntimeError):
     """A worker process died, hung or raised; the text names its episodes and their dump."""
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment raised, or broke the contract; the text names task, seed and control step."""
+
+
+class Breach(ValueError):
+    """What an environment offers or gives cannot be used; the text goes on after its name."""
 
 
 def dump_episodes(
@@ -40,3 +55,36 @@ def worker_error(worker: str, what: str, episodes: Sequence[Mapping[str, Any]], 
         f"{worker} {what}. Its episodes ({named}{more}) with the actions so far are in {dump}; "
         "replay one by resetting its task with its seed and stepping those actions."
     )
+
+
+def unguarded_text() -> str:
+    """Return what to do where a script starts workers as it is read, which every worker does."""
+    return (
+        "could not start, because your script makes environments as soon as it is read, and every "
+        "worker process reads it first. Put what your script runs under "
+        '`if __name__ == "__main__":`, or make the environments with num_workers=0'
+    )
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Start worker processes within; they may not start any themselves while they read the script.
+
+    Raises:
+        WorkerError: The program was not read from a file that a worker could read.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False) and _STARTING in os.environ:
+        os._exit(NO_GUARD)  # quietly: the parent says what to do
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and path is not None and not Path(path).exists():
+        raise WorkerError(
+            f"Worker processes cannot start, because the program comes from {Path(path).name}, "
+            "which they cannot read. Save it as a file, with what it runs under "
+            '`if __name__ == "__main__":`, or make the environments with num_workers=0.'
+        )
+    os.environ[_STARTING] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_STARTING, None)

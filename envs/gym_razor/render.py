@@ -33,7 +33,9 @@ def _gl_context(size: int) -> Any:
     MuJoCo picks its context class when it is imported, and without `MUJOCO_GL` it picks one that
     needs a display. So the class is chosen here, which works whatever was imported first.
     """
-    backend = os.environ.get("MUJOCO_GL") or ("egl" if sys.platform == "linux" else "")
+    backend = os.environ.get("MUJOCO_GL", "").strip().lower() or (
+        "egl" if sys.platform == "linux" else ""
+    )
     # Software OpenGL without threads of its own: the worker processes are the parallelism.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if backend in ("egl", "osmesa"):

@@ -168,6 +168,7 @@ def make_robosuite_vector_env(
 
 
 make_robosuite_vector_env.switches_tasks = False  # type: ignore[attr-defined]
+make_robosuite_vector_env.pure_starts = True  # type: ignore[attr-defined]
 
 
 class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
@@ -480,7 +481,7 @@ def _gl_context(size: int) -> Any:
     """Make a headless OpenGL context: EGL unless `MUJOCO_GL` names another backend."""
     import mujoco
 
-    if os.environ.get("MUJOCO_GL", "egl").lower() == "egl" and os.name == "posix":
+    if os.environ.get("MUJOCO_GL", "egl").strip().lower() == "egl" and os.name == "posix":
         import mujoco.egl
 
         return mujoco.egl.GLContext(size, size)

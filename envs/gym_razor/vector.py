@@ -25,7 +25,14 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from gym_razor.faults import WorkerError, dump_episodes, worker_error
+from gym_razor.faults import (
+    NO_GUARD,
+    WorkerError,
+    dump_episodes,
+    starting_workers,
+    unguarded_text,
+    worker_error,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +269,8 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
     """
 
     expert_styles = ("a", "b")
+    pure_starts = True
+    """Start states are pure functions of (task, seed), and all tasks give the same things."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
@@ -324,6 +333,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             ids.astype(np.int64) for ids in np.array_split(np.arange(num_envs), count)
         ]
         self._memory: SharedMemory | None = None
+        self._linked = True
         self._local: _Worker | None = None
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
@@ -339,7 +349,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
     def _start_workers(self, settings: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         assert self._memory is not None
-        with _worker_environment():
+        with starting_workers(), _worker_environment():
             for index, ids in enumerate(self.groups):
                 mine, theirs = context.Pipe()
                 process = context.Process(
@@ -356,6 +366,9 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             self._pending[index] = ("start", ids)
         while self._pending:
             self._receive()
+        # All have it open now, and it stays mapped: nothing is left behind, whatever is killed.
+        self._memory.unlink()
+        self._linked = False
 
     # ---- messages ----
 
@@ -385,7 +398,8 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             status, answer = self._connections[index].recv()
         except (EOFError, OSError):
             self._processes[index].join(timeout=5)
-            self._fail(index, f"died (exit code {self._processes[index].exitcode})")
+            code = self._processes[index].exitcode
+            self._fail(index, unguarded_text() if code == NO_GUARD else f"died (exit code {code})")
         if status == "error":
             self._fail(index, f"raised {answer}")
         _, ids = self._pending.pop(index)
@@ -684,5 +698,6 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         if self._memory is not None:
             with contextlib.suppress(BufferError):
                 self._memory.close()
-            self._memory.unlink()
+            if self._linked:
+                self._memory.unlink()
             self._memory = None
