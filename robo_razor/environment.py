@@ -41,6 +41,7 @@ from robo_razor.lerobot_tasks import (
     make_lerobot_env,
     register_lerobot_task,
 )
+from robo_razor.limits import check_descriptors
 from robo_razor.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -225,6 +226,7 @@ def make_env(
             take unlike things.
     """
     check_gl_setting()
+    check_descriptors(config.num_workers)
     import_env_packages(config.env_packages)
     needed = list(dict.fromkeys((task, *tasks)))
     check_tasks(needed)

@@ -553,7 +553,9 @@ class Trainer:
                 stack.push(_clears(run))
             stack.callback(run.close)
             self.stored = run
+            self.ranks.gather(None)  # the others look at what is whole only now
             return run
+        self.ranks.gather(None)
         own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         run = RunDirectory.create(replace(config, out=str(own), resume=False))
         stack.callback(run.close)

@@ -161,15 +161,6 @@ class Laboratory:
 
     def _go_on(self, place: Path, method: str, faults: Faults | None) -> int:
         words = ["--config", "settings.yaml", "--resume", "auto"]
-        if True:  # TEMP
-            from robo_razor.checkpoint import RunDirectory
-
-            r = RunDirectory(place / "run")
-            if r.has_config() and r.last_step() is not None:
-                words = ["--resume", "--out", "run"]
-            else:
-                r.discard_unstarted()
-                words = ["--config", "settings.yaml"]
         return self._command(place, words, faults)
 
     def _command(self, place: Path, words: list[str], faults: Faults | None) -> int:
@@ -238,10 +229,9 @@ def snapshot(place: Path) -> dict[str, Any]:
     run = place / "run"
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if name.startswith("tensorboard/") or name == ".lock" or name == "checkpoints/last":
-            if name == "checkpoints/last":
-                found[name] = os.readlink(path)
-        elif path.is_symlink():
+        if name.startswith("tensorboard/") or name in (".lock", ".begun_in"):
+            continue
+        if path.is_symlink():
             found[name] = os.readlink(path)
         elif path.is_file():
             found[name] = _content(path, str(place))
