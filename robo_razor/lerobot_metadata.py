@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robo_razor.errors import DemonstrationError, shown
+from robo_razor.errors import DemonstrationError, did_you_mean, shown
 from robo_razor.files import parse_json, read_text
 from robo_razor.pictures import DAMAGED, MAX_PIXELS, Camera
 from robo_razor.policy_inputs import IMAGE_PREFIX, STATE, image_key
@@ -75,7 +75,8 @@ def describe(directory: str | Path, state_keys: Sequence[str] = (STATE,)) -> Des
     features, path = info["features"], root / "meta" / "info.json"
     if ACTION not in features:
         raise DemonstrationError(
-            f"{path} lists no column {ACTION!r}. Its columns are {listed(list(features))}",
+            f"{path} lists no column {ACTION!r}.{did_you_mean(ACTION, features)} Its columns are "
+            f"{listed(list(features))}",
             allowed=f"{ACTION!r} for the actions; cameras are called {IMAGE_PREFIX}NAME, the state "
             f"{STATE}",
             remedy=RENAME,

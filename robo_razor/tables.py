@@ -301,11 +301,11 @@ def matrix(
         bad = np.flatnonzero(~np.isfinite(found.astype(np.float32)))
     for i in bad[:1]:
         row, entry = divmod(int(i), max(1, width))
+        more = f"; {len(bad)} numbers of the column are like that" if len(bad) > 1 else ""
         raise DemonstrationError(
-            f"{name!r} of {place(row)} in {path} is {found[i]:g} (entry {entry})",
+            f"{name!r} of {place(row)} in {path} is {found[i]:g} (entry {entry}{more})",
             allowed="finite numbers",
-            remedy=f"Remove that episode, or mend what wrote it; {len(bad)} numbers of the column "
-            "are like that.",
+            remedy="Remove that episode, or mend what wrote it.",
         )
     reshaped: NDArray[np.float64] = found.reshape(-1, width)
     return reshaped
