@@ -28,8 +28,8 @@ from gymnasium.vector.utils import batch_space
 from gym_razor.faults import (
     NO_GUARD,
     WorkerError,
-    dump_episodes,
     check_can_start,
+    dump_episodes,
     starting_workers,
     unguarded,
     worker_error,
