@@ -70,6 +70,23 @@ class Boundary:
                 remedy="Its weights or statistics may be damaged, or training diverged.",
             )
 
+    def check_tasks(
+        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str] | None
+    ) -> None:
+        """Check that sub-environments run the tasks that they were asked to, where they tell.
+
+        Raises:
+            EnvError: One runs another task.
+        """
+        for i, task in zip(env_ids, asked, strict=True):
+            if running is not None and task is not None and str(running[i]) != str(task):
+                raise EnvError(
+                    f"The vector environment was asked for {task!r}, but it runs "
+                    f"{str(running[i])!r}",
+                    remedy="Let its `reset` take options['tasks'], or set `switches_tasks = False` "
+                    "on its maker: then each task has an environment of its own.",
+                )
+
     def check_start(
         self, env_ids: NDArray[np.int64], observation: Observation, infos: Mapping[str, Any]
     ) -> None:
@@ -104,7 +121,7 @@ class Boundary:
             EnvError: It cannot be used.
         """
         self._elapsed[env_ids] = infos.get("elapsed_steps", self._elapsed[env_ids] + num_steps)
-        self._check_finite(env_ids, "reward", np.asarray(rewards))
+        self._check_finite(env_ids, "reward", np.asarray(rewards), ())
         for name, flags in zip(("terminated", "truncated"), ends, strict=True):
             if getattr(flags, "dtype", None) != np.bool_:
                 raise EnvError(f"{self._where(env_ids[0])} gives `{name}` that is not bool")
@@ -142,23 +159,22 @@ class Boundary:
     def _as_bools(
         self, env_ids: NDArray[np.int64], key: str, values: Any, told: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        array = np.asarray(values)
-        n = len(env_ids)
-        if array.dtype == np.bool_ and array.shape == (n,):
+        array, n = np.asarray(values), len(env_ids)
+        if array.size != n:
+            raise EnvError(
+                f"{self.named(env_ids)} gives `{key}` in the shape {array.shape}, not one value "
+                f"for each of {n}"
+            )
+        array = array.reshape(n)
+        if array.dtype == np.bool_:
             return array
-        result = np.zeros(n, dtype=bool)
-        for row in np.flatnonzero(told) if len(array) == n else range(n):
-            value = np.asarray(array[row] if len(array) == n else values)
-            right = value.size == 1 and value.dtype.kind in "biuf" and value.item() in (0, 1)
-            if not right and isinstance(value.item() if value.size == 1 else None, bool | np.bool_):
-                right = True
-            if not right:
+        for row in np.flatnonzero(told):
+            if not _is_flag(array[row]):
                 raise EnvError(
-                    f"{self._where(env_ids[row])} gives `{key}` as {shown(value.tolist())}, which "
-                    "is neither True nor False"
+                    f"{self._where(env_ids[row])} gives `{key}` as {shown(array[row])}, which is "
+                    "neither True nor False"
                 )
-            result[row] = bool(value.item())
-        return result
+        return np.array([bool(value) for value in np.where(told, array, False)])
 
     def _check_observation(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
         for path, space in self._leaves.items():
@@ -171,27 +187,31 @@ class Boundary:
                     f"{self.named(env_ids)} gives no {name!r}, though its observation space has it"
                 )
             array = np.asarray(value)
-            if array.shape[1:] != space.shape or array.dtype != space.dtype:
+            right = (len(env_ids), *(space.shape or ()))
+            if array.shape != right or array.dtype != space.dtype:
                 raise EnvError(
                     f"{self.named(env_ids)} gives {name!r} as {array.dtype} of shape "
                     f"{array.shape[1:]}, but its observation space says {space.dtype} of shape "
                     f"{space.shape}"
                 )
             if array.dtype.kind == "f":
-                self._check_finite(env_ids, name, array)
+                self._check_finite(env_ids, name, array, space.shape)
 
     def _check_landmarks(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
         if "landmarks" in infos:
-            self._check_finite(env_ids, "landmarks", np.asarray(infos["landmarks"]))
+            landmarks = np.asarray(infos["landmarks"])
+            self._check_finite(env_ids, "landmarks", landmarks, landmarks.shape[1:])
 
-    def _check_finite(self, env_ids: NDArray[np.int64], name: str, values: NDArray[Any]) -> None:
-        """Check that numbers [n, ...] are finite."""
-        finite = np.isfinite(values) if values.dtype.kind in "biuf" else None
-        if finite is None or len(values) != len(env_ids):
+    def _check_finite(
+        self, env_ids: NDArray[np.int64], name: str, values: NDArray[Any], shape: Any
+    ) -> None:
+        """Check that values [n, *shape] are finite numbers."""
+        if values.dtype.kind not in "biuf" or values.shape != (len(env_ids), *shape):
             raise EnvError(
                 f"{self.named(env_ids)} gives `{name}` as {values.dtype} of shape {values.shape}, "
-                f"not one number for each of {len(env_ids)}"
+                f"not as numbers of shape {(len(env_ids), *shape)}"
             )
+        finite = np.isfinite(values)
         if not finite.all():
             at = tuple(np.argwhere(~finite)[0])
             where = f" at {list(map(int, at[1:]))}" if len(at) > 1 else ""
@@ -236,6 +256,12 @@ def check_vector_env(task: str, env: Any) -> None:
                 f"The vector environment of {task!r} gives the picture {name!r} as {image.dtype}",
                 allowed="uint8 [height, width, 3] for each sub-environment",
             )
+
+
+def _is_flag(value: Any) -> bool:
+    """Tell whether a value is a bool, or a number that stands for one."""
+    array = np.asarray(value)
+    return array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1)
 
 
 def _leaves(

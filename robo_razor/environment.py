@@ -394,6 +394,8 @@ def worker_errors(what: str = "The environment failed") -> Iterator[None]:
     except (Exception, SystemExit) as error:
         kind, text = type(error).__name__, str(error)
         remedy = None
+        if kind == "StartError":
+            raise EnvError(text) from None  # it is the script's fault: where it came from is noise
         if kind == "WorkerError":
             text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", text, flags=re.DOTALL)
             remedy = "`robo-razor doctor` checks OpenGL and memory."
@@ -411,7 +413,7 @@ def check_gl_setting() -> None:
     given = os.environ.get("MUJOCO_GL", "")
     if given.strip().lower() not in GL_WORDS:
         raise EnvError(
-            f"No OpenGL context can be made: MUJOCO_GL is {shown(given)}"
+            f"No OpenGL context can be made: MUJOCO_GL is {shown(given)}."
             f"{did_you_mean(given, GL_NAMES)}",
             allowed=", ".join(GL_NAMES),
             remedy="On a machine without a display take egl (Debian packages libegl1 and "
@@ -475,6 +477,7 @@ class GroupDriver:
             words = self.env.instructions
             rows = _rows(infos, env_ids, n)
             seen = take(observation, env_ids)
+        self._boundary.check_tasks(env_ids, tasks, getattr(self.env, "tasks", None))
         self._boundary.check_start(env_ids, seen, rows)
         return seen, [str(words[i]) for i in env_ids], rows
 

@@ -244,11 +244,13 @@ def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
     """
     if not isinstance(action, spaces.Box):
         return
-    low, high = float(action.low.min()), float(action.high.max())
-    if np.isfinite([low, high]).all() and not np.allclose([low, high], [-1.0, 1.0]):
+    low, high = action.low, action.high
+    finite = np.isfinite(low) & np.isfinite(high)
+    if not (np.allclose(low[finite], -1.0) and np.allclose(high[finite], 1.0)):
+        same = (low == low.min()).all() and (high == high.max()).all()
+        ends = f"[{low.min():g}, {high.max():g}]" if same else f"{low.tolist()} to {high.tolist()}"
         raise PolicyEnvMismatchError(
-            f"The policy {name!r} commands actions in [-1, 1], but the environment takes "
-            f"[{low:g}, {high:g}]",
+            f"The policy {name!r} commands actions in [-1, 1], but the environment takes {ends}",
             remedy="Put a wrapper around the environment that scales them, or use a policy that "
             "normalises its actions (SmolVLA, pi0, ACT, ...).",
         )

@@ -28,9 +28,10 @@ from gym_razor.faults import (
     NO_GUARD,
     Breach,
     WorkerError,
+    check_can_start,
     dump_episodes,
     starting_workers,
-    unguarded_text,
+    unguarded,
     worker_error,
 )
 from gym_razor.success import silent_text, told_success
@@ -227,7 +228,7 @@ class _RemoteGroup:
         self.process.join(timeout=1)
         code = self.process.exitcode
         if code == NO_GUARD:
-            return _Fault(unguarded_text())
+            raise unguarded() from None
         why = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
         return _Fault(f"died with exit code {code}{why} in {self.last_request}")
 
@@ -277,6 +278,8 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
         self._group_of = np.concatenate(
             [np.full(len(ids), group) for group, ids in enumerate(self.groups)]
         )
+        if num_workers > 0:
+            check_can_start()
         for number, ids in enumerate(self.groups):
             share = [factories[env_id] for env_id in ids]
             if num_workers == 0:

@@ -22,6 +22,10 @@ class WorkerError(RuntimeError):
     """A worker process died, hung or raised; the text names its episodes and their dump."""
 
 
+class StartError(WorkerError):
+    """Worker processes cannot be started from this program; the text says what to do."""
+
+
 class EnvironmentFault(RuntimeError):
     """An environment raised, or broke the contract; the text names task, seed and control step."""
 
@@ -57,32 +61,38 @@ def worker_error(worker: str, what: str, episodes: Sequence[Mapping[str, Any]], 
     )
 
 
-def unguarded_text() -> str:
-    """Return what to do where a script starts workers as it is read, which every worker does."""
-    return (
-        "could not start, because your script makes environments as soon as it is read, and every "
-        "worker process reads it first. Put what your script runs under "
-        '`if __name__ == "__main__":`, or make the environments with num_workers=0'
+def unguarded() -> StartError:
+    """Return the error for a script that starts workers as it is read, which every worker does."""
+    return StartError(
+        "Worker processes cannot start, because your script makes environments as soon as it is "
+        "read, and every worker reads it first. Put what your script runs under "
+        '`if __name__ == "__main__":`, or make the environments with num_workers=0.'
     )
 
 
-@contextlib.contextmanager
-def starting_workers() -> Iterator[None]:
-    """Start worker processes within; they may not start any themselves while they read the script.
+def check_can_start() -> None:
+    """Check that this program can start worker processes.
+
+    In a worker that is still reading its script, the process ends quietly: its parent says why.
 
     Raises:
-        WorkerError: The program was not read from a file that a worker could read.
+        StartError: The program was not read from a file that a worker could read.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False) and _STARTING in os.environ:
-        os._exit(NO_GUARD)  # quietly: the parent says what to do
+        os._exit(NO_GUARD)
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if getattr(main, "__spec__", None) is None and path is not None and not Path(path).exists():
-        raise WorkerError(
+        raise StartError(
             f"Worker processes cannot start, because the program comes from {Path(path).name}, "
             "which they cannot read. Save it as a file, with what it runs under "
             '`if __name__ == "__main__":`, or make the environments with num_workers=0.'
         )
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Start worker processes within; see `check_can_start`."""
     os.environ[_STARTING] = "1"
     try:
         yield

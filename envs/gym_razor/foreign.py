@@ -342,7 +342,8 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 raise Breach(f"gives no picture {name!r}, though its space has one")
             size: Any = self._space["pixels"][name].shape  # type: ignore[index]
             images[name] = resize(as_bytes(name, given[name], space), *size[:2])
-        parts.setdefault("agent_pos", np.zeros(0, np.float32))
+        if (own := self._space.spaces.get("agent_pos")) is not None and own.shape == (0,):
+            parts.setdefault("agent_pos", np.zeros(0, np.float32))
         numbers = {
             name: _numbers(name, parts.get(name), space)
             for name, space in self._space.items()

@@ -28,9 +28,10 @@ from gymnasium.vector.utils import batch_space
 from gym_razor.faults import (
     NO_GUARD,
     WorkerError,
+    check_can_start,
     dump_episodes,
     starting_workers,
-    unguarded_text,
+    unguarded,
     worker_error,
 )
 
@@ -342,6 +343,7 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
             self._arrays = _map_arrays(None, layout)
             self._local = _Worker(self._arrays, range(num_envs), settings)
         else:
+            check_can_start()
             self._memory = SharedMemory(create=True, size=_memory_size(layout))
             self._arrays = _map_arrays(self._memory, layout)
             self._start_workers(settings)
@@ -397,9 +399,14 @@ class RazorVectorEnv(VectorEnv[dict[str, Any], npt.NDArray[np.float32], npt.NDAr
         try:
             status, answer = self._connections[index].recv()
         except (EOFError, OSError):
+            status, answer = "died", None
+        if status == "died":
             self._processes[index].join(timeout=5)
             code = self._processes[index].exitcode
-            self._fail(index, unguarded_text() if code == NO_GUARD else f"died (exit code {code})")
+            if code == NO_GUARD:
+                self.close(terminate=True)
+                raise unguarded()
+            self._fail(index, f"died (exit code {code})")
         if status == "error":
             self._fail(index, f"raised {answer}")
         _, ids = self._pending.pop(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -302,6 +303,18 @@ def test_results_do_not_depend_on_the_number_of_envs_or_workers():
             assert_same(started, other[seed][0])
             assert_same(stepped, other[seed][1])
             assert reward == other[seed][2]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux")
+def test_nothing_stays_in_shared_memory_whatever_is_killed():
+    """A name there would outlive everything if all processes were killed at once."""
+    vector = make_vec(num_envs=2, num_workers=2, render_observations=False)
+    assert not (Path("/dev/shm") / vector.unwrapped._memory.name).exists()
+    started, _ = vector.reset(seed=[1, 2])
+    stepped, *_ = vector.step(chunks_for(2, 2))
+    assert not np.array_equal(started["agent_pos"], stepped["agent_pos"])
+    vector.close()
+    vector.close()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -86,3 +86,120 @@ def test_a_worker_that_is_found_dead_when_it_is_given_work_is_an_error_of_the_en
 
     with pytest.raises(EnvError, match="worker 0 died"):
         GroupDriver(Dead()).submit(np.zeros((1, 5, 1), np.float32), np.array([0]))
+
+
+class Scripted(Plain):
+    """Does what a test asks for; begins anew from its seed and ends after three actions."""
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.steps += 1
+        observation = {"agent_pos": np.zeros(2, np.float32)}
+        return observation, 1.0, self.steps == 3, False, self.info()
+
+
+class DropsIt(Scripted):
+    def info(self):
+        return {"success": False}
+
+
+class Solved(Scripted):
+    def info(self):
+        return {"success": self.steps == 1}
+
+
+class Silent(Scripted):
+    def info(self):
+        return {}
+
+
+class Seedless(DropsIt):
+    def reset(self, *, seed=None, options=None):
+        return super().reset()
+
+
+class Alike(DropsIt):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=1)
+
+
+class Wider(DropsIt):
+    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+
+
+class Lone(DropsIt):
+    observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.integers(0, 256, (8, 8, 3), dtype=np.uint8), {}
+
+
+class NoAsset(Plain):
+    def __init__(self):
+        raise FileNotFoundError("arm.xml")
+
+
+class NeedsOptions(Plain):
+    def reset(self, *, seed=None, options=None):
+        return options["goal"], {}
+
+
+for _class in (DropsIt, Solved, Silent, Seedless, Alike, Wider, Lone, NoAsset, NeedsOptions):
+    gym.register(f"plain/{_class.__name__}-v0", _class, max_episode_steps=9)
+
+
+def outcome(name):
+    """Return success, control steps and reward of one episode."""
+    driver = GroupDriver(make(name))
+    driver.reset(np.arange(1), [5], [f"plain/{name}-v0"], [None])
+    driver.submit(np.zeros((1, 5, 1), np.float32), np.arange(1))
+    _, _, rewards, _, _, infos = driver.wait()
+    return bool(infos["is_success"][0]), int(infos["elapsed_steps"][0]), float(rewards[0])
+
+
+def test_that_an_episode_ends_is_no_success():
+    assert outcome("DropsIt") == (False, 3, 3.0)
+    with pytest.raises(EnvError, match=r"plain/Silent-v0 \(seed 5, control step 3\) tells no succ"):
+        outcome("Silent")
+
+
+def test_one_control_step_of_success_is_enough_and_ends_nothing():
+    assert outcome("Solved") == (True, 3, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("Seedless", "does not begin twice in the same way"), ("Alike", "whatever the seed")],
+)
+def test_a_seed_that_is_ignored_is_warned_of_once(caplog, name, text):
+    make_env(f"plain/{name}-v0", EnvConfig(num_envs=3), chunk_size=5)
+    assert caplog.text.count(text) == 1
+    assert f"plain/{name}-v0 " in caplog.text
+
+
+@pytest.mark.parametrize("other", ["Wider", "Lone"])
+def test_every_task_of_a_run_is_checked_against_the_first(other):
+    tasks = ("plain/DropsIt-v0", f"plain/{other}-v0")
+    with pytest.raises(EnvError, match=f"{tasks[1]} and {tasks[0]} give or take other things"):
+        make_env(tasks[0], EnvConfig(num_envs=1), chunk_size=5, tasks=tasks)
+
+
+def test_a_lone_picture_is_served_as_lerobot_names_it():
+    env = make("Lone")
+    assert env.single_observation_space["pixels"]["observation.image"].shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("NoAsset", r"'plain/NoAsset-v0' cannot be made .*FileNotFoundError: arm\.xml"),
+        ("NeedsOptions", r"plain/NeedsOptions-v0 \(seed 0, .* TypeError in its reset: 'NoneType'"),
+    ],
+)
+def test_an_environment_that_cannot_begin_is_an_error_before_any_work(name, text):
+    with pytest.raises(EnvError, match=text):
+        make(name)
