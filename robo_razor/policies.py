@@ -29,6 +29,7 @@ from robo_razor.flow.vlm import VLM_FOLDER, backbone, local_vlm, match_precision
 from robo_razor.normalisation import check_held_statistics
 from robo_razor.policy_files import (
     CONFIG_FILE,
+    PROCESSOR_FILES,
     asks_for_code,
     check_names,
     check_processors,
@@ -291,6 +292,8 @@ def _load_from_directory(
             if missing is None or not isinstance(reason, OSError):
                 raise
             raise _no_backbone(directory, missing, reason) from error
+    # They are saved under their names, which a file may have set to that of another file.
+    preprocessor.name, postprocessor.name = (Path(name).stem for name in PROCESSOR_FILES)
     if vlm is not None:
         match_precision(module)
         for step in preprocessor.steps:  # what is saved again names the folder that it named

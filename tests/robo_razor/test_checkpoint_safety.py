@@ -234,6 +234,14 @@ def test_a_checkpoint_takes_no_files_of_a_named_folder_but_settings_and_tokenize
     assert not names & {"passwords.txt", "credentials.json"}
 
 
+@pytest.mark.parametrize("name", ["config", "policy_postprocessor", "x" * 5000, "../../x"])
+def test_a_pipelines_name_decides_no_file_of_later_checkpoints(policy, tmp_path, name):
+    edit(policy / "policy_preprocessor.json", lambda data: data.update(name=name))
+    load_policy(policy).save(tmp_path / "saved")
+    assert {f.name for f in (tmp_path / "saved").iterdir()} == {f.name for f in policy.iterdir()}
+    load_policy(tmp_path / "saved")
+
+
 def test_a_link_out_of_the_policys_folder_is_not_copied_into_checkpoints(tmp_path):
     folder = Path(tiny_vla.save_tiny_smolvla(tmp_path / "policy"))
     shutil.copytree(tmp_path / "policy-vlm", folder / "vlm")
