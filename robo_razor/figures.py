@@ -33,8 +33,8 @@ MARKERS = "osD^vpPX"
 SUFFIXES = (".png", ".svg")
 HEIGHT = 4.4
 """Height of a figure in inches, at a width of 6.4."""
-MAX_HEIGHT = 100.0
-"""Height of the tallest figure in inches; with hundreds of skills names overlap."""
+MAX_SKILLS = 60
+"""Skills that a figure has room for; of more those are drawn of which least is kept."""
 MAX_NAME = 60
 """Characters of a name that figures have room for."""
 MAX_BANDS = 4
@@ -292,7 +292,7 @@ def _predictors(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
 
 
 def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
-    arms = report["skills"]
+    arms = _drawn_skills(report)
     height = 0.8 / max(1, len(arms))
     for i, arm in enumerate(arms):
         rows = [(k, e) for k, e in enumerate(arm["skills"]) if e["retention"] is not None]
@@ -314,6 +314,9 @@ def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
             error_kw={"linewidth": 0.7, "alpha": 0.7},
         )
     if arms:
+        left_out = len(report["skills"][0]["skills"]) - len(arms[0]["skills"])
+        if left_out:
+            axes.set_ylabel(f"{left_out} skills of which more is kept are left out")
         names = [literal(entry["skill"]) for entry in arms[0]["skills"]]
         axes.set_yticks(range(len(names)), names, fontsize="x-small")
         axes.invert_yaxis()
@@ -321,9 +324,20 @@ def _skills(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:
 
 
 def _skill_height(report: dict[str, Any]) -> float:
-    arms = report["skills"]
-    height = 1.2 + (0.12 + 0.09 * len(arms)) * len(arms[0]["skills"]) if arms else HEIGHT
-    return min(MAX_HEIGHT, height)
+    arms = _drawn_skills(report)
+    return 1.2 + (0.12 + 0.09 * len(arms)) * len(arms[0]["skills"]) if arms else HEIGHT
+
+
+def _drawn_skills(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the arms with the skills that are drawn, the same ones of each."""
+
+    def least(k: int) -> float:
+        kept = [arm["skills"][k]["retention"] for arm in report["skills"]]
+        return min((value for value in kept if value is not None), default=math.inf)
+
+    count = len(report["skills"][0]["skills"]) if report["skills"] else 0
+    shown = sorted(sorted(range(count), key=least)[:MAX_SKILLS])
+    return [{**arm, "skills": [arm["skills"][k] for k in shown]} for arm in report["skills"]]
 
 
 def _along_training(axes: Any, runs: RunSet, report: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def test_help_imports_little(words):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {name.split(".")[0] for name in done.stderr.split()}
     assert imported.isdisjoint(DEAR)
-    assert len(done.stderr.split()) < (1000 if words[0] == "finetune" else 400)
+    assert len(done.stderr.split()) < (600 if words[0] == "finetune" else 300)
     if words == ["--help"]:
         assert all(f"  {name}" in done.stdout for name in cli.COMMANDS)
 

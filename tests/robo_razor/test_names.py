@@ -190,6 +190,19 @@ def test_figures_show_names_as_they_are():
     assert len(texts[3]) == figures.MAX_NAME
 
 
+def test_a_figure_of_many_skills_shows_those_of_which_least_is_kept():
+    skills = [
+        {"skill": f"s{k}", "retention": 0.9 - 0.001 * k, "interval": None} for k in range(1000)
+    ]
+    report = {"skills": [{"arm": "a", "skills": skills}]}
+    figure, axes = plt.subplots()
+    figures._skills(axes, None, report)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    plt.close(figure)
+    assert names == [f"s{k}" for k in range(940, 1000)]
+    assert axes.get_ylabel() == "940 skills of which more is kept are left out"
+
+
 def test_a_directory_whose_name_is_no_text_is_reported(tmp_path):
     path = tmp_path / "a\udcff\x1b[31m\nb"
     make_run(path, [(0.2, 1.0, 0.0), (0.6, 0.9, 1.0)])

@@ -176,6 +176,24 @@ def test_downloads_come_out_of_the_page(page_file, show):
     assert errors == []
 
 
+def test_names_that_are_markup_leave_the_page_whole(tmp_path, show):
+    skills = {"<!--<script>": 1.0, "</script><b>x</b>": 0.9, "<a href='http://a.b'>y</a>": 0.8}
+    runs = [
+        make_run(
+            tmp_path / method, [(0.2, 1.0, 0.0), (0.7, 0.8, 1.0)], method=method, skills=skills
+        )
+        for method in ("ppo", "bc")
+    ]
+    run_compare(CompareConfig(runs=tuple(runs), out=str(tmp_path / "report")))
+    page, errors, _ = show(tmp_path / "report" / "index.html")
+    assert errors == []
+    names = page.evaluate("charts.map(chart => chart.id)")
+    assert "skills" in names
+    assert all(page.locator(f"#{name} .main-svg").count() > 0 for name in names)
+    assert page.locator("#skills a").count() == 0
+    assert "<!--<script>" in page.locator("#skills .ytick").all_text_contents()
+
+
 def test_two_plain_runs_without_kl_and_seeds(tmp_path, show):
     ppo = make_run(tmp_path / "ppo", [(0.2, 1.0, None), (0.6, 1.0, None), (0.9, 0.9, None)])
     bc = make_run(tmp_path / "<b>c", [(0.2, 1.0, None), (0.7, 0.5, None)], method="bc")
