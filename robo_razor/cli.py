@@ -14,6 +14,7 @@ from typing import Any
 
 from robo_razor import config as configs
 from robo_razor.errors import ConfigError, RoboRazorError, unknown_name
+from robo_razor.interrupts import interruptible
 
 EXIT_ERROR = 2
 EXIT_SIGNAL = 128
@@ -199,7 +200,8 @@ def _dispatch(words: list[str]) -> int:
     except SystemExit:  # help was shown
         sys.stdout.write(_examples(command))
         return 0
-    _load(command.target)(config)
+    with interruptible():  # so that workers end and results are kept, whatever signal it is
+        _load(command.target)(config)
     if "WORLD_SIZE" in os.environ:  # a launcher's; otherwise `--help` would pay for torch
         _load("robo_razor.ranks:part")()
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -60,18 +60,25 @@ class Interrupts:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """Handle the signals inside the block; does nothing outside the main thread.
+    """Handle the signals inside the block; does nothing outside the main thread."""
+    interrupts = Interrupts()
+    with handling(interrupts.handle):
+        yield interrupts
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a function hear the signals inside the block; does nothing outside the main thread.
 
     What the process was started to ignore stays ignored (`nohup` and SIGHUP).
     """
-    interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts
+        yield
         return
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupts.handle) for number in heard}
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
-        yield interrupts
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number, earlier in before.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)

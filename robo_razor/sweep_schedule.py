@@ -6,12 +6,10 @@ left alone, begun ones go on from their last checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +19,7 @@ from robo_razor.checkpoint import RunDirectory
 from robo_razor.config import FinetuneConfig
 from robo_razor.errors import RoboRazorError, RunDirectoryError
 from robo_razor.files import write_text
+from robo_razor.interrupts import Interrupted, handling
 from robo_razor.settings import flatten, replace, to_dict, to_yaml
 from robo_razor.sweep_launch import Handle, Launcher, is_writing
 from robo_razor.sweep_plan import Plan, PlannedRun
@@ -128,12 +127,13 @@ class Scheduler:
         Raises:
             KeyboardInterrupt: The sweep was interrupted; its runs saved themselves first.
         """
-        with _signals() as received:
+        received = _Received()
+        with handling(received.handle):
             try:
                 self._on_change()
                 while any(item.state in (State.PENDING, State.RUNNING) for item in self.chosen):
                     if received.count:
-                        raise KeyboardInterrupt
+                        raise Interrupted(received.number)
                     self._collect()
                     self._start_what_fits()
                     time.sleep(self._poll_s)
@@ -296,31 +296,14 @@ class _Watched:
 
 
 class _Received:
-    """Counts the signals that ask the sweep to stop."""
+    """Counts signals that ask the sweep to stop: raising within a start could lose a process."""
 
     count = 0
+    number: int = signal.SIGINT
 
-    def handle(self, *_: object) -> None:
+    def handle(self, number: int, *_: object) -> None:
         self.count += 1
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Received]:
-    """Count Ctrl-C, SIGTERM and SIGHUP; raising in the middle of a start could lose a process."""
-    received = _Received()
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(number, received.handle)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.number = number
 
 
 def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ LAYERS = (
         "doctor",
         "catalogue",
         "arguments",
+        "resumption",
         # A sweep starts `finetune` as a process and reads run directories; it imports no trainer.
         "sweep",
         "sweep_file",
@@ -52,6 +53,7 @@ LAYERS = (
             "types",
             "registry",
             "settings",
+            "strict_yaml",
             "config",
             "config_sections",
         ),

@@ -39,6 +39,7 @@ from robo_razor.methods import (
     Metrics,
     Services,
     autocast,
+    clip_gradients,
     trained_parameters,
 )
 from robo_razor.normalisation import Statistics, demonstration_statistics
@@ -322,7 +323,7 @@ class BC(Method):
         self.optimizer.zero_grad(set_to_none=True)
         (loss * share).backward()
         self.ranks.sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.bc.max_grad_norm)
+        norm = clip_gradients(self.parameters, self.bc.max_grad_norm)
         self.optimizer.step()
         self.policy.module.eval()
         found = {**found, "loss": loss.detach()}
@@ -331,6 +332,6 @@ class BC(Method):
         }
         return {
             **self.ranks.totals(numbers),
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "learning_rate": self.bc.learning_rate * factor,
         }

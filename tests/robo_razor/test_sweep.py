@@ -312,13 +312,13 @@ def test_an_experiment_may_not_name_a_package_that_came_with_it(write, tmp_path,
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"path": "../../etc"}, "leads out of the sweep"),
-        ({"path": "/etc"}, "leads out of the sweep"),
-        ({"path": ""}, "leads out of the sweep"),
-        ({"starts": "x"}, "`starts` is 'x'"),
-        ({"wall_s": None}, "`wall_s` is None"),
-        ({"state": 3}, "`state` is 3"),
-        ({"changed": []}, r"`changed` is \[\]"),
+        ({"path": "../../etc"}, "path` is '../../etc', where a path below the sweep's directory"),
+        ({"path": "/etc"}, "path` is '/etc', where a path below the sweep's directory"),
+        ({"path": ""}, "path` is '', where a path below the sweep's directory"),
+        ({"starts": "x"}, "starts` is 'x', where a whole number"),
+        ({"wall_s": None}, "wall_s` is None, where a number"),
+        ({"state": 3}, "state` is 3, where one of pending"),
+        ({"changed": []}, r"changed` is \[\], where an object"),
     ],
 )
 def test_a_damaged_record_is_told(fake, change, problem):
@@ -326,7 +326,7 @@ def test_a_damaged_record_is_told(fake, change, problem):
     record = json.loads((fake.out / "sweep.json").read_text())
     record["runs"][1] |= change
     (fake.out / "sweep.json").write_text(json.dumps(record))
-    with pytest.raises(SweepError, match=rf"runs\[1\].*{problem}"):
+    with pytest.raises(SweepError, match=rf"`runs\[1\]\.{problem}"):
         read_sweep(fake.out)
     record["runs"] = 3
     (fake.out / "sweep.json").write_text(json.dumps(record))
