@@ -377,7 +377,7 @@ def reset_request(
 
 
 @contextlib.contextmanager
-def worker_errors(what: str = "The environment failed") -> Iterator[None]:
+def worker_errors(what: str | Callable[[], str] = "The environment failed") -> Iterator[None]:
     """Tell whatever an environment raises as an error for the user.
 
     Environments call it `WorkerError` if a worker process is at fault (dead, hung, or an exception
@@ -385,7 +385,7 @@ def worker_errors(what: str = "The environment failed") -> Iterator[None]:
     tracebacks are left to `--debug`.
 
     Args:
-        what: Begins the sentence for any other exception.
+        what: Begins the sentence for any other exception; a function says so only then.
     """
     try:
         yield
@@ -400,7 +400,7 @@ def worker_errors(what: str = "The environment failed") -> Iterator[None]:
             text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", text, flags=re.DOTALL)
             remedy = "`robo-razor doctor` checks OpenGL and memory."
         elif kind != "EnvironmentFault":
-            text = f"{what}: {kind}: {text}"
+            text = f"{what if isinstance(what, str) else what()}: {kind}: {text}"
         raise EnvError(text + gl_trouble(text), remedy=remedy) from error
 
 
@@ -470,7 +470,7 @@ class GroupDriver:
             "instructions": _spread(n, env_ids, instructions),
         }
         self._boundary.begin(env_ids, tasks, seeds)
-        with worker_errors(f"Reset of {self._boundary.named(env_ids)} failed"):
+        with worker_errors(lambda: f"Reset of {self._boundary.named(env_ids)} failed"):
             observation, infos = self.env.reset(
                 seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
             )
@@ -486,7 +486,7 @@ class GroupDriver:
         self._boundary.check_actions(actions, env_ids)
         self._num_steps = actions.shape[1]
         if self._split:
-            with worker_errors(f"A step of {self._boundary.named(env_ids)} failed"):
+            with worker_errors(lambda: f"A step of {self._boundary.named(env_ids)} failed"):
                 self.env.step_async(actions, env_ids)
         else:
             self._pending = (actions, env_ids)
@@ -513,7 +513,7 @@ class GroupDriver:
         full[env_ids] = actions
         mask = np.zeros(self.num_envs, dtype=bool)
         mask[env_ids] = True
-        with worker_errors(f"A step of {self._boundary.named(env_ids)} failed"):
+        with worker_errors(lambda: f"A step of {self._boundary.named(env_ids)} failed"):
             observation, rewards, terminated, truncated, infos = self.env.step(full, mask=mask)
             return (
                 env_ids,

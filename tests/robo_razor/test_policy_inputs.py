@@ -144,3 +144,42 @@ def test_images_of_several_sizes_are_refused_with_the_reason():
     features["observation.images.wrist"].shape = (3, 16, 24)
     with pytest.raises(PolicyEnvMismatchError, match=r"several sizes .*front 16x16.*wrist 24x16"):
         offer(policy, "front", "wrist")
+
+
+def shown_to(policy, observation, action=None):
+    """Check a policy against spaces that do not fit, and return what it says."""
+    with pytest.raises(PolicyEnvMismatchError) as caught:
+        policy.check_env(observation, action or spaces.Box(-1, 1, (5,), np.float32))
+    return str(caught.value)
+
+
+def pictures(shape, state=7):
+    image = spaces.Box(0, 255, shape, np.uint8)
+    numbers = spaces.Box(-1, 1, (state,), np.float32)
+    return spaces.Dict(
+        {"pixels": spaces.Dict({"front": image, "wrist": image}), "agent_pos": numbers}
+    )
+
+
+def test_pictures_with_channels_first_are_named_as_such():
+    told = shown_to(tiny_policy(), pictures((3, 16, 16)))
+    assert "observation.images.front 16x16 px with its channels first" in told
+    assert "np.moveaxis(picture, 0, -1)" in told
+    assert "16x16 px of 1 channels" in shown_to(tiny_policy(), pictures((16, 16, 1)))
+
+
+def test_a_lone_array_is_shown_under_the_name_that_it_would_have():
+    policy = tiny_policy()
+    image = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    assert "the environment has observation.image 16x16 px, action" in shown_to(policy, image)
+    state = spaces.Box(-1, 1, (7,), np.float32)
+    assert "the environment has observation.state 7, action 5" in shown_to(policy, state)
+    one = spaces.Dict({"pixels": image, "agent_pos": state})
+    assert "observation.image 16x16 px, observation.state 7" in shown_to(policy, one)
+
+
+def test_every_dimension_of_an_action_must_have_the_range_of_action_tokens():
+    high = np.array([1, 1, 1, 1, 0.5], np.float32)
+    uneven = spaces.Box(-high, high)
+    told = shown_to(tiny_policy(), pictures((16, 16, 3)), uneven)
+    assert "takes [-1.0, -1.0, -1.0, -1.0, -0.5] to [1.0, 1.0, 1.0, 1.0, 0.5]" in told
