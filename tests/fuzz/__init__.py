@@ -5,7 +5,7 @@ outcomes are allowed: it works, or it is refused in one paragraph with exit stat
 two seconds of processor time, a bound on memory, and without touching anything outside.
 
 - `values`, `damage`, `tensors`, `tables`, `tars`: what is done to text, bytes, files and formats
-- `places`: where files come in, one module each: valid files, their damage, the door they go through
+- `places`: one module per place where files come in: valid files, damage, the door
 - `guard`: what a case may not do, watched by an audit hook
 - `worker`: the process that runs cases; `harness`: the one that starts it, waits and counts
 """

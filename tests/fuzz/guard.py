@@ -24,18 +24,16 @@ STARTS = (
     "pty.spawn",
 )
 CALLS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind")
-CHANGES = {  # which arguments are paths that change
+CHANGES = {  # which arguments are paths that change: the name itself, not what a link leads to
     "os.mkdir": (0,),
     "os.rename": (0, 1),
     "os.remove": (0,),
     "os.rmdir": (0,),
     "os.link": (1,),
     "os.symlink": (1,),
-    "os.truncate": (0,),
-    "os.chmod": (0,),
-    "os.chown": (0,),
-    "os.utime": (0,),
 }
+FOLLOWS = ("os.truncate", "os.chmod", "os.chown", "os.utime")
+"""What changes the file that a link leads to."""
 OWN_PROGRAMS = ("git",)
 """What the program starts by itself, whatever files say: it asks for its own revision."""
 SECRETS = ("/etc/passwd", "/proc/self/mem", "/dev/zero")
@@ -79,6 +77,14 @@ def _real(path: Any) -> str | None:
         return None
 
 
+def _name(path: Any) -> Any:
+    """Return a path whose folders are resolved and whose last part is not."""
+    if isinstance(path, int) or path is None:
+        return None
+    folder, name = os.path.split(os.path.normpath(os.fsdecode(path)))
+    return os.path.join(os.path.realpath(folder or "."), name)
+
+
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + os.sep)
 
@@ -90,7 +96,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _check_open(*arguments)
     elif event in CHANGES:
         for i in CHANGES[event]:
-            _check_change(event, arguments[i])
+            _check_change(event, _name(arguments[i]))
+    elif event in FOLLOWS:
+        _check_change(event, arguments[0])
     elif (event == "subprocess.Popen" or event in STARTS) and arguments[0] not in OWN_PROGRAMS:
         _refuse(f"started a process: {event} {str(arguments)[:200]}")
     elif event in CALLS:
@@ -119,7 +127,7 @@ def _check_open(path: Any, mode: Any, flags: Any) -> None:
 
 
 def _check_change(event: str, path: Any) -> None:
-    real = _real(path)
+    real = path if event in CHANGES else _real(path)
     if real is None or real in ("/dev/null", "/dev/tty"):
         return
     if not any(_below(real, folder) for folder in _Watch.writable):

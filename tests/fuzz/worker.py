@@ -24,8 +24,8 @@ from typing import Any, TextIO
 
 MEMORY = 2**30
 """Bytes that a case may take beyond what the process has before."""
-ADDRESSES = 6 * 2**30
-"""Address space likewise: beyond it the operating system says no."""
+ADDRESSES = 256 * 2**30
+"""Address space likewise: beyond it the operating system says no. Maps of large files are free."""
 END = 77
 """Status of a child whose input has ended."""
 LEROBOTS = re.compile(r"^tmp\w{8}\.json$")
