@@ -34,8 +34,12 @@ def main() -> int:
         parser.error(f"unknown place {', '.join(unknown)}; there are {', '.join(PLACES)}")
     kept = Path(asked.keep).resolve()
     with tempfile.TemporaryDirectory(prefix="razor-fuzz-", dir=os.environ.get("TMPDIR")) as folder:
-        results = harness.run_cases(cases, Path(folder), dict.fromkeys(names), kept)
-        counts = harness.count(_told(results, loud=bool(asked.case) or asked.loud))
+        worker = harness.Worker(Path(folder), dict.fromkeys(names))
+        try:
+            results = harness.run_cases(worker, cases, kept)
+            counts = harness.count(_told(results, loud=bool(asked.case) or asked.loud))
+        finally:
+            worker.stop()
     print(harness.table(counts))
     failed = sum(found.failed for found in counts.values())
     if failed:

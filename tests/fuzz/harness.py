@@ -78,10 +78,11 @@ class Worker:
     Args:
         folder: Where valid files and cases are kept.
         places: Names of the places that it serves.
+        idle_s: How long a case may wait without using the processor.
     """
 
-    def __init__(self, folder: Path, places: Iterable[str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, places: Iterable[str], idle_s: float = IDLE_S) -> None:
+        self.folder, self._idle_s = folder, idle_s
         self._rest = b""
         self._log = (folder / "worker.log").open("ab")
         paths = [ROOT, *(ROOT / name for name in ("envs", "policies", "tests", "tests/robo_razor"))]
@@ -176,8 +177,8 @@ class Worker:
                 changed_at, last = time.monotonic(), cpu_s
             if cpu_s - begun > limit_s + SLACK_S:
                 return f"a hang: more than {limit_s:g} s of processor time"
-            if time.monotonic() - changed_at > IDLE_S and _sleeps(self._child):
-                return f"a hang: it waits for something, idle for {IDLE_S:g} s"
+            if time.monotonic() - changed_at > self._idle_s and _sleeps(self._child):
+                return f"a hang: it waits for something, idle for {self._idle_s:g} s"
             if now - memory > 1.5 * MEMORY:
                 return f"took {(now - memory) / 2**30:.1f} GiB of memory"
         return ""
@@ -201,27 +202,22 @@ def _sleeps(pid: int) -> bool:
 
 
 def run_cases(
-    cases: Iterable[tuple[str, int]], folder: Path, places: Iterable[str], kept: Path | None = None
+    worker: Worker, cases: Iterable[tuple[str, int]], kept: Path | None = None
 ) -> Iterator[Result]:
     """Run cases one after another.
 
     Args:
+        worker: What runs them.
         cases: Place and seed of each.
-        folder: Where files are kept meanwhile.
-        places: Names of the places that come up.
         kept: Where the files of failed cases stay; None: nowhere.
     """
-    worker = Worker(folder, places)
-    try:
-        for place, seed in cases:
-            result = worker.run(place, seed)
-            root = folder / "cases" / result.case
-            if result.outcome == "failed" and kept is not None:
-                _keep(root, kept / result.case, result)
-            shutil.rmtree(root, ignore_errors=True)
-            yield result
-    finally:
-        worker.stop()
+    for place, seed in cases:
+        result = worker.run(place, seed)
+        root = worker.folder / "cases" / result.case
+        if result.outcome == "failed" and kept is not None:
+            _keep(root, kept / result.case, result)
+        shutil.rmtree(root, ignore_errors=True)
+        yield result
 
 
 def _keep(root: Path, target: Path, result: Result) -> None:

@@ -12,10 +12,11 @@ from fuzz.places.manifest import StartStates
 from fuzz.places.resume import Resume
 from fuzz.places.run import Run
 from fuzz.places.settings import SettingsFile
+from fuzz.places.trouble import Trouble
 
 PLACES: dict[str, type[Place]] = {
     place.name: place
-    for place in (SettingsFile, Checkpoint, Archive, Run, Resume, Dataset, StartStates)
+    for place in (SettingsFile, Checkpoint, Archive, Run, Resume, Dataset, StartStates, Trouble)
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from fuzz import damage
 from fuzz.place import Attempt, Enough, Folder, Place, command, copied, some
 from fuzz.places import checkpoint
 from fuzz.places.dataset import SIZE, write_dataset
+from robo_razor.checksums import CHECKSUMS, write_checksums
 
 CUT = 2
 """The update after which the valid run was cut."""
@@ -86,6 +88,7 @@ class Resume(Place):
         """Damage a run's directory."""
         run = copied(self.templates / "run", folder.given / "run")
         words = [_spoil(rng, run, folder) for _ in range(some(rng))]
+        words += _sums(rng, run / "checkpoints")
         if rng.random() < 0.15:
             words.append(_links(rng, run / "checkpoints"))
         settings = any("config.yaml" in word for word in words)
@@ -117,6 +120,17 @@ def _spoil(rng: random.Random, run: Path, folder: Folder) -> str:
         return f"{file.relative_to(run).parent}/{damage.of_file(rng, file, folder.linked)}"
     except (ValueError, AttributeError):  # damaged before
         return "damaged twice"
+
+
+def _sums(rng: random.Random, checkpoints: Path) -> list[str]:
+    """Let the checksums be those of the damaged files, or nobody's."""
+    act = rng.randrange(4)
+    for file in sorted(checkpoints.glob(f"0*/{CHECKSUMS}")) if act else []:
+        damage.remove(file)
+        if act > 1:
+            with contextlib.suppress(OSError):
+                write_checksums(file.parent)
+    return [f"{CHECKSUMS} {'removed' if act == 1 else 'written again'}"] if act else []
 
 
 def _links(rng: random.Random, checkpoints: Path) -> str:
