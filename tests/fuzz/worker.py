@@ -49,7 +49,6 @@ def main() -> None:
 
 def _places(templates: Path, names: Sequence[str]) -> dict[str, Any]:
     """Make the valid files, and let every place do once what takes longer at the first time."""
-    sys.dont_write_bytecode = True
     import torch
 
     torch.set_num_threads(1)
@@ -73,6 +72,7 @@ def _places(templates: Path, names: Sequence[str]) -> dict[str, Any]:
 
 def _serve_all(places: dict[str, Any], answers: TextIO) -> None:
     _bound_addresses()
+    sys.dont_write_bytecode = True  # that would be changes outside
     threading.excepthook = _in_a_thread
     _say(answers, pid=os.getpid())
     asked = b""
