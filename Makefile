@@ -1,10 +1,13 @@
 # Two commands on a fresh machine: `make finetune` and `make test`. Both set .venv up first, once.
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test lint types tests crash format constraints clean
+.PHONY: help setup finetune test lint types tests crash fuzz format constraints clean
 
 METHOD ?= ppo
 ARGS ?=
 JOBS ?= 2
+SEED ?= 0
+ONLY ?=
+CASE ?=
 BIN := .venv/bin
 STAMP := .venv/.set-up
 
@@ -34,6 +37,9 @@ tests: setup ## Tests only, file by file in JOBS=2 processes (JOBS=0: in this on
 
 crash: setup ## Stop a small run at every operation on its files, go on, compare (N=40: a sample)
 	$(BIN)/python -W ignore tests/crash/crash.py --jobs $(JOBS) $(if $(N),--sample $(N)) $(ARGS)
+
+fuzz: setup ## Try N=500 damaged and hostile files (SEED=0, ONLY=archive, CASE=archive-17)
+	PYTHONPATH=tests $(BIN)/python -m fuzz -n $(or $(N),500) --seed $(SEED) --only "$(ONLY)" --case "$(CASE)"
 
 format: setup ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
