@@ -109,7 +109,7 @@ class CheckpointConfig(Settings):
     keep: int = setting(3, low=1)
     """Newest checkpoints kept (>= 1); `best` is kept as well. Evaluations are never deleted."""
     every_minutes: float | None = setting(None, above=0.0)
-    """Minutes after which a run also saves itself unmeasured (> 0); None: never."""
+    """Minutes after which a run also saves itself between its measurements (> 0); None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ LAYERS = (
             "registry",
             "settings",
             "strict_yaml",
+            "files",
             "config",
             "config_sections",
         ),
