@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robo_razor.checkpoint import RunDirectory, find_pretrained_model
+from robo_razor.checkpoint import CONFIG, RunDirectory, find_pretrained_model
+from robo_razor.env_packages import refuse_packages_beside
 from robo_razor.errors import CheckpointError, RoboRazorError
 from robo_razor.reporting.arms import RunSet
 from robo_razor.reporting.episodes import State, read_episodes
@@ -84,6 +85,8 @@ def make_videos(runs: RunSet, level: float | None, out: Path, count: int) -> lis
     policies = [("base", str(first.config.get("policy")))]
     policies += [(name, str(model)) for name, _, model in shown]
     recorded = [read_episodes(first.path, 0), *(read_outcomes(run) for _, run, _ in shown)]
+    packages = first.config.get("env", {}).get("env_packages", ())
+    refuse_packages_beside(packages, first.path, str(first.path / CONFIG))
     filmed = _film([model for _, model in policies], states, first.config)
     videos = []
     for k, state in enumerate(states):
