@@ -562,8 +562,13 @@ def find_pretrained_model(path: str | Path) -> Path:
             allowed="a run directory, a checkpoint (`RUN/checkpoints/000040`), or its "
             f"{PRETRAINED_MODEL!r} directory",
         )
-    if not (found / WEIGHTS).is_file() and not (found / ADAPTER).is_file():
-        raise CheckpointError(f"The checkpoint {found} is incomplete: {WEIGHTS} is missing")
+    # Loading says of these what they are instead of a whole policy.
+    others = (WEIGHTS, ADAPTER, f"{WEIGHTS}.index.json")
+    if not any((found / name).is_file() for name in others):
+        raise CheckpointError(
+            f"The checkpoint {found} is incomplete: {WEIGHTS} is missing",
+            remedy="Take another checkpoint of the run.",
+        )
     if found.name == PRETRAINED_MODEL:
         verify_checksums(found.parent, PRETRAINED_MODEL)
     return found

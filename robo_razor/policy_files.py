@@ -249,7 +249,8 @@ def check_names(directory: Path, from_hub: bool) -> None:
         path = directory / file
         if not path.is_file():
             continue
-        for key, name in _names(read_json(path)):
+        found = read_json(path)  # a pipeline's own name is no place
+        for key, name in _names(found if file == CONFIG_FILE else found["steps"]):
             replaced = beside.is_dir() and key in ("vlm_model_name", "tokenizer_name")
             if not replaced:
                 _check_name(f"`{key}` in {path}", name, from_hub)
