@@ -608,8 +608,8 @@ def test_ppo_needs_a_density(base, tmp_path, monkeypatch):
 
     original = robo_razor.policies.load_policy
 
-    def without_density(*arguments):
-        handle = original(*arguments)
+    def without_density(*arguments, **settings):
+        handle = original(*arguments, **settings)
         handle.has_density = False
         return handle
 
