@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from robo_razor.checkpoint import CONFIG, RunDirectory, find_pretrained_model
 from robo_razor.env_packages import refuse_packages_beside
-from robo_razor.errors import CheckpointError, RoboRazorError
+from robo_razor.errors import RoboRazorError
 from robo_razor.reporting.arms import RunSet
 from robo_razor.reporting.episodes import State, read_episodes
 from robo_razor.reporting.matching import shown_setting
@@ -133,16 +133,18 @@ def surprise_note(videos: Sequence[Video]) -> str | None:
 
 
 def filmable(runs: RunSet, level: float | None) -> list[tuple[str, RunSeries, Path]]:
-    """Return (arm, run, policy) of the arms whose last measured policy is still on disk."""
+    """Return (arm, run, policy) of the arms whose last measured policy is still on disk.
+
+    Raises:
+        CheckpointError: It is there, and damaged.
+    """
     found = []
     for arm in runs.arms:
         for run in shown_setting(arm, level).runs:
             directory = RunDirectory(run.path).pretrained_model(run.last.step)
-            try:
+            if directory.is_dir():
                 found.append((arm.name, run, find_pretrained_model(directory)))
-            except CheckpointError:
-                continue
-            break
+                break
     return found
 
 

@@ -205,6 +205,7 @@ def test_a_figure_of_many_skills_shows_those_of_which_least_is_kept():
 
 def test_a_directory_whose_name_is_no_text_is_reported(tmp_path):
     path = tmp_path / "a\udcff\x1b[31m\nb"
-    make_run(path, [(0.2, 1.0, 0.0), (0.6, 0.9, 1.0)])
+    make_run(tmp_path / "run", [(0.2, 1.0, 0.0), (0.6, 0.9, 1.0)])
+    (tmp_path / "run").rename(path)
     (run,) = load_runs([str(path)]).runs
     assert run.name == r"a\udcff\x1b[31m\nb"
