@@ -1,13 +1,14 @@
 """Checksums of a checkpoint's files: what is read back is what was written.
 
-`checksums.json` lies in the checkpoint's directory beside `pretrained_model/`, with the SHA-256 of
-every file below it. A checkpoint of another program has none, and is taken as it is.
+`checksums.json` lies in the checkpoint's directory beside `pretrained_model/`, with the size and the
+SHA-256 of every file below it. A checkpoint of another program has none, and is taken as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from robo_razor.errors import CheckpointError
@@ -21,7 +22,8 @@ def write_checksums(directory: Path) -> None:
     """Write the checksums of all files below a directory into it."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     sums = {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
-    write_json(directory / CHECKSUMS, {"sha256": sums})
+    sizes = {name: (directory / name).stat().st_size for name in sums}
+    write_json(directory / CHECKSUMS, {"bytes": sizes, "sha256": sums})
 
 
 def verify_checksums(directory: Path, below: str = "", *, from_disk: bool = False) -> None:
@@ -41,15 +43,16 @@ def verify_checksums(directory: Path, below: str = "", *, from_disk: bool = Fals
         _check_lengths(directory / below)
         return
     found = read_json(record, "Use another checkpoint of the run.")
-    sums = found.get("sha256") if isinstance(found, dict) else None
-    if not isinstance(sums, dict):
+    parts = [found.get(key) for key in ("bytes", "sha256")] if isinstance(found, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{record} is damaged: it holds no checksums")
+    sizes, sums = parts
     for name, expected in sums.items():
         if below and not name.startswith(f"{below}/"):
             continue
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(f"{record} is damaged: {name!r} is not a file of its checkpoint")
-        problem = _problem(directory / name, expected, from_disk)
+        problem = _problem(directory / name, sizes.get(name), expected, from_disk)
         if problem:
             raise CheckpointError(
                 f"{directory / name} is damaged: {problem}",
@@ -72,14 +75,18 @@ def _check_lengths(directory: Path) -> None:
             ) from error
 
 
-def _problem(file: Path, expected: object, from_disk: bool) -> str | None:
+def _problem(file: Path, size: object, expected: object, from_disk: bool) -> str | None:
     try:
-        found = _sha256(file, from_disk=from_disk)
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return "it is not a file"
+        changed = found.st_size != size  # first: to read what is far too large takes for ever
+        changed = changed or _sha256(file, from_disk=from_disk) != expected
     except FileNotFoundError:
         return "the file is missing"
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    if found != expected:
+    except (OSError, ValueError) as error:  # a name that no file can have
+        return f"it cannot be read ({getattr(error, 'strerror', None) or error})"
+    if changed:
         return "it was truncated or changed since it was written (its checksum differs)"
     return None
 

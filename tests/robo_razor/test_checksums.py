@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from robo_razor.checksums import verify_checksums, write_checksums
@@ -28,6 +30,18 @@ def test_a_change_is_noticed(folder, data):
     verify_checksums(folder, "pretrained_model")  # not there
 
 
+def test_a_file_that_grew_is_not_read_and_a_pipe_is_not_opened(folder):
+    step = folder / "training_state" / "step.json"
+    with step.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match=r"step\.json is damaged: it was truncated"):
+        verify_checksums(folder)
+    step.unlink()
+    os.mkfifo(step)
+    with pytest.raises(CheckpointError, match=r"step\.json is damaged: it is not a file"):
+        verify_checksums(folder)
+
+
 def test_a_missing_file_is_noticed(folder):
     (folder / "pretrained_model" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"tensors is damaged: the file is missing"):
@@ -35,7 +49,11 @@ def test_a_missing_file_is_noticed(folder):
 
 
 @pytest.mark.parametrize(
-    "record", ["{}", "[]", '{"sha256": 3}', "{", '{"sha256": {"../../secret": ""}}', '{"sha256":']
+    "record",
+    [
+        *("{}", "[]", "{", '{"sha256":', '{"sha256": {}}', '{"bytes": {}, "sha256": 3}'),
+        '{"bytes": {}, "sha256": {"../../secret": ""}}',
+    ],
 )
 def test_a_damaged_record_is_an_error_too(folder, record):
     (folder / "checksums.json").write_text(record)
