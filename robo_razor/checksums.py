@@ -1,7 +1,7 @@
 """Checksums of a checkpoint's files: what is read back is what was written.
 
-`checksums.json` lies in the checkpoint's directory beside `pretrained_model/`, with the size and the
-SHA-256 of every file below it. A checkpoint of another program has none, and is taken as it is.
+`checksums.json` lies in the checkpoint's directory beside `pretrained_model/`, with the size and
+the SHA-256 of every file below it. A checkpoint of another program has none, and is taken as it is.
 """
 
 from __future__ import annotations

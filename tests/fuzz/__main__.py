@@ -11,7 +11,10 @@ from pathlib import Path
 
 from fuzz import harness
 
-PLACES = ("settings", "checkpoint", "archive", "run", "resume", "dataset", "manifest")
+PLACES = (
+    *("settings", "checkpoint", "archive", "run", "resume"),
+    *("dataset", "manifest", "sweep", "evaluation"),
+)
 FIRST_LINES = 12
 
 

@@ -239,6 +239,14 @@ def test_too_many_members_are_refused(run, tmp_path, monkeypatch):
     assert "more than 20 files" in refusal(tmp_path, with_members(run, *added))
 
 
+def test_an_archive_that_is_refused_has_written_nothing(run, tmp_path):
+    file = tmp_path / "x.tar.xz"
+    file.write_bytes(with_members(run, member("../late.json")))
+    with pytest.raises(ReportError):
+        archive.unpack(file, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_memory_for_decompression_is_bounded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MAX_MEMORY_BYTES", 2**20)
     assert "Memory usage limit" in refusal(tmp_path, pack(run)[0])

@@ -8,15 +8,20 @@ from fuzz.place import Place
 from fuzz.places.archive import Archive
 from fuzz.places.checkpoint import Checkpoint
 from fuzz.places.dataset import Dataset
+from fuzz.places.evaluation import Evaluation
 from fuzz.places.manifest import StartStates
 from fuzz.places.resume import Resume
 from fuzz.places.run import Run
 from fuzz.places.settings import SettingsFile
+from fuzz.places.sweep import Sweep
 from fuzz.places.trouble import Trouble
 
 PLACES: dict[str, type[Place]] = {
     place.name: place
-    for place in (SettingsFile, Checkpoint, Archive, Run, Resume, Dataset, StartStates, Trouble)
+    for place in (
+        *(SettingsFile, Checkpoint, Archive, Run, Resume),
+        *(Dataset, StartStates, Sweep, Evaluation, Trouble),
+    )
 }
 
 

@@ -56,6 +56,8 @@ class Run(Place):
         else:
             asked = ["compare", str(given), "--out", str(folder.out / "report"), "--videos", "0"]
             asked += rng.choice(((), (), ("--allow-unlike",), ("--match", "0.5")))
+            if rng.random() < 0.1:
+                words.append(_earlier(rng, folder))
         return compared(asked, ", ".join(words))
 
 
@@ -73,6 +75,14 @@ def spoil(rng: random.Random, run: Path, folder: Folder) -> str:
     except (ValueError, AttributeError):  # damaged before
         return "damaged twice"
     return f"{file.relative_to(run).parent}/{words}"
+
+
+def _earlier(rng: random.Random, folder: Folder) -> str:
+    """Put an earlier report where the new one goes: it says that the folder may be used."""
+    file = folder.out / "report" / "report.json"
+    file.parent.mkdir()
+    file.write_text('{"kind": "robo-razor comparison"}')
+    return damage.of_file(rng, file, folder.linked)
 
 
 def compared(asked: list[str], words: str) -> Attempt:
