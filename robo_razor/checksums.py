@@ -65,6 +65,10 @@ def _check_lengths(directory: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(directory.rglob("*.safetensors")):
+        if not file.is_file():  # a pipe would be waited for
+            raise CheckpointError(
+                f"{file} is not a file", remedy="Use another checkpoint of the run."
+            )
         try:
             with safe_open(file, "numpy"):
                 pass

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import errno
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from robo_razor.errors import CheckpointError, ConfigError, shown
 
@@ -80,13 +82,26 @@ def read_json(path: str | Path, remedy: str | None = None) -> Any:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})", remedy=remedy) from error
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file that a stranger may have made, for reading.
+
+    Raises:
+        OSError: It cannot be read, or is not a file but, say, a pipe, which nobody would write to.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Read a UTF-8 file that a stranger may have made.
 
     Raises:
         ValueError: It is larger than `max_bytes` or not UTF-8.
     """
-    with Path(path).open("rb") as file:
+    with open_file(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"larger than {max_bytes / 2**20:g} MiB")

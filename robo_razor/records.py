@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from robo_razor.errors import CheckpointError, SweepError, shown
-from robo_razor.files import parse_json, read_json
+from robo_razor.files import open_file, parse_json, read_json
 
 MAX_NAME = 200
 """Characters of a name: of a skill, a task, an arm, a run."""
@@ -181,7 +181,7 @@ def _lines(
     """Yield (number, value) of every line of JSON lines that is not empty."""
     number = 0
     try:
-        with file.open("rb") as lines:
+        with open_file(file) as lines:
             while line := lines.readline(MAX_LINE_BYTES):
                 number += 1
                 if line.strip():

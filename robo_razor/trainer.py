@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from robo_razor import records
 from robo_razor.arguments import with_task_id
-from robo_razor.checkpoint import RunDirectory, refuse_used_directory
+from robo_razor.checkpoint import RunDirectory, refuse_used_directory, step_name
 from robo_razor.config import FinetuneConfig, replace
 from robo_razor.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.environment import (
@@ -63,7 +64,7 @@ from robo_razor.run_log import RunLog, format_seconds, summary_table
 from robo_razor.seeding import derive
 from robo_razor.shared_rollout import run_shared
 from robo_razor.tracking import Tracker
-from robo_razor.training_state import TrainingState
+from robo_razor.training_state import TrainingState, fits
 from robo_razor.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 
 logger = logging.getLogger(__name__)
@@ -465,10 +466,12 @@ class Trainer:
             for name, tensor in state.tensors.items()
             if name.startswith(prefix)
         }
-        self.method.load_state(MethodState(state.optimizers, tensors, state.extra["method"]))
+        with fits(self.stored.checkpoints / step_name(state.step)):
+            self.method.load_state(MethodState(state.optimizers, tensors, state.extra["method"]))
+            for key in ("tracking_s", "elapsed_s"):
+                records.number(0.0, records.MAX_ELAPSED_S)(state.extra[key], key)
+            self.tracking_s, self.earlier_s = state.extra["tracking_s"], state.extra["elapsed_s"]
         self.step = state.step
-        self.tracking_s = float(state.extra["tracking_s"])
-        self.earlier_s = float(state.extra["elapsed_s"])
         if self.tracker.is_measured(self.step):  # which took time after the checkpoint was saved
             summary = self.stored.summary(self.step)
             self.earlier_s = max(self.earlier_s, float(summary["elapsed_s"]))

@@ -6,13 +6,15 @@ Tensors are stored as safetensors, everything else as JSON: nothing that is read
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robo_razor.errors import CheckpointError
+from robo_razor.errors import CheckpointError, shown
 from robo_razor.files import read_json
 
 if TYPE_CHECKING:
@@ -68,17 +70,68 @@ def load_training_state(directory: Path) -> TrainingState:
         CheckpointError: A file is missing or truncated.
     """
     step = read_json(directory / _STEP)
+    groups, rng = read_json(directory / _OPTIMIZER_GROUPS), read_json(directory / _RNG)
     tensors = load_tensors(directory / _OPTIMIZER_TENSORS)
-    optimizers: dict[str, dict[str, Any]] = {}
-    for name, group in read_json(directory / _OPTIMIZER_GROUPS).items():
-        optimizers[name] = _join_optimizer(name, group, tensors)
-    return TrainingState(
-        step=int(step["step"]),
-        optimizers=optimizers,
-        tensors=load_tensors(directory / _TENSORS),
-        rng=read_json(directory / _RNG),
-        extra=step["extra"],
-    )
+    with fits(directory):
+        return TrainingState(
+            step=int(step["step"]),
+            optimizers={name: _join_optimizer(name, groups[name], tensors) for name in groups},
+            tensors=load_tensors(directory / _TENSORS),
+            rng=rng,
+            extra=dict(step["extra"]),
+        )
+
+
+@contextlib.contextmanager
+def fits(where: Path) -> Iterator[None]:
+    """Say of what is read back in the block that it does not fit, where it raises anything.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise CheckpointError(
+            f"The training state in {where} does not fit this run: {type(e).__name__}: {reason}",
+            remedy="It was changed by hand, or another version made it. Delete that checkpoint's "
+            "directory: `--resume` then goes on from the one before.",
+        ) from e
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Let an optimizer go on from a saved `state_dict`.
+
+    Raises:
+        ValueError: It is of other parameters, or holds other things than this optimizer would.
+    """
+    import torch
+
+    for now, then in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for key, value in now.items():
+            if key != "params" and not _alike(value, then[key]):
+                raise ValueError(f"`{key}` of an optimizer is {shown(then[key])}")
+    optimizer.load_state_dict(saved)
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"`{key}` of an optimizer is {shown(value)}")
+            if value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"`{key}` of an optimizer has shape {list(value.shape)}")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"`{key}` of an optimizer is not finite")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Tell whether two settings are of one kind, and numbers finite."""
+    if isinstance(one, tuple):
+        same = isinstance(other, tuple) and len(one) == len(other)
+        return same and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, int | float) and not isinstance(one, bool):
+        number = isinstance(other, int | float) and not isinstance(other, bool)
+        return number and math.isfinite(other)
+    return type(one) is type(other)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

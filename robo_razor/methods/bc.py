@@ -44,6 +44,7 @@ from robo_razor.methods import (
 )
 from robo_razor.normalisation import Statistics, demonstration_statistics
 from robo_razor.seeding import derive, generator
+from robo_razor.training_state import restore_optimizer
 from robo_razor.types import DemonstrationSet
 
 logger = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ class BC(Method):
 
     def load_state(self, state: MethodState) -> None:
         """Take over what `state` returned; these statistics count, whatever the data now has."""
-        self.optimizer.load_state_dict(state.optimizers["bc"])
+        restore_optimizer(self.optimizer, state.optimizers["bc"])
         if not state.tensors:
             return
         self.statistics = {}

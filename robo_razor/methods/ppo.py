@@ -54,6 +54,7 @@ from robo_razor.methods import (
 )
 from robo_razor.methods.on_policy import OnPolicyMethod
 from robo_razor.seeding import generator
+from robo_razor.training_state import restore_optimizer
 from robo_razor.types import DecisionRecord, EpisodeBatch
 
 EVALUATION_BATCH = 256
@@ -193,8 +194,11 @@ class PPO(OnPolicyMethod):
 
     def load_state(self, state: MethodState) -> None:
         """Take over the optimizer's state and the adapted rate."""
-        self.optimizer.load_state_dict(state.optimizers["ppo"])
-        self.rate_factor = float(state.extra["rate_factor"])
+        restore_optimizer(self.optimizer, state.optimizers["ppo"])
+        factor = float(state.extra["rate_factor"])
+        if not 0.0 < factor < math.inf:
+            raise ValueError(f"`rate_factor` is {factor}")
+        self.rate_factor = factor
 
     def _collect(self, update: int) -> EpisodeBatch:
         with autocast(self.policy.device, self.ppo.bf16):

@@ -26,6 +26,7 @@ from robo_razor.config import FinetuneConfig
 from robo_razor.methods import METHODS, MethodState, Metrics, Services, clip_gradients
 from robo_razor.methods.on_policy import OnPolicyMethod
 from robo_razor.seeding import generator
+from robo_razor.training_state import restore_optimizer
 from robo_razor.types import DecisionRecord, EpisodeBatch
 
 
@@ -66,7 +67,7 @@ class Reinforce(OnPolicyMethod):
 
     def load_state(self, state: MethodState) -> None:
         """Take over the optimizer's state."""
-        self.optimizer.load_state_dict(state.optimizers["reinforce"])
+        restore_optimizer(self.optimizer, state.optimizers["reinforce"])
 
     def _learn(self, batch: EpisodeBatch, update: int) -> Metrics:
         record = batch.record

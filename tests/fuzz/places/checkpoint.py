@@ -95,7 +95,10 @@ def spoil(rng: random.Random, policy: Path, folder: Folder) -> str:
     file = policy / rng.choice((*FILES, *states, "config.json", "model.safetensors"))
     if not file.is_file() or file.is_symlink():
         return f"{file.name} as it is"
-    return damage.of_file(rng, file, folder.linked)
+    try:
+        return damage.of_file(rng, file, folder.linked)
+    except (ValueError, AttributeError):  # damaged before
+        return f"{file.name} as it is"
 
 
 def _steps(rng: random.Random, file: Path) -> str:
