@@ -43,10 +43,10 @@ def verify_checksums(directory: Path, below: str = "", *, from_disk: bool = Fals
         _check_lengths(directory / below)
         return
     found = read_json(record, "Use another checkpoint of the run.")
-    parts = [found.get(key) for key in ("bytes", "sha256")] if isinstance(found, dict) else []
-    if not parts or not all(isinstance(part, dict) for part in parts):
+    known = found if isinstance(found, dict) else {}
+    sizes, sums = known.get("bytes"), known.get("sha256")
+    if not isinstance(sizes, dict) or not isinstance(sums, dict):
         raise CheckpointError(f"{record} is damaged: it holds no checksums")
-    sizes, sums = parts
     for name, expected in sums.items():
         if below and not name.startswith(f"{below}/"):
             continue

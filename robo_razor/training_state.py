@@ -75,7 +75,7 @@ def load_training_state(directory: Path) -> TrainingState:
     with fits(directory):
         return TrainingState(
             step=int(step["step"]),
-            optimizers={name: _join_optimizer(name, groups[name], tensors) for name in groups},
+            optimizers={n: _join_optimizer(n, group, tensors) for n, group in groups.items()},
             tensors=load_tensors(directory / _TENSORS),
             rng=rng,
             extra=dict(step["extra"]),
