@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from robo_razor.errors import CheckpointError
 from robo_razor.files import read_json, write_json
@@ -43,7 +44,7 @@ def verify_checksums(directory: Path, below: str = "", *, from_disk: bool = Fals
         _check_lengths(directory / below)
         return
     found = read_json(record, "Use another checkpoint of the run.")
-    known = found if isinstance(found, dict) else {}
+    known: dict[str, Any] = found if isinstance(found, dict) else {}
     sizes, sums = known.get("bytes"), known.get("sha256")
     if not isinstance(sizes, dict) or not isinstance(sums, dict):
         raise CheckpointError(f"{record} is damaged: it holds no checksums")
