@@ -93,12 +93,7 @@ def spoil(rng: random.Random, policy: Path, folder: Folder) -> str:
         return _steps(rng, policy / rng.choice((PREPROCESSOR, PREPROCESSOR, POSTPROCESSOR)))
     states = sorted(path.name for path in policy.glob("policy_*.safetensors"))
     file = policy / rng.choice((*FILES, *states, "config.json", "model.safetensors"))
-    if not file.is_file() or file.is_symlink():
-        return f"{file.name} as it is"
-    try:
-        return damage.of_file(rng, file, folder.linked)
-    except (ValueError, AttributeError):  # damaged before
-        return f"{file.name} as it is"
+    return damage.of_file(rng, file, folder.linked)
 
 
 def _steps(rng: random.Random, file: Path) -> str:

@@ -35,10 +35,7 @@ class StartStates(Place):
         """Damage it."""
         file = folder.given / "states.json"
         shutil.copy(self.templates / "states.json", file)
-        words = []
-        for _ in range(some(rng)):
-            if file.is_file() and not file.is_symlink() and not words:
-                words.append(damage.of_file(rng, file, folder.linked))
+        words = [damage.of_file(rng, file, folder.linked) for _ in range(some(rng))]
         small = file.is_file() and not file.is_symlink() and file.stat().st_size < 10**7
         if small and rng.random() < 0.4:
             packed = folder.given / "states.json.gz"

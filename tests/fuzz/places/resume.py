@@ -116,10 +116,7 @@ def _spoil(rng: random.Random, run: Path, folder: Folder) -> str:
         return "as it was"
     name = rng.choice(sorted({file.name for file in files}))
     file = rng.choice([file for file in files if file.name == name])
-    try:
-        return f"{file.relative_to(run).parent}/{damage.of_file(rng, file, folder.linked)}"
-    except (ValueError, AttributeError):  # damaged before
-        return "damaged twice"
+    return f"{file.relative_to(run).parent}/{damage.of_file(rng, file, folder.linked)}"
 
 
 def _sums(rng: random.Random, checkpoints: Path) -> list[str]:

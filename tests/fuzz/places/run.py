@@ -70,10 +70,7 @@ def spoil(rng: random.Random, run: Path, folder: Folder) -> str:
         return "as it was"
     chosen = rng.choice(kinds)  # else the many episodes would get nearly all of it
     file = rng.choice([file for file in files if file.name == chosen])
-    try:
-        words = damage.of_file(rng, file, folder.linked)
-    except (ValueError, AttributeError):  # damaged before
-        return "damaged twice"
+    words = damage.of_file(rng, file, folder.linked)
     return f"{file.relative_to(run).parent}/{words}"
 
 

@@ -59,9 +59,8 @@ class Sweep(Place):
         out = copied(self.templates / "small", folder.given / "small")
         words = []
         for _ in range(some(rng)):
-            record = out / "sweep.json"
-            if rng.random() < 0.6 and record.is_file() and not record.is_symlink() and not words:
-                words.append(damage.of_file(rng, record, folder.linked))
+            if rng.random() < 0.6:
+                words.append(damage.of_file(rng, out / "sweep.json", folder.linked))
             else:
                 words.append(run.spoil(rng, out, folder))
         shown = f"robo-razor sweep {self.templates / 'small.yaml'} --out {out}"
