@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -246,7 +247,8 @@ def _content(path: Path, place: str) -> Any:
     if path.suffix == ".json":
         content = _timeless(json.loads(text))
         if path.name == "checksums.json":
-            content["sha256"].pop("training_state/training_step.json")  # which holds times
+            for entries in content.values():
+                entries.pop("training_state/training_step.json")  # which holds times
         return content
     if path.suffix == ".jsonl":
         return [_timeless(json.loads(line)) for line in text.splitlines()]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("crash.py")
-CASES = 24
+CASES = 16
 
 
 @pytest.mark.slow
