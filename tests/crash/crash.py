@@ -294,6 +294,8 @@ def import_everything() -> None:
 
     with contextlib.suppress(ImportError):
         import torch.utils.tensorboard
+    gc.collect()
+    gc.freeze()  # so that processes to come share it: looking for garbage would copy it
 
 
 def run_all(laboratory: Laboratory, cases: list[str], jobs: int) -> list[Result]:
