@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +105,21 @@ class Place:
 
 
 def copied(template: Path, target: Path) -> Path:
-    """Copy valid files, links as links."""
+    """Copy files, links as links, and files without end as such."""
     if template.is_dir():
-        return Path(shutil.copytree(template, target, symlinks=True))
-    return Path(shutil.copy(template, target))
+        shutil.copytree(template, target, symlinks=True, copy_function=_copy)
+    else:
+        _copy(str(template), str(target))
+    return target
+
+
+def _copy(source: str, target: str) -> None:
+    size = os.stat(source).st_size
+    if size < 10**8 and stat.S_ISREG(os.stat(source).st_mode):
+        shutil.copy(source, target)
+        return
+    with open(target, "wb") as file:
+        file.truncate(size)
 
 
 def command(words: Sequence[str]) -> Callable[[], None]:
