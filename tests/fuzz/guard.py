@@ -130,7 +130,8 @@ def _check_change(event: str, path: Any) -> None:
     real = path if event in CHANGES else _real(path)
     if real is None or real in ("/dev/null", "/dev/tty"):
         return
-    if not any(_below(real, folder) for folder in _Watch.writable):
+    allowed = any(_below(real, folder) for folder in _Watch.writable)
+    if not allowed or _below(real, _Watch.outside):
         _refuse(f"changed a file outside: {event} {real}")
 
 

@@ -110,6 +110,10 @@ class SettingsFile(Place):
             asked.append(rng.choice((f"--{key}={value}", f"--{key}", f"--{key}={value}")))
         return self._attempt(asked, f"flags {[word[:60] for word in asked]}")
 
+    def writable(self, folder: Folder) -> list[Path]:
+        """Return more than elsewhere: the user's own settings may say `out: ../report`."""
+        return [folder.root]
+
     def _attempt(self, asked: list[str], words: str) -> Attempt:
         run = command(asked)
 
