@@ -53,4 +53,5 @@ else
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   [ -x "$uv" ] || .venv/bin/python -m pip install --quiet uv
 fi
-"$uv" pip install --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
+# Compiled once here; else every process would do it where PYTHONDONTWRITEBYTECODE is set.
+"$uv" pip install --python .venv/bin/python --constraint constraints.txt --compile-bytecode --editable '.[dev]'
