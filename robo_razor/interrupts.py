@@ -70,12 +70,13 @@ def interruptible() -> Iterator[Interrupts]:
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let a function hear the signals inside the block; does nothing outside the main thread.
 
-    What the process was started to ignore stays ignored (`nohup` and SIGHUP).
+    A closed terminal stays ignored where the process was started so (`nohup`).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    has_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in SIGNALS if not (has_nohup and number == signal.SIGHUP)]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield

@@ -42,7 +42,7 @@ def test_what_the_system_refuses_is_one_paragraph(monkeypatch, capsys, code):
     assert "/data/run x" in shown
 
 
-def test_what_a_process_was_started_to_ignore_stays_ignored():
+def test_a_closed_terminal_is_nothing_to_a_process_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
         with interruptible():

@@ -336,7 +336,7 @@ def test_info_may_be_missing_hostile_or_no_file(tmp_path):
     refused(name, "cannot be read|does not exist")
     with pytest.raises(DemonstrationError, match="robo-razor collect"):
         METHODS.get("bc").validate(
-            FinetuneConfig(method="bc", bc=BCConfig(demonstrations=f"/{name}"))
+            FinetuneConfig(method="bc", bc=BCConfig(demonstrations=f"/{'x' * 200}"))
         )
 
 
