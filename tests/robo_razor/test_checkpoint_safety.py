@@ -525,7 +525,7 @@ def observed():
 
 def unread(caplog):
     """Return the warnings of words; other tests may let more be told, and by others."""
-    return [record for record in caplog.records if "The instruction " in record.message]
+    return [record for record in caplog.records if "instruction '" in record.message]
 
 
 def test_words_that_a_policy_does_not_read_are_named_once(tmp_path, saved, caplog):
