@@ -175,12 +175,12 @@ class Worker:
             cpu_s, now = _used(self._child)
             if cpu_s > last:
                 changed_at, last = time.monotonic(), cpu_s
+            if now - memory > 1.5 * MEMORY:
+                return f"took {(now - memory) / 2**30:.1f} GiB of memory"
             if cpu_s - begun > limit_s + SLACK_S:
                 return f"a hang: more than {limit_s:g} s of processor time"
             if time.monotonic() - changed_at > self._idle_s and _sleeps(self._child):
                 return f"a hang: it waits for something, idle for {self._idle_s:g} s"
-            if now - memory > 1.5 * MEMORY:
-                return f"took {(now - memory) / 2**30:.1f} GiB of memory"
         return ""
 
 

@@ -65,7 +65,7 @@ def _make(kind: str, folder: Folder) -> None:
         "an end": lambda: os._exit(3),
         "a loop": _loop,
         "a wait": threading.Event().wait,
-        "memory": lambda: bytearray(2**31),
+        "memory": lambda: bytearray(5 * 2**28),
         "a program": lambda: subprocess.run(["touch", "evil"], check=False),
         "a shell": lambda: os.system("touch evil"),
         "the trap": lambda: importlib.import_module("fuzz.trap").Trap(),
