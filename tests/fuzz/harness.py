@@ -79,10 +79,17 @@ class Worker:
         folder: Where valid files and cases are kept.
         places: Names of the places that it serves.
         idle_s: How long a case may wait without using the processor.
+        limit_s: Processor time that a case may take.
     """
 
-    def __init__(self, folder: Path, places: Iterable[str], idle_s: float = IDLE_S) -> None:
-        self.folder, self._idle_s = folder, idle_s
+    def __init__(
+        self,
+        folder: Path,
+        places: Iterable[str],
+        idle_s: float = IDLE_S,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self.folder, self._idle_s, self._limit_s = folder, idle_s, limit_s
         self._rest = b""
         self._log = (folder / "worker.log").open("ab")
         paths = [ROOT, *(ROOT / name for name in ("envs", "policies", "tests", "tests/robo_razor"))]
@@ -112,17 +119,17 @@ class Worker:
         self._process.stdin.write(asked.encode())
         self._process.stdin.flush()
         result = Result(place, seed, "failed")
-        made, why = self._answer(10 * LIMIT_S)
+        made, why = self._answer(10 * self._limit_s)
         if made is not None:
             result.words, result.command = made["words"], made["command"]
-            found, why = self._answer(LIMIT_S)
+            found, why = self._answer(self._limit_s)
             if found is not None:
                 vars(result).update(found)
-                if result.cpu_s > LIMIT_S:
+                if result.cpu_s > self._limit_s:
                     result.outcome = "failed"
                     result.text = f"took {result.cpu_s:.1f} s; {result.text}"
                 return result
-        result.text, result.cpu_s = why, LIMIT_S
+        result.text, result.cpu_s = why, self._limit_s
         self._child = self._next_child()
         return result
 
