@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make finetune` and `make test`. Both set .venv up first, once.
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test lint types tests crash fuzz format constraints clean
+.PHONY: help setup finetune test lint types tests crash fuzz same format constraints clean
 
 METHOD ?= ppo
 ARGS ?=
@@ -40,6 +40,9 @@ crash: setup ## Stop a small run at every operation on its files, go on, compare
 
 fuzz: setup ## Try N=500 damaged and hostile files (SEED=0, ONLY=archive, CASE=archive-17)
 	PYTHONPATH=tests $(BIN)/python -m fuzz -n $(or $(N),500) --seed $(SEED) --only "$(ONLY)" --case "$(CASE)"
+
+same: setup ## Compare what REV=<revision> makes with what this tree makes, bit for bit (ONLY=ppo,vla)
+	$(BIN)/python tests/same/same.py --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") $(ARGS) $(REV)
 
 format: setup ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
