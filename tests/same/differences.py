@@ -242,13 +242,11 @@ def compare_contents(
     expected: Iterable[Expected] = (),
 ) -> Iterator[Difference]:
     """Yield what differs between two contents of a file, renamed keys apart."""
-    before = dict(old)
-    for line in {line for line, _ in old}:
-        keys = {key: place for place in old if place[0] == line for key in (place[1],)}
-        there = {key for number, key in new if number == line}
-        for name, place in _rename(keys, there, expected).items():
-            if name != place[1]:
-                before[line, name] = before.pop(place)
+    before: dict[Place, Any] = {}
+    there = _by_line(new)
+    for line, values in _by_line(old).items():
+        renamed = _rename(values, there.get(line, {}), expected)
+        before |= {(line, key): value for key, value in renamed.items()}
     for line, key in sorted(before.keys() | new.keys()):
         place = (line, key)
         if place not in new:
@@ -261,20 +259,28 @@ def compare_contents(
             yield Difference(case, file, "value", key, line, one, two, size, note)
 
 
+def _by_line(values: Mapping[Place, Any]) -> dict[int, dict[str, Any]]:
+    """Return line -> key -> value."""
+    lines: dict[int, dict[str, Any]] = {}
+    for (line, key), value in values.items():
+        lines.setdefault(line, {})[key] = value
+    return lines
+
+
 def _rename(
     old: Mapping[str, Any], new: Iterable[str], expected: Iterable[Expected]
 ) -> dict[str, Any]:
     """Return old names -> values by their new names, where the new side has those instead."""
-    new, found = set(new), dict(old)
+    there, renamed = set(new), dict(old)
     for entry in expected:
         if entry.change != "renamed":
             continue
-        for name in list(found):
+        for name in list(renamed):
             other = entry.renamed(name)
-            if other is not None and name not in new and other in new and other not in found:
-                found[other] = found.pop(name)
+            if other in there and name not in there and other not in renamed:
+                renamed[other] = renamed.pop(name)
                 entry.uses += 1
-    return found
+    return renamed
 
 
 def files(folder: Path) -> list[str]:

@@ -6,7 +6,9 @@
 
 Both sides run on this machine with this Python, driven by `python -m robo_razor.cli` alone; the
 cases are in `cases.py`. `expected.yaml` lists deliberate changes. What a committed revision made is
-kept, so it is run once; the working tree is copied and run every time.
+kept in the user's folder for caches (`~/.cache/robo-razor/same`, see `--cache`), for all checkouts,
+so it is run once; the working tree is copied and run every time. Runs that differ are left where
+the last line says.
 
 The exit status is 0 if all is the same, 1 if something differs, 2 for wrong use.
 """
@@ -223,7 +225,6 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.jobs < 1:
         parser.error("--jobs is at least 1")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     work = Path(tempfile.mkdtemp(prefix="same-"))
     try:
         expected = read_expected(options.expected)
@@ -268,4 +269,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # stops what runs, too
     sys.exit(main())

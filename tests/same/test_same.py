@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def new(tmp_path):
     return write_run(tmp_path / "new")
 
 
-def found(old, new, *expected):
+def differences(old, new, *expected):
     return [str(difference) for difference in compare("ppo", old, new, expected)]
 
 
@@ -54,37 +55,37 @@ def changed(line, **values):
 
 
 def test_equal_runs_do_not_differ(old, new):
-    assert found(old, new) == []
+    assert differences(old, new) == []
 
 
 def test_times_are_left_out(old, new):
     lines = changed(1, **{"time/elapsed_s": 9.0, "time/update_s": 1.0})
     write_run(new, lines=lines, summary=SUMMARY | {"elapsed_s": 9.0})
-    assert found(old, new) == []
+    assert differences(old, new) == []
 
 
 def test_the_times_in_a_report_are_those_of_its_runs(old, new):
     for folder, seconds in ((old, 1.0), (new, 2.0)):
         (folder / "report.json").write_text(json.dumps({"runs": [{"wall_s": seconds}]}))
-    assert found(old, new) == ["ppo: report.json: runs.0.wall_s: 1.0 -> 2.0 (relative 0.5)"]
+    assert differences(old, new) == ["ppo: report.json: runs.0.wall_s: 1.0 -> 2.0 (relative 0.5)"]
 
 
 def test_the_place_of_a_case_is_left_out(old, new):
     for folder in (old, new):
         (folder / "report.json").write_text(json.dumps({"path": f"{folder}/razor.tar.xz/a"}))
-    assert found(old, new) == []
+    assert differences(old, new) == []
 
 
 def test_a_changed_number_is_seen_with_its_relative_size(old, new):
     write_run(new, lines=changed(2, **{"train/loss": 0.12500000000000003}))
-    assert found(old, new) == [
+    assert differences(old, new) == [
         "ppo: run/metrics.jsonl:2: train/loss: 0.125 -> 0.12500000000000003 (relative 2.22e-16)"
     ]
 
 
 def test_a_number_in_a_list_of_a_summary_is_seen(old, new):
     write_run(new, summary=SUMMARY | {"new": {"Reach": {"interval": [0.25, 0.5]}}})
-    (line,) = found(old, new)
+    (line,) = differences(old, new)
     assert line.startswith("ppo: run/eval/000002/summary.json: new.Reach.interval.1: 0.75 -> 0.5")
 
 
@@ -92,13 +93,13 @@ def test_a_number_in_a_list_of_a_summary_is_seen(old, new):
 def test_values_that_only_look_equal_differ(old, new, one, two):
     write_run(old, lines=changed(1, **{"train/kl": one}))
     write_run(new, lines=changed(1, **{"train/kl": two}))
-    assert len(found(old, new)) == 1
+    assert len(differences(old, new)) == 1
 
 
 def test_keys_that_come_and_go_are_seen(old, new):
     lines = [{k: v for k, v in line.items() if k != "train/kl"} | {"extra": 7} for line in LINES]
     write_run(new, lines=lines)
-    assert found(old, new) == [
+    assert differences(old, new) == [
         "ppo: run/metrics.jsonl:1: extra is new (7)",
         "ppo: run/metrics.jsonl:1: train/kl is gone (was 0.0)",
         "ppo: run/metrics.jsonl:2: extra is new (7)",
@@ -108,12 +109,12 @@ def test_keys_that_come_and_go_are_seen(old, new):
 
 def test_a_missing_line_is_seen(old, new):
     write_run(new, lines=LINES[:1])
-    assert {line.split(": ")[1] for line in found(old, new)} == {"run/metrics.jsonl:2"}
+    assert {line.split(": ")[1] for line in differences(old, new)} == {"run/metrics.jsonl:2"}
 
 
 def test_files_that_come_and_go_are_seen(old, new):
     (new / "run/eval/000002/summary.json").rename(new / "run/eval/000002/episodes.jsonl")
-    assert found(old, new) == [
+    assert differences(old, new) == [
         "ppo: run/eval/000002/episodes.jsonl is new",
         "ppo: run/eval/000002/summary.json is gone",
     ]
@@ -122,14 +123,14 @@ def test_files_that_come_and_go_are_seen(old, new):
 def test_where_a_link_leads_is_seen(old, new):
     for folder, goal in ((old, "000002"), (new, "000001")):
         (folder / "run/checkpoints/best").symlink_to(goal)
-    assert found(old, new) == ['ppo: run/checkpoints/best: link: "000002" -> "000001"']
+    assert differences(old, new) == ['ppo: run/checkpoints/best: link: "000002" -> "000001"']
 
 
 def test_one_bit_of_a_tensor_is_seen(old, new):
     weights = {name: tensor.copy() for name, tensor in WEIGHTS.items()}
     weights["a.weight"].view(np.uint32)[1, 2] ^= 1
     write_run(new, weights=weights)
-    (line,) = found(old, new)
+    (line,) = differences(old, new)
     assert "run/checkpoints/000002/model.safetensors: a.weight: F32[2, 3] -> F32[2, 3]" in line
     assert "1 of 6 values, largest difference 4.77e-07 at [1, 2]" in line
 
@@ -143,7 +144,7 @@ def test_a_tensor_of_another_kind_is_seen(old, new, change):
         "sign of zero": np.where(tensor == 0, np.float32(-0.0), tensor),
     }[change]
     write_run(new, weights=WEIGHTS | {"a.weight": other})
-    assert len(found(old, new)) == 1
+    assert len(differences(old, new)) == 1
 
 
 def test_a_tensor_of_half_precision_is_read(old, new):
@@ -152,7 +153,7 @@ def test_a_tensor_of_half_precision_is_read(old, new):
         header = json.dumps({"h": entry}).encode()
         file = folder / "run/checkpoints/000002/model.safetensors"
         file.write_bytes(len(header).to_bytes(8, "little") + header + data)
-    (line,) = found(old, new)
+    (line,) = differences(old, new)
     assert "(relative 0.5); 1 of 2 values, largest difference 2 at [1]: 2.0 -> 4.0" in line
 
 
@@ -160,10 +161,10 @@ def test_a_change_within_its_bound_is_expected(old, new):
     write_run(new, lines=changed(2, **{"train/loss": 0.125 * (1 + 1e-9)}))
     entry = {"change": "value", "key": "train/*", "reason": "another library"}
     wide, narrow = (Expected(**entry, within=bound) for bound in (1e-8, 1e-10))
-    assert found(old, new, wide) == []
+    assert differences(old, new, wide) == []
     assert wide.uses == 1
     assert wide.largest == pytest.approx(1e-9)
-    assert len(found(old, new, narrow)) == 1
+    assert len(differences(old, new, narrow)) == 1
     assert narrow.uses == 0
 
 
@@ -172,7 +173,7 @@ def test_a_renamed_key_is_compared_under_its_new_name(old, new):
     lines[1]["learning/loss"] = 0.5
     write_run(new, lines=lines)
     entry = Expected("renamed", "a better word", key="train/*", to="learning/*")
-    (line,) = found(old, new, entry)
+    (line,) = differences(old, new, entry)
     assert "metrics.jsonl:2: learning/loss: 0.125 -> 0.5" in line
     assert entry.uses == 4
 
@@ -181,14 +182,14 @@ def test_a_renamed_file_is_compared_under_its_new_name(old, new):
     place = "run/checkpoints/000002"
     (new / place / "model.safetensors").rename(new / place / "weights.safetensors")
     entry = Expected("renamed", "?", file="*/model.safetensors", to="*/weights.safetensors")
-    assert found(old, new, entry) == []
+    assert differences(old, new, entry) == []
     assert entry.uses == 1
 
 
 def test_a_renaming_hides_no_key_that_is_gone(old, new):
     write_run(new, lines=changed(1, **{"train/kl": 1.0}))
     entry = Expected("renamed", "?", key="train/kl", to="train/loss")
-    assert len(found(old, new, entry)) == 1
+    assert len(differences(old, new, entry)) == 1
     assert entry.uses == 0
 
 
@@ -198,7 +199,7 @@ def test_keys_and_files_that_are_meant_to_come_and_go(old, new):
     fresh = Expected("new", "?", file="*/metrics.jsonl", key="extra")
     gone = Expected("gone", "?", file="*/summary.json")
     other = Expected("gone", "?", case="bc", file="*/summary.json")
-    assert found(old, new, other, fresh, gone) == []
+    assert differences(old, new, other, fresh, gone) == []
     assert (fresh.uses, gone.uses, other.uses) == (2, 1, 0)
 
 
@@ -324,6 +325,62 @@ def test_a_run_that_ends_before_its_interruption_is_a_failure(tmp_path):
     case = Case("x", ("-m", "robo_razor.cli"), interrupt_at=1)
     outcome = run_case(case, side, tmp_path / "case", tmp_path)
     assert outcome.problem.startswith("ended before the line of step 1 was seen")
+
+
+COUNTS = """
+import json, pathlib, sys
+root = pathlib.Path(sys.argv[1])
+pathlib.Path("run").mkdir()
+numbers = {name.stem: name.read_text() for name in root.glob("*.txt")}
+pathlib.Path("run/metrics.jsonl").write_text(json.dumps({"step": 1} | numbers) + "\\n")
+"""
+
+
+def commit(folder):
+    """Commit all files."""
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    subprocess.run(["git", *who, "commit", "-q", "-m", "x"], cwd=folder, check=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Make a repository of one commit whose command line writes what lies in its tree."""
+    folder = tmp_path / "repository"
+    tree(folder, COUNTS)
+    (folder / "tests").mkdir()
+    (folder / "a.txt").write_text("1")
+    (folder / ".gitignore").write_text("ignored.txt")
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    commit(folder)
+    monkeypatch.setattr(same, "ROOT", folder)
+    monkeypatch.setattr(same, "CASES", (Case("x", ("-m", "robo_razor.cli", "SIDE")),))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return folder
+
+
+def test_a_commit_is_compared_with_the_files_as_they_are(repository, tmp_path, capsys):
+    words = ["HEAD", "--cache", str(tmp_path / "cache")]
+    (repository / "ignored.txt").write_text("1")
+    assert same.main(words) == 0
+    assert "x: the same" in capsys.readouterr().out
+    (repository / "a.txt").write_text("2")
+    (repository / "untracked.txt").write_text("3")
+    assert same.main(words) == 1
+    output = capsys.readouterr()
+    assert "old x: kept from before" in output.err  # a commit is run once
+    assert output.out.splitlines()[:2] == [
+        'x: run/metrics.jsonl:1: a: "1" -> "2"',
+        'x: run/metrics.jsonl:1: untracked is new ("3")',
+    ]
+
+
+def test_a_failed_run_of_a_commit_is_not_kept(repository, tmp_path, capsys):
+    (repository / "a.txt").write_bytes(b"\xff")
+    commit(repository)
+    for _ in range(2):
+        assert same.main(["HEAD", "--cache", str(tmp_path / "cache")]) == 1
+        assert "old x: FAILED" in capsys.readouterr().err
 
 
 def test_nothing_of_this_repository_is_imported():
