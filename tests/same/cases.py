@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from differences import UsageError
@@ -53,7 +53,8 @@ class Case:
             file, and the old one stays for old revisions. The path "." always exists.
         archive: Whether the archive of the results lies in the folder as `razor.tar.xz`.
         interrupt_at: Step whose line in `run/metrics.jsonl` is waited for; then the run gets
-            SIGTERM and is resumed. None: the run is left alone.
+            SIGTERM and `resume` follows. None: the run is left alone.
+        resume: The command after `python` that goes on with an interrupted run.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Case:
     settings: tuple[tuple[str, str], ...] = ()
     archive: bool = False
     interrupt_at: int | None = None
+    resume: tuple[str, ...] = ()
 
     def settings_file(self, side: Path) -> Path | None:
         """Return the settings for a side; None where the case has none of its own."""
@@ -71,7 +73,13 @@ class Case:
 CASES = (
     Case("ppo", (*CLI, *FINETUNE, "SIDE/configs/debug_ppo.yaml")),
     Case("bc", (*CLI, *FINETUNE, "SIDE/configs/debug_bc.yaml")),
-    Case("resumed", (*CLI, *FINETUNE, "SETTINGS"), ((".", "resumed.yaml"),), interrupt_at=1),
+    Case(
+        "resumed",
+        (*CLI, *FINETUNE, "SETTINGS"),
+        ((".", "resumed.yaml"),),
+        interrupt_at=1,
+        resume=(*CLI, "finetune", "--resume", "--out", "run"),
+    ),
     Case("ranks", (*RANKS, *CLI, *FINETUNE, "SETTINGS"), ((".", "ranks.yaml"),)),
     Case("vla", (*CLI, *FINETUNE, "SETTINGS", "--policy", "POLICY"), ((".", "vla.yaml"),)),
     Case("reinforce", (*CLI, *FINETUNE, "SETTINGS"), ((".", "reinforce.yaml"),)),
@@ -155,7 +163,9 @@ class Outcome:
 
 def case_key(case: Case, side: Side, policy: Path) -> str:
     """Return a hash of what a case is for a side, its code apart."""
-    parts = [f"{VERSION} {case}".encode()]
+    values = {field.name: getattr(case, field.name) for field in fields(case)}
+    chosen = {f.name: values[f.name] for f in fields(case) if values[f.name] != f.default}
+    parts = [json.dumps([VERSION, chosen]).encode()]
     if "POLICY" in case.words:
         parts.append(str(policy).encode())
     settings = case.settings_file(side.root)
@@ -179,17 +189,23 @@ def run_case(case: Case, side: Side, place: Path, policy: Path) -> Outcome:
     if case.archive:
         shutil.copyfile(ARCHIVE, place / "razor.tar.xz")
     stands_for = {"SIDE": str(side.root), "SETTINGS": "settings.yaml", "POLICY": str(policy)}
-    words = [sys.executable]
-    for word in case.words:
-        first, *rest = word.split("/")
-        words.append("/".join([stands_for.get(first, first), *rest]))
+    words, resume = (
+        [sys.executable, *(_filled_in(word, stands_for) for word in words)]
+        for words in (case.words, case.resume)
+    )
     began = time.monotonic()
     if case.interrupt_at is None:
         problem = _run(words, side, place)
     else:
         problem = _run(words, side, place, case.interrupt_at)
-        problem = problem or _run([*words, "--resume"], side, place)
+        problem = problem or _run(resume, side, place)
     return Outcome(place, time.monotonic() - began, problem)
+
+
+def _filled_in(word: str, stands_for: Mapping[str, str]) -> str:
+    """Return a word of a command with the name at its beginning replaced by what it stands for."""
+    first, slash, rest = word.partition("/")
+    return stands_for.get(first, first) + slash + rest
 
 
 def stop_all() -> None:

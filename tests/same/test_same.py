@@ -314,7 +314,8 @@ with file.open("a") as lines:
 
 def test_a_run_is_interrupted_at_its_step_and_resumed(tmp_path):
     side = tree(tmp_path / "side", INTERRUPTED)
-    case = Case("x", ("-m", "robo_razor.cli"), interrupt_at=1)
+    words = ("-m", "robo_razor.cli")
+    case = Case("x", words, interrupt_at=1, resume=(*words, "--resume"))
     assert run_case(case, side, tmp_path / "case", tmp_path).problem == ""
     text = (tmp_path / "case/run/metrics.jsonl").read_text()
     assert text == '{"step": 1}\n{"step": 2}\n'
