@@ -232,8 +232,10 @@ def main(words: Sequence[str] | None = None) -> int:
         cache = options.cache.resolve()
         results = Comparison(revision, cases, options.jobs, cache, work).run()
         number = report(results, expected)
-    except UsageError as error:
-        shutil.rmtree(work)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, UsageError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     if number:
