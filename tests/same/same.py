@@ -105,7 +105,7 @@ class Comparison:
 
     def _tiny_policy(self) -> Path:
         """Return the tiny SmolVLA; it is made where it is not kept yet."""
-        sources = (HERE / "tiny_smolvla.py", HERE.parent / "robo_razor/tiny_vla.py")
+        sources = (HERE / "tiny_smolvla.py", *sorted(HERE.parent.rglob("tiny_vla.py")))
         text = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
         folder = self.cache / f"tiny-smolvla-{text}-{fingerprint()}"
         if any("POLICY" in case.words for case in self.cases):
