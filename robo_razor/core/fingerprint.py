@@ -115,7 +115,7 @@ def policy_hash(policy: Any) -> str:
     Equal for equal numbers, wherever they were loaded from and however they are stored.
 
     Args:
-        policy: A `PolicyHandle`.
+        policy: A `Policy`.
     """
     import torch
 
@@ -144,7 +144,7 @@ def fingerprint(
     """Return what should be the same for two results to be comparable.
 
     Args:
-        policy: The `PolicyHandle` that was measured; adds its hash and device.
+        policy: The `Policy` that was measured; adds its hash and device.
         env: The vector environment that was used, after its first reset; adds the OpenGL renderer,
             where the environment tells it (`env.gl_renderer`).
         config: The settings.

@@ -26,7 +26,7 @@ Observation = dict[str, Any]
 """Host observation: {"pixels": {camera: uint8 [N, H, W, 3]}, "agent_pos": float32 [N, S]}."""
 
 PolicyBatch = dict[str, Any]
-"""Prepared policy inputs (tensors, first axis B), as `PolicyHandle.prepare` returns them."""
+"""Prepared policy inputs (tensors, first axis B), as `Policy.prepare` returns them."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def evaluate(
     """Measure a policy's success on skills.
 
     Args:
-        policy: A `PolicyHandle`.
+        policy: A `Policy`.
         env: Vector environment that can switch to every one of the tasks.
         tasks: Skill name -> Gymnasium id.
         episodes: Episodes per skill, for all or by skill name.

@@ -139,7 +139,7 @@ class ProbeResult:
 def distributions(policy: Any, probe: ProbeSet) -> list[Any]:
     """Return a policy's action distributions on a probe set, in batches of `PROBE_BATCH`.
 
-    Of a policy without a density: its chunks, see `PolicyHandle.chunks`.
+    Of a policy without a density: its chunks, see `Policy.chunks`.
     """
     look = policy.distribution if policy.has_density else policy.chunks
     return [
@@ -155,8 +155,8 @@ def measure_probe(
     """Compare two policies on a probe set.
 
     Args:
-        base: `PolicyHandle` of the base.
-        tuned: `PolicyHandle` of the tuned policy.
+        base: `Policy` of the base.
+        tuned: `Policy` of the tuned policy.
         probe: Observations.
         before: What `distributions(base, probe)` returned: the base does not change, so on a set
             that does not change either it need not be computed again.
@@ -179,8 +179,8 @@ def measure_kl(base: Any, tuned: Any, probe: ProbeSet) -> dict[str, Divergence]:
     """Compute both KL divergences between two policies on a probe set.
 
     Args:
-        base: `PolicyHandle` of the base.
-        tuned: `PolicyHandle` of the tuned policy.
+        base: `Policy` of the base.
+        tuned: `Policy` of the tuned policy.
         probe: Observations.
 
     Returns:

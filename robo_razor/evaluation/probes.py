@@ -88,7 +88,7 @@ def demonstration_probe(demonstrations: DemonstrationSet, policy: Any, n: int) -
 
     Args:
         demonstrations: Demonstrations with frames at control rate.
-        policy: `PolicyHandle` that prepares the inputs.
+        policy: `Policy` that prepares the inputs.
         n: Number of observations.
     """
     demos = demonstrations

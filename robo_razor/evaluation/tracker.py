@@ -81,7 +81,7 @@ class Tracker:
         config: The run's settings.
         run: Where results are written and the base's are read back.
         env: Vector environment that can switch to every task.
-        base: `PolicyHandle` of the frozen base.
+        base: `Policy` of the frozen base.
         prior: Skill name -> task id of the skills that may be forgotten.
         ranks: This process among those of the run, which divide the episodes.
     """
@@ -146,7 +146,7 @@ class Tracker:
         """Measure a policy and write `eval/<step>/`.
 
         Args:
-            policy: `PolicyHandle` as it is at this step; at step 0 equal to the base.
+            policy: `Policy` as it is at this step; at step 0 equal to the base.
             step: Updates done.
             final: Whether this is the run's last checkpoint, which gets more episodes.
             extra: Returns further entries of the summary; called when everything is measured.

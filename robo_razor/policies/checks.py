@@ -48,7 +48,7 @@ def warn_of_unread_words(policy: Any, instructions: Iterable[str], warned: set[s
     Those that its tokenizer does not know, and those that its longest instruction cuts off.
 
     Args:
-        policy: `PolicyHandle`.
+        policy: `Policy`.
         instructions: What it is told to do now.
         warned: The instructions that were looked at before; those of now are added.
     """
@@ -109,7 +109,7 @@ def check_finite_output(policy: Any, what: str, *outputs: Tensor, inputs: Any = 
     """Check that what a policy computed is finite: of NaN the largest is the first.
 
     Args:
-        policy: `PolicyHandle`.
+        policy: `Policy`.
         what: What was computed, in the plural.
         *outputs: What was computed.
         inputs: Prepared observations that it was computed from, where they are at hand.
@@ -198,7 +198,7 @@ def try_out(policy: Any) -> None:
     """Let a policy look once at an observation of zeros: what cannot work fails at once.
 
     Args:
-        policy: `PolicyHandle` with a density over tokens, for which that takes milliseconds.
+        policy: `Policy` with a density over tokens, for which that takes milliseconds.
 
     Raises:
         PolicyError: If it cannot compute anything finite of it.

@@ -165,7 +165,7 @@ def check_fit(
     """Check that a policy's cameras, state and actions are those of an environment.
 
     Args:
-        policy: `PolicyHandle`.
+        policy: `Policy`.
         observation: Space of one environment's observations.
         action: Space of its actions.
         also: LeRobot's names of what a data set offers beside the environment: a rename map may

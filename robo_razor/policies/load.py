@@ -40,11 +40,11 @@ from robo_razor.policies.flow.backbone_files import (
     missing_vlm,
 )
 from robo_razor.policies.flow.families import ADAPTERS, is_flow_policy
-from robo_razor.policies.flow.policy import FlowPolicyHandle
+from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.inputs import image_key
 from robo_razor.policies.normalisation import check_held_statistics
-from robo_razor.policies.policy import PolicyHandle
-from robo_razor.policies.tokens import TokenPolicyHandle
+from robo_razor.policies.policy import Policy
+from robo_razor.policies.tokens import TokenPolicy
 from robo_razor.policies.weights import (
     WeightsHeader,
     bounded_by,
@@ -56,9 +56,9 @@ from robo_razor.policies.weights import (
 )
 
 __all__ = [
-    "FlowPolicyHandle",
-    "PolicyHandle",
-    "TokenPolicyHandle",
+    "FlowPolicy",
+    "Policy",
+    "TokenPolicy",
     "create_policy",
     "load_policy",
     "locate_policy",
@@ -118,7 +118,7 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
 
 def load_policy(
     name_or_path: str | Path, device: str = "cpu", *, may_lack_statistics: bool = False
-) -> PolicyHandle:
+) -> Policy:
     """Load a policy with its processors, in evaluation mode.
 
     Nothing in its files is run, and nothing outside of its folder is read but the settings and the
@@ -186,7 +186,7 @@ def create_policy(
     policy_type: str = "razor",
     device: str = "cpu",
     **settings: Any,
-) -> PolicyHandle:
+) -> Policy:
     """Build a policy with new weights from the global torch generator.
 
     Args:
@@ -229,10 +229,10 @@ def create_policy(
 
 def _make_handle(
     module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str
-) -> PolicyHandle:
+) -> Policy:
     """Choose the handle by what the policy offers."""
     has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
-    kind: type[PolicyHandle] = TokenPolicyHandle if has_tokens else PolicyHandle
+    kind: type[Policy] = TokenPolicy if has_tokens else Policy
     looks = int(getattr(module.config, "n_obs_steps", 1))
     if looks > 1:
         raise PolicyError(
@@ -250,7 +250,7 @@ def _make_handle(
             "own chunk, for `n_action_steps` is 1 with that setting.",
         )
     if is_flow_policy(module):
-        kind = FlowPolicyHandle
+        kind = FlowPolicy
     return kind(module.eval(), preprocessor, postprocessor, name, device)
 
 

@@ -8,7 +8,7 @@ very same numbers: a saved policy needs no adapter.
 The updates are float32. Beside a weight of less (bfloat16) W' would be rounded, so there B A x is
 computed apart in float32 and added to the layer's output, which is rounded once. Merging rounds
 every weight: what is below half of its last digit (1/512 of it, about) is lost. Flow policies lose
-nothing in either way, as they hold what has updates in float32 (`FlowPolicyHandle.share_frozen`).
+nothing in either way, as they hold what has updates in float32 (`FlowPolicy.share_frozen`).
 """
 
 from __future__ import annotations

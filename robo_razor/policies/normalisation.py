@@ -56,7 +56,7 @@ def check_statistics(policy: Any, config: FinetuneConfig) -> None:
     """Check that what a policy normalises has statistics, and that those asked for can be used.
 
     Args:
-        policy: `PolicyHandle` of the base.
+        policy: `Policy` of the base.
         config: The run's settings.
 
     Raises:
@@ -93,7 +93,7 @@ def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> No
     """Check the statistics that a policy came with, before it normalises anything by them.
 
     Args:
-        policy: `PolicyHandle`, just loaded.
+        policy: `Policy`, just loaded.
         directory: Its folder, for the errors.
         complete: Whether none may be missing.
 

@@ -2,7 +2,7 @@
 
 A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categorical action tokens)
 gets a `token_handle` with exact densities, a flow-matching one a `flow.handle` with those of its
-denoising paths; every other LeRobot policy gets a `PolicyHandle`, which can act and be cloned but
+denoising paths; every other LeRobot policy gets a `Policy`, which can act and be cloned but
 has no density. Of concrete policies nothing is known here.
 
 Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 ACTION = "action"
 
 
-class PolicyHandle:
+class Policy:
     """A LeRobot policy with its processors; base class for policies without a density.
 
     Args:
@@ -285,7 +285,7 @@ class PolicyHandle:
             PolicyError: The policy changes actions by itself, unknown to training here.
         """
         check_own_actions(self)
-        if flow != FlowConfig() and type(self).configure is PolicyHandle.configure:
+        if flow != FlowConfig() and type(self).configure is Policy.configure:
             logger.warning(
                 "The settings `flow.*` do nothing: %s (type %s) is no flow-matching policy.",
                 self.name,
@@ -384,7 +384,7 @@ class PolicyHandle:
 
     # Copies ---------------------------------------------------------------------------------
 
-    def frozen_copy(self) -> PolicyHandle:
+    def frozen_copy(self) -> Policy:
         """Return an independent copy in evaluation mode whose parameters take no gradient."""
         frozen = copy.copy(self)
         frozen.module = copy.deepcopy(self.module)
@@ -408,7 +408,7 @@ class PolicyHandle:
     def try_out(self) -> None:
         """Look once at an observation of zeros, where that takes no time, to see that all works."""
 
-    def share_frozen(self, base: PolicyHandle) -> None:
+    def share_frozen(self, base: Policy) -> None:
         """Let parameters that are not trained use the memory of the base's."""
 
     # Environments ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def prepare(
     """Prepare everything, images as float32 [N, 3, W, W] that the preprocessor may normalise.
 
     Args:
-        policy: `PolicyHandle`.
+        policy: `Policy`.
         observation: Host observations of N environments.
         instructions: One instruction per environment.
     """
@@ -42,7 +42,7 @@ def prepare_bytes(
     """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep.
 
     Args:
-        policy: `PolicyHandle`.
+        policy: `Policy`.
         observation: Host observations of N environments.
         instructions: One instruction per environment.
     """

@@ -16,11 +16,11 @@ from robo_razor.policies.blocks import in_blocks
 from robo_razor.policies.checks import check_finite_output, check_token_actions, try_out
 from robo_razor.policies.distributions import TokenChunkDistribution
 from robo_razor.policies.inputs import check_unit_actions
-from robo_razor.policies.policy import PolicyHandle
+from robo_razor.policies.policy import Policy
 from robo_razor.policies.preparation import prepare_bytes
 
 
-class TokenPolicyHandle(PolicyHandle):
+class TokenPolicy(Policy):
     """A policy with categorical action tokens: exact densities and KL divergences."""
 
     has_density = True

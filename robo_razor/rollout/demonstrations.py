@@ -244,7 +244,7 @@ def demonstrations_for(
 
     Args:
         config: Settings of a run with `method: bc`.
-        policy: `PolicyHandle` whose inputs and actions the demonstrations must fit.
+        policy: `Policy` whose inputs and actions the demonstrations must fit.
         console: Where progress is shown.
         env: The environment that the policy will act in; a data set that was recorded at another
             rate, or with actions that it does not take, is warned of. None: nothing is said.

@@ -152,7 +152,7 @@ def run_episodes(
 
     Args:
         env: Vector environment that keeps the contract of `environment`.
-        policy: A `PolicyHandle`.
+        policy: A `Policy`.
         rows: Manifest of start states.
         mode: "greedy" takes the most likely chunk, "sample" draws from the policy.
         record: Keep every decision: inputs, actions, log-probabilities and values with True, inputs

@@ -33,7 +33,7 @@ def run_shared(
     Args:
         ranks: This process among the others.
         env: This rank's vector environment.
-        policy: A `PolicyHandle`, with equal weights on all ranks.
+        policy: A `Policy`, with equal weights on all ranks.
         rows: What all of them run together.
         mode: See `run_episodes`, as for all that is not told here.
         record: Keep every decision.

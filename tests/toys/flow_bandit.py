@@ -64,7 +64,7 @@ def make_ppo(folder, flow=None, alter=None, **settings):
     """Return PPO on a folder's policy.
 
     Args:
-        folder: Of the policy, or a configured `PolicyHandle`.
+        folder: Of the policy, or a configured `Policy`.
         flow: Its settings.
         alter: Changes the policy before its base is copied, e.g. its precision.
         **settings: Of PPO.

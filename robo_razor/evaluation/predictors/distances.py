@@ -40,7 +40,7 @@ class Distances:
     """Measures distances to one base; keeps what of the base need not be computed again.
 
     Args:
-        base: `PolicyHandle` of the base.
+        base: `Policy` of the base.
         dear: Whether to measure the dear ones too.
     """
 
@@ -53,7 +53,7 @@ class Distances:
         """Return name -> distance.
 
         Args:
-            tuned: `PolicyHandle` of the tuned policy.
+            tuned: `Policy` of the tuned policy.
             probes: Probe sets by name. Fisher information and activations are taken on
                 `new_base_visited`, representations on `prior` (for the paper: unrelated inputs), or
                 else also there; without the sets, these distances are left out.

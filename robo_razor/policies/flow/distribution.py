@@ -2,7 +2,7 @@
 
 A chunk has no density that can be computed, but the path that the sampler takes to it has one: a
 *sample* here is the whole path, float32 [B, K + 1, H, D]. Its first entry is the noise, its last
-the chunk in the policy's normalised action space; `FlowPolicyHandle.to_actions` cuts and scales it.
+the chunk in the policy's normalised action space; `FlowPolicy.to_actions` cuts and scales it.
 Log-probabilities are those of the path's steps, and `kl` is the divergence of path measures. Where
 the last step has noise that is an upper bound of the divergence of the chunks (see `kernels`).
 

@@ -49,7 +49,7 @@ from robo_razor.policies.flow.precision import (
 )
 from robo_razor.policies.flow.value_head import ValueHead
 from robo_razor.policies.lora import LowRankLinear
-from robo_razor.policies.policy import PolicyHandle
+from robo_razor.policies.policy import Policy
 from robo_razor.policies.preparation import prepare_bytes
 
 VALUE_HEAD = "value_head"
@@ -61,7 +61,7 @@ OUR_FILES = {VALUE_HEAD: VALUE_FILE, NOISE_NETWORK: NOISE_FILE}
 """What LeRobot's policy knows nothing of, by its name in the module."""
 
 
-class FlowPolicyHandle(PolicyHandle):
+class FlowPolicy(Policy):
     """A flow-matching policy whose sampler is stochastic: paths with densities.
 
     Greedy actions are those of the policy's own sampler from zero noise. `temperature` is not read:
@@ -250,7 +250,7 @@ class FlowPolicyHandle(PolicyHandle):
     # Training -------------------------------------------------------------------------------
 
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the policy's own flow-matching loss and its parts; see `PolicyHandle.bc_loss`."""
+        """Return the policy's own flow-matching loss and its parts; see `Policy.bc_loss`."""
         return super().bc_loss(policy_batch(batch))
 
     def freeze_vision(self) -> None:
@@ -258,7 +258,7 @@ class FlowPolicyHandle(PolicyHandle):
         self.adapter.vision().requires_grad_(False)
 
     def add_lora(self, rank: int, scale: float = 1.0) -> list[nn.Parameter]:
-        """Train low-rank updates instead of the weights, and the noise; see `PolicyHandle`."""
+        """Train low-rank updates instead of the weights, and the noise; see `Policy`."""
         added = super().add_lora(rank, scale)
         network = self.noise_network
         if network is not None:
@@ -272,7 +272,7 @@ class FlowPolicyHandle(PolicyHandle):
 
     # Copies and files -----------------------------------------------------------------------
 
-    def frozen_copy(self) -> FlowPolicyHandle:
+    def frozen_copy(self) -> FlowPolicy:
         """Return a copy in evaluation mode that takes no gradient; what is frozen is shared."""
         low_rank = {
             id(layer.weight) for layer in self.module.modules() if isinstance(layer, LowRankLinear)
@@ -288,13 +288,13 @@ class FlowPolicyHandle(PolicyHandle):
         frozen.module.eval().requires_grad_(False)
         return frozen
 
-    def share_frozen(self, base: PolicyHandle) -> None:
+    def share_frozen(self, base: Policy) -> None:
         """Let parameters that are not trained use the memory of the base's equal ones.
 
         And compute in float32 where something is trained, low-rank updates too: steps of 1e-5 are
         lost in bfloat16 weights. The base does the same, so that equal weights stay equal policies.
         """
-        assert isinstance(base, FlowPolicyHandle)
+        assert isinstance(base, FlowPolicy)
         self._share(base)
         is_raised = trains_low_encoder(self.adapter, self.policy_parameters())
         before = held_bytes(self.module, base.module)
@@ -307,7 +307,7 @@ class FlowPolicyHandle(PolicyHandle):
         if is_raised:
             warn_of_float32(self.config.type, before, held_bytes(self.module, base.module))
 
-    def _share(self, base: PolicyHandle) -> None:
+    def _share(self, base: Policy) -> None:
         theirs = dict(base.module.named_parameters())
         for name, mine in self.module.named_parameters():
             if mine.requires_grad:

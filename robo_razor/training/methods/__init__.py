@@ -74,8 +74,8 @@ class Method(ABC):
 
         Args:
             config: The run's settings.
-            policy: `PolicyHandle` that is tuned in place.
-            base: `PolicyHandle` with the weights the run started from.
+            policy: `Policy` that is tuned in place.
+            base: `Policy` with the weights the run started from.
             services: Rollouts and demonstrations.
         """
         self.config = config

@@ -90,7 +90,7 @@ class WindowSampler:
 
     Args:
         demonstrations: Demonstrations with frames at control rate.
-        policy: `PolicyHandle` that prepares the inputs.
+        policy: `Policy` that prepares the inputs.
     """
 
     def __init__(self, demonstrations: DemonstrationSet, policy: Any) -> None:

@@ -58,7 +58,7 @@ class OnPolicyMethod(Method):
 
     Args:
         config: The run's settings.
-        policy: `PolicyHandle` that is tuned in place.
+        policy: `Policy` that is tuned in place.
         base: Its frozen copy.
         services: Rollouts.
         settings: The method's own section of `config`.

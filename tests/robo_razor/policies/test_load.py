@@ -13,7 +13,7 @@ from robo_razor.core.errors import (
     UnknownNameError,
 )
 from robo_razor.policies.load import (
-    PolicyHandle,
+    Policy,
     create_policy,
     load_policy,
     locate_policy,
@@ -39,7 +39,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def make_tiny(**settings: object) -> PolicyHandle:
+def make_tiny(**settings: object) -> Policy:
     torch.manual_seed(0)
     handle = create_policy([0.5] * 7, [0.2] * 7, **(TINY | settings))
     for parameter in handle.module.parameters():
@@ -391,7 +391,7 @@ def test_tokens_stand_for_actions_between_minus_one_and_one():
 
 
 @pytest.fixture
-def act_policy() -> PolicyHandle:
+def act_policy() -> Policy:
     torch.manual_seed(0)
     return create_policy(
         [0.5] * 7,

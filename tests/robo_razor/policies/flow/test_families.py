@@ -12,7 +12,7 @@ from toy_env import ToyVectorEnv
 from robo_razor.core.errors import CheckpointError, PolicyError
 from robo_razor.policies.flow.encoding import policy_batch
 from robo_razor.policies.flow.families import make_adapter, parameters_of
-from robo_razor.policies.flow.policy import FlowPolicyHandle
+from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
 
 
@@ -40,7 +40,7 @@ def noise(handle, rows=6, seed=0):
 
 
 def test_every_family_gets_a_density(handle, batch):
-    assert isinstance(handle, FlowPolicyHandle)
+    assert isinstance(handle, FlowPolicy)
     assert handle.has_density
     assert handle.noise_shape == (5, tiny_vla.CHUNK, 8)
     assert batch["observation.images.front"].dtype == torch.uint8

@@ -19,7 +19,7 @@ from robo_razor.core.types import make_rows
 from robo_razor.evaluation.forgetting import measure_kl
 from robo_razor.evaluation.predictors.divergences import compare
 from robo_razor.evaluation.probes import ProbeSet
-from robo_razor.policies.flow.policy import FlowPolicyHandle
+from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.actors import PolicyActor
 from robo_razor.rollout.episodes import run_episodes
@@ -457,4 +457,4 @@ def test_probes_and_actors_work_with_it(handle, observed):
     assert found["kl_base_tuned"].kind == "upper bound"
     assert found["kl_base_tuned"].standard_error > 0.0
     actor = PolicyActor(handle, "greedy")
-    assert isinstance(actor.policy, FlowPolicyHandle)
+    assert isinstance(actor.policy, FlowPolicy)

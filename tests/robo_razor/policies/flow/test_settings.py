@@ -18,7 +18,7 @@ from robo_razor.core.errors import PolicyEnvMismatchError, PolicyError
 from robo_razor.core.settings.config import EnvConfig, FlowConfig
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.policies.flow.encoding import policy_batch
-from robo_razor.policies.flow.policy import FlowPolicyHandle
+from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.demonstrations import check_fit
 from robo_razor.training.trainer import finetune
@@ -152,7 +152,7 @@ def test_a_compiled_policy_is_loaded_without_its_compilation(tmp_path, caplog):
     (folder / "config.json").write_text(json.dumps(config | {"compile_model": True}))
     with caplog.at_level(logging.INFO, logger="robo_razor"):
         handle = load_policy(folder)
-    assert isinstance(handle, FlowPolicyHandle)
+    assert isinstance(handle, FlowPolicy)
     assert "`compile_model` is switched off" in caplog.text
     handle.check_finetuning(FlowConfig(train="expert"))
 
