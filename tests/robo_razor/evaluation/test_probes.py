@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toy_demonstrations import demonstrations
 from toy_policy import tiny_policy
 
 from robo_razor.core.errors import CheckpointError
-from robo_razor.core.types import DemonstrationSet
 from robo_razor.evaluation.probes import (
     ProbeSet,
     demonstration_probe,
@@ -29,21 +29,6 @@ def probe(seed=0, n=6):
             "observation.language.attention_mask": torch.ones(n, 2, dtype=torch.bool),
         },
         np.repeat(np.arange(2), n // 2),
-    )
-
-
-def demonstrations(lengths=(9, 6), seed=0):
-    random = np.random.default_rng(seed)
-    frames = sum(lengths)
-    images = random.integers(0, 255, (frames, 16, 16, 3), dtype=np.uint8)
-    return DemonstrationSet(
-        images={"front": images, "wrist": images[:, ::-1].copy()},
-        state=random.normal(size=(frames, 7)).astype(np.float32),
-        actions=np.zeros((frames, 5), np.float32),
-        offsets=np.cumsum([0, *lengths]),
-        instructions=tuple(f"lift the {c} block" for c in ("red", "green")[: len(lengths)]),
-        rewards=np.zeros(frames, np.float32),
-        success=np.zeros(frames, bool),
     )
 
 

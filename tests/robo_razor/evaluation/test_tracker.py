@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_probes import demonstrations
+from toy_demonstrations import demonstrations
 from toy_policy import GREEN, NEW, RED, tiny_policy
 
 from robo_razor.core.errors import CheckpointError

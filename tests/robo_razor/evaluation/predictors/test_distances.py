@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_probes import demonstrations
+from toy_demonstrations import demonstrations
 from toy_policy import tiny_policy
 
 from robo_razor.evaluation.predictors.distances import (
