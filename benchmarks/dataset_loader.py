@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
-from robo_razor.methods.bc import chunk_windows
-from robo_razor.types import DemonstrationSet
+from robo_razor.core.types import DemonstrationSet
+from robo_razor.rollout.dataset.dataset import load_demonstrations, save_demonstrations
+from robo_razor.training.methods.bc import chunk_windows
 
 CHUNK = 4
 

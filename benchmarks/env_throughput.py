@@ -58,9 +58,9 @@ def record(seed: int, num_steps: int) -> dict[str, Any]:
     """Play the scripted expert with noise; return its actions, controls and states."""
     import mujoco
 
-    from gym_razor.episode import Episode
-    from gym_razor.tasks import STYLES
-    from gym_razor.world import World
+    from gym_razor.suite.episode import Episode
+    from gym_razor.suite.tasks import STYLES
+    from gym_razor.suite.world import World
 
     episode = Episode(World)
     episode.reset(TASK, seed, max_episode_steps=10**9)

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from gym_razor import NEW_TASKS, PRIOR_TASKS
-from robo_razor.statistics import wilson_interval
+from robo_razor.statistics.intervals import wilson_interval
 
 STYLES = ("a", "b")
 
 
 def play(job: tuple[str, str, int]) -> dict[str, Any]:
     """Play `episodes` start states of one task in one style; no rendering."""
-    from gym_razor.episode import Episode
-    from gym_razor.world import World
+    from gym_razor.suite.episode import Episode
+    from gym_razor.suite.world import World
 
     task, style, episodes = job
     worlds: dict[tuple[str, str], World] = {}

@@ -26,7 +26,7 @@ from env_throughput import machine
 
 NOISE = 0.15
 """On what the scripted expert executes, in action units; labels stay clean (as in DART)."""
-TESTS = Path(__file__).parents[1] / "tests" / "robo_razor"
+TESTS = Path(__file__).parents[1] / "tests" / "toys"
 SHAPE: dict[str, Any] = {
     "vision": {
         "hidden_size": 64,
@@ -80,9 +80,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def collect(settings: argparse.Namespace, directory: Path) -> None:
     """Write demonstrations of all skills as one dataset, which is there when it is whole."""
-    from robo_razor.actors import ExpertActor, NoisyActor
-    from robo_razor.demonstrations import write_demonstrations
-    from robo_razor.environment import make_env, named_tasks
+    from robo_razor.rollout.actors import ExpertActor, NoisyActor
+    from robo_razor.rollout.demonstrations import write_demonstrations
+    from robo_razor.rollout.environments import make_env, named_tasks
 
     numbers = dict.fromkeys(
         named_tasks(settings.prior_tasks, ("gym_razor",)).values(), settings.demonstrations
@@ -103,8 +103,8 @@ def make_base(settings: argparse.Namespace) -> Path:
     """Collect demonstrations of both skills and clone them into a new SmolVLA."""
     from tiny_vla import save_tiny_smolvla
 
-    from robo_razor.config import BCConfig, FinetuneConfig, FlowConfig
-    from robo_razor.trainer import finetune
+    from robo_razor.core.settings.config import BCConfig, FinetuneConfig, FlowConfig
+    from robo_razor.training.trainer import finetune
 
     demonstrations, run = settings.out / "demonstrations", settings.out / "base"
     if not demonstrations.is_dir():
@@ -135,8 +135,8 @@ def make_base(settings: argparse.Namespace) -> Path:
 
 def tune(settings: argparse.Namespace, base: Path, method: str) -> Path:
     """Tune the base on the new task by PPO, or by cloning the expert's other style."""
-    from robo_razor.config import BCConfig, FinetuneConfig, FlowConfig, PPOConfig
-    from robo_razor.trainer import finetune
+    from robo_razor.core.settings.config import BCConfig, FinetuneConfig, FlowConfig, PPOConfig
+    from robo_razor.training.trainer import finetune
 
     run = settings.out / method
     finetune(
@@ -160,7 +160,7 @@ def tune(settings: argparse.Namespace, base: Path, method: str) -> Path:
 
 
 def environment(settings: argparse.Namespace) -> Any:
-    from robo_razor.config import EnvConfig
+    from robo_razor.core.settings.config import EnvConfig
 
     return EnvConfig(
         num_envs=settings.num_envs,
@@ -171,7 +171,7 @@ def environment(settings: argparse.Namespace) -> Any:
 
 def common(settings: argparse.Namespace, every: float) -> dict[str, Any]:
     """Return the settings that both runs share; a number of updates `every` 1 is one checkpoint."""
-    from robo_razor.config import TrackingConfig
+    from robo_razor.core.settings.config import TrackingConfig
 
     episodes = settings.test_episodes
     tracking = TrackingConfig(
@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     base = make_base(settings)
     for method in ("ppo", "bc"):
         tune(settings, base, method)
-    from robo_razor.policies import load_policy
+    from robo_razor.policies.load import load_policy
 
     runs = {name: checkpoints(settings.out / name) for name in ("base", "ppo", "bc")}
     document = {

@@ -49,12 +49,12 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from robo_razor.flow.distribution import FlowChunkDistribution
-from robo_razor.flow.encoding import Observations
-from robo_razor.flow.families import FlowAdapter, Prefix, make_adapter, parameters_of
-from robo_razor.flow.kernels import make_schedule
-from robo_razor.flow.value import ValueHead
-from robo_razor.trainer import SNAPSHOT_PARAMETERS
+from robo_razor.policies.flow.distribution import FlowChunkDistribution
+from robo_razor.policies.flow.encoding import Observations
+from robo_razor.policies.flow.families import FlowAdapter, Prefix, make_adapter, parameters_of
+from robo_razor.policies.flow.kernels import make_schedule
+from robo_razor.policies.flow.value_head import ValueHead
+from robo_razor.training.trainer import SNAPSHOT_PARAMETERS
 
 GIB = 2**30
 CAMERAS, STATE, ACTION, IMAGE = 2, 7, 5, 64

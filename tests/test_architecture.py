@@ -1,4 +1,4 @@
-"""Which module may import which, and why (the arrows of the layout)."""
+"""Which room may use which, and why (the arrows of the layout)."""
 
 from __future__ import annotations
 
@@ -15,55 +15,33 @@ PACKAGES = {
     "lerobot_policy_razor": ROOT / "policies" / "lerobot_policy_razor",
 }
 
-LAYERS = (
-    # A module may import modules of its own layer and of those below it. A new module that is named
-    # nowhere here belongs to the middle layer.
-    ("cli",),
-    (
-        "trainer",
-        "tracking",
-        "evaluation",
-        "demonstrations",
-        "report",
-        # The parts of a report read sweeps too, so they stand beside them.
-        "reporting",
-        "figures",
-        "markdown",
-        "archive",
-        "pretrain",
-        "doctor",
-        "catalogue",
-        "arguments",
-        "resumption",
-        # A sweep starts `finetune` as a process and reads run directories; it imports no trainer.
-        "sweep",
-        "sweep_file",
-        "sweep_launch",
-        "sweep_plan",
-        "sweep_ray",
-        "sweep_schedule",
-        "sweep_table",
+ROOMS: dict[str, frozenset[str]] = {
+    # A room may use the rooms named here, itself, and nothing else of the package.
+    "core": frozenset(),
+    "statistics": frozenset({"core"}),
+    "policies": frozenset({"core"}),
+    "sweep": frozenset({"core"}),
+    "report": frozenset({"statistics", "core"}),
+    "rollout": frozenset({"policies", "core"}),
+    "evaluation": frozenset({"rollout", "policies", "statistics", "core"}),
+    "training": frozenset({"evaluation", "rollout", "policies", "core"}),
+    "cli": frozenset(
+        {"training", "evaluation", "rollout", "policies", "report", "sweep", "statistics", "core"}
     ),
-    ("methods", "rollout", "forgetting", "checkpoint", "run_log"),
-    (
-        *(
-            "distributions",
-            "advantages",
-            "statistics",
-            "types",
-            "registry",
-            "settings",
-            "strict_yaml",
-            "files",
-            "config",
-            "config_sections",
-        ),
-        # The parts of `statistics`, and the law, which is a fit and knows no policy.
-        *("bootstrap", "curves", "estimate", "falloff", "law", "sequential", "student"),
-    ),
-    ("errors",),
-)
-MIDDLE = 2
+}
+"""The nine rooms of `robo_razor` and the arrows between them."""
+
+SUITE_ROOMS: dict[str, frozenset[str]] = {
+    "suite": frozenset(),
+    "vector": frozenset({"suite"}),
+    "adapters": frozenset({"vector", "suite"}),
+}
+"""The rooms of `gym_razor`. Its `__init__` only registers ids; every room may read it."""
+
+PLUGIN = "robo_razor.lerobot_env"
+"""LeRobot finds the suite's tasks under this path. It is a door from outside and uses no room."""
+
+MAX_MODULES = 15
 
 FORBIDDEN = (
     ("robo_razor", ("gym_razor",), "environments are reached through Gymnasium ids only"),
@@ -83,12 +61,12 @@ FORBIDDEN = (
         "the policy is for any LeRobot user",
     ),
     (
-        "robo_razor.methods",
+        "robo_razor.training.methods",
         ("gymnasium", "mujoco"),
         "a method sees batches, not environments",
     ),
     (
-        "robo_razor.flow",
+        "robo_razor.policies.flow",
         ("gymnasium", "mujoco"),
         "a sampler sees batches, not environments",
     ),
@@ -96,17 +74,17 @@ FORBIDDEN = (
 """(importer, what it must not import even lazily, why)."""
 
 CHEAP = (
-    "cli",
-    "arguments",
-    "config",
-    "settings",
-    "registry",
-    "errors",
-    "report",
-    "statistics",
-    "law",
-    "falloff",
-    "sweep",
+    "cli.commands",
+    "cli.arguments",
+    "core.settings.config",
+    "core.settings.conversion",
+    "core.registry",
+    "core.errors",
+    "report.build",
+    "statistics.intervals",
+    "statistics.law",
+    "statistics.hill",
+    "sweep.run",
 )
 """Modules that are imported before anything heavy is wanted."""
 
@@ -123,7 +101,7 @@ HEAVY = (
 
 ALLOWED = {
     # The plugin is imported to find the weights that ship with it.
-    ("robo_razor.policies", "lerobot_policy_razor"),
+    ("robo_razor.policies.load", "lerobot_policy_razor"),
 }
 
 
@@ -178,9 +156,22 @@ def is_in(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-def layer(module: str) -> int:
-    part = module.split(".")[1]
-    return next((i for i, names in enumerate(LAYERS) if part in names), MIDDLE)
+def room(module: str) -> str:
+    """Return the room of a module, empty for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def wrong_arrows(package: str, rooms: dict[str, frozenset[str]]) -> list[tuple[str, str]]:
+    """Return (importer, imported) of all imports that no arrow allows, lazy ones too."""
+    known = modules()
+    return [
+        (name, imported)
+        for name, file in known.items()
+        if name.startswith(f"{package}.") and room(name) in rooms
+        for imported in sorted(imports(name, file) & known.keys())
+        if imported.startswith(f"{package}.") and room(imported)
+        if room(imported) != room(name) and room(imported) not in rooms[room(name)]
+    ]
 
 
 @pytest.mark.parametrize(("importer", "targets", "why"), FORBIDDEN)
@@ -196,19 +187,65 @@ def test_packages_stay_apart(importer, targets, why):
     assert not broken, "\n".join(broken)
 
 
-def test_arrows_point_down():
-    known = modules()
-    broken = []
-    for name, file in known.items():
-        if not name.startswith("robo_razor."):
-            continue
-        for imported in sorted(imports(name, file) & known.keys()):
-            if imported.startswith("robo_razor.") and layer(imported) < layer(name):
-                broken.append(
-                    f"{name} must not import {imported} because "
-                    f"{'/'.join(LAYERS[layer(imported)])} stand above it"
-                )
+TO_MEND = {
+    ("robo_razor.core.run.archive", "robo_razor.sweep.run"),
+    ("robo_razor.core.run.selection", "robo_razor.statistics.intervals"),
+    ("robo_razor.report.arms", "robo_razor.sweep.run"),
+    ("robo_razor.report.videos", "robo_razor.policies.load"),
+    ("robo_razor.report.videos", "robo_razor.rollout.actors"),
+    ("robo_razor.report.videos", "robo_razor.rollout.environments"),
+    ("robo_razor.report.videos", "robo_razor.rollout.episodes"),
+    ("robo_razor.report.videos", "robo_razor.rollout.video"),
+    ("robo_razor.rollout.video", "robo_razor.statistics.intervals"),
+    ("robo_razor.sweep.plan", "robo_razor.cli.arguments"),
+    ("robo_razor.sweep.run", "robo_razor.rollout.environments"),
+    ("robo_razor.training.resumption", "robo_razor.cli.arguments"),
+    ("robo_razor.training.trainer", "robo_razor.cli.arguments"),
+}
+"""Arrows that still point the wrong way."""
+
+
+@pytest.mark.parametrize(("package", "rooms"), [("robo_razor", ROOMS), ("gym_razor", SUITE_ROOMS)])
+def test_a_room_uses_only_the_rooms_below_it(package, rooms):
+    wrong = set(wrong_arrows(package, rooms))
+    broken = [
+        f"{name} must not import {imported} because {room(name)}/ may use "
+        f"{', '.join(sorted(rooms[room(name)])) or 'nothing'} only"
+        for name, imported in sorted(wrong - TO_MEND)
+    ]
     assert not broken, "\n".join(broken)
+    mended = [pair for pair in TO_MEND - wrong if pair[0].startswith(f"{package}.")]
+    assert not mended, f"no longer wrong: {sorted(mended)}"
+
+
+@pytest.mark.parametrize(("package", "rooms"), [("robo_razor", ROOMS), ("gym_razor", SUITE_ROOMS)])
+def test_every_module_is_in_a_room(package, rooms):
+    outside = [
+        name
+        for name in modules()
+        if name.startswith(f"{package}.") and room(name) not in rooms
+        if name != PLUGIN and not name.startswith("gym_razor.assets")
+    ]
+    assert not outside, f"in no room: {', '.join(outside)}"
+
+
+def test_no_two_rooms_use_each_other():
+    for rooms in (ROOMS, SUITE_ROOMS):
+        floors = dict(rooms)
+        while floors:
+            free = [name for name, below in floors.items() if not below & floors.keys()]
+            assert free, f"a circle among {sorted(floors)}"
+            for name in free:
+                del floors[name]
+
+
+def test_no_folder_has_too_many_modules():
+    folders: dict[Path, int] = {}
+    for file in modules().values():
+        if file.name != "__init__.py":
+            folders[file.parent] = folders.get(file.parent, 0) + 1
+    full = {str(path.relative_to(ROOT)): n for path, n in folders.items() if n > MAX_MODULES}
+    assert not full, f"more than {MAX_MODULES} modules in {full}"
 
 
 @pytest.mark.parametrize("module", CHEAP)
@@ -232,8 +269,8 @@ def test_cheap_modules_import_nothing_heavy(module):
 
 
 POLICY_IMPORTERS = {
-    "robo_razor.policies": "loads and makes policies",
-    "robo_razor.flow.families": "builds attention masks as LeRobot's own samplers do",
+    "robo_razor.policies.load": "loads and makes policies",
+    "robo_razor.policies.flow.families": "builds attention masks as LeRobot's own samplers do",
 }
 """Which module may import LeRobot's policy API, and what for."""
 
@@ -261,11 +298,11 @@ def test_the_checker_sees_imports(tmp_path):
     file.write_text(
         "from typing import TYPE_CHECKING\nfrom . import sibling\n"
         "if TYPE_CHECKING:\n    import torch\n"
-        "def f():\n    from gym_razor.world import World\n"
+        "def f():\n    from gym_razor.suite.world import World\n"
     )
     assert "robo_razor.sibling" in imports("robo_razor.m", file)
-    assert "gym_razor.world" in imports("robo_razor.m", file)
-    assert "gym_razor.world" not in imports("robo_razor.m", file, lazy=False)
+    assert "gym_razor.suite.world" in imports("robo_razor.m", file)
+    assert "gym_razor.suite.world" not in imports("robo_razor.m", file, lazy=False)
     assert "torch" not in imports("robo_razor.m", file)
-    assert layer("robo_razor.methods.ppo") == MIDDLE
+    assert room("robo_razor.training.methods.ppo") == "training"
     assert set(HEAVY).isdisjoint(sys.stdlib_module_names)

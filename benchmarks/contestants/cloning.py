@@ -29,7 +29,7 @@ def parameters(module: Any) -> int:
 
 def tracking() -> Any:
     """Return settings by which `finetune` measures next to nothing, at its start only."""
-    from robo_razor.config import TrackingConfig
+    from robo_razor.core.settings.config import TrackingConfig
 
     return TrackingConfig(
         every=1e9,
@@ -63,11 +63,11 @@ def whole_batches(demonstrations: Any, batch_size: int) -> Any:
 
 def write_dataset(settings: Any) -> None:
     """Write the demonstrations of the scripted expert as `robo-razor collect` does."""
-    from robo_razor.actors import ExpertActor
-    from robo_razor.config import EnvConfig
-    from robo_razor.demonstrations import collect_demonstrations
-    from robo_razor.environment import make_env
-    from robo_razor.lerobot_dataset import save_demonstrations
+    from robo_razor.core.settings.config import EnvConfig
+    from robo_razor.rollout.actors import ExpertActor
+    from robo_razor.rollout.dataset.dataset import save_demonstrations
+    from robo_razor.rollout.demonstrations import collect_demonstrations
+    from robo_razor.rollout.environments import make_env
 
     env = make_env(
         settings.task, EnvConfig(num_envs=16, num_workers=settings.workers), chunk_size=1
@@ -83,9 +83,9 @@ def write_dataset(settings: Any) -> None:
 
 def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
     """Run `finetune` with BC from the dataset's directory."""
-    from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig
-    from robo_razor.methods.bc import BC, WindowSampler
-    from robo_razor.trainer import finetune
+    from robo_razor.core.settings.config import BCConfig, EnvConfig, FinetuneConfig
+    from robo_razor.training.methods.bc import BC, WindowSampler
+    from robo_razor.training.trainer import finetune
 
     config = FinetuneConfig(
         method="bc",
@@ -143,7 +143,7 @@ def clone_lerobot(settings: Any, meter: Any, loader_workers: int = 4) -> None:
     from lerobot.scripts import lerobot_train
 
     import lerobot_policy_razor  # noqa: F401  # registers the policy
-    from robo_razor.policies import locate_policy
+    from robo_razor.policies.load import locate_policy
 
     flags = {
         "dataset.repo_id": "local/dataset",

@@ -23,10 +23,10 @@ from contestants.cloning import parameters
 
 def evaluate_ours(settings: Any, meter: Any) -> None:
     """Call what `robo-razor evaluate` calls for its episodes."""
-    from robo_razor.config import HELD_OUT_SEED, EnvConfig
-    from robo_razor.environment import make_env, skill_name
-    from robo_razor.evaluation import evaluate
-    from robo_razor.policies import load_policy
+    from robo_razor.core.settings.config import HELD_OUT_SEED, EnvConfig
+    from robo_razor.evaluation.evaluate import evaluate
+    from robo_razor.policies.load import load_policy
+    from robo_razor.rollout.environments import make_env, skill_name
 
     torch.set_num_threads(max(1, settings.threads - settings.workers))  # as the command does
     policy = load_policy(settings.policy)
@@ -68,9 +68,9 @@ def evaluate_lerobot(
     from lerobot.policies import make_policy, make_pre_post_processors
     from lerobot.scripts.lerobot_eval import eval_policy
 
-    from robo_razor.config import HELD_OUT_SEED
+    from robo_razor.core.settings.config import HELD_OUT_SEED
     from robo_razor.lerobot_env import RazorEnvConfig
-    from robo_razor.policies import locate_policy
+    from robo_razor.policies.load import locate_policy
 
     torch.set_num_threads(settings.threads)
     chosen = EvalConfig(n_episodes=settings.episodes, batch_size=num_envs or 0)  # 0: its own choice

@@ -31,7 +31,7 @@ CHUNK = 4
 
 def write_policy(settings: Any) -> None:
     """Write a razor policy of the shipped base's shape with new weights."""
-    from robo_razor.policies import load_policy
+    from robo_razor.policies.load import load_policy
 
     base = load_policy(settings.policy)
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def write_policy(settings: Any) -> None:
 def decisions_per_episode(settings: Any) -> int:
     """Return the decisions of an episode that lasts until its time limit."""
     import gym_razor  # noqa: F401  # registers the tasks
-    from robo_razor.environment import time_limit
+    from robo_razor.rollout.environments import time_limit
 
     return math.ceil((settings.max_episode_steps or time_limit(settings.task)) / CHUNK)
 
@@ -56,9 +56,9 @@ def minibatch_size(settings: Any) -> int:
 
 def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool = False) -> None:
     """Run `finetune` with PPO."""
-    from robo_razor.config import EnvConfig, FinetuneConfig, PPOConfig
-    from robo_razor.methods.ppo import PPO
-    from robo_razor.trainer import finetune
+    from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, PPOConfig
+    from robo_razor.training.methods.ppo import PPO
+    from robo_razor.training.trainer import finetune
 
     config = FinetuneConfig(
         method="ppo",
@@ -102,7 +102,7 @@ def train_sb3(
     from stable_baselines3.common.callbacks import BaseCallback
 
     from contestants.sb3_policy import RazorActorCritic, TokenActions
-    from robo_razor.policies import load_policy
+    from robo_razor.policies.load import load_policy
 
     class Boundaries(BaseCallback):
         """Lets every update (rollout, then gradient steps) be a unit of work."""
@@ -144,9 +144,9 @@ def train_sb3(
 
 def _our_vector_env(settings: Any) -> tuple[Any, str]:
     """Return our vector environment behind its wrapper, and the longest instruction in it."""
-    from gym_razor.sb3 import SB3VecEnv
-    from robo_razor.config import EnvConfig
-    from robo_razor.environment import make_env
+    from gym_razor.adapters.sb3 import SB3VecEnv
+    from robo_razor.core.settings.config import EnvConfig
+    from robo_razor.rollout.environments import make_env
 
     env = make_env(
         settings.task,
@@ -169,7 +169,7 @@ def _its_own(settings: Any, kind: str, spared: bool) -> tuple[Any, str]:
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     from contestants.sb3_policy import ChunkEnv, make_registered
-    from robo_razor.environment import time_limit
+    from robo_razor.rollout.environments import time_limit
 
     limit = int(settings.max_episode_steps or time_limit(settings.task))
     make: Callable[..., Any] = ChunkEnv if spared else make_registered

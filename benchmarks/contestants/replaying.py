@@ -1,6 +1,6 @@
 """Replay of denoising paths, as every PPO gradient step of a flow policy needs it, with gradients.
 
-A tiny SmolVLA (see `tests/robo_razor/tiny_vla.py`; no real weights are at hand). Both sides encode
+A tiny SmolVLA (see `tests/toys/tiny_vla.py`; no real weights are at hand). Both sides encode
 the observations once, compute the log-probabilities of all denoising steps of the same paths and go
 backward; ours asks the action expert once for all steps, the other one step after another.
 """
@@ -17,7 +17,7 @@ import torch
 
 from contestants.cloning import parameters
 
-TESTS = Path(__file__).parents[2] / "tests" / "robo_razor"
+TESTS = Path(__file__).parents[2] / "tests" / "toys"
 
 
 def write_policy(settings: Any) -> None:
@@ -30,8 +30,8 @@ def write_policy(settings: Any) -> None:
 
 def replay(settings: Any, meter: Any, sequential: bool = False) -> None:
     """Compute and differentiate log-probabilities over and over."""
-    from robo_razor.flow.distribution import FlowChunkDistribution, _times
-    from robo_razor.policies import load_policy
+    from robo_razor.policies.flow.distribution import FlowChunkDistribution, _times
+    from robo_razor.policies.load import load_policy
 
     class Sequential(FlowChunkDistribution):
         """The same distribution, replayed step after step."""
@@ -63,7 +63,7 @@ def replay(settings: Any, meter: Any, sequential: bool = False) -> None:
     meter.facts["trained_parameters"] = parameters(policy.module)
     meter.facts["steps"] = len(policy.schedule.live)
     kind = Sequential if sequential else FlowChunkDistribution
-    with mock.patch("robo_razor.flow.handle.FlowChunkDistribution", kind):
+    with mock.patch("robo_razor.policies.flow.policy.FlowChunkDistribution", kind):
         while True:
             meter.boundary()
             policy.module.zero_grad(set_to_none=True)

@@ -16,8 +16,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
-from gym_razor.env import TableEnv
-from gym_razor.wrappers import FlattenForSB3, flatten_observation
+from gym_razor.adapters.wrappers import FlattenForSB3, flatten_observation
+from gym_razor.suite.env import TableEnv
 
 
 class TokenActions(VecEnvWrapper):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-from gym_razor.robosuite_tasks import register_robosuite_tasks
+from gym_razor.adapters.robosuite import register_robosuite_tasks
 
 TIME_LIMITS: dict[str, dict[str, int]] = {
     "prior": {
@@ -49,8 +49,8 @@ def _register() -> None:
                 gym.register(
                     env_id,
                     max_episode_steps=limit,
-                    entry_point="gym_razor.env:TableEnv",
-                    vector_entry_point="gym_razor.vector:RazorVectorEnv",
+                    entry_point="gym_razor.suite.env:TableEnv",
+                    vector_entry_point="gym_razor.vector.tables:RazorVectorEnv",
                     kwargs={"task": env_id, "role": role},
                 )
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "robo_razor")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "toys")]
 
 from faults import Faults  # noqa: E402
 
@@ -289,8 +289,8 @@ def import_everything() -> None:
     toy_env.RADIUS = 0.5  # a policy that was never trained succeeds now and then, and soon
     from toy_runs import quiet  # noqa: F401
 
-    import robo_razor.demonstrations
-    import robo_razor.trainer  # noqa: F401
+    import robo_razor.rollout.demonstrations
+    import robo_razor.training.trainer  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import torch.utils.tensorboard

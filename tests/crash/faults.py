@@ -129,7 +129,7 @@ class Faults:
         self.count = count
 
     def _wrap_metrics(self) -> None:
-        from robo_razor.run_log import RunLog
+        from robo_razor.core.run.log import RunLog
 
         metrics = RunLog.metrics
         faults = self

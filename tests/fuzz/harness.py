@@ -92,7 +92,7 @@ class Worker:
         self.folder, self._idle_s, self._limit_s = folder, idle_s, limit_s
         self._rest = b""
         self._log = (folder / "worker.log").open("ab")
-        paths = [ROOT, *(ROOT / name for name in ("envs", "policies", "tests", "tests/robo_razor"))]
+        paths = [ROOT, *(ROOT / name for name in ("envs", "policies", "tests", "tests/toys"))]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "HF_HUB_OFFLINE": "1",

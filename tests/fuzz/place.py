@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from robo_razor import cli
+from robo_razor.cli import commands as cli
 
 LONGEST = 4000
 """Letters of the longest paragraph that is an error."""

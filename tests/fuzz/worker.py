@@ -155,7 +155,7 @@ def _lay_out(folder: Any) -> None:
 
 def _outcome(door: Any) -> tuple[str, str]:
     from fuzz.place import LONGEST, Enough, Fault, Refused
-    from robo_razor.errors import RoboRazorError
+    from robo_razor.core.errors import RoboRazorError
 
     try:
         door()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from lerobot.datasets import LeRobotDataset
 
-from robo_razor.config import EnvConfig, FinetuneConfig, TrackingConfig, from_dict
-from robo_razor.demonstrations import demonstrations_for
-from robo_razor.lerobot_dataset import load_demonstrations, save_demonstrations
-from robo_razor.policies import create_policy, load_policy
-from robo_razor.types import DemonstrationSet
+from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, TrackingConfig, from_dict
+from robo_razor.core.types import DemonstrationSet
+from robo_razor.policies.load import create_policy, load_policy
+from robo_razor.rollout.dataset.dataset import load_demonstrations, save_demonstrations
+from robo_razor.rollout.demonstrations import demonstrations_for
 
 # What LeRobot warns of is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -174,8 +174,8 @@ def test_a_foreign_data_set_is_read_frame_by_frame(foreign):
 
 
 def test_bc_trains_on_a_foreign_data_set(foreign, policy, tmp_path):
-    from robo_razor.errors import DemonstrationError
-    from robo_razor.trainer import finetune
+    from robo_razor.core.errors import DemonstrationError
+    from robo_razor.training.trainer import finetune
 
     tracking = {"episodes_new": 1, "episodes_prior": 0, "final_episodes_new": 1}
     data = {

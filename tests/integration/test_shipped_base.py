@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from gym_razor.scene import LANDMARKS, OBJECTS
-from gym_razor.tasks import TASKS
-from robo_razor.config import EnvConfig
-from robo_razor.environment import make_env
-from robo_razor.policies import load_policy
-from robo_razor.rollout import run_episodes
-from robo_razor.types import EpisodeRow
+from gym_razor.suite.scene import LANDMARKS, OBJECTS
+from gym_razor.suite.tasks import TASKS
+from robo_razor.core.settings.config import EnvConfig
+from robo_razor.core.types import EpisodeRow
+from robo_razor.policies.load import load_policy
+from robo_razor.rollout.environments import make_env
+from robo_razor.rollout.episodes import run_episodes
 
 PAIR = ("cube", "can")
 SCENE = "gym_razor/LiftCube-v0"

@@ -1,15 +1,11 @@
-"""Makes the toy environment and policy importable, and keeps torch to one thread."""
+"""Keeps torch to one thread; fixtures of sweeps."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 from fuzz import damage, tars, values
 from fuzz.place import Attempt, Folder, Place, copied
 from fuzz.places import checkpoint, run
-from robo_razor.archive import ABOUT, KIND, VERSION, pack
+from robo_razor.core.run.archive import ABOUT, KIND, VERSION, pack
 
 
 class Archive(Place):

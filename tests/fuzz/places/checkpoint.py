@@ -184,7 +184,7 @@ def act(policy: Path) -> None:
     """Load a policy and let it act once; numbers that are none must have been refused."""
     import torch
 
-    from robo_razor.policies import load_policy
+    from robo_razor.policies.load import load_policy
 
     handle = load_policy(policy)
     observation = {

@@ -173,10 +173,10 @@ def clone(data: Path) -> None:
     """Load demonstrations for a tiny policy and make batches; numbers that are none are a fault."""
     from toy_policy import NEW, tiny_policy
 
-    from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig
-    from robo_razor.demonstrations import demonstrations_for
-    from robo_razor.methods.bc import WindowSampler
-    from robo_razor.trainer import validate
+    from robo_razor.core.settings.config import BCConfig, EnvConfig, FinetuneConfig
+    from robo_razor.rollout.demonstrations import demonstrations_for
+    from robo_razor.training.methods.bc import WindowSampler
+    from robo_razor.training.trainer import validate
 
     config = FinetuneConfig(
         method="bc",

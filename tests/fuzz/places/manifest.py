@@ -21,8 +21,8 @@ class StartStates(Place):
     @staticmethod
     def prepare(templates: Path) -> None:
         """Write a small manifest."""
-        from robo_razor.manifest import Manifest
-        from robo_razor.types import EpisodeRow
+        from robo_razor.core.types import EpisodeRow
+        from robo_razor.rollout.start_states import Manifest
 
         rows = tuple(EpisodeRow("gym_razor/LiftCan-v0", i, "lift it", i, 0) for i in range(5))
         Manifest(rows, tuple(f"{i:016x}" for i in range(5))).save(templates / "states.json")
@@ -58,6 +58,6 @@ class StartStates(Place):
 
 
 def _load(file: Path) -> None:
-    from robo_razor.manifest import Manifest
+    from robo_razor.rollout.start_states import Manifest
 
     Manifest.load(file)

@@ -13,7 +13,7 @@ from fuzz import damage
 from fuzz.place import Attempt, Enough, Folder, Place, command, copied, some
 from fuzz.places import checkpoint
 from fuzz.places.dataset import SIZE, write_dataset
-from robo_razor.checksums import CHECKSUMS, write_checksums
+from robo_razor.core.run.checksums import CHECKSUMS, write_checksums
 
 CUT = 2
 """The update after which the valid run was cut."""
@@ -32,9 +32,14 @@ class Resume(Place):
         from toy_policy import NEW, RED, save_tiny_policy
         from toy_runs import quiet
 
-        from robo_razor.config import BCConfig, EnvConfig, FinetuneConfig, TrackingConfig
-        from robo_razor.methods.bc import BC
-        from robo_razor.trainer import finetune
+        from robo_razor.core.settings.config import (
+            BCConfig,
+            EnvConfig,
+            FinetuneConfig,
+            TrackingConfig,
+        )
+        from robo_razor.training.methods.bc import BC
+        from robo_razor.training.trainer import finetune
 
         write_dataset(templates / "data", videos=False)
         save_tiny_policy(templates / "policy")
@@ -99,7 +104,7 @@ class Resume(Place):
             if whole:
                 resume()
                 return
-            with mock.patch("robo_razor.trainer.Trainer._greet", _enough):
+            with mock.patch("robo_razor.training.trainer.Trainer._greet", _enough):
                 resume()
 
         shown = f"robo-razor finetune --resume --out {run}"

@@ -95,5 +95,5 @@ def compared(asked: list[str], words: str) -> Attempt:
 
 @contextlib.contextmanager
 def _without_figures() -> Iterator[None]:
-    with mock.patch("robo_razor.figures.draw_figures", return_value=[]):
+    with mock.patch("robo_razor.report.charts.figures.draw_figures", return_value=[]):
         yield

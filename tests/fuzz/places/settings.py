@@ -11,8 +11,8 @@ from unittest import mock
 
 from fuzz import damage, values
 from fuzz.place import Attempt, Enough, Folder, Place, command
-from robo_razor import cli
-from robo_razor.settings import describe_fields
+from robo_razor.cli import commands as cli
+from robo_razor.core.settings.conversion import describe_fields
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 OWN = {
@@ -118,7 +118,7 @@ class SettingsFile(Place):
         run = command(asked)
 
         def door() -> None:
-            from robo_razor import trainer
+            from robo_razor.training import trainer
 
             with mock.patch.object(trainer, "Trainer", _enough):
                 if asked[0] in ("finetune", "sweep", "compare", "archive"):

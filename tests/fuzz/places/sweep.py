@@ -23,7 +23,7 @@ arms:
     grid: {seed: [0, 1]}
     needs: bc
 """
-SCHEDULER = "robo_razor.sweep_schedule.Scheduler.run"
+SCHEDULER = "robo_razor.sweep.schedule.Scheduler.run"
 
 
 class Sweep(Place):
@@ -37,7 +37,7 @@ class Sweep(Place):
         """Let a sweep of four runs write down where it stands."""
         from made_up_runs import begin_run, write_checkpoint
 
-        from robo_razor.sweep import load_plan
+        from robo_razor.sweep.run import load_plan
 
         file, out = templates / "small.yaml", templates / "small"
         file.write_text(EXPERIMENT)
@@ -46,7 +46,7 @@ class Sweep(Place):
             write_checkpoint(path, planned.config, 0, 0.4, {"LiftCube": 1.0}, [1.0], 0.0)
         with (
             mock.patch(SCHEDULER, lambda self: self._on_change()),
-            mock.patch("robo_razor.sweep.refuse_used_directory"),
+            mock.patch("robo_razor.sweep.run.refuse_used_directory"),
         ):
             command(["sweep", str(file), "--out", str(out)])()
 

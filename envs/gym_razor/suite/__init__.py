@@ -1,0 +1,1 @@
+"""The table suite: world, scene, tasks, and one environment at a time."""

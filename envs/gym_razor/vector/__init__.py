@@ -1,0 +1,1 @@
+"""Many environments in worker processes, stepped by chunks of actions."""

@@ -1,0 +1,343 @@
+"""Command-line flags and config files to settings.
+
+Order of precedence: defaults, then `--config file.yaml` (or, with `--resume`, the run's own
+config.yaml), then flags. A flag has the key's path as its name: `--ppo.learning-rate 1e-4`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from robo_razor.core.errors import ConfigError, shown
+from robo_razor.core.settings.config import (
+    ArchiveConfig,
+    CompareConfig,
+    EnvConfig,
+    FinetuneConfig,
+    SweepConfig,
+)
+from robo_razor.core.settings.conversion import (
+    Settings,
+    check_path,
+    field_help,
+    flatten,
+    from_dict,
+    meant,
+    merged,
+    path_keys,
+    read_yaml,
+    replace,
+    to_dict,
+)
+
+RESUME_MAY_CHANGE = ("out", "resume")
+"""Keys that may differ from the interrupted run's; any other would make it another run."""
+
+RESUME_WORDS: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
+"""Values of finetune's `--resume`; alone it means true."""
+MAX_MESSAGE = 500
+CHECK_FILE = "Check the path given to `--config`."
+
+POSITIONAL: dict[type[Settings], tuple[str, str]] = {
+    CompareConfig: ("runs", "RUN ..."),
+    SweepConfig: ("file", "FILE"),
+    ArchiveConfig: ("directory", "DIRECTORY"),
+}
+"""The setting that a command takes without a flag, and what the usage line calls it."""
+
+
+def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str], about: str) -> C:
+    """Turn the words after `robo-razor COMMAND` into settings.
+
+    Args:
+        command: The subcommand, for the usage line.
+        config_class: Its settings.
+        words: What was typed.
+        about: Text at the top of the help.
+
+    Raises:
+        ConfigError: A file, key or value cannot be used.
+        SystemExit: Help was asked for (status 0) or a flag is unknown (status 2).
+    """
+    rest, file = _take_option(list(words), "--config")
+    if issubclass(config_class, FinetuneConfig):
+        rest = _with_resume_value(rest)
+    base, stored = _starting_point(config_class, rest, file)
+    _refuse_inactive_flags(base, rest)
+    config = _parse_flags(command, base, rest, about)
+    if file is not None and not _gives(rest, "env.env-packages"):
+        _refuse_bundled_packages(config, file)
+    if stored is not None and isinstance(config, FinetuneConfig):
+        refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
+    return config
+
+
+def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
+    """Return settings that name the new task by its id, as a run keeps them."""
+    from robo_razor.rollout.environments import task_id  # slow to import
+
+    return replace(config, task=task_id(config.task, config.env.env_packages))
+
+
+def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a run is resumed with the settings it had.
+
+    Raises:
+        ConfigError: A key differs that would make it another run.
+    """
+    old, new = flatten(before), flatten(now)
+    paths = path_keys(FinetuneConfig)
+    for key, value in new.items():
+        if key in RESUME_MAY_CHANGE or old.get(key) == value:
+            continue
+        if key in paths and _place(old.get(key), paths[key]) == _place(value, paths[key]):
+            continue
+        raise ConfigError(
+            f"`{key}` = {shown(value)} differs from the run that is resumed, which has "
+            f"{shown(old.get(key))}: the result would be another run",
+            remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
+        )
+
+
+def _place(value: Any, prefix: str) -> Any:
+    """Return a path such that equal places are equal values."""
+    if not isinstance(value, str) or not value:
+        return value
+    has_prefix = bool(prefix) and value.startswith(prefix)
+    return has_prefix, os.path.abspath(value.removeprefix(prefix) if has_prefix else value)
+
+
+def _starting_point[C: Settings](
+    config_class: type[C], words: list[str], file: str | None
+) -> tuple[C, FinetuneConfig | None]:
+    """Return the settings that flags are applied to, with the chosen method already set.
+
+    The second are those of the run that is resumed, which they must not change.
+    """
+    data: dict[str, Any] = {} if file is None else read_yaml(check_path("config", file), CHECK_FILE)
+    if not issubclass(config_class, FinetuneConfig):
+        return from_dict(config_class, data, file), None
+    method = _take_option(list(words), "--method")[1]
+    stored = _resumed(words, data, file)
+    if stored is not None:
+        asked = {"method": method or data.get("method", stored.method)}
+        refuse_other_run({"method": stored.method}, asked)
+        out = _take_option(list(words), "--out")[1] or data["out"]
+        data = merged(to_dict(stored), {**data, "out": out})
+        return from_dict(config_class, data, file), stored
+    if method is not None and method != data.get("method", method):
+        others = set(FinetuneConfig.METHODS) - {method}
+        data = {k: v for k, v in data.items() if k not in others}
+    if method is not None:
+        data = {**data, "method": method}
+    return from_dict(config_class, data, file), None
+
+
+def _resumed(words: list[str], data: dict[str, Any], file: str | None) -> FinetuneConfig | None:
+    """Return the settings of the run that is resumed, where one is."""
+    flag = _take_option(list(words), "--resume")[1]
+    resume = data.get("resume") if flag is None else RESUME_WORDS.get(flag)
+    out = _take_option(list(words), "--out")[1] or data.get("out")
+    if resume not in (True, "auto") or not isinstance(out, str) or not out:
+        return None
+    if flag == "true" and file is not None:
+        raise ConfigError(
+            "`--config` and `--resume` exclude each other: a resumed run uses its own config",
+            remedy=f"Use `robo-razor finetune --resume --out {out}`, or `--resume auto`.",
+        )
+    from robo_razor.core.run.directory import RunDirectory  # slow to import
+    from robo_razor.training.resumption import can_go_on, stored_settings
+
+    run = RunDirectory(check_path("out", out))
+    if resume == "auto" and not can_go_on(run):
+        return None
+    named = _values_of(words, "env.env-packages")
+    return stored_settings(RunDirectory.open(run.path), named)
+
+
+def _refuse_bundled_packages(config: Settings, file: str) -> None:
+    """Refuse code that came with a settings file."""
+    env = getattr(config, "env", None)
+    if isinstance(env, EnvConfig):
+        from robo_razor.core.settings.env_packages import refuse_packages_beside
+
+        refuse_packages_beside(env.env_packages, Path(file).absolute().parent, file)
+
+
+def _with_resume_value(words: list[str]) -> list[str]:
+    """Return the words with a value after every `--resume`: alone it means true."""
+    result: list[str] = []
+    for i, word in enumerate(words):
+        following = words[i + 1] if i + 1 < len(words) else ""
+        flag, mark, value = word.partition("=")
+        if word == "--no-resume":
+            result += ["--resume", "false"]
+        elif flag == "--resume":
+            result.append(flag)
+            if mark or not following or following.startswith("-"):
+                result.append(value.lower() or "true")
+        elif result and result[-1] == "--resume":
+            result.append(word.lower())
+        else:
+            result.append(word)
+    return result
+
+
+def _refuse_inactive_flags(base: Settings, words: list[str]) -> None:
+    for word in words:
+        section = word.removeprefix("--").split(".", 1)[0] if word.startswith("--") else ""
+        if "." in word and section in base.inactive_sections():
+            raise ConfigError(
+                f"`{word.split('=', 1)[0]}` belongs to the method {section!r}, but the method is "
+                f"{getattr(base, 'method', None)!r}, so nothing would read it",
+                remedy=f"Remove it or choose `--method {section}`.",
+            )
+
+
+def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: str) -> C:
+    """Let tyro read the flags onto a dataclass that has only the active sections."""
+    import tyro
+
+    prog = f"robo-razor {command}"
+    _refuse_unknown_flags(command, base, words)
+    _refuse_flags_given_twice(words)
+    hints = typing.get_type_hints(type(base), include_extras=True)
+    help_lines = field_help(type(base))
+    names = [f.name for f in dataclasses.fields(base) if f.name not in base.inactive_sections()]
+    columns: list[tuple[str, Any, Any]] = []
+    for name in names:
+        kind = _flag_type(type(base), name, hints[name])
+        marks: list[Any] = [tyro.conf.arg(help=help_lines[name])]
+        positional, metavar = POSITIONAL.get(type(base), ("", ""))
+        if name == positional:
+            marks = [tyro.conf.arg(help=help_lines[name], metavar=metavar), tyro.conf.Positional]
+        default = dataclasses.field(default=_flag_value(base, name))
+        columns.append((name, Annotated.__class_getitem__((kind, *marks)), default))  # type: ignore[attr-defined]
+    flags = dataclasses.make_dataclass(type(base).__name__, columns, kw_only=True)
+    if "-h" in words or "--help" in words:
+        tyro.cli(flags, prog=prog, description=about, args=words)
+    screen = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            parsed: Any = tyro.cli(flags, prog=prog, args=words)
+    except SystemExit:
+        help_line = f"`{prog} --help` lists the options."
+        raise ConfigError(_unboxed(screen.getvalue()), remedy=help_line) from None
+    found = {name: getattr(parsed, name) for name in names}
+    if isinstance(base, FinetuneConfig):
+        found["resume"] = RESUME_WORDS[found["resume"]]
+    return replace(base, **found)
+
+
+def _unboxed(text: str) -> str:
+    """Return the message of the box that tyro draws around an error: below its first rule."""
+    lines = [line.strip("│| ") for line in text.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line and set(line) <= set("-─╭╮╰╯+")]
+    if len(rules) < 2:
+        return " ".join(text.split())[:MAX_MESSAGE]
+    return " ".join(line for line in lines[rules[0] + 1 : rules[1]] if line)[:MAX_MESSAGE]
+
+
+def _flag_type(config_class: type[Settings], name: str, hint: Any) -> Any:
+    if issubclass(config_class, FinetuneConfig) and name == "method":
+        return Literal.__getitem__(FinetuneConfig.METHODS)
+    if issubclass(config_class, FinetuneConfig) and name == "resume":
+        return Literal.__getitem__(tuple(RESUME_WORDS))
+    return hint
+
+
+def _flag_value(base: Settings, name: str) -> Any:
+    value = getattr(base, name)
+    if isinstance(base, FinetuneConfig) and name == "resume":
+        return next(word for word, meaning in RESUME_WORDS.items() if meaning == value)
+    return value
+
+
+def _refuse_flags_given_twice(words: list[str]) -> None:
+    seen: set[str] = set()
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            continue
+        section, dot, last = _flag_name(word).rpartition(".")
+        name = section + dot + last.removeprefix("no-")
+        if name in seen:
+            raise ConfigError(f"`--{name}` is given twice", remedy="Leave one of them out.")
+        seen.add(name)
+
+
+def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> None:
+    """Raise for the first flag that no key has, with a suggestion."""
+    known = _flags(base)
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            continue
+        name = _flag_name(word)
+        if name in known or name == "help":
+            continue
+        hint = meant(f"--{name}", [f"--{flag}" for flag in sorted(known)])
+        raise ConfigError(
+            f"Unknown option `{shown('--' + name)[1:-1]}` of `robo-razor {command}`.{hint}",
+            remedy=f"`robo-razor {command} --help` lists the options.",
+        )
+
+
+def _flag_name(word: str) -> str:
+    return word.removeprefix("--").split("=", 1)[0].replace("_", "-")
+
+
+def _gives(words: list[str], name: str) -> bool:
+    return any(word.startswith("--") and _flag_name(word) == name for word in words)
+
+
+def _values_of(words: list[str], name: str) -> tuple[str, ...]:
+    """Return the words that follow an option, and what stands after its `=`."""
+    found: list[str] = []
+    inside = False
+    for word in words:
+        if word.startswith("--"):
+            inside = _flag_name(word) == name
+            found += [word.split("=", 1)[1]] if inside and "=" in word else []
+        elif inside:
+            found.append(word)
+    return tuple(found)
+
+
+def _flags(base: Settings) -> set[str]:
+    names: set[str] = set()
+    for key, value in flatten(to_dict(base)).items():
+        flag = key.replace("_", "-")
+        names.add(flag)
+        if isinstance(value, bool):
+            section, _, last = flag.rpartition(".")
+            names.add(f"{section}.no-{last}" if section else f"no-{last}")
+    return names
+
+
+def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
+    """Return the words without `option VALUE` (or `option=VALUE`), and the value."""
+    rest: list[str] = []
+    value: str | None = None
+    skip = False
+    for i, word in enumerate(words):
+        if skip:
+            skip = False
+        elif word == option:
+            if i + 1 == len(words) or words[i + 1].startswith("--"):
+                raise ConfigError(f"`{option}` needs a value after it")
+            if value is not None:
+                raise ConfigError(f"`{option}` is given twice", remedy="Leave one of them out.")
+            value, skip = words[i + 1], True
+        elif word.startswith(f"{option}="):
+            if value is not None:
+                raise ConfigError(f"`{option}` is given twice", remedy="Leave one of them out.")
+            value = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+    return rest, value

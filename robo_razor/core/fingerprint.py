@@ -1,0 +1,219 @@
+"""What a result depends on beyond its episodes: versions, machine, renderer, code, policy, config.
+
+`differences` says what makes two results unlike. Decisive are the versions of what simulates and
+infers, the OpenGL renderer, and the settings that change what a policy sees or how long it may
+take. Everything else (processor, threads, git state, other settings) is noted, because it changes
+no more than the last bits, or is what the two results are compared for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from robo_razor.core.settings.conversion import Settings, flatten, to_dict
+
+AGAINST = " against "
+DECISIVE_PACKAGES = (
+    "robo-razor",
+    "torch",
+    "lerobot",
+    "gymnasium",
+    "mujoco",
+    "robosuite",
+    "numpy",
+)
+PACKAGES = (
+    *DECISIVE_PACKAGES,
+    *("transformers", "safetensors"),
+    *("metaworld", "gym-pusht", "gym-aloha"),  # simulators of LeRobot's
+)
+
+DECISIVE_SETTINGS = (
+    "mode",
+    "env.image_size",
+    "env.max_episode_steps",
+    "env.reward_type",
+    "env.lerobot",
+    "env.fast_images",
+    "flow.kernel",
+    "flow.noise",
+    "flow.num_steps",
+)
+"""Settings without which two success rates, or two divergences, are not about the same thing."""
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_GIT_TIME_LIMIT_S = 10.0
+
+
+def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+    """Return the installed version of each distribution, None where it is missing.
+
+    Nothing is imported, so this is cheap.
+    """
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """Return the number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
+    """Return the commit of a git checkout and whether tracked files differ from it.
+
+    Args:
+        checkout: Directory that holds `.git`; default: the one this package runs from.
+
+    Returns:
+        `{"commit", "dirty"}`, or None where there is no checkout (an installed package) or no git.
+    """
+    if not (checkout / ".git").exists():
+        return None
+    commit = _git(checkout, "rev-parse", "HEAD")
+    changes = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(checkout: Path, *words: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GIT_TIME_LIMIT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def policy_hash(policy: Any) -> str:
+    """Return the SHA-256 of a policy's weights and of its processors' statistics.
+
+    Equal for equal numbers, wherever they were loaded from and however they are stored.
+
+    Args:
+        policy: A `Policy`.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in _tensors(policy):
+        value = tensor.detach().cpu().contiguous()
+        if value.is_floating_point() and value.element_size() < 4:
+            value = value.float()  # what a run trains beside it decides how it is kept
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(policy: Any) -> Iterator[tuple[str, Any]]:
+    yield from sorted(policy.module.state_dict().items())
+    for part in ("preprocessor", "postprocessor"):
+        for i, step in enumerate(getattr(getattr(policy, part), "steps", ())):
+            if hasattr(step, "state_dict"):
+                for name, tensor in sorted(step.state_dict().items()):
+                    yield f"{part}.{i}.{name}", tensor
+
+
+def fingerprint(
+    *, policy: Any = None, env: Any = None, config: Settings | None = None
+) -> dict[str, Any]:
+    """Return what should be the same for two results to be comparable.
+
+    Args:
+        policy: The `Policy` that was measured; adds its hash and device.
+        env: The vector environment that was used, after its first reset; adds the OpenGL renderer,
+            where the environment tells it (`env.gl_renderer`).
+        config: The settings.
+    """
+    torch = sys.modules.get("torch")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_cores": cpu_count(),
+        "packages": package_versions(),
+        "git": git_state(),
+        "gl_backend": os.environ.get("MUJOCO_GL"),
+        "gl_renderer": getattr(env, "gl_renderer", None),
+        "torch_threads": None if torch is None else torch.get_num_threads(),
+        "device": None if policy is None else str(policy.device),
+        "policy_hash": None if policy is None else policy_hash(policy),
+        "config": None if config is None else to_dict(config),
+    }
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, harmless: bool = False
+) -> list[str]:
+    """Say what makes two results unlike.
+
+    Args:
+        first: Fingerprint of one result.
+        second: Fingerprint of the other. What either does not tell does not count.
+        harmless: Also list what does not stand in the way of a comparison.
+
+    Returns:
+        One clause per difference, the decisive ones first; empty: they can be compared.
+    """
+    one, two = flatten(dict(first)), flatten(dict(second))
+    keys = [key for key in (*one, *(k for k in two if k not in one)) if _differ(one, two, key)]
+    decisive = [key for key in keys if _is_decisive(key, one, two)]
+    shown = [*decisive, *(key for key in keys if key not in decisive)] if harmless else decisive
+    return [f"{_label(key)}: {one[key]}{AGAINST}{two[key]}" for key in shown]
+
+
+def comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Say whether two results can be compared: no decisive difference between fingerprints."""
+    return not differences(first, second)
+
+
+def _differ(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> bool:
+    if key.startswith("config."):  # None is a value there
+        return key in one and key in two and one[key] != two[key]
+    a, b = one.get(key), two.get(key)
+    if key.startswith("packages.") and a and b:  # 2.7.1+cpu and 2.7.1+cu126 are one release
+        a, b = str(a).split("+")[0], str(b).split("+")[0]
+    return a is not None and b is not None and a != b
+
+
+def _is_decisive(key: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    section, _, name = key.partition(".")
+    if section == "packages":
+        return name in DECISIVE_PACKAGES
+    if section == "config":
+        return name in DECISIVE_SETTINGS
+    if key == "gl_backend":  # says less than the renderer's name
+        return not (one.get("gl_renderer") and two.get("gl_renderer"))
+    return key == "gl_renderer"
+
+
+def _label(key: str) -> str:
+    section, _, name = key.partition(".")
+    names = {"gl_renderer": "OpenGL renderer", "gl_backend": "MUJOCO_GL"}
+    if section == "packages":
+        return f"version of {name}"
+    return f"setting {name}" if section == "config" else names.get(key, key.replace(".", " "))

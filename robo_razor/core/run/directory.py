@@ -1,0 +1,642 @@
+"""The run directory: what a run leaves on disk, written so that a crash never leaves half a file.
+
+This is the only module that knows file names::
+
+    runs/NAME/config.yaml  environment.json  metrics.jsonl  tensorboard/
+      checkpoints/<step>/pretrained_model/{config.json, model.safetensors, ...}
+      checkpoints/<step>/training_state/{optimizer_state.safetensors, training_step.json, ...}
+      checkpoints/{last, best}                    relative links
+      eval/<step>/{summary.json, episodes.jsonl, ...}   videos/   report/
+
+A checkpoint is written under a temporary name with the checksums of its files, flushed to disk,
+renamed, and read again. What is read back is safetensors and JSON, no pickle; that the names in a
+policy's configuration cannot run code either is the business of `policies`.
+
+The numbered directories are the truth. `last` and `best` are for people and other tools: nothing
+here depends on them, so a copy of a run in which links became folders, text or nothing works too.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+from robo_razor.core.errors import CheckpointError, ConfigError, RunDirectoryError
+from robo_razor.core.files import (
+    atomic_directory,
+    clear_leftovers,
+    make_directory,
+    raising_os_errors,
+    read_link,
+    read_text,
+    replace_link,
+    system_refusal,
+    without_nan,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from robo_razor.core.metrics import (
+    DAMAGED_EVALUATION,
+    read_environment,
+    read_episodes,
+    read_summary,
+)
+from robo_razor.core.run.checksums import verify_checksums, write_checksums
+from robo_razor.core.run.selection import best_step, kept_steps, planned_steps, score
+from robo_razor.core.run.training_state import (
+    TrainingState,
+    capture_rng,
+    load_training_state,
+    restore_rng,
+    save_training_state,
+)
+
+if TYPE_CHECKING:
+    from robo_razor.core.settings.conversion import Settings
+
+__all__ = [
+    "DAMAGED_EVALUATION",
+    "RunDirectory",
+    "TrainingState",
+    "capture_rng",
+    "find_pretrained_model",
+    "refuse_used_directory",
+    "restore_rng",
+    "step_name",
+]
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+EPISODES = "episodes.jsonl"
+PRETRAINED_MODEL = "pretrained_model"
+TRAINING_STATE = "training_state"
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_config.json"
+"""In the folder of a PEFT adapter, which has no weights of its own."""
+LAST = "last"
+BEST = "best"
+
+_LOCK = ".lock"
+_BEGUN_IN = ".begun_in"
+"""Holds the directory that a run's relative paths were given in; hidden, and in no archive."""
+_STEP_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,17}")
+
+
+def step_name(step: int) -> str:
+    """Return the directory name of a step, e.g. `000040` (LeRobot's layout)."""
+    return f"{step:06d}"
+
+
+class RunDirectory:
+    """One run on disk: its config, metrics, checkpoints and evaluations.
+
+    Use `create` for a new run, `resume` to go on with one, `open` to read one. The first two hold
+    a lock as long as the process lives or until `close`, so two runs never share a directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Name a run directory without touching the disk."""
+        self.path = Path(path)
+        self._lock: BinaryIO | None = None
+
+    @classmethod
+    def create(cls, config: Settings, path: str | Path | None = None) -> Self:
+        """Create the directory of a new run and write its config and environment.
+
+        Args:
+            config: The run's settings; written as `config.yaml`.
+            path: Where; defaults to `config.out`, or a fresh directory under `runs/` when that
+                is None.
+
+        Raises:
+            RunDirectoryError: The directory exists and is not empty, or cannot be written.
+        """
+        from robo_razor.core.fingerprint import fingerprint
+        from robo_razor.core.settings.conversion import to_yaml
+
+        target = Path(path or getattr(config, "out", None) or _fresh_name(config))
+        refuse_used_directory(target, resumable=True)
+        run = cls(target)
+        run._acquire()
+        try:
+            write_text(run.path / CONFIG, to_yaml(config))
+            write_bytes(run.path / _BEGUN_IN, os.fsencode(os.getcwd()))
+            run.write_environment(fingerprint())
+        except OSError as error:
+            run.discard_unstarted()
+            run.close()
+            raise RunDirectoryError(
+                system_refusal(error),
+                remedy="Make room, or choose another output directory with `--out`.",
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open an existing run for reading.
+
+        Raises:
+            RunDirectoryError: `path` is no run directory.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise RunDirectoryError(
+                f"The run directory {str(path)!r} does not exist",
+                remedy="Name one that `robo-razor finetune` made; by default they are in `runs/`.",
+            )
+        if not run.has_config():
+            raise RunDirectoryError(
+                f"{str(path)!r} is no run directory: it holds no {CONFIG}",
+                remedy="Name a directory that `robo-razor finetune` made.",
+            )
+        return run
+
+    @classmethod
+    def resume(cls, path: str | Path) -> Self:
+        """Open an existing run for going on, from its newest checkpoint that is whole.
+
+        What a killed process left is cleared away, and a damaged newest checkpoint is set aside
+        (`000040.damaged`) with a warning.
+
+        Raises:
+            RunDirectoryError: `path` is no run directory or another process is running it.
+            CheckpointError: The run has no checkpoint yet, or none that is whole.
+        """
+        run = cls.open(path)
+        run._acquire()
+        clear_leftovers(run.path)
+        if run.last_step() is None:
+            run.close()
+            raise CheckpointError(
+                f"The run {str(path)!r} has no checkpoint to resume from",
+                remedy="Begin it again with `--resume auto`, which takes its place.",
+            )
+        try:
+            run._set_damaged_aside()
+            replace_link(run.checkpoints / LAST, step_name(run.steps()[-1]))
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def environment(self) -> dict[str, Any]:
+        """Return the fingerprint that `write_environment` kept; empty where there is none."""
+        return read_environment(self.path / ENVIRONMENT)
+
+    def write_environment(self, found: Mapping[str, Any]) -> None:
+        """Keep a run's fingerprint (see `fingerprint`)."""
+        write_json(self.path / ENVIRONMENT, found)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of all checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """File with one JSON object of metrics per line."""
+        return self.path / METRICS
+
+    @property
+    def tensorboard(self) -> Path:
+        """Directory of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def videos(self) -> Path:
+        """Directory of videos."""
+        return self.path / "videos"
+
+    def config_data(self) -> dict[str, Any]:
+        """Return the run's settings as nested plain values."""
+        from robo_razor.core.settings.conversion import read_yaml
+
+        return read_yaml(self.path / CONFIG)
+
+    def begun_in(self) -> Path | None:
+        """Return the directory that the run's relative paths were given in, where it is known."""
+        file = self.path / _BEGUN_IN
+        if not file.is_file():  # made by an earlier version
+            return None
+        try:
+            place = Path(read_text(file, max_bytes=2**14))
+            return place if place.is_absolute() and place.is_dir() else None
+        except (OSError, ValueError):  # made on another machine
+            return None
+
+    def steps(self) -> list[int]:
+        """Return the steps of all complete checkpoints, ascending."""
+        return _steps_in(self.checkpoints)
+
+    def last_step(self) -> int | None:
+        """Return the step of the newest checkpoint, or None."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def has_config(self) -> bool:
+        """Tell whether the directory is a run's."""
+        return (self.path / CONFIG).is_file()
+
+    def is_finished(self) -> bool:
+        """Tell whether the run made all its updates and measured the last one."""
+        steps = self.evaluated_steps()
+        if not steps or not self.is_measured(steps[-1]):
+            return False
+        summary = self.summary(steps[-1])
+        return summary.get("step") is not None and summary["step"] == summary.get("updates")
+
+    def is_running(self) -> bool:
+        """Tell whether a process holds the run's lock."""
+        if not (self.path / _LOCK).is_file():
+            return False
+        with (self.path / _LOCK).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def discard_unstarted(self) -> None:
+        """Remove what a run left that was stopped before its first checkpoint.
+
+        Raises:
+            RunDirectoryError: There is a checkpoint, or the directory is no run's.
+        """
+        if not self.path.exists() and not self.path.is_symlink():
+            return
+        items = list(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        is_run = self.has_config() or all(item.name.startswith(".") for item in items)
+        if self.last_step() is not None or not is_run:
+            raise RunDirectoryError(
+                f"{str(self.path)!r} holds something else than a run that has just begun",
+                remedy="Move it away, or choose another output directory.",
+            )
+        shutil.rmtree(self.path)
+
+    def planned_steps(self) -> frozenset[int] | None:
+        """Return the steps that the run measures, 0 included; None before the first is measured.
+
+        Raises:
+            CheckpointError: Its settings or evaluations are damaged.
+        """
+        steps = self.evaluated_steps()
+        updates = self.summary(steps[-1]).get("updates") if steps else None
+        try:
+            return planned_steps(self.config_data().get("tracking"), updates)
+        except (TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise CheckpointError(f"The plan of {self.path} cannot be read ({error})") from error
+
+    def best_step(self) -> int | None:
+        """Return the best measured step (see `selection`), or None before the first.
+
+        A run whose evaluations do not say it, of an earlier version or without their episodes,
+        keeps what it marked.
+        """
+        config = self.config_data()
+        tracking, planned = config.get("tracking"), self.planned_steps()
+        if planned is not None and isinstance(tracking, Mapping) and "episodes_new" in tracking:
+            task, episodes = str(config.get("task")), tracking["episodes_new"]
+            if not isinstance(episodes, int):
+                raise CheckpointError(f"{self.path}: `tracking.episodes_new` is not a number")
+            steps = [step for step in self.evaluated_steps() if step in planned]
+            if not all((self.evaluation(step) / EPISODES).is_file() for step in steps):
+                return self._marked_step()
+            scores = {step: score(self.episodes(step), task, episodes) for step in steps}
+            return best_step(scores)
+        return self._marked_step()
+
+    def _marked_step(self) -> int | None:
+        marked = (read_link(self.checkpoints / BEST) or "").rstrip("/").rsplit("/", 1)[-1]
+        return int(marked) if _STEP_NAME.fullmatch(marked) else None
+
+    def pretrained_model(self, step: int) -> Path:
+        """Return the directory of a checkpoint's policy."""
+        return self.checkpoints / step_name(step) / PRETRAINED_MODEL
+
+    def save_checkpoint(
+        self,
+        save_policy: Callable[[Path], object],
+        state: TrainingState,
+        *,
+        keep: int = 3,
+        best: bool = False,
+    ) -> Path:
+        """Write a checkpoint atomically, read it back, point `last` at it and drop old ones.
+
+        Args:
+            save_policy: Writes the policy into the directory it is given.
+            state: What is needed to resume; its `step` names the checkpoint.
+            keep: Newest checkpoints that stay; `best` stays as well.
+            best: Point `best` at this checkpoint.
+
+        Returns:
+            The checkpoint's directory.
+
+        Raises:
+            CheckpointError: What is on disk afterwards is not what was written.
+            OSError: It cannot be written; the checkpoints before it are untouched.
+        """
+        target = self.checkpoints / step_name(state.step)
+        with raising_os_errors(target), atomic_directory(target) as directory:
+            model = directory / PRETRAINED_MODEL
+            model.mkdir()
+            save_policy(model)
+            save_training_state(directory / TRAINING_STATE, state)
+            write_checksums(directory)
+        verify_checksums(target, from_disk=True)
+        replace_link(self.checkpoints / LAST, target.name)
+        if best:
+            self.mark_best(state.step)
+        self.prune(keep, state.step if best else self.best_step())
+        return target
+
+    def mark_best(self, step: int) -> None:
+        """Point `best` at the checkpoint of `step`."""
+        if not (self.checkpoints / step_name(step)).is_dir():
+            raise CheckpointError(f"There is no checkpoint of step {step} in {self.checkpoints}")
+        replace_link(self.checkpoints / BEST, step_name(step))
+
+    def load_state(self, step: int | None = None) -> TrainingState:
+        """Read a checkpoint's training state; None: that of the newest checkpoint.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or a file is missing or truncated.
+        """
+        chosen = self.last_step() if step is None else step
+        if chosen is None or chosen not in self.steps():
+            raise CheckpointError(
+                f"{self.path} has no checkpoint{'' if step is None else f' of step {step}'}",
+                allowed=", ".join(map(str, self.steps())) or "(there is none)",
+            )
+        return load_training_state(self.checkpoints / step_name(chosen) / TRAINING_STATE)
+
+    def evaluation(self, step: int) -> Path:
+        """Return the directory of a step's evaluation, which need not be there."""
+        return self.path / "eval" / step_name(step)
+
+    def evaluated_steps(self) -> list[int]:
+        """Return the steps whose summary is on disk, ascending."""
+        steps = _steps_in(self.path / "eval")
+        return [step for step in steps if (self.evaluation(step) / SUMMARY).is_file()]
+
+    def drop_evaluations_after(self, step: int) -> None:
+        """Remove the evaluations of later steps, whose checkpoints were lost."""
+        for later in _steps_in(self.path / "eval"):
+            if later > step:
+                shutil.rmtree(self.evaluation(later))
+
+    def is_measured(self, step: int) -> bool:
+        """Tell whether a step's evaluation is on disk and whole; its summary is written last."""
+        try:
+            self.summary(step)
+        except CheckpointError:
+            return False
+        return True
+
+    def summary(self, step: int) -> dict[str, Any]:
+        """Return a step's evaluation summary.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        return read_summary(self.evaluation(step) / SUMMARY, step)
+
+    def episodes(self, step: int) -> list[dict[str, Any]]:
+        """Return the rows of a step's `episodes.jsonl`.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        path = self.evaluation(step) / EPISODES
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist", remedy=DAMAGED_EVALUATION)
+        return read_episodes(path)
+
+    def write_summary(self, step: int, summary: Mapping[str, Any]) -> Path:
+        """Write a step's evaluation summary, atomically."""
+        path = self.evaluation(step) / SUMMARY
+        write_json(path, without_nan(summary))
+        return path
+
+    def write_rows(self, step: int, rows: list[dict[str, Any]], name: str = EPISODES) -> Path:
+        """Write a step's per-episode rows as JSON lines, atomically."""
+        path = self.evaluation(step) / name
+        lines = (json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
+        write_text(path, "".join(lines))
+        return path
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return the evaluation summaries of all steps, ascending."""
+        return [self.summary(step) for step in self.evaluated_steps()]
+
+    def measured(self) -> list[Path]:
+        """Return the files that a report reads: all but weights, optimizers and probe states."""
+        kept = [self.path / name for name in (CONFIG, ENVIRONMENT, METRICS)]
+        for step in _steps_in(self.path / "eval"):
+            kept += [self.path / "eval" / step_name(step) / name for name in (SUMMARY, EPISODES)]
+        found = [file for file in kept if file.is_file()]
+        best = self.checkpoints / BEST
+        return [*found, best] if best.is_symlink() else found
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _acquire(self) -> None:
+        try:
+            make_directory(self.path)
+            lock = (self.path / _LOCK).open("ab")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"Cannot write to {self.path} ({error.strerror})",
+                remedy="Choose another output directory with `--out`, or make room.",
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                logger.warning(
+                    "The file system of %s has no locks: let only one process run there.",
+                    self.path,
+                )
+            else:
+                lock.close()
+                raise RunDirectoryError(
+                    f"Another process is running in {self.path}",
+                    remedy="Wait for it, stop it, or choose another output directory.",
+                ) from error
+        self._lock = lock
+
+    def _set_damaged_aside(self) -> None:
+        """Rename newest checkpoints that are damaged, until one is whole.
+
+        Raises:
+            CheckpointError: None is whole; all keep their names then.
+        """
+        whole, damaged = _newest_whole(self.checkpoints)
+        for step in damaged:
+            name = step_name(step)
+            place = next(
+                path
+                for number in range(1, 1000)
+                for path in [self.checkpoints / f"{name}.damaged{'' if number == 1 else number}"]
+                if not path.exists()
+            )
+            (self.checkpoints / name).rename(place)
+            logger.warning("It is kept as %s, and the run goes on from step %d.", place, whole)
+
+    def prune(self, keep: int, best: int | None) -> None:
+        """Drop old checkpoints, see `selection.kept_steps`."""
+        steps = self.steps()
+        kept = kept_steps(steps, keep, best, self.planned_steps())
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.checkpoints / step_name(step))
+
+
+def refuse_used_directory(
+    path: str | Path, *, resumable: bool = False, beside: Container[str] = ()
+) -> None:
+    """Make sure that nothing would be overwritten: `path` must be absent or empty.
+
+    Args:
+        path: Where output is about to be written.
+        resumable: Whether the error should mention `--resume`.
+        beside: Names of files that may be there.
+
+    Raises:
+        RunDirectoryError: `path` is a file or a directory that holds something else.
+    """
+    target = Path(path)
+    if target.is_dir() and all(file.name in beside for file in target.iterdir()):
+        return
+    if not target.exists() and not target.is_symlink():
+        return
+    is_run = resumable and (target / CONFIG).is_file()
+    raise RunDirectoryError(
+        f"The output directory {str(path)!r} is in use: it already holds files"
+        if target.is_dir()
+        else f"The output directory {str(path)!r} is a file",
+        remedy="Choose another one"
+        + (f", or go on with that run: `--resume --out {path}`." if is_run else "."),
+    )
+
+
+def find_pretrained_model(path: str | Path) -> Path:
+    """Return the `pretrained_model` directory that a run, checkpoint or model path means.
+
+    Args:
+        path: A run directory (its last checkpoint is meant), a checkpoint directory
+            (`.../checkpoints/000040`, `.../checkpoints/best`), or a `pretrained_model` directory.
+
+    Raises:
+        CheckpointError: There is no policy, or its weights are missing.
+    """
+    start = Path(path).expanduser()
+    found = next(
+        (
+            candidate
+            for candidate in (*_linked(start), start, start / PRETRAINED_MODEL, *_newest_of(start))
+            if (candidate / "config.json").is_file()
+        ),
+        None,
+    )
+    if found is None:
+        raise CheckpointError(
+            f"No policy in {str(path)!r}: it does not exist or holds no config.json",
+            allowed="a run directory, a checkpoint (`RUN/checkpoints/000040`), or its "
+            f"{PRETRAINED_MODEL!r} directory",
+        )
+    # Loading says of these what they are instead of a whole policy.
+    others = (WEIGHTS, ADAPTER, f"{WEIGHTS}.index.json")
+    if not any((found / name).is_file() for name in others):
+        raise CheckpointError(
+            f"The checkpoint {found} is incomplete: {WEIGHTS} is missing",
+            remedy="Take another checkpoint of the run.",
+        )
+    if found.name == PRETRAINED_MODEL:
+        verify_checksums(found.parent, PRETRAINED_MODEL)
+    return found
+
+
+def _linked(path: Path) -> list[Path]:
+    """Return the policy that `checkpoints/last` or `checkpoints/best` means, or none.
+
+    The link itself may be behind the checkpoints after a crash; in a copy it may be a folder, a
+    text, or not there.
+    """
+    link = path.parent if path.name == PRETRAINED_MODEL else path
+    steps = _steps_in(link.parent) if link.name in (LAST, BEST) else []
+    if not steps:
+        return []
+    if link.name == LAST:
+        return _newest_of(link.parent)
+    best = RunDirectory(link.parents[1]).best_step()
+    return [link.parent / step_name(best) / PRETRAINED_MODEL] if best in steps else []
+
+
+def _newest_of(start: Path) -> list[Path]:
+    """Return the policy of the newest whole checkpoint of a run or its `checkpoints`, or none."""
+    folder = next((f for f in (start / "checkpoints", start) if _steps_in(f)), None)
+    if folder is None:
+        return []
+    whole, _ = _newest_whole(folder, PRETRAINED_MODEL)
+    return [folder / step_name(whole) / PRETRAINED_MODEL]
+
+
+def _newest_whole(checkpoints: Path, below: str = "") -> tuple[int, list[int]]:
+    """Return the newest step whose checkpoint is whole, and the newer ones, which are damaged.
+
+    Args:
+        checkpoints: Where they are; there is at least one.
+        below: The folder of a checkpoint that matters; empty: all of it.
+
+    Raises:
+        CheckpointError: None is whole.
+    """
+    damaged: list[int] = []
+    problems: list[CheckpointError] = []
+    for step in reversed(_steps_in(checkpoints)):
+        try:
+            verify_checksums(checkpoints / step_name(step), below)
+        except CheckpointError as error:
+            damaged.append(step)
+            problems.append(error)
+            continue
+        for problem in problems:
+            logger.warning("%s. The checkpoint before it is taken: step %d.", problem.problem, step)
+        return step, damaged
+    raise problems[0]
+
+
+def _steps_in(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    names = [item.name for item in directory.iterdir() if item.is_dir() and not item.is_symlink()]
+    return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+
+
+def _fresh_name(config: Settings) -> Path:
+    """Return a name under `runs/` that no run has yet, from the task, method and seed."""
+    task = str(getattr(config, "task", "run")).rsplit("/", 1)[-1].rsplit("-v", 1)[0]
+    method, seed = getattr(config, "method", ""), getattr(config, "seed", 0)
+    stem = "-".join(part for part in (task, str(method), f"seed{seed}") if part)
+    number = 1
+    while (Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number:03d}"

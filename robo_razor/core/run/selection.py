@@ -1,0 +1,76 @@
+"""Which steps a run was to measure, and which of them is its best: read from what is on disk.
+
+`best` is the step with the highest lower end of the new task's 95 % interval, the earliest of
+several. It is computed from the evaluations each time, so that no crash can leave it behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from robo_razor.core.metrics import MAX_COUNT, number, whole
+from robo_razor.core.settings.config import TrackingConfig
+from robo_razor.statistics.intervals import wilson_interval
+
+MAX_EARLY, MAX_PLANNED = 100, 100_000
+"""Checkpoints before the first regular one, and all of a run."""
+
+
+def planned_steps(tracking: object, updates: int | None) -> frozenset[int] | None:
+    """Return the steps that were to be measured, 0 included; None where the plan is unknown.
+
+    Args:
+        tracking: The run's `tracking` settings as plain values.
+        updates: Updates that the whole run has.
+
+    Raises:
+        ValueError: The settings are no plan that a run had.
+    """
+    if not isinstance(tracking, Mapping) or updates is None or "every" not in tracking:
+        return None
+    every, early = tracking["every"], tracking.get("early", TrackingConfig.early)
+    number(1e-6, MAX_COUNT)(every, "tracking.every")
+    whole(0, MAX_EARLY)(early, "tracking.early")
+    if every >= 1 and updates / every > MAX_PLANNED:
+        raise ValueError(f"{updates} updates with a checkpoint every {every:g}")
+    plan = TrackingConfig(every=float(every), early=early)
+    return frozenset({0, *plan.checkpoints(updates)})
+
+
+def score(rows: Iterable[Mapping[str, Any]], task: str, episodes: int) -> float:
+    """Return what `best` maximises: the lower end of the new task's interval, in [0, 1].
+
+    Args:
+        rows: An evaluation's `episodes.jsonl`.
+        task: The new task.
+        episodes: Start states that every checkpoint runs (`tracking.episodes_new`). More of them at
+            the last checkpoint are no advantage.
+    """
+    successes = [
+        bool(row["success"]) for row in rows if row["task"] == task and row["mode"] == "greedy"
+    ][:episodes]
+    return wilson_interval(sum(successes), len(successes))[0] if successes else 0.0
+
+
+def best_step(scores: Mapping[int, float]) -> int | None:
+    """Return the step with the highest score, the earliest of several; None of nothing."""
+    return max(sorted(scores), key=lambda step: scores[step], default=None)
+
+
+def kept_steps(
+    steps: Sequence[int], keep: int, best: int | None, planned: frozenset[int] | None
+) -> set[int]:
+    """Return the checkpoints that stay: the newest, the best, and the last `keep` of the plan.
+
+    Checkpoints between those of the plan (of an interruption, or by time) are for going on. They
+    stay only while nothing is newer, so that they push out none that was measured.
+
+    Args:
+        steps: Steps of all checkpoints, ascending.
+        keep: How many stay besides `best`.
+        best: The best step.
+        planned: Steps of the plan; None: all are.
+    """
+    counted = [step for step in steps if planned is None or step in planned]
+    return {*steps[-1:], *counted[-max(1, keep) :], *([] if best is None else [best])}

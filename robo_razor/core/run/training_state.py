@@ -1,0 +1,279 @@
+"""What a resumed run needs beyond the policy's weights: optimizers, random states, counters.
+
+Tensors are stored as safetensors, everything else as JSON: nothing that is read back can run code
+(no pickle). File names follow LeRobot's where it has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robo_razor.core.errors import CheckpointError, shown
+from robo_razor.core.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+_OPTIMIZER_TENSORS = "optimizer_state.safetensors"
+_OPTIMIZER_GROUPS = "optimizer_param_groups.json"
+_TENSORS = "tensors.safetensors"
+_STEP = "training_step.json"
+_RNG = "rng_state.json"
+
+
+@dataclass
+class TrainingState:
+    """What is needed beyond the policy's weights to go on exactly where a run stopped."""
+
+    step: int
+    """Updates done."""
+    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> `optimizer.state_dict()`."""
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Further tensors by name, e.g. running statistics."""
+    rng: dict[str, Any] = field(default_factory=dict)
+    """Random states, as `capture_rng` returns them."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Plain values (JSON), e.g. counters and an adapted learning rate."""
+
+
+def save_training_state(directory: Path, state: TrainingState) -> None:
+    """Write `state` into `directory`: safetensors and JSON only."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    groups: dict[str, Any] = {}
+    for name, optimizer in state.optimizers.items():
+        found, scalars = _split_optimizer(name, optimizer["state"])
+        tensors |= found
+        groups[name] = {"param_groups": optimizer["param_groups"], "scalars": scalars}
+    save_file(tensors, directory / _OPTIMIZER_TENSORS)
+    (directory / _OPTIMIZER_GROUPS).write_text(json.dumps(groups), encoding="utf-8")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    save_file(plain, directory / _TENSORS)
+    (directory / _RNG).write_text(json.dumps(state.rng), encoding="utf-8")
+    step = {"step": state.step, "extra": state.extra}
+    (directory / _STEP).write_text(json.dumps(step), encoding="utf-8")
+
+
+def load_training_state(directory: Path) -> TrainingState:
+    """Read what `save_training_state` wrote; tensors are on the CPU.
+
+    Raises:
+        CheckpointError: A file is missing or truncated.
+    """
+    step = read_json(directory / _STEP)
+    groups, rng = read_json(directory / _OPTIMIZER_GROUPS), read_json(directory / _RNG)
+    tensors = load_tensors(directory / _OPTIMIZER_TENSORS)
+    with fits(directory):
+        return TrainingState(
+            step=int(step["step"]),
+            optimizers={n: _join_optimizer(n, group, tensors) for n, group in groups.items()},
+            tensors=load_tensors(directory / _TENSORS),
+            rng=rng,
+            extra=dict(step["extra"]),
+        )
+
+
+@contextlib.contextmanager
+def fits(where: Path) -> Iterator[None]:
+    """Say of what is read back in the block that it does not fit, where it raises anything.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise CheckpointError(
+            f"The training state in {where} does not fit this run: {type(e).__name__}: {reason}",
+            remedy="It was changed by hand, or another version made it. Delete that checkpoint's "
+            "directory: `--resume` then goes on from the one before.",
+        ) from e
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Let an optimizer go on from a saved `state_dict`.
+
+    Raises:
+        ValueError: It is of other parameters, or holds other things than this optimizer would.
+    """
+    import torch
+
+    for now, then in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for key, value in now.items():
+            if key != "params" and not _alike(value, then[key]):
+                raise ValueError(f"`{key}` of an optimizer is {shown(then[key])}")
+    optimizer.load_state_dict(saved)
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"`{key}` of an optimizer is {shown(value)}")
+            if value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"`{key}` of an optimizer has shape {list(value.shape)}")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"`{key}` of an optimizer is not finite")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Tell whether two settings are of one kind, and numbers finite."""
+    if isinstance(one, tuple):
+        same = isinstance(other, tuple) and len(one) == len(other)
+        return same and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, int | float) and not isinstance(one, bool):
+        number = isinstance(other, int | float) and not isinstance(other, bool)
+        return number and math.isfinite(other)
+    return type(one) is type(other)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing or truncated.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file ({error})",
+            remedy="Use another checkpoint of the run, or copy the file again.",
+        ) from error
+    return tensors
+
+
+def _split_optimizer(
+    name: str, state: Mapping[int, Mapping[str, Any]]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split an optimizer's state into tensors and scalars, both keyed by name/parameter/key."""
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for parameter, values in state.items():
+        for key, value in values.items():
+            full = f"{name}/{parameter}/{key}"
+            if isinstance(value, torch.Tensor):
+                tensors[full] = value.detach().cpu().contiguous()
+            else:
+                scalars[full] = value
+    return tensors, scalars
+
+
+def _join_optimizer(
+    name: str, group: dict[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for full, value in {**tensors, **group["scalars"]}.items():
+        owner, parameter, key = full.split("/", 2)
+        if owner == name:
+            state.setdefault(int(parameter), {})[key] = value
+    groups = [
+        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in item.items()}
+        for item in group["param_groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def capture_rng(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the random states of Python, NumPy, torch and of named generators, as plain values.
+
+    Args:
+        generators: `numpy.random.Generator` or `torch.Generator` objects by name.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    version, numbers, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": _encode(np.random.get_state(legacy=False)),  # noqa: NPY002  # libraries use it
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(state) for state in _cuda_states()],
+        "generators": {},
+    }
+    for name, generator in (generators or {}).items():
+        is_torch = isinstance(generator, torch.Generator)
+        state = generator.get_state() if is_torch else generator.bit_generator.state
+        states["generators"][name] = _encode(state)
+    return states
+
+
+def restore_rng(states: Mapping[str, Any], generators: Mapping[str, Any] | None = None) -> None:
+    """Set the random states that `capture_rng` returned.
+
+    Raises:
+        CheckpointError: The states lack a generator that is given.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(_decode(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(_decode(states["torch"]))
+    cuda = [_decode(state) for state in states["cuda"]]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    for name, generator in (generators or {}).items():
+        if name not in states["generators"]:
+            raise CheckpointError(f"The checkpoint holds no state of the generator {name!r}")
+        state = _decode(states["generators"][name])
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state)
+        else:
+            generator.bit_generator.state = state
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return []
+    return torch.cuda.get_rng_state_all()
+
+
+def _encode(value: Any) -> Any:
+    """Turn arrays and byte tensors inside `value` into plain JSON values."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return {"tensor": value.cpu().numpy().tobytes().hex()}
+    if isinstance(value, np.ndarray):
+        return {"array": str(value.dtype), "values": value.tolist()}
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    return value
+
+
+def _decode(value: Any) -> Any:
+    import numpy as np
+    import torch
+
+    if isinstance(value, dict) and set(value) == {"tensor"}:
+        return torch.frombuffer(bytearray.fromhex(value["tensor"]), dtype=torch.uint8)
+    if isinstance(value, dict) and set(value) == {"array", "values"}:
+        return np.array(value["values"], dtype=value["array"])
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    return value

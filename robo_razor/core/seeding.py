@@ -1,0 +1,43 @@
+"""Random streams that are pure functions of what they are for.
+
+No stream has a state that lives longer than one use: it is derived anew from (run seed, purpose,
+update, ...). So an interrupted run that is resumed draws what the uninterrupted one would have
+drawn, with nothing to save.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robo_razor.core.settings.config import HELD_OUT_SEED
+
+
+def derive(*words: int | str) -> int:
+    """Return a 63-bit number derived from integers >= 0 and strings, e.g. (seed, "ppo", update)."""
+    state = np.random.SeedSequence(_numbers(words)).generate_state(1, dtype=np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def generator(*words: int | str) -> np.random.Generator:
+    """Return a NumPy generator derived from integers >= 0 and strings."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(_numbers(words))))
+
+
+def training_seeds(n: int, *words: int | str) -> NDArray[np.int64]:
+    """Return `n` start-state seeds int64 [n] below those held out for evaluation.
+
+    Seed i does not depend on `n`.
+    """
+    return np.array([derive(*words, i) % HELD_OUT_SEED for i in range(n)], dtype=np.int64)
+
+
+def held_out_seeds(n: int, offset: int = HELD_OUT_SEED) -> NDArray[np.int64]:
+    """Return the first `n` start-state seeds int64 [n] of an evaluation."""
+    return np.arange(offset, offset + n, dtype=np.int64)
+
+
+def _numbers(words: tuple[int | str, ...]) -> list[int]:
+    return [zlib.crc32(w.encode()) if isinstance(w, str) else int(w) for w in words]

@@ -1,0 +1,1 @@
+"""Settings of every command: frozen dataclasses, read from strict YAML and flags."""

@@ -1,0 +1,376 @@
+"""Settings of every command, with their defaults; their sections are in `config_sections`.
+
+The line under each field is its help on the command line. Ranges are checked when an object is
+built, whatever it is built from (flags, YAML, Python). Nothing heavy is imported here: no torch,
+mujoco or lerobot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from robo_razor.core.errors import ConfigError, did_you_mean, shown
+from robo_razor.core.settings.conversion import (
+    Settings,
+    describe_fields,
+    from_dict,
+    load_yaml,
+    mapping,
+    path,
+    read_yaml,
+    replace,
+    setting,
+    to_dict,
+    to_yaml,
+)
+from robo_razor.core.settings.sections import (
+    POLICY_PREFIX,
+    BCConfig,
+    CheckpointConfig,
+    EnvConfig,
+    FlowConfig,
+    PPOConfig,
+    ReinforceConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "POLICY_PREFIX",
+    "ArchiveConfig",
+    "BCConfig",
+    "CheckpointConfig",
+    "CollectConfig",
+    "CompareConfig",
+    "EnvConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "FlowConfig",
+    "ManifestConfig",
+    "PPOConfig",
+    "PretrainConfig",
+    "RolloutConfig",
+    "Settings",
+    "SweepConfig",
+    "TrackingConfig",
+    "describe_fields",
+    "from_dict",
+    "load_yaml",
+    "read_yaml",
+    "replace",
+    "to_dict",
+    "to_yaml",
+]
+
+HELD_OUT_SEED = 1_000_000
+"""Start states with seeds from here on are never trained on."""
+MAX_SEED = 2**31 - 1
+"""Largest seed: environments may hand it on, and a row's number added, to generators of 32 bits."""
+
+MAIN_TASK = "gym_razor/PlaceCanInBin-v0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Settings):
+    """Fine-tune a policy on a new task and measure at every checkpoint what it forgets."""
+
+    method: str = "ppo"
+    """How to fine-tune; `robo-razor list methods` shows them."""
+    policy: str = path("razor-base", or_name=True)
+    """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
+    task: str = MAIN_TASK
+    """The new task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    prior_tasks: str = "prior"
+    """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
+    out: str | None = path(None)
+    """Run directory to create; None: a fresh one under `runs/`."""
+    resume: bool | Literal["auto"] = False
+    """Go on with the run in `out` from its last checkpoint; `auto`: begin it if there is none."""
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    """Seed of start states, sampling and initialisation."""
+    freeze_vision: bool = True
+    """Keep the image encoder as it is in the base, where the policy has one."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1, high=1024)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+    tracking: TrackingConfig = TrackingConfig()
+    """What is measured at step 0 and at every checkpoint."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Which checkpoints stay on disk."""
+    flow: FlowConfig = FlowConfig()
+    """How a flow-matching policy (SmolVLA, pi0, pi0.5) is sampled and trained."""
+    ppo: PPOConfig = PPOConfig()
+    """Settings of `--method ppo`."""
+    reinforce: ReinforceConfig = ReinforceConfig()
+    """Settings of `--method reinforce`."""
+    bc: BCConfig = BCConfig()
+    """Settings of `--method bc`."""
+
+    METHODS: ClassVar[tuple[str, ...]] = ("bc", "ppo", "reinforce")
+
+    def inactive_sections(self) -> tuple[str, ...]:
+        """Return the sections of the methods that are not chosen."""
+        return tuple(name for name in self.METHODS if name != self.method)
+
+    def _check_together(self) -> None:
+        if self.method not in self.METHODS:
+            raise ConfigError(
+                f"Unknown method {shown(self.method)}.{did_you_mean(self.method, self.METHODS)}",
+                allowed=", ".join(self.METHODS),
+                remedy="Set `method` (or `--method`) to one of them.",
+            )
+        if self.resume and self.out is None:
+            raise ConfigError(
+                "`resume` is set but `out` is not: there is no run to go on with",
+                remedy="Name the run directory: `robo-razor finetune --resume --out runs/NAME`.",
+            )
+        ppo = self.ppo
+        if self.method == "ppo" and ppo.value_warmup_updates >= ppo.num_updates:
+            raise ConfigError(
+                f"ppo.value_warmup_updates = {ppo.value_warmup_updates} leaves no update for the "
+                f"policy: ppo.num_updates = {ppo.num_updates}",
+                allowed="value_warmup_updates < num_updates",
+            )
+
+    @property
+    def method_config(self) -> Settings:
+        """The settings of the chosen method."""
+        section: Settings = getattr(self, self.method)
+        return section
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """Measure a policy's success on skills, with 95 % intervals, on fixed start states."""
+
+    policy: str = path("razor-base", or_name=True)
+    """Policy: `razor-base`, a run or checkpoint directory, or a hub id."""
+    skills: str = "all"
+    """`prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK` with commas."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    episodes: int | None = setting(None, low=1)
+    """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
+    manifest: str | None = path(None)
+    """Start states: a manifest's file or a shipped one's name (`razor`); None: held-out seeds."""
+    until_width: float | None = setting(None, above=0.0, high=1.0)
+    """Stop a skill once its 95 % interval, high minus low, is this narrow (0, 1]; None: run all."""
+    mode: Literal["greedy", "sample"] = "greedy"
+    """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
+    json: str | None = path(None)
+    """File to write the result to."""
+    resume: bool = False
+    """Go on with an interrupted evaluation; its finished episodes stand in `JSON.unfinished`."""
+    seed: int = setting(0, low=0, high=MAX_SEED)
+    """Seed of sampled actions."""
+    seed_offset: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
+    """Seed of the first start state; from 1000000 on they are held out from training."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1, high=1024)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+    def _check_together(self) -> None:
+        if self.resume and self.json is None:
+            raise ConfigError(
+                "`resume` is set but `json` is not: finished episodes are kept next to that file",
+                remedy="Name the file of the interrupted evaluation (`--json FILE`).",
+            )
+        if self.manifest is not None and self.seed_offset != HELD_OUT_SEED:
+            raise ConfigError(
+                f"`seed_offset` = {self.seed_offset} would not be read: `manifest` has the seeds",
+                remedy="Leave one of them out.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestConfig(Settings):
+    """Write down the start states of an evaluation, or check that they are still the same."""
+
+    skills: str = "all"
+    """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
+    episodes: int | None = setting(None, low=1)
+    """Rows per skill (>= 1); None: 200, or all that the manifest to check has."""
+    seed_offset: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
+    """Seed of the first start state; from 1000000 on they are held out from training."""
+    out: str = path("manifest.json")
+    """File to write (.json or .json.gz)."""
+    check: str | None = path(None)
+    """Write nothing; compare this manifest's (file or name) start states with this installation."""
+    env: EnvConfig = EnvConfig(image_size=16)
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(Settings):
+    """Run a policy on a task, with an instruction of your own if you like, and film it."""
+
+    policy: str = path("razor-base", or_name=True)
+    """Policy: `razor-base`, a run or checkpoint directory, a hub id, or `expert`."""
+    task: str = MAIN_TASK
+    """The task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    instruction: str | None = None
+    """Your own words for the policy; None: the task's."""
+    episodes: int = setting(9, low=1, high=10_000)
+    """Episodes to run (>= 1)."""
+    video: str | None = path(None)
+    """Video file to write (.mp4 or .gif): the episodes in a grid."""
+    video_size: int = setting(192, low=32, high=1024)
+    """Height and width of one episode in the video, pixels [32, 1024]."""
+    mode: Literal["greedy", "sample"] = "greedy"
+    """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
+    seed: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
+    """Seed of the first start state."""
+    device: str = "auto"
+    """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    torch_threads: int | None = setting(None, low=1, high=1024)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig(num_envs=9)
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(Settings):
+    """Write demonstrations of a scripted expert or of a policy as a LeRobotDataset."""
+
+    task: str = MAIN_TASK
+    """The task: a Gymnasium id or a skill's name, several with commas, or `prior`."""
+    policy: str = path("expert", or_name=True)
+    """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
+    rename: str = mapping()
+    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    style: str = "a"
+    """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
+    episodes: int = setting(100, low=1)
+    """Successful episodes to write per task (>= 1)."""
+    out: str = path("demonstrations")
+    """Dataset directory to create."""
+    noise: float = setting(0.0, low=0.0, high=1.0)
+    """Standard deviation of noise on executed actions; clean actions are recorded (as in DART)."""
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    """Seed of the first start state."""
+    device: str = "auto"
+    """Torch device for a policy: `auto`, `cpu`, `cuda`, ..."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Settings):
+    """Make the base policy from scratch: perception first, then cloning of all prior skills."""
+
+    out: str = path("runs/pretrain")
+    """Run directory to create."""
+    tasks: str = "prior"
+    """Skills to learn: `prior` (all of them) or names with commas."""
+    style: str = "a"
+    """The scripted experts' style."""
+    chunk_size: int = setting(4, low=1, high=1000)
+    """Actions per decision (>= 1)."""
+    episodes: int = setting(500, low=1)
+    """Demonstrations per task (>= 1)."""
+    disturbance: float = setting(0.3, low=0.0, high=1.0)
+    """Probability that an expert's decision is disturbed; the clean one is the label (as in
+    DART)."""
+    noise: float = setting(0.5, low=0.0, high=1.0)
+    """Standard deviation of disturbances, in action units [0, 1]."""
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    """Seed of start states, noise and initialisation."""
+    perception_epochs: float = setting(2.0, low=0.0)
+    """Epochs on landmark positions alone, before cloning (>= 0)."""
+    epochs: float = setting(3.0, above=0.0)
+    """Epochs of cloning before the first round of corrections (> 0)."""
+    correction_rounds: int = setting(2, low=0, high=1000)
+    """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in
+    DAgger."""
+    correction_episodes: int = setting(250, low=1)
+    """Episodes per task and round on average (>= 1); weak skills get more after the first round."""
+    correction_epochs: float = setting(1.0, above=0.0)
+    """Epochs over all data after each round but the last (> 0)."""
+    final_epochs: float = setting(3.0, above=0.0)
+    """Epochs over all data after the last round, with a falling learning rate (> 0)."""
+    label_smoothing_bins: float = setting(0.0, low=0.0)
+    """Standard deviation of soft action labels, in bins; 0: hard labels."""
+    ema_decay: float = setting(0.998, low=0.0, high=0.99999)
+    """Decay per gradient step of the weight average that is saved."""
+    batch_size: int = setting(128, low=1)
+    """Decisions per gradient step (>= 1)."""
+    learning_rate: float = setting(8e-4, above=0.0)
+    """AdamW's peak learning rate (> 0)."""
+    perception_learning_rate: float = setting(3e-3, above=0.0)
+    """The same while only landmark positions are learnt (> 0)."""
+    bf16: bool | None = None
+    """Compute gradients in bfloat16; None: where the processor is faster with it."""
+    warmup_steps: int = setting(200, low=0)
+    """Gradient steps over which the learning rate rises from 0 (>= 0)."""
+    weight_decay: float = setting(1e-4, low=0.0)
+    """AdamW's weight decay (>= 0)."""
+    max_grad_norm: float = setting(1.0, above=0.0)
+    """Gradients are scaled down to this norm (> 0)."""
+    torch_threads: int | None = setting(None, low=1, high=1024)
+    """CPU threads of torch (>= 1); None: one per core."""
+    env: EnvConfig = EnvConfig()
+    """How environments are run in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Settings):
+    """Put runs next to each other: success against forgetting, at matched new-task success."""
+
+    runs: tuple[str, ...] = path(())
+    """Run directories, directories of sweeps, or files of `robo-razor archive` (one or more)."""
+    out: str = path("report")
+    """Directory for the page `index.html`, `report.md`, `report.json`, CSV and figures."""
+    match: tuple[float, ...] = ()
+    """New-task success rates [0, 1] at which runs are compared; empty: chosen from the runs."""
+    merge: tuple[str, ...] = ()
+    """Arms of a sweep to compare as settings of one, e.g. `ppo,ppo_rates`; the first names them."""
+    videos: int = setting(2, low=0, high=20)
+    """Videos of base and tuned on the same start states [0, 20], where checkpoints are at hand."""
+    allow_unlike: bool = False
+    """Compare runs of unlike versions, renderers or bases too; the report says what differs."""
+
+    def _check_together(self) -> None:
+        if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:
+            raise ConfigError(f"match = {bad[0]} is no success rate", allowed="values in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveConfig(Settings):
+    """Keep what a sweep or a run measured in one small file, without weights."""
+
+    directory: str = path("")
+    """Directory of a sweep (its finished runs are kept) or of one run."""
+    out: str | None = path(None)
+    """The file, `NAME.tar.xz`; None: the directory's name, here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Settings):
+    """Run an experiment file: methods and settings times seeds, resumable, several at a time."""
+
+    file: str = path("")
+    """Experiment file (YAML): what all runs share, the arms, and the values each goes through."""
+    out: str | None = path(None)
+    """Directory of all runs; None: the file's `out`, else `runs/` and the file's `name`."""
+    arms: str = "all"
+    """Arms to run now (names with commas) and the runs they need, or `all`."""
+    backend: Literal["local", "ray"] = "local"
+    """Where runs go: `local`, or a `ray` cluster whose machines share this file system."""
+    parallel: int | None = setting(None, low=1, high=10_000)
+    """Runs at a time (>= 1); None: the file's `parallel`, else what cores and memory carry."""
+    attempts: int = setting(3, low=1, high=1000)
+    """Times that a run is started in one go when something kills it (>= 1)."""
+    retry_failed: bool = True
+    """Try again what failed in an earlier sweep."""
+    dry_run: bool = False
+    """Check the file, show the runs, and start none."""

@@ -1,0 +1,503 @@
+"""The mechanism of settings: frozen dataclasses with checked ranges, read from strict YAML.
+
+An unknown key, a wrong type, a value out of range or a key given twice is an error that names the
+key's full path. The settings themselves are in `robo_razor.core.settings.config`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import itertools
+import json
+import math
+import numbers
+import os
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from robo_razor.core.errors import ConfigError, did_you_mean, shown
+from robo_razor.core.settings.strict_yaml import dump_yaml, parse_yaml
+from robo_razor.core.settings.strict_yaml import (
+    read_yaml as read_yaml,  # exported: settings are read with it
+)
+
+MAPPING = "mapping"
+"""Metadata of fields that hold a mapping as text."""
+PATH, OR_NAME = "path", "or_name"
+"""Metadata of fields that hold a path: what may stand before it, and whether it may be a name."""
+
+MAX_COUNT = 1_000_000
+"""Bound of whole numbers that say no other: what is counted here fits in memory."""
+MAX_NUMBER = 1e12
+"""Bound of other numbers that say no other. Infinity is allowed nowhere: `None` says "no limit"."""
+MAX_TEXT = 10_000
+ABBREVIATIONS = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}
+"""What the field calls settings in short."""
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
+"""What Linux and macOS allow."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def setting[T](
+    default: T, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> T:
+    """Declare a field with a default and the range its value must lie in.
+
+    Numbers are bounded and finite in any case, see `MAX_COUNT` and `MAX_NUMBER`.
+
+    Args:
+        default: The field's default.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        above: The value must be greater than this.
+    """
+    bounds = {"low": low, "high": high, "above": above}
+    result: T = field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
+    return result
+
+
+def mapping(default: str = "") -> str:
+    """Declare a field that holds keys and values as text, `{a: b}`; a YAML file may nest them."""
+    result: str = field(default=default, metadata={MAPPING: True})
+    return result
+
+
+def path[T](default: T, *, prefix: str = "", or_name: bool = False) -> T:
+    """Declare a field that holds a path; `~` becomes the home directory.
+
+    Args:
+        default: The field's default.
+        prefix: What may stand before a path, such as `policy:`.
+        or_name: Whether a text without `/` may be a name of any length.
+    """
+    result: T = field(default=default, metadata={PATH: prefix, OR_NAME: or_name})
+    return result
+
+
+def parse_mapping(key: str, text: str) -> dict[str, Any]:
+    """Return the keys and values of a `mapping` field; none for an empty text.
+
+    Raises:
+        ConfigError: It is no mapping of names.
+    """
+    try:
+        found = parse_yaml(text, f"`{key}` = {shown(text)}") if text.strip() else {}
+    except ConfigError as error:
+        raise ConfigError(error.problem, "'{name: value, name: value}'", error.remedy) from error
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"`{key}` = {shown(text)} is no mapping of names",
+            allowed="'{name: value, name: value}'",
+        )
+    for value in _leaves(found):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"`{key}` = {shown(text)} holds {value}, which is no finite number")
+    return found
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def check_path(key: str, text: str, prefix: str = "") -> str:
+    """Return a path as it is meant: `~` expanded; whether there is something is not looked at.
+
+    Args:
+        key: The setting, named in errors.
+        text: A path, or a name that may be one.
+        prefix: What may stand before it.
+
+    Raises:
+        ConfigError: No file can be called so.
+    """
+    before, rest = (prefix, text.removeprefix(prefix)) if text.startswith(prefix) else ("", text)
+    if not rest.strip():
+        raise ConfigError(
+            f"`{key}` = {shown(text)} names nothing", remedy="Leave it out, or name it."
+        )
+    expanded = os.path.expanduser(rest)
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"`{key}` = {shown(text)}: there is no home directory for {shown(rest.split('/')[0])}",
+            remedy=f"For a folder that is called so write {shown('./' + rest)}.",
+        )
+    encoded = expanded.encode(errors="replace")
+    if len(encoded) > MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES:
+        raise ConfigError(
+            f"`{key}` = {shown(text)} is longer than a path may be",
+            allowed=f"{MAX_NAME_BYTES} bytes per name, {MAX_PATH_BYTES} in all",
+        )
+    return before + expanded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all settings: checks ranges and choices when built."""
+
+    SECTION: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check every field's type, range and choices, then what they must fulfil together."""
+        hints = _hints(type(self))
+        for item in fields(self):
+            key, given = self._key(item.name), getattr(self, item.name)
+            if given is item.default:  # may be what a user cannot give, such as an empty path
+                continue
+            value = given
+            if item.metadata.get(MAPPING) and isinstance(given, dict):
+                value = _mapping_text(key, given)
+            value = _convert(key, value, hints[item.name])
+            if item.metadata.get(MAPPING):
+                parse_mapping(key, value)
+            elif value != item.default:
+                value = _checked(key, value, item.metadata)
+            _check_choice(key, value, hints[item.name])
+            if value is not given:
+                object.__setattr__(self, item.name, value)  # frozen from here on
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check what fields must fulfil together; overridden where there is something to check."""
+
+    def inactive_sections(self) -> tuple[str, ...]:
+        """Return the names of sections that nothing reads, given the other settings."""
+        return ()
+
+    def _key(self, name: str) -> str:
+        return f"{self.SECTION}.{name}" if self.SECTION else name
+
+
+def load_yaml[C: Settings](config_class: type[C], path: str | Path) -> C:
+    """Read a config from a YAML file; keys that are absent keep their defaults.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown, or a value has the wrong type.
+    """
+    remedy = "Check the path given to `--config`."
+    return from_dict(config_class, read_yaml(path, remedy), source=str(path))
+
+
+def from_dict[C: Settings](
+    config_class: type[C], data: dict[str, Any], source: str | None = None
+) -> C:
+    """Build a config from nested dictionaries, strictly.
+
+    Args:
+        config_class: Which settings to build.
+        data: Keys and values; nested dictionaries for sections.
+        source: Named in errors, e.g. the file the data come from.
+
+    Raises:
+        ConfigError: A key is unknown (with its full path and a suggestion), a value has the wrong
+            type or is out of range, or a section belongs to a method that is not chosen.
+    """
+    try:
+        config = _build(config_class, data, path="")
+    except ConfigError as error:
+        raise ConfigError(_from(source) + str(error)) from error
+    _refuse_inactive(config, data, source)
+    return config
+
+
+def to_dict(config: Settings) -> dict[str, Any]:
+    """Return a config as nested plain values; inactive sections are left out."""
+    names = [item.name for item in fields(config) if item.name not in config.inactive_sections()]
+    return {name: _plain(getattr(config, name)) for name in names}
+
+
+def to_yaml(config: Settings) -> str:
+    """Return a config as YAML that `load_yaml` reads back to an equal config."""
+    return dump_yaml(to_dict(config))
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings where `second` overrides `first`."""
+    result = dict(first)
+    for key, value in second.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = merged(old, value)
+        result[key] = value
+    return result
+
+
+def describe_fields(config_class: type[Settings]) -> list[str]:
+    """Return all keys of a config with their sections, e.g. `ppo.learning_rate`."""
+    keys: list[str] = []
+    hints = _hints(config_class)
+    for item in fields(config_class):
+        hint = hints[item.name]
+        if is_dataclass(hint):
+            keys += [
+                f"{item.name}.{key}" for key in describe_fields(typing.cast("type[Settings]", hint))
+            ]
+        else:
+            keys.append(item.name)
+    return keys
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested plain values by their keys' paths: `{"ppo": {"gamma": 1}}` -> `ppo.gamma`."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def replace[C: Settings](config: C, **changes: Any) -> C:
+    """Return a copy of `config` with some fields changed and all checks run again."""
+    return dataclasses.replace(config, **changes)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build[C: Settings](config_class: type[C], data: dict[str, Any], path: str) -> C:
+    hints = _hints(config_class)
+    names = [item.name for item in fields(config_class)]
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        full = f"{path}{key}"
+        if key not in names:
+            problem = _unknown_key(full, str(key), data, config_class)
+            raise ConfigError(problem, allowed=", ".join(names))
+        hint = hints[key]
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"`{full}` is a section with keys of its own, but was given {shown(value)}"
+                )
+            values[key] = _build(
+                typing.cast("type[Settings]", hint),
+                _with_defaults(config_class, key, value),
+                f"{full}.",
+            )
+        else:
+            values[key] = value
+    return config_class(**values)
+
+
+def _with_defaults(config_class: type[Settings], key: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Fill a section from the owner's default section (which may differ from the class's)."""
+    default = next(item.default for item in fields(config_class) if item.name == key)
+    return {**to_dict(default), **value} if isinstance(default, Settings) else value
+
+
+def _unknown_key(full: str, key: str, data: dict[str, Any], config_class: type[Settings]) -> str:
+    names = [item.name for item in fields(config_class)]
+    hint = meant(key, names)
+    if not hint:  # perhaps it belongs into a section
+        chosen = {k: v for k, v in data.items() if k == "method" and v in names}
+        idle = config_class(**chosen).inactive_sections()
+        keys = [k for k in describe_fields(config_class) if k.split(".", 1)[0] not in idle]
+        hint = meant(key, keys)
+    return f"Unknown key `{full}`.{hint}"
+
+
+def meant(name: str, keys: Iterable[str]) -> str:
+    """Return `" Did you mean 'ppo.learning_rate'?"` for what a name may mean, or an empty text.
+
+    Names are matched by their last part: as it is, by its initials (`lr`), by likeness, or by a
+    word in it (`steps`). Several are named where several match alike.
+
+    Args:
+        name: What was typed.
+        keys: What there is: keys, or options with their dashes.
+    """
+    wanted = _words(name)[:80]
+    wanted = ABBREVIATIONS.get(wanted, wanted)
+    last = {key: _words(key) for key in keys}
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda own: own == wanted,
+        lambda own: "_" in own and "".join(word[0] for word in own.split("_") if word) == wanted,
+        lambda own: own in difflib.get_close_matches(wanted, set(last.values()), 3, 0.75),
+        lambda own: wanted in own.split("_"),
+        lambda own: min(len(own), len(wanted)) > 2 and (own in wanted or wanted in own),
+    )
+    for rule in rules:
+        if found := [key for key, own in last.items() if rule(own)]:
+            return f" Did you mean {' or '.join(map(repr, found[:3]))}?"
+    return ""
+
+
+def _words(key: str) -> str:
+    return key.lstrip("-").rsplit(".", 1)[-1].replace("-", "_").lower()
+
+
+def _from(source: str | None) -> str:
+    return f"{source}: " if source else ""
+
+
+def _refuse_inactive(config: Settings, data: dict[str, Any], source: str | None) -> None:
+    for name in config.inactive_sections():
+        if name in data:
+            raise ConfigError(
+                f"{_from(source)}nothing would read the section `{name}`, given the other settings",
+                remedy=f"Remove the section `{name}` or set `method: {name}`.",
+            )
+
+
+def _hints(config_class: type) -> dict[str, Any]:
+    """Return the types of the fields; they are worked out once, not for every object."""
+    if config_class not in _HINTS:
+        _HINTS[config_class] = typing.get_type_hints(config_class)
+    return _HINTS[config_class]
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _mapping_text(key: str, value: dict[str, Any]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"`{key}` = {shown(value)} cannot be kept as text: {error}",
+            allowed="names with texts, finite numbers, true, false, lists and mappings of these",
+        ) from error
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type `hint` says, or raise with the key's full path."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        words = [word for arg in args for word in typing.get_args(arg)]  # of a Literal
+        if isinstance(value, str) and value in words:
+            return value
+        plain = [arg for arg in args if arg is not type(None) and not typing.get_args(arg)]
+        return _convert_plain(key, value, (plain or args)[0], words)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(f"{key}[{i}]", item, args[0]) for i, item in enumerate(items))
+    if origin is Literal:
+        return value  # checked by `_check_choice`
+    return _convert_plain(key, value, hint)
+
+
+def _convert_plain(key: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if hint is float and is_number:
+        with contextlib.suppress(OverflowError):  # of digits without end
+            return float(value)
+        return math.inf  # refused as such
+    if hint is int and is_number and not isinstance(value, int) and value == value // 1:
+        return int(value)
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = " or ".join([_TYPE_NAMES.get(hint, hint.__name__), *words])
+    raise ConfigError(
+        f"`{key}` must be {name}, but was given {shown(value)} ({type(value).__name__})"
+    )
+
+
+_TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+}
+
+
+def _checked(key: str, value: Any, metadata: typing.Mapping[str, Any]) -> Any:
+    """Return a value whose range or text was checked, with `~` expanded."""
+    if isinstance(value, tuple):
+        return tuple(_checked(f"{key}[{i}]", item, metadata) for i, item in enumerate(value))
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise ConfigError(
+                f"`{key}` is a text of {len(value)} characters", allowed=f"at most {MAX_TEXT}"
+            )
+        if found := _UNPRINTABLE.search(value):
+            raise ConfigError(
+                f"`{key}` = {shown(value)} holds the character {found[0]!r}, which is no text"
+            )
+        is_path = PATH in metadata and (not metadata[OR_NAME] or "/" in value or value[:1] == "~")
+        return check_path(key, value, metadata[PATH]) if is_path else value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _check_range(key, value, metadata)
+    return value
+
+
+def _check_range(key: str, value: float, bounds: typing.Mapping[str, float]) -> None:
+    widest = MAX_COUNT if isinstance(value, int) else MAX_NUMBER
+    low, high, above = bounds.get("low"), bounds.get("high"), bounds.get("above")
+    too_low = (low is not None and not value >= low) or (above is not None and not value > above)
+    lowest, highest = (-widest if low is None else low), (widest if high is None else high)
+    if not too_low and lowest <= value <= highest:
+        return
+    limits = [
+        f">= {_number(low)}" if low is not None else "",
+        f"> {_number(above)}" if above is not None else "",
+        f"<= {_number(highest)}" if high is not None or not value <= highest else "",
+    ]
+    raise ConfigError(
+        f"`{key}` = {shown(value)} is out of range",
+        allowed=" and ".join(x for x in limits if x) or f">= {_number(lowest)}",
+    )
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _check_choice(key: str, value: Any, hint: Any) -> None:
+    if typing.get_origin(hint) is not Literal:
+        return
+    options = typing.get_args(hint)
+    if value not in options:
+        text = value if isinstance(value, str) and len(value) <= MAX_NAME_BYTES else ""
+        raise ConfigError(
+            f"`{key}` = {shown(value)} is not possible.{did_you_mean(text, options)}",
+            allowed=", ".join(map(str, options)),
+        )
+
+
+def path_keys(config_class: type[Settings]) -> dict[str, str]:
+    """Return the settings that hold paths, by their keys, and what may stand before a path."""
+    hints = _hints(config_class)
+    found: dict[str, str] = {}
+    for item in fields(config_class):
+        if is_dataclass(hints[item.name]):
+            inner = path_keys(typing.cast("type[Settings]", hints[item.name]))
+            found |= {f"{item.name}.{key}": prefix for key, prefix in inner.items()}
+        elif PATH in item.metadata:
+            found[item.name] = item.metadata[PATH]
+    return found
+
+
+def field_help(config_class: type[Settings]) -> dict[str, str]:
+    """Return the line under each field of a settings class, as written in the source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
+    body = typing.cast("ast.ClassDef", tree.body[0]).body
+    lines: dict[str, str] = {}
+    for statement, following in itertools.pairwise(body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            lines[statement.target.id] = " ".join(str(following.value.value).split())
+    return lines

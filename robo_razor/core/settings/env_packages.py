@@ -1,0 +1,64 @@
+"""Which packages of environments a settings file may name: no code that came with the file.
+
+Naming a package runs it. A run, an archive or a settings file may come from a stranger, with a
+module beside it that Python would take for a package if this is the current directory. So what a
+file names must be installed or lie elsewhere; the command line may name anything.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from robo_razor.core.errors import ConfigError
+from robo_razor.core.settings.config import EnvConfig
+
+
+def refuse_packages_beside(names: Iterable[str], folder: Path, source: str) -> None:
+    """Check that packages that a file names did not come with it.
+
+    A package may lie beside the file where it is installed there (`pip install --editable`), or
+    where PYTHONPATH names the place in full.
+
+    Args:
+        names: Packages of environments.
+        folder: Directory of the file.
+        source: The file, for the error.
+
+    Raises:
+        ConfigError: One lies in that directory or below it.
+    """
+    inside = folder.resolve()
+    for name in names:
+        if name in EnvConfig().env_packages:
+            continue
+        for place in _places(name.split(".")[0]):
+            if place.is_relative_to(inside) and not _is_chosen(name.split(".")[0], place):
+                raise ConfigError(
+                    f"{source} names the package {name!r} (`env.env_packages`), which lies beside "
+                    f"it in {place}: a file may not bring code that it has run",
+                    remedy=f"If you trust it, name it yourself: `--env.env-packages {name}`.",
+                )
+
+
+def _places(package: str) -> list[Path]:
+    """Return where Python would load a package from, without loading it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # told when it is imported
+        return []
+    if spec is None:
+        return []
+    files = [*(spec.submodule_search_locations or ()), *filter(None, [spec.origin])]
+    return [Path(file).resolve() for file in files if Path(file).is_absolute()]
+
+
+def _is_chosen(package: str, place: Path) -> bool:
+    """Tell whether the user put a package where it is."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if any(Path(e).is_absolute() and place.is_relative_to(Path(e).resolve()) for e in entries if e):
+        return True
+    return package in importlib.metadata.packages_distributions()

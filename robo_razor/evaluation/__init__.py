@@ -1,0 +1,1 @@
+"""What a policy can do, and how far it moved from its base."""

@@ -1,0 +1,231 @@
+"""The finished episodes of an evaluation, written down as they end.
+
+With a file, an interrupted evaluation goes on where it was cut: finished rows are read back and not
+run again. The file is JSON lines: what the evaluation is, then one entry per finished row. A line
+that was cut off by a crash is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robo_razor.core import metrics as records
+from robo_razor.core.errors import ConfigError
+from robo_razor.core.files import parse_json, read_text, without_nan, write_text
+from robo_razor.core.fingerprint import differences
+from robo_razor.core.ranks import ALONE, Ranks
+from robo_razor.core.types import EpisodeRow
+from robo_razor.rollout.actors import Decision, Request
+from robo_razor.rollout.episodes import StepOutcome
+from robo_razor.rollout.start_states import Manifest, start_states
+
+Entry = dict[str, Any]
+"""What came of one row: row, task, seed, instruction, start_state, success, return, decisions,
+control_steps, terminated, truncated."""
+
+KIND = "robo-razor unfinished evaluation"
+
+_HEAD = records.entries(
+    {}, dict.fromkeys(("identity", "fingerprint"), records.optional(records.plain_values))
+)
+_ENTRY = records.entries(
+    {
+        **dict.fromkeys(("row", "decisions", "control_steps"), records.whole()),
+        **dict.fromkeys(("success", "terminated", "truncated"), records.boolean),
+        **{"task": records.name, "seed": records.whole(0, 2**63), "instruction": records.words},
+    },
+    {
+        "start_state": records.optional(records.words),
+        "return": records.optional(records.number()),
+    },
+)
+
+
+class Ledger:
+    """Checks the start states of a rollout and notes the rows that finish, also in a file.
+
+    Args:
+        manifest: What is evaluated.
+        path: File to keep finished rows in; None: only in memory.
+        identity: What the outcomes depend on: a resumed evaluation must have the same.
+        fingerprint: Of this evaluation; a resumed one must have no decisive difference.
+        resume: Take over the rows that the file holds.
+
+    Raises:
+        ConfigError: The file holds rows and `resume` is False, or they are of another evaluation.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        path: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.path = path
+        self._positions = {row.row_id: i for i, row in enumerate(manifest.rows)}
+        self._manifest = manifest
+        self._block: list[EpisodeRow] = []
+        self._start_states: dict[int, str | None] = {}
+        self._file: TextIO | None = None
+        if path is not None:
+            head = {"kind": KIND, "identity": identity, "fingerprint": fingerprint}
+            if path.is_file():
+                self._take_over(path, head, resume)
+            lines = [head, *self.entries.values()]
+            write_text(path, "".join(_line(item) for item in lines))
+            self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            if not self.entries:
+                self.discard()
+
+    def discard(self) -> None:
+        """Delete the file: the result is written elsewhere."""
+        if self._file is not None and self.path is not None:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+
+    def begin(self, rows: Iterable[EpisodeRow], ranks: Ranks = ALONE) -> list[EpisodeRow]:
+        """Return those of some rows that are not finished; the next rollout must run just these.
+
+        Args:
+            rows: What is to be finished, the same on all ranks.
+            ranks: They divide the rows; `end` tells each what the others found.
+        """
+        for theirs in ranks.gather(list(self.entries.values())):  # rank 0 may have resumed
+            self._add_new(theirs)
+        left = [row for row in rows if row.row_id not in self.entries]
+        self._block = left[ranks.share]
+        return self._block
+
+    def end(self, ranks: Ranks) -> None:
+        """Take over what the other ranks have finished."""
+        mine = [self.entries[row.row_id] for row in self._block]
+        for theirs in ranks.gather(mine):
+            self._add_new(theirs)
+
+    def of(self, rows: Iterable[EpisodeRow]) -> list[Entry]:
+        """Return the entries of finished rows, in the order of `rows`."""
+        return [self.entries[row.row_id] for row in rows]
+
+    # What `rollout.Observer` asks for.
+
+    def on_start(
+        self,
+        env: Any,
+        env_ids: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        instructions: Sequence[str],
+        infos: dict[str, Any],
+    ) -> None:
+        """Compare the start states with the manifest's."""
+        for e, state in zip(episodes, start_states(infos, len(env_ids)), strict=True):
+            row_id = self._block[e].row_id
+            self._manifest.check_start_state(self._positions[row_id], state)
+            self._start_states[row_id] = state
+
+    def on_step(
+        self,
+        request: Request,
+        episodes: NDArray[np.int64],
+        decision: Decision,
+        outcome: StepOutcome,
+    ) -> None:
+        """Note the rows that are over."""
+        for i in np.flatnonzero(outcome.terminated | outcome.truncated):
+            row = request.rows[i]
+            terminated = bool(outcome.terminated[i])
+            self._add(
+                {
+                    "row": row.row_id,
+                    "task": row.task,
+                    "seed": row.seed,
+                    "instruction": request.instructions[i],
+                    "start_state": self._start_states.pop(row.row_id),
+                    "success": bool(outcome.success[i]),
+                    "return": float(outcome.episode_return[i]),
+                    "decisions": int(outcome.decisions[i]),
+                    "control_steps": int(outcome.control_steps[i]),
+                    "terminated": terminated,
+                    "truncated": bool(outcome.truncated[i]) and not terminated,
+                }
+            )
+
+    def _add_new(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry["row"] not in self.entries:
+                self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        self.entries[entry["row"]] = entry
+        if self._file is not None:
+            self._file.write(_line(entry))
+            self._file.flush()
+
+    def _take_over(self, path: Path, head: Mapping[str, Any], resume: bool) -> None:
+        found, *entries = _read(path)
+        if not entries:
+            return
+        if not resume:
+            raise ConfigError(
+                f"{path} holds {len(entries)} episodes of an interrupted evaluation",
+                remedy="Go on with it (`--resume`), or delete that file.",
+            )
+        before, now = found.get("identity") or {}, head["identity"] or {}
+        changed = [
+            f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if before.get(k) != v
+        ]
+        changed += differences(found.get("fingerprint") or {}, head["fingerprint"] or {})
+        if changed:
+            raise ConfigError(
+                f"{path} is of another evaluation ({'; '.join(changed)}), so its episodes do not "
+                "belong to this one",
+                remedy="Go on with the same settings, or delete that file.",
+            )
+        for entry in entries:
+            row = self._manifest.rows[self._positions.get(entry["row"], 0)]
+            if entry["row"] in self._positions and (entry["task"], entry["seed"]) == (
+                row.task,
+                row.seed,
+            ):
+                self.entries[entry["row"]] = entry
+
+
+def _line(item: Mapping[str, Any]) -> str:
+    return json.dumps(without_nan(item), allow_nan=False) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of the file; the last one is dropped if it was cut off."""
+    number = 0
+    items: list[dict[str, Any]] = []
+    try:
+        for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+            item = parse_json(line)
+            if number == 1 and (not isinstance(item, dict) or item.get("kind") != KIND):
+                raise ConfigError(
+                    f"{path} is no {KIND.removeprefix('robo-razor ')}",
+                    remedy="Delete it, or write the result elsewhere (`--json`).",
+                )
+            (_HEAD if number == 1 else _ENTRY)(item, "")
+            items.append(item)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is damaged: line {number} cannot be read ({error})", remedy="Delete it."
+        ) from error
+    return items or [{}]

@@ -1,0 +1,415 @@
+"""Success of a policy on skills, over a manifest of fixed start states.
+
+Every skill has a quota of episodes, one per start state, and every episode counts: averages over
+the first episodes to finish would favour the fast ones, which are the successful ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robo_razor.core.device import resolve_device, torch_threads
+from robo_razor.core.errors import ConfigError
+from robo_razor.core.files import check_writable, finite, without_nan, write_text
+from robo_razor.core.fingerprint import fingerprint
+from robo_razor.core.plain_text import literal, printable
+from robo_razor.core.ranks import Ranks, launched
+from robo_razor.core.settings.config import HELD_OUT_SEED, EvaluateConfig, replace
+from robo_razor.core.types import EpisodeBatch, EpisodeRow, SkillResult
+from robo_razor.evaluation.episode_log import Entry, Ledger
+from robo_razor.rollout.environments import (
+    make_env,
+    named_tasks,
+    resolve_tasks,
+    role_of,
+    skill_name,
+    workers_beside,
+)
+from robo_razor.rollout.episodes import Mode, Progress, episode_bar, run_episodes
+from robo_razor.rollout.start_states import EPISODES, Manifest, held_out_rows
+from robo_razor.statistics.intervals import SequentialInterval, wilson_interval
+
+EPISODES_UNTIL_WIDTH = 2000
+"""Episodes per skill at most, where an evaluation stops by itself and nothing says how many."""
+LOOK_EVERY = 50
+"""Episodes of a skill between two looks at its interval, at least."""
+MOST_LOOKS = 40
+"""Looks at most: working out how wide the intervals must be to cover takes ever longer."""
+
+
+manifest = held_out_rows
+"""The rows of an evaluation that is told skills, numbers of episodes and a seed."""
+
+
+def skill_result(batch: EpisodeBatch, task: str, role: str | None = None) -> SkillResult:
+    """Return the result of one task of a batch."""
+    index = batch.of_task(task)
+    successes = tuple(bool(x) for x in batch.success[index])
+    steps = float(batch.control_steps[index].mean()) if len(index) else float("nan")
+    interval = wilson_interval(sum(successes), len(successes))
+    return SkillResult(task, role or role_of(task), successes, interval, steps)
+
+
+def evaluate(
+    policy: Any,
+    env: Any,
+    tasks: Mapping[str, str],
+    episodes: int | Mapping[str, int],
+    seed_offset: int = HELD_OUT_SEED,
+    mode: Mode = "greedy",
+    *,
+    sampling_seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, SkillResult]:
+    """Measure a policy's success on skills.
+
+    Args:
+        policy: A `Policy`.
+        env: Vector environment that can switch to every one of the tasks.
+        tasks: Skill name -> Gymnasium id.
+        episodes: Episodes per skill, for all or by skill name.
+        seed_offset: Seed of the first start state; from `HELD_OUT_SEED` on they are held out.
+        mode: "greedy" or "sample".
+        sampling_seed: Seed of sampled actions.
+        progress: Called as episodes finish.
+
+    Returns:
+        Skill name -> result; outcomes in the order of the start states.
+    """
+    rows = manifest(tasks, episodes, seed_offset)
+    batch = run_episodes(env, policy, rows, mode, progress=progress, sampling_seed=sampling_seed)
+    return {skill: skill_result(batch, task) for skill, task in tasks.items()}
+
+
+def result_entry(result: SkillResult) -> dict[str, Any]:
+    """Return a result as plain values: success_rate, n, interval and more."""
+    return {
+        "task": result.task,
+        "role": result.role,
+        "success_rate": result.success_rate,
+        "n": result.n,
+        "interval": list(result.interval),
+        "mean_control_steps": finite(result.mean_control_steps),
+    }
+
+
+def episode_entries(
+    batch: EpisodeBatch,
+    mode: str,
+    new_task: str | None = None,
+    skills: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return one plain dictionary per episode, for `episodes.jsonl`.
+
+    Args:
+        batch: The episodes.
+        mode: "greedy" or "sample".
+        new_task: The task that is being learnt, all others are prior; None: as registered.
+        skills: Skill name -> task id, where tasks have other names than their short ones.
+    """
+    names = {task: skill for skill, task in (skills or {}).items()}
+    return [
+        {
+            "row": row.row_id,
+            "skill": names.get(row.task) or skill_name(row.task),
+            "role": role_of(row.task) if new_task is None else _role(row.task, new_task),
+            "task": row.task,
+            "seed": row.seed,
+            "sample": row.sample,
+            "mode": mode,
+            "instruction": batch.instructions[i],
+            "start_state": batch.start_states[i] if batch.start_states else None,
+            "success": bool(batch.success[i]),
+            "return": float(batch.episode_return[i]),
+            "decisions": int(batch.decisions[i]),
+            "control_steps": int(batch.control_steps[i]),
+            "terminated": bool(batch.terminated[i]),
+            "truncated": bool(batch.truncated[i]),
+        }
+        for i, row in enumerate(batch.rows)
+    ]
+
+
+def _role(task: str, new_task: str) -> str:
+    return "new" if task == new_task else "prior"
+
+
+def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
+    """Return a table of skills with success rates and 95 % Wilson intervals."""
+    table = Table(title=escape(printable(title)) or None, title_justify="left")
+    table.add_column("skill")
+    table.add_column("role")
+    for name in ("success", "95 % interval", "n", "mean steps"):
+        table.add_column(name, justify="right")
+    for skill, result in results.items():
+        low, high = result.interval
+        table.add_row(
+            literal(skill),
+            result.role,
+            f"{result.success_rate:.1%}",
+            f"{low:.1%} - {high:.1%}",
+            str(result.n),
+            f"{result.mean_control_steps:.0f}",
+        )
+    for role in ("prior", "new"):
+        rates = [r.success_rate for r in results.values() if r.role == role]
+        if len(rates) > 1:
+            table.add_section()
+            table.add_row(f"mean of {len(rates)}", role, f"{np.mean(rates):.1%}", "", "", "")
+    return table
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an evaluation runs: the selected rows, and what their tasks are called."""
+
+    manifest: Manifest
+    skills: dict[str, str]
+    """Skill name -> task id."""
+
+    def rows_of(self, skill: str) -> list[EpisodeRow]:
+        return [row for row in self.manifest.rows if row.task == self.skills[skill]]
+
+
+def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, SkillResult]:
+    """Evaluate a policy as the settings say, show a table, and write the result if a file is named.
+
+    Args:
+        config: Settings of `robo-razor evaluate`.
+        console: Where progress and the table are shown; default: standard output.
+
+    Returns:
+        Skill name -> result.
+
+    Raises:
+        RoboRazorError: Unknown skills or policy, a policy that does not fit the environment, or a
+            start state that is not the manifest's.
+    """
+    from robo_razor.policies.load import load_policy
+
+    if config.json is not None:
+        check_writable(config.json, "json")
+    plan = _plan(config)
+    ranks = launched(config.device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(config.torch_threads, ranks.size))
+        if not ranks.is_main:
+            console, config = Console(file=io.StringIO()), replace(config, json=None)
+        console = console or Console()
+        policy = load_policy(config.policy, resolve_device(config.device))
+        policy.rename(config.rename)
+        tasks = plan.manifest.tasks
+        env = make_env(
+            tasks[0],
+            config.env,
+            chunk_size=policy.chunk_size,
+            tasks=tasks[1:],
+            image_shape=policy.wanted_image_shape,
+        )
+        stack.callback(env.close)
+        beside = workers_beside(env)
+        stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
+        policy.check_env(env.single_observation_space, env.single_action_space)
+        with _ledger(config, plan, policy) as ledger:
+            results = _measure(config, plan, policy, env, ledger, console, ranks)
+            if config.json is not None:
+                print_of = fingerprint(policy=policy, env=env, config=config)
+                data = evaluation_json(config, plan.manifest, results, ledger, print_of)
+                _write_result(Path(config.json), data)
+                ledger.discard()
+    _show(config, results, console)
+    return results
+
+
+def _show(config: EvaluateConfig, results: Mapping[str, SkillResult], console: Console) -> None:
+    source = config.manifest or f"start states from seed {config.seed_offset}"
+    console.print(results_table(results, f"{config.policy}, {config.mode}, {source}"))
+    for skill, result in results.items():
+        low, high = result.interval
+        if config.until_width is not None and high - low > config.until_width:
+            console.print(
+                f"{printable(skill)}: {result.n} episodes leave the interval {high - low:.3f} "
+                f"wide, more than {config.until_width:g}; give it more (`--episodes`).",
+                markup=False,
+            )
+
+
+def _plan(config: EvaluateConfig) -> _Plan:
+    """Choose the rows: those of the manifest, or held-out seeds."""
+    packages = config.env.env_packages
+    if config.manifest is None:
+        skills = named_tasks(config.skills, packages)
+        if not skills:
+            raise ConfigError(
+                f"`skills` = {config.skills!r} names no skill",
+                allowed="prior, new, all, or names with commas",
+            )
+        at_most = EPISODES if config.until_width is None else EPISODES_UNTIL_WIDTH
+        rows = held_out_rows(skills, config.episodes or at_most, config.seed_offset)
+        return _Plan(Manifest.of(rows), skills)
+    given = Manifest.load(config.manifest)
+    tasks = given.tasks if config.skills == "all" else resolve_tasks(config.skills, packages)
+    absent = [task for task in tasks if task not in given.tasks]
+    if absent or not tasks:
+        raise ConfigError(
+            f"`skills` = {config.skills!r}: the manifest {config.manifest!r} has no rows of "
+            f"{', '.join(absent) or 'no skill at all'}",
+            allowed=", ".join(skill_name(task) for task in given.tasks),
+        )
+    return _Plan(given.select(tasks, config.episodes), named_tasks(",".join(tasks), packages))
+
+
+def _ledger(config: EvaluateConfig, plan: _Plan, policy: Any) -> Ledger:
+    if config.json is None:
+        return Ledger(plan.manifest)
+    print_of = fingerprint(policy=policy, config=config)
+    return Ledger(
+        plan.manifest,
+        path=Path(f"{config.json}.unfinished"),
+        identity={
+            "policy": print_of["policy_hash"],
+            "rows": plan.manifest.hash,
+            "mode": config.mode,
+            "seed": config.seed,
+            "until_width": config.until_width,  # a rule that changes after looking covers less
+        },
+        fingerprint=print_of,
+        resume=config.resume,
+    )
+
+
+def _measure(
+    config: EvaluateConfig,
+    plan: _Plan,
+    policy: Any,
+    env: Any,
+    ledger: Ledger,
+    console: Console,
+    ranks: Ranks,
+) -> dict[str, SkillResult]:
+    """Run what is not in the ledger yet, skill by skill until its rule says stop."""
+    total = len(plan.manifest)
+
+    def run(rows: Sequence[EpisodeRow]) -> None:
+        before = len(ledger.entries)
+        wins = sum(entry["success"] for entry in ledger.entries.values())
+        block = ledger.begin(rows, ranks)
+        run_episodes(
+            env,
+            policy,
+            block,
+            config.mode,
+            progress=lambda done, _, good: progress(before + done, total, wins + good),
+            sampling_seed=config.seed,
+            observer=ledger,
+        )
+        ledger.end(ranks)
+
+    try:
+        with episode_bar(console, f"evaluating {printable(config.policy)}") as progress:
+            rows = {skill: plan.rows_of(skill) for skill in plan.skills}
+            if config.until_width is None:
+                run(plan.manifest.rows)
+                return {
+                    skill: entries_result(ledger.of(mine), plan.skills[skill])
+                    for skill, mine in rows.items()
+                }
+            return _run_until_width(config.until_width, plan.skills, rows, ledger, run)
+    except KeyboardInterrupt:
+        if ledger.path is not None:
+            console.print(
+                f"{len(ledger.entries)} finished episodes are kept in {ledger.path}; "
+                "`--resume` goes on with them.",
+                markup=False,
+            )
+        raise
+
+
+def _run_until_width(
+    width: float,
+    skills: Mapping[str, str],
+    rows: Mapping[str, list[EpisodeRow]],
+    ledger: Ledger,
+    run: Callable[[Sequence[EpisodeRow]], None],
+) -> dict[str, SkillResult]:
+    """Run each skill's rows in their order until its interval is narrow enough.
+
+    Whole blocks are run and looked at in the order of the manifest, so the number of environments
+    and which episode ends first decide nothing.
+    """
+    rules = {skill: _rule(width, len(mine)) for skill, mine in rows.items()}
+    results: dict[str, SkillResult] = {}
+    for look in itertools.count():
+        ends = {skill: rule.looks[look] for skill, rule in rules.items() if skill not in results}
+        if not ends:
+            break
+        run([row for skill, n in ends.items() for row in rows[skill][:n]])
+        for skill, n in ends.items():
+            entries = ledger.of(rows[skill][:n])
+            wins = sum(entry["success"] for entry in entries)
+            if rules[skill].update(wins, n):  # at the latest at the last of its looks
+                interval = rules[skill].interval(wins, n)
+                results[skill] = entries_result(entries, skills[skill], interval)
+    return {skill: results[skill] for skill in rows}
+
+
+def _rule(width: float, max_n: int) -> SequentialInterval:
+    look_every = max(LOOK_EVERY, math.ceil(max_n / MOST_LOOKS))
+    return SequentialInterval(width, look_every=look_every, max_n=max_n)
+
+
+def entries_result(
+    entries: Sequence[Entry], task: str, interval: tuple[float, float] | None = None
+) -> SkillResult:
+    """Return the result of one task from its rows' entries, with Wilson's interval by default."""
+    successes = tuple(bool(entry["success"]) for entry in entries)
+    steps = float(np.mean([entry["control_steps"] for entry in entries]))
+    interval = interval or wilson_interval(sum(successes), len(successes))
+    return SkillResult(task, role_of(task), successes, interval, steps)
+
+
+def evaluation_json(
+    config: EvaluateConfig,
+    manifest: Manifest,
+    results: Mapping[str, SkillResult],
+    ledger: Ledger,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what `robo-razor evaluate --json` writes; `rows` has one entry per row that counts."""
+    counts = {result.task: result.n for result in results.values()}
+    rows = [row for task, n in counts.items() for row in manifest.select([task], n).rows]
+    entries = sorted(ledger.of(rows), key=lambda entry: int(entry["row"]))
+    seen = Manifest.of_entries(entries)
+    return {
+        "skills": {skill: result_entry(result) for skill, result in results.items()},
+        "policy": config.policy,
+        "mode": config.mode,
+        "episodes": max(counts.values()),
+        "seed_offset": None if config.manifest else config.seed_offset,
+        "until_width": config.until_width,
+        "interval": "sequential" if config.until_width else "wilson",
+        "manifest": {"name": manifest.name or None, "hash": manifest.source_hash or seen.hash},
+        "environment": dict(environment),
+        "rows": entries,
+    }
+
+
+def _write_result(path: Path, data: dict[str, Any]) -> None:
+    """Write the result as JSON, one line per row."""
+    data = without_nan(data)
+    head = json.dumps({**data, "rows": []}, indent=2, allow_nan=False)
+    rows = ",\n    ".join(json.dumps(entry, allow_nan=False) for entry in data["rows"])
+    write_text(path, head.removesuffix("[]\n}") + f"[\n    {rows}\n  ]\n}}\n")

@@ -1,0 +1,266 @@
+"""What fine-tuning did to the rest: forgetting per prior skill and distance to the base.
+
+Forgetting of a skill = success before - success after; retention = success after / success before.
+Both arms run on the same start states, so differences are paired. Action distributions are compared
+on the sets of observations that `probes` lists, by the measures that `divergences` defines; "RL's
+Razor" (arXiv 2509.04259) predicts forgetting from KL(base || tuned) on the new task's inputs.
+
+Axis letters: n observations of a probe set, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robo_razor.core.files import finite
+from robo_razor.evaluation.predictors.divergences import (
+    DIRECTIONS,
+    KINDS,
+    compare,
+    decision_values,
+    unit,
+)
+from robo_razor.evaluation.probes import ProbeSet, make_probe
+from robo_razor.statistics.hill import falloff
+from robo_razor.statistics.intervals import mcnemar_exact, paired_bootstrap, retention_interval
+from robo_razor.statistics.law import law
+
+__all__ = [
+    "DIRECTIONS",
+    "Divergence",
+    "ProbeResult",
+    "ProbeSet",
+    "SkillForgetting",
+    "distributions",
+    "divergence_entry",
+    "falloff",
+    "law",
+    "make_probe",
+    "mean_entropy",
+    "measure_kl",
+    "measure_probe",
+    "probe_entry",
+    "skill_forgetting",
+]
+
+PROBE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class SkillForgetting:
+    """How much of one skill is left; intervals have 95 % confidence.
+
+    Attributes:
+        base_success_rate: Before, on the same start states.
+        retention: After / before; None if the base never succeeded.
+        retention_interval: Paired over start states, see `statistics.retention_interval`.
+        forgetting: Before - after; negative if the skill improved.
+        forgetting_interval: Paired bootstrap over start states.
+        p_value: McNemar's exact test that nothing changed.
+    """
+
+    base_success_rate: float
+    retention: float | None
+    retention_interval: tuple[float, float] | None
+    forgetting: float
+    forgetting_interval: tuple[float, float]
+    p_value: float
+
+
+def skill_forgetting(base: Sequence[bool], tuned: Sequence[bool]) -> SkillForgetting:
+    """Compare outcomes before and after, bool per start state in the same order."""
+    before, after = np.asarray(base, dtype=float), np.asarray(tuned, dtype=float)
+    difference = paired_bootstrap(before, after, resamples=2000)
+    rate = float(before.mean())
+    return SkillForgetting(
+        base_success_rate=rate,
+        retention=float(after.mean()) / rate if rate else None,
+        retention_interval=retention_interval(before, after).interval if rate else None,
+        forgetting=difference.value,
+        forgetting_interval=difference.interval,
+        p_value=mcnemar_exact(before, after).p_value,
+    )
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One measure of how far two policies are apart, over a probe set.
+
+    Attributes:
+        values: float64 [n], one per observation.
+        mean: Their mean.
+        standard_error: Of the mean, with episodes as the independent units; NaN below two.
+        kind: "exact", "closed form", "estimate", "lower bound", "upper bound" or "path divergence".
+        unit: What the values count, e.g. "nats per decision".
+        per_dimension: float64 [A], the mean for every action dimension, if it is known: their sum
+            is `mean` for what is counted in nats, else their mean is.
+        per_dimension_error: float64 [A], standard errors of those.
+    """
+
+    values: NDArray[np.float64]
+    mean: float
+    standard_error: float
+    kind: str
+    unit: str = "nats per decision"
+    per_dimension: NDArray[np.float64] | None = None
+    per_dimension_error: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Everything that was measured on one probe set.
+
+    Attributes:
+        probe: The observations.
+        measures: Name (what `divergences.unit` knows) -> measure.
+        temperature: Softmax temperature at which both policies were compared.
+        wall_s: Time that measuring took, in seconds.
+    """
+
+    probe: ProbeSet
+    measures: dict[str, Divergence]
+    temperature: float
+    wall_s: float
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a measure; None where it was not measured or is not finite."""
+        found = self.measures.get(name)
+        return found.mean if found is not None and np.isfinite(found.mean) else None
+
+
+@torch.no_grad()
+def distributions(policy: Any, probe: ProbeSet) -> list[Any]:
+    """Return a policy's action distributions on a probe set, in batches of `PROBE_BATCH`.
+
+    Of a policy without a density: its chunks, see `Policy.chunks`.
+    """
+    look = policy.distribution if policy.has_density else policy.chunks
+    return [
+        look(probe.rows(start, start + PROBE_BATCH, policy.device))
+        for start in range(0, len(probe), PROBE_BATCH)
+    ]
+
+
+@torch.no_grad()
+def measure_probe(
+    base: Any, tuned: Any, probe: ProbeSet, before: list[Any] | None = None
+) -> ProbeResult:
+    """Compare two policies on a probe set.
+
+    Args:
+        base: `Policy` of the base.
+        tuned: `Policy` of the tuned policy.
+        probe: Observations.
+        before: What `distributions(base, probe)` returned: the base does not change, so on a set
+            that does not change either it need not be computed again.
+    """
+    start = time.perf_counter()
+    before = distributions(base, probe) if before is None else before
+    parts = [compare(p, q) for p, q in zip(before, distributions(tuned, probe), strict=True)]
+    measures = {}
+    for name in parts[0]:
+        values = torch.cat([part[name] for part in parts])
+        total = decision_values(name, values).numpy()
+        kind = before[0].kl_kind if name in DIRECTIONS else KINDS.get(name, "exact")
+        dimensions = values.numpy() if values.ndim == 2 else None
+        measures[name] = _divergence(total, dimensions, probe.episode, kind, unit(name))
+    temperature = float(getattr(tuned, "temperature", 1.0))
+    return ProbeResult(probe, measures, temperature, time.perf_counter() - start)
+
+
+def measure_kl(base: Any, tuned: Any, probe: ProbeSet) -> dict[str, Divergence]:
+    """Compute both KL divergences between two policies on a probe set.
+
+    Args:
+        base: `Policy` of the base.
+        tuned: `Policy` of the tuned policy.
+        probe: Observations.
+
+    Returns:
+        "kl_base_tuned" = KL(base || tuned) and "kl_tuned_base" = KL(tuned || base).
+    """
+    measures = measure_probe(base, tuned, probe).measures
+    return {name: measures[name] for name in DIRECTIONS}
+
+
+@torch.no_grad()
+def mean_entropy(policy: Any, probe: ProbeSet) -> float:
+    """Return the mean entropy of a policy on a probe set, nats per decision."""
+    return float(torch.cat([d.entropy() for d in distributions(policy, probe)]).mean())
+
+
+def divergence_entry(divergence: Divergence) -> dict[str, Any]:
+    """Return a divergence as plain values, for `action_kl.json`."""
+    quantiles = np.quantile(divergence.values, [0.5, 0.9, 1.0])
+    entry: dict[str, Any] = {
+        "mean": divergence.mean,
+        "standard_error": finite(divergence.standard_error),
+        "median": float(quantiles[0]),
+        "p90": float(quantiles[1]),
+        "max": float(quantiles[2]),
+        "n": len(divergence.values),
+        "kind": divergence.kind,
+        "unit": divergence.unit,
+    }
+    if divergence.per_dimension is not None and divergence.per_dimension_error is not None:
+        entry["per_dimension"] = {
+            "mean": divergence.per_dimension.tolist(),
+            "standard_error": [finite(x) for x in divergence.per_dimension_error.tolist()],
+        }
+    return entry
+
+
+def probe_entry(result: ProbeResult, total_s: float) -> dict[str, Any]:
+    """Return what was measured on a probe set as plain values, for `action_kl.json`.
+
+    Args:
+        result: What was measured.
+        total_s: Time that the whole checkpoint took to measure, in seconds.
+    """
+    measures = {name: divergence_entry(found) for name, found in result.measures.items()}
+    return measures | {
+        "hash": result.probe.hash(),
+        "n": len(result.probe),
+        "episodes": len(np.unique(result.probe.episode)),
+        "temperature": result.temperature,
+        "wall_s": result.wall_s,
+        "share_of_tracking": result.wall_s / total_s,
+    }
+
+
+def _divergence(
+    values: NDArray[np.float64],
+    dimensions: NDArray[np.float64] | None,
+    episode: NDArray[np.int64],
+    kind: str,
+    unit: str,
+) -> Divergence:
+    return Divergence(
+        values=values,
+        mean=float(values.mean()),
+        standard_error=float(_standard_error(values[:, None], episode)[0]),
+        kind=kind,
+        unit=unit,
+        per_dimension=None if dimensions is None else dimensions.mean(0),
+        per_dimension_error=None if dimensions is None else _standard_error(dimensions, episode),
+    )
+
+
+def _standard_error(values: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the standard error of the mean of every column of [n, A]; NaN below two episodes."""
+    names, owner = np.unique(episode, return_inverse=True)
+    if len(names) < 2:
+        return np.full(values.shape[1], np.nan)
+    # Observations of an episode are alike: the episode is the unit (ratio estimator).
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, owner, values - values.mean(0))
+    scale = len(names) / (len(names) - 1)
+    error: NDArray[np.float64] = np.sqrt(scale * np.square(sums).sum(0)) / len(values)
+    return error

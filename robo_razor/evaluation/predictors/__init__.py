@@ -1,0 +1,1 @@
+"""Distances between a tuned policy and its base."""

@@ -1,0 +1,386 @@
+"""What is measured at step 0 and at every checkpoint, and written to `eval/<step>/`.
+
+The base is measured once, at step 0: its outcomes are read back from `eval/000000/episodes.jsonl`
+and the observations of the probe sets from `eval/000000/probes.safetensors` (checked against their
+hashes), so a resumed run compares with the same.
+
+Besides success, `summary.json` has the KL divergences on the three main probe sets (null for a
+policy without a density: `surrogate` with its `surrogate_kind` stands beside them) and, in
+`distances` (name -> number), everything else that may predict forgetting. `action_kl.json` has
+every measure on every probe set, per decision and per action dimension.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from robo_razor.core.files import finite, read_json, without_nan, write_json
+from robo_razor.core.ranks import ALONE, Ranks
+from robo_razor.core.run.directory import DAMAGED_EVALUATION, RunDirectory
+from robo_razor.core.seeding import derive
+from robo_razor.core.settings.config import FinetuneConfig
+from robo_razor.core.types import DemonstrationSet, EpisodeBatch, SkillResult
+from robo_razor.evaluation.evaluate import episode_entries, manifest, result_entry, skill_result
+from robo_razor.evaluation.forgetting import (
+    DIRECTIONS,
+    ProbeResult,
+    SkillForgetting,
+    distributions,
+    measure_probe,
+    probe_entry,
+    skill_forgetting,
+)
+from robo_razor.evaluation.predictors.distances import Distances
+from robo_razor.evaluation.probes import (
+    DEMONSTRATIONS,
+    NEW_BASE,
+    NEW_TUNED,
+    PRIOR,
+    ProbeSet,
+    demonstration_probe,
+    encode_probe,
+    load_probes,
+    make_probe,
+    prior_states,
+    save_probes,
+)
+from robo_razor.rollout.environments import skill_name
+from robo_razor.rollout.episodes import Progress
+from robo_razor.rollout.shared import run_shared
+
+ACTION_KL = "action_kl.json"
+PROBES = "probes.safetensors"
+MAIN_STATES = (NEW_BASE, NEW_TUNED, PRIOR)
+"""Probe sets whose KL divergences stand in the summary itself."""
+PREDICTORS = (
+    "total_variation",
+    "total_variation_chunk",
+    "entropy_change",
+    "greedy_disagreement",
+    "chunk_distance",
+)
+"""Measures besides the KL divergences that `distances` has for every probe set."""
+
+SURROGATE_KIND = "mean squared distance of action chunks in normalised units, not a KL divergence"
+"""What stands in the place of the KL for policies without a density."""
+
+Outcomes = dict[tuple[str, str, int], bool]
+"""(mode, task, seed) -> success."""
+
+
+class Tracker:
+    """Measures a policy against its base at the checkpoints of one run.
+
+    Args:
+        config: The run's settings.
+        run: Where results are written and the base's are read back.
+        env: Vector environment that can switch to every task.
+        base: `Policy` of the frozen base.
+        prior: Skill name -> task id of the skills that may be forgotten.
+        ranks: This process among those of the run, which divide the episodes.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        run: RunDirectory,
+        env: Any,
+        base: Any,
+        prior: dict[str, str],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.run, self.env, self.base = config, run, env, base
+        self.ranks = ranks
+        name = skill_name(config.task)
+        self.new = {config.task if name in prior else name: config.task}
+        self.prior = prior if config.tracking.episodes_prior else {}
+        self.base_outcomes: Outcomes = {}
+        self.probes: dict[str, ProbeSet] = {}
+        self.demonstrations: ProbeSet | None = None
+        self.distances = Distances(base, config.tracking.distances)
+        self._base_distributions: dict[str, list[Any]] = {}
+        self.sampled_success: tuple[bool, ...] = ()
+
+    def is_measured(self, step: int) -> bool:
+        """Tell whether the step's evaluation is on disk and whole."""
+        return self.run.is_measured(step)
+
+    def load_base(self) -> None:
+        """Read back what step 0 measured."""
+        directory = self.run.evaluation(0)
+        for row in self.run.episodes(0):
+            self.base_outcomes[row["mode"], row["task"], row["seed"]] = row["success"]
+        self.sampled_success = tuple(
+            success
+            for (mode, task, _), success in self.base_outcomes.items()
+            if mode == "sample" and task == self.config.task
+        )
+        hashes = _hashes(directory / ACTION_KL)
+        if (directory / PROBES).is_file() or hashes:
+            self.probes = load_probes(directory / PROBES, hashes)
+
+    def see_demonstrations(self, demonstrations: DemonstrationSet) -> None:
+        """Keep a few states of the demonstrations as a probe set, unless step 0 is measured.
+
+        A set that came later could not be compared along the run.
+        """
+        if not self.is_measured(0):
+            n = self.config.tracking.kl_states
+            self.demonstrations = demonstration_probe(demonstrations, self.base, n)
+
+    def measure(
+        self,
+        policy: Any,
+        step: int,
+        *,
+        final: bool = False,
+        extra: Callable[[], dict[str, Any]] = dict,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Measure a policy and write `eval/<step>/`.
+
+        Args:
+            policy: `Policy` as it is at this step; at step 0 equal to the base.
+            step: Updates done.
+            final: Whether this is the run's last checkpoint, which gets more episodes.
+            extra: Returns further entries of the summary; called when everything is measured.
+            progress: Called as episodes finish.
+
+        Returns:
+            What was written to `summary.json`.
+        """
+        start = time.perf_counter()
+        policy.module.eval()
+        greedy = self._run_greedy(policy, step, final=final, progress=progress)
+        sampled = self._run_sampled(policy, progress)
+        if step == 0:
+            self._keep_base(policy, greedy, sampled)
+        visited = greedy if sampled is None and not policy.has_density else sampled
+        results = self._measure_probes(policy, visited)
+        summary = self._summary(step, greedy, sampled, results)
+        summary["distances"] = self._distances(policy, results)
+        summary["tracking_s"] = time.perf_counter() - start
+        summary |= extra()
+        self._write(step, summary, results, [(greedy, "greedy"), (sampled, "sample")])
+        return summary
+
+    def alarm(self, summary: dict[str, Any]) -> str | None:
+        """Return a warning of the prior skills that are certainly below the alarm's retention."""
+        threshold = self.config.tracking.alarm_retention
+        forgotten = [
+            f"{skill} {entry['base_success_rate']:.0%} -> {entry['success_rate']:.0%}"
+            for skill, entry in summary["prior"].items()
+            if entry.get("retention_interval") and entry["retention_interval"][1] < threshold
+        ]
+        if not forgotten:
+            return None
+        what = "skill is" if len(forgotten) == 1 else "skills are"
+        return (
+            f"{len(forgotten)} of {len(summary['prior'])} prior {what} being forgotten "
+            f"(retention below {threshold:g} beyond its 95 % interval): {', '.join(forgotten)}"
+        )
+
+    def _run_greedy(
+        self, policy: Any, step: int, *, final: bool, progress: Progress | None
+    ) -> EpisodeBatch:
+        tracking = self.config.tracking
+        # All of the last checkpoint's for the base too: it is compared on the same start states.
+        n = max(tracking.episodes_new, tracking.final_episodes_new if final or step == 0 else 0)
+        episodes = {skill: n for skill in self.new}
+        episodes |= {skill: tracking.episodes_prior for skill in self.prior}
+        rows = manifest(self.new | self.prior, episodes)
+        keep: Literal["inputs", False] = False
+        if step == 0 or not policy.has_density:  # the latter has no sampled states to look at
+            keep = "inputs"
+        return run_shared(self.ranks, self.env, policy, rows, "greedy", keep, progress, whole=True)
+
+    def _run_sampled(self, policy: Any, progress: Progress | None) -> EpisodeBatch | None:
+        n = self.config.tracking.episodes_new_sampled
+        if not policy.has_density or n == 0:
+            return None
+        seed = derive(self.config.seed, "tracking actions")
+        rows = manifest(self.new, n)
+        return run_shared(
+            self.ranks,
+            self.env,
+            policy,
+            rows,
+            "sample",
+            "inputs",
+            progress,
+            sampling_seed=seed,
+            whole=True,
+        )
+
+    def _keep_base(self, policy: Any, greedy: EpisodeBatch, sampled: EpisodeBatch | None) -> None:
+        """Keep the base's outcomes and the probe sets that stay the same from now on."""
+        for batch, mode in ((greedy, "greedy"), (sampled, "sample")):
+            if batch is not None:
+                for row, success in zip(batch.rows, batch.success, strict=True):
+                    self.base_outcomes[mode, row.task, row.seed] = bool(success)
+        if sampled is not None:
+            self.sampled_success = tuple(bool(x) for x in sampled.success)
+        n = self.config.tracking.kl_states
+        visited = sampled or greedy
+        assert visited.record is not None
+        assert greedy.record is not None
+        new = visited.of_task(self.config.task)
+        self.probes[NEW_BASE] = make_probe(visited.record, n, new)
+        if self.prior:
+            prior = np.concatenate([greedy.of_task(task) for task in self.prior.values()])
+            self.probes[PRIOR] = make_probe(greedy.record, n, np.sort(prior))
+        for skill, task in self.prior.items():
+            probe = make_probe(greedy.record, n, greedy.of_task(task))
+            self.probes[prior_states(skill)] = probe
+        if self.demonstrations is not None:
+            self.probes[DEMONSTRATIONS] = encode_probe(self.demonstrations, policy)
+        save_probes(self.run.evaluation(0) / PROBES, self.probes)
+
+    def _measure_probes(self, policy: Any, visited: EpisodeBatch | None) -> dict[str, ProbeResult]:
+        """Return what was measured on each probe set, and on what the tuned policy visited."""
+        probes = dict(self.probes)
+        if visited is not None and visited.record is not None:
+            n = self.config.tracking.kl_states
+            probes[NEW_TUNED] = make_probe(visited.record, n, visited.of_task(self.config.task))
+        for name, probe in self.probes.items():
+            if name not in self._base_distributions:
+                self._base_distributions[name] = distributions(self.base, probe)
+        return {
+            name: measure_probe(self.base, policy, probe, self._base_distributions.get(name))
+            for name, probe in probes.items()
+        }
+
+    def _distances(self, policy: Any, results: dict[str, ProbeResult]) -> dict[str, float]:
+        """Return all that may predict forgetting and is not in the summary already."""
+        found: dict[str, float | None] = {}
+        for states, result in results.items():
+            names = PREDICTORS if states in MAIN_STATES else DIRECTIONS + PREDICTORS
+            found |= {f"{name}/{states}": result.mean(name) for name in names}
+        found |= self.distances.measure(policy, self.probes)
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _summary(
+        self,
+        step: int,
+        greedy: EpisodeBatch,
+        sampled: EpisodeBatch | None,
+        results: dict[str, ProbeResult],
+    ) -> dict[str, Any]:
+        new = {skill: self._entry(greedy, task, "new") for skill, task in self.new.items()}
+        if sampled is not None:
+            for skill, task in self.new.items():
+                result = skill_result(sampled, task, "new")
+                new[skill]["sampled"] = {
+                    "success_rate": result.success_rate,
+                    "n": result.n,
+                    "interval": list(result.interval),
+                }
+        prior = {skill: self._entry(greedy, task, "prior") for skill, task in self.prior.items()}
+        summary: dict[str, Any] = {
+            "step": step,
+            "method": self.config.method,
+            "task": self.config.task,
+            "seed": self.config.seed,
+            "policy": self.config.policy,
+            "new": new,
+            "prior": prior,
+            "prior_mean": _prior_mean(prior),
+        }
+        for direction in DIRECTIONS:
+            summary |= _main_states(direction, direction, results)
+        found = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
+        summary["kl_kind"] = next((kl.kind for kl in found if kl is not None), None)
+        if not self.base.has_density:
+            summary |= _main_states("surrogate", "chunk_distance", results)
+            summary["surrogate_kind"] = SURROGATE_KIND
+        before = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
+        if before is not None:
+            summary["entropy"] = before + (results[NEW_BASE].mean("entropy_change") or 0.0)
+        return summary
+
+    def _entry(self, batch: EpisodeBatch, task: str, role: str) -> dict[str, Any]:
+        result = skill_result(batch, task, role)
+        entry = result_entry(result)
+        change = self._change(batch, task, result)
+        if change is not None:
+            numbers = {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in asdict(change).items()
+            }
+            if role == "new":  # one does not forget what one is learning
+                numbers = {"base_success_rate": change.base_success_rate}
+            entry |= numbers
+        return entry
+
+    def _change(
+        self, batch: EpisodeBatch, task: str, result: SkillResult
+    ) -> SkillForgetting | None:
+        """Compare with the base on the start states that both have run."""
+        seeds = [batch.rows[i].seed for i in batch.of_task(task)]
+        pairs = [
+            (self.base_outcomes["greedy", task, seed], after)
+            for seed, after in zip(seeds, result.successes, strict=True)
+            if ("greedy", task, seed) in self.base_outcomes
+        ]
+        if not pairs:
+            return None
+        return skill_forgetting([p[0] for p in pairs], [p[1] for p in pairs])
+
+    def _write(
+        self,
+        step: int,
+        summary: dict[str, Any],
+        results: dict[str, ProbeResult],
+        batches: list[tuple[EpisodeBatch | None, str]],
+    ) -> None:
+        task, skills = self.config.task, self.new | self.prior
+        entries_of = [
+            episode_entries(batch, mode, task, skills) for batch, mode in batches if batch
+        ]
+        rows = [row for entries in entries_of for row in entries]
+        self.run.write_rows(step, rows)
+        total_s = summary["tracking_s"]
+        entries = {name: probe_entry(result, total_s) for name, result in results.items()}
+        write_json(self.run.evaluation(step) / ACTION_KL, without_nan(entries))
+        self.run.write_summary(step, summary)  # last: its presence says that the step is measured
+
+
+def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, Any]:
+    """Return a measure and its standard error on the main probe sets, None where there is none."""
+    found = {
+        states: results[states].measures.get(name) if states in results else None
+        for states in MAIN_STATES
+    }
+    return {
+        key: {states: None if x is None else x.mean for states, x in found.items()},
+        f"{key}_standard_error": {
+            states: None if x is None else finite(x.standard_error) for states, x in found.items()
+        },
+    }
+
+
+def _prior_mean(prior: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Return the means over prior skills of success, retention and forgetting (NBT)."""
+    retentions = [e["retention"] for e in prior.values() if e.get("retention") is not None]
+    return {
+        "success_rate": _mean([e["success_rate"] for e in prior.values()]),
+        "base_success_rate": _mean([e["base_success_rate"] for e in prior.values()]),
+        "retention": _mean(retentions),
+        "forgetting": _mean([e["forgetting"] for e in prior.values()]),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Return probe set -> hash from `action_kl.json`; empty for a run that has none in it."""
+    entries = read_json(path, DAMAGED_EVALUATION) if path.is_file() else {}
+    return {name: entry["hash"] for name, entry in entries.items() if "hash" in entry}

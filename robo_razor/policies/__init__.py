@@ -1,0 +1,1 @@
+"""A LeRobot policy as something that acts, has densities and trains."""

@@ -1,0 +1,86 @@
+"""Weights that a policy's file has in float32, though LeRobot builds the policy in bfloat16.
+
+LeRobot's SmolVLA has its backbone in bfloat16 (with some versions of transformers the action expert
+too), pi0 and pi0.5 with `dtype: bfloat16` nearly everything. It loads any file into that. What we
+trained is float32 and must be again, or every reload would round a run's progress away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robo_razor.policies.flow.families import FlowAdapter, parameters_of
+from robo_razor.policies.weights import WEIGHTS_FILE, without_wrappers
+
+logger = logging.getLogger(__name__)
+
+SAFETENSORS_FLOAT32 = "F32"
+GIB = 2**30
+
+
+def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bool) -> None:
+    """Read again in float32 what the file has in float32 and the policy in less.
+
+    Of a file that is not ours only for SmolVLA's expert, which always computes in float32 here: how
+    LeRobot builds it depends on where the backbone comes from. Another policy of bfloat16 was asked
+    for by its configuration.
+
+    Args:
+        module: The policy, as LeRobot loaded it.
+        adapter: Of the policy.
+        directory: Where its file is.
+        ours: Whether we wrote it.
+    """
+    from safetensors import safe_open
+
+    parameters = dict(module.named_parameters())
+    expert = parameters_of(adapter.expert_modules()) if module.config.type == "smolvla" else []
+    allowed = {id(p) for p in (parameters.values() if ours else expert)}
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        rounded = {
+            name: stored
+            for stored, name in without_wrappers(file.keys()).items()
+            if id(parameters.get(name)) in allowed
+            and parameters[name].dtype != torch.float32
+            and file.get_slice(stored).get_dtype() == SAFETENSORS_FLOAT32
+        }
+        adapter.to_float32([*expert, *(parameters[name] for name in rounded)])
+        with torch.no_grad():
+            for name, stored in rounded.items():
+                parameters[name].copy_(file.get_tensor(stored))
+
+
+def trains_low_encoder(adapter: FlowAdapter, trained: Iterable[nn.Parameter]) -> bool:
+    """Say whether the vision-language model is trained, and has less than float32 yet."""
+    encoder = {id(p) for p in adapter.prefix_modules()[0].parameters()}
+    return any(id(p) in encoder and p.element_size() < 4 for p in trained)
+
+
+def held_bytes(*modules: nn.Module) -> int:
+    """Return the bytes of some modules' parameters; memory that they share counts once."""
+    return sum({p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}.values())
+
+
+def warn_of_float32(kind: str, before: int, after: int) -> None:
+    """Tell how much memory it takes that a vision-language model is trained in float32.
+
+    Args:
+        kind: LeRobot's type of the policy.
+        before: Bytes of policy and base as they were loaded.
+        after: Bytes of the two in the precision of the run.
+    """
+    logger.warning(
+        "The %s policy is in bfloat16, but its vision-language model is trained, for which it and "
+        "its base become float32: together their weights take %.2f GiB instead of %.2f. Train only "
+        "the action expert (`--flow.train expert`) or low-rank updates (`--ppo.lora-rank 16`, "
+        "`--bc.lora-rank 16`) to leave it in bfloat16.",
+        kind,
+        after / GIB,
+        before / GIB,
+    )

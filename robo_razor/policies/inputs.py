@@ -1,0 +1,311 @@
+"""Which of an environment's cameras and states a policy's inputs are read from.
+
+Names follow LeRobot: camera `front` of a host observation is `observation.images.front`, its
+`agent_pos` is `observation.state`, any other entry `x` is `observation.x`. A rename map, from those
+names to the policy's, is kept where LeRobot keeps its own: in a step of the policy's preprocessor,
+which is saved with every checkpoint, so that a run's checkpoints need no flag (`lerobot-eval` takes
+its map from `--rename_map` all the same).
+
+Cameras that LeRobot adds to a policy by `empty_cameras` are fed by nothing: its code masks them.
+Others that it would mask can be left out by the name `none` in the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from robo_razor.core.errors import PolicyEnvMismatchError, PolicyError, did_you_mean
+
+PREFIX = "observation."
+IMAGE_PREFIX = "observation.images."
+STATE = "observation.state"
+AGENT_POS = "agent_pos"
+LONE_CAMERA = "observation.image"
+"""LeRobot's name of a picture that is the only one."""
+NOTHING = "none"
+"""In a rename map, in place of a camera: the policy goes without its own."""
+
+
+def image_key(camera: str) -> str:
+    """Return LeRobot's name of a host observation's camera."""
+    return camera if camera.startswith(PREFIX) else f"{IMAGE_PREFIX}{camera}"
+
+
+def camera_name(key: str) -> str:
+    """Return the host observation's name of a camera."""
+    return key.removeprefix(IMAGE_PREFIX)
+
+
+def state_name(key: str) -> str:
+    """Return the host observation's entry that LeRobot calls `key`."""
+    return AGENT_POS if key == STATE else key.removeprefix(PREFIX)
+
+
+def real_cameras(config: Any) -> list[str]:
+    """Return the cameras of a policy's configuration but for those that LeRobot masks always."""
+    number = int(getattr(config, "empty_cameras", 0) or 0)
+    empty = {f"{IMAGE_PREFIX}empty_camera_{i}" for i in range(number)}
+    return [key for key in config.image_features if key not in empty]
+
+
+class InputSources:
+    """Where each input of a policy is read from.
+
+    Args:
+        cameras: The policy's cameras, by LeRobot's names.
+        rename_map: LeRobot's names of an environment or data set -> the policy's.
+    """
+
+    def __init__(self, cameras: Sequence[str], rename_map: Mapping[str, str]) -> None:
+        self.cameras, self.rename_map = list(cameras), dict(rename_map)
+        self.image_keys = [key for key in cameras if _left_out(key) not in self.rename_map]
+        """The cameras that are read: those that were not left out."""
+
+    def candidates(self, key: str) -> list[str]:
+        """Return LeRobot's names that an input may be read from, those of the map first."""
+        renamed = [old for old, new in self.rename_map.items() if new == key]
+        own = [] if key in self.rename_map else [key]
+        return renamed + own
+
+    def camera(self, key: str, offered: Collection[str] | None = None) -> str:
+        """Return the first of the possible cameras that is offered, else the first of all."""
+        names = [camera_name(name) for name in self.candidates(key)] or [camera_name(key)]
+        return next((name for name in names if offered is None or name in offered), names[0])
+
+    def state(self, offered: Collection[str] | None = None) -> str:
+        """Return the entry of a host observation that is the policy's state; as `camera`."""
+        names = [state_name(name) for name in self.candidates(STATE)] or [AGENT_POS]
+        return next((name for name in names if offered is None or name in offered), names[0])
+
+    def fed(self, key: str) -> str:
+        """Return the name under which the preprocessor, which renames, must be given an input."""
+        return self.candidates(key)[0] if key in self.rename_map and self.candidates(key) else key
+
+
+def rename_step(preprocessor: Any) -> Any | None:
+    """Return the preprocessor's step that renames observations, None where there is none."""
+    return next((step for step in preprocessor.steps if hasattr(step, "rename_map")), None)
+
+
+def full_rename_map(given: Mapping[str, Any], policy: Any) -> dict[str, str]:
+    """Return a user's rename map with LeRobot's names; cameras may be named without a prefix.
+
+    Raises:
+        PolicyError: It names an input that the policy does not have, or leaves out one that the
+            policy needs.
+    """
+    found: dict[str, str] = {}
+    for old, new in given.items():
+        if old == NOTHING:
+            keys = [_input(name, policy) for name in (new if isinstance(new, list) else [new])]
+            found |= {_left_out(key): key for key in keys}
+        else:
+            found[image_key(old)] = _input(new, policy)
+    if any(old == _left_out(new) for old, new in found.items()):
+        _check_left_out(found, policy)
+    return found
+
+
+def _left_out(key: str) -> str:
+    """Return what stands in a full rename map for no camera at all; no input is called so."""
+    return f"{NOTHING}:{key}"
+
+
+def _input(name: Any, policy: Any) -> str:
+    """Return LeRobot's name of a policy's input."""
+    wanted = [*policy.sources.cameras, *([STATE] if policy.state_dim else [])]
+    key = name if name in wanted else image_key(str(name))
+    if key not in wanted:
+        raise PolicyError(
+            f"`rename` gives the policy {policy.name!r} an input {name!r}, which it does not "
+            f"have.{did_you_mean(str(name), wanted)}",
+            allowed=", ".join(wanted),
+            remedy="It reads '{name in the environment or data: name in the policy}'.",
+        )
+    return key
+
+
+def _check_left_out(found: Mapping[str, str], policy: Any) -> None:
+    """Check that a policy can go without the cameras that a full rename map leaves out."""
+    out = [new for old, new in found.items() if old == _left_out(new)]
+    listed = ", ".join(out)
+    if not policy.masks_cameras or STATE in out:
+        raise PolicyError(
+            f"`rename` leaves {listed} out, which the policy {policy.name!r} (type "
+            f"{policy.config.type!r}) needs",
+            allowed=f"`{NOTHING}` for cameras of flow-matching policies (smolvla, pi0, pi05): "
+            "LeRobot masks those that are missing",
+        )
+    renamed = [new for old, new in found.items() if new in out and old != _left_out(new)]
+    if renamed:
+        raise PolicyError(f"`rename` leaves {renamed[0]} out and gives it a camera")
+    if set(policy.sources.cameras) <= set(out):
+        raise PolicyError(
+            f"`rename` leaves the policy {policy.name!r} no camera: it leaves {listed} out",
+            allowed="at least one camera that is there",
+        )
+
+
+def resizes_images(config: Any) -> bool:
+    """Tell whether a policy brings images of any size to its own, as LeRobot's VLAs do."""
+    names = ("resize_imgs_with_padding", "image_resolution", "resize_shape")
+    return any(getattr(config, name, None) for name in names)
+
+
+def check_fit(
+    policy: Any,
+    observation: spaces.Space[Any],
+    action: spaces.Space[Any],
+    also: Collection[str] = (),
+) -> None:
+    """Check that a policy's cameras, state and actions are those of an environment.
+
+    Args:
+        policy: `Policy`.
+        observation: Space of one environment's observations.
+        action: Space of its actions.
+        also: LeRobot's names of what a data set offers beside the environment: a rename map may
+            name them.
+
+    Raises:
+        PolicyEnvMismatchError: If not; the message shows both sides with their shapes.
+    """
+    cameras, states = offered_inputs(observation)
+    wanted = policy.wanted_image_shape
+    if wanted is not None:
+        _check_one_size(policy)
+    offered = [*map(image_key, cameras), *map(_key, states), *also]
+    _check_named(policy, list(dict.fromkeys(offered)))
+    missing = []
+    for key in policy.sources.image_keys:
+        shape = cameras.get(policy.sources.camera(key, cameras))
+        right = shape is not None and len(shape) == 3 and shape[2] == 3
+        if not right or (wanted is not None and shape != (*wanted, 3)):
+            missing.append(key)
+    numbers = states.get(policy.sources.state(states))
+    if policy.state_dim and numbers != (policy.state_dim,):
+        missing.append(STATE)
+    size = action.shape[-1] if action.shape else None
+    if size != policy.action_dim:
+        missing.append("action")
+    if not missing:
+        return
+    px = "" if wanted is None else f" {wanted[1]}x{wanted[0]} px"
+    wants = [f"{key}{px}" for key in policy.sources.image_keys]
+    wants += [f"{STATE} {policy.state_dim}"] * bool(policy.state_dim)
+    has = [f"{image_key(name)} {_pixels(shape)}" for name, shape in cameras.items()]
+    has += [f"{_key(name)} {'x'.join(map(str, x))}" for name, x in states.items() if x != (0,)]
+    raise PolicyEnvMismatchError(
+        f"The policy {policy.name!r} does not fit the environment: it wants "
+        f"{', '.join([*wants, f'action {policy.action_dim}'])}; the environment has "
+        f"{', '.join([*has, f'action {size}'])}. Not found: {', '.join(missing)}",
+        remedy=_remedy(policy, missing, cameras),
+    )
+
+
+def _check_one_size(policy: Any) -> None:
+    """Check that a policy that takes images as they are wants all of one size."""
+    shapes = {key: policy.config.image_features[key].shape for key in policy.sources.image_keys}
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        listed = ", ".join(f"{key} {w}x{h} px" for key, (_, h, w) in shapes.items())
+        raise PolicyEnvMismatchError(
+            f"The policy {policy.name!r} wants images of several sizes ({listed}), but here all "
+            "images of an environment or data set are brought to one",
+            remedy="Train it on images of one size, or let it resize them by itself (Diffusion's "
+            "`resize_shape`).",
+        )
+
+
+def _check_named(policy: Any, offered: Sequence[str]) -> None:
+    """Check that for every input that the user renamed one of the names given is offered.
+
+    Without it a misspelt name would go unnoticed wherever the policy's own name is there too.
+    """
+    for key in dict.fromkeys(policy.renamed.values()):
+        names = [old for old, new in policy.renamed.items() if new == key]
+        if not set(names) & {*offered, _left_out(key)}:
+            raise PolicyEnvMismatchError(
+                f"`rename` lets {key} be read from {' or '.join(names)}, which is not there."
+                f"{did_you_mean(names[0], offered)}",
+                allowed=", ".join(offered) or "(nothing is offered)",
+                remedy="It reads '{name in the environment or data: name in the policy}'.",
+            )
+
+
+def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
+    """Check that an environment's actions have the range [-1, 1], as far as it tells one.
+
+    Raises:
+        PolicyEnvMismatchError: If not.
+    """
+    if not isinstance(action, spaces.Box):
+        return
+    low, high = action.low, action.high
+    finite = np.isfinite(low) & np.isfinite(high)
+    if not (np.allclose(low[finite], -1.0) and np.allclose(high[finite], 1.0)):
+        same = (low == low.min()).all() and (high == high.max()).all()
+        ends = f"[{low.min():g}, {high.max():g}]" if same else f"{low.tolist()} to {high.tolist()}"
+        raise PolicyEnvMismatchError(
+            f"The policy {name!r} commands actions in [-1, 1], but the environment takes {ends}",
+            remedy="Put a wrapper around the environment that scales them, or use a policy that "
+            "normalises its actions (SmolVLA, pi0, ACT, ...).",
+        )
+
+
+def offered_inputs(
+    observation: spaces.Space[Any],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Return the cameras and the number arrays of an observation space: name -> shape."""
+    lone = "pixels" if len(observation.shape or ()) == 3 else AGENT_POS
+    parts = observation.spaces if isinstance(observation, spaces.Dict) else {lone: observation}
+    pixels = parts.get("pixels", spaces.Dict({}))
+    images = pixels.spaces if isinstance(pixels, spaces.Dict) else {LONE_CAMERA: pixels}
+    numbers = {name: tuple(space.shape or ()) for name, space in parts.items() if name != "pixels"}
+    return {name: tuple(space.shape or ()) for name, space in images.items()}, numbers
+
+
+def _remedy(policy: Any, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
+    """Say what to do: a rename map where cameras are only called otherwise."""
+    sources: InputSources = policy.sources
+    if any(_channels_first(shape) for shape in cameras.values()):
+        return (
+            "Pictures must be [height, width, 3]: put a wrapper around the environment that moves "
+            "the axis (np.moveaxis(picture, 0, -1), in the space and in the observation)."
+        )
+    absent = [key for key in missing if key in sources.image_keys]
+    absent = [key for key in absent if sources.camera(key, cameras) not in cameras]
+    taken = {sources.camera(key, cameras) for key in sources.image_keys}
+    free = [image_key(name) for name in cameras if name not in taken]
+    without = ""
+    if absent and policy.masks_cameras and len(absent) < len(sources.image_keys):
+        out = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
+        without = f" The policy can also go without: --rename '{{{NOTHING}: {out}}}'."
+    if absent and len(absent) <= len(free) and set(missing) == set(absent):
+        pairs = ", ".join(f"{old}: {new}" for old, new in zip(free, absent, strict=False))
+        return f"If these show the same, rename them: --rename '{{{pairs}}}'.{without}"
+    return (
+        "Choose a task with these observations (robo-razor list), set the image size of the "
+        "environment, rename cameras (`--rename`), or use a policy that was trained for it."
+        f"{without}"
+    )
+
+
+def _key(state: str) -> str:
+    return STATE if state == AGENT_POS else f"{PREFIX}{state}"
+
+
+def _pixels(shape: tuple[int, ...]) -> str:
+    if len(shape) != 3:
+        return str(shape)
+    if _channels_first(shape):
+        return f"{shape[2]}x{shape[1]} px with its channels first"
+    channels = "" if shape[2] == 3 else f" of {shape[2]} channels"
+    return f"{shape[1]}x{shape[0]} px{channels}"
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)

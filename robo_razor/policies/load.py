@@ -1,0 +1,416 @@
+"""From a name, a checkpoint or a hub id to a policy, and from settings to a new one.
+
+With `flow.families`, the only module that imports LeRobot's policy API. LeRobot is imported inside
+the functions, because that takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robo_razor.core.errors import CheckpointError, PolicyError, shown, unknown_name
+from robo_razor.core.run.directory import BEST, LAST, find_pretrained_model
+from robo_razor.policies.files import (
+    CONFIG_FILE,
+    PROCESSOR_FILES,
+    asks_for_code,
+    check_names,
+    check_processors,
+    read_config,
+    without_remote_code,
+)
+from robo_razor.policies.flow.backbone_files import (
+    VLM_FOLDER,
+    backbone,
+    local_vlm,
+    match_precision,
+    missing_vlm,
+)
+from robo_razor.policies.flow.families import ADAPTERS, is_flow_policy
+from robo_razor.policies.flow.policy import FlowPolicy
+from robo_razor.policies.inputs import image_key
+from robo_razor.policies.normalisation import check_held_statistics
+from robo_razor.policies.policy import Policy
+from robo_razor.policies.tokens import TokenPolicy
+from robo_razor.policies.weights import (
+    WeightsHeader,
+    bounded_by,
+    check_finite,
+    check_kinds,
+    misfit,
+    plain_keys,
+    read_header,
+)
+
+__all__ = [
+    "FlowPolicy",
+    "Policy",
+    "TokenPolicy",
+    "create_policy",
+    "load_policy",
+    "locate_policy",
+    "shipped_policies",
+]
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distribution.
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Return the policies whose weights came with the installation, by name."""
+    found: dict[str, Path] = {}
+    for package in POLICY_PACKAGES:
+        folder = Path(str(files(package).joinpath("weights")))
+        if folder.is_dir():
+            found |= {p.name: p for p in sorted(folder.iterdir()) if (p / CONFIG_FILE).is_file()}
+    return found
+
+
+def locate_policy(name_or_path: str | Path) -> Path | None:
+    """Find the directory that holds a policy's files.
+
+    Args:
+        name_or_path: A shipped policy's name; a run directory (its last checkpoint is taken); a
+            checkpoint, or the `pretrained_model` directory in it; or a hub id.
+
+    Returns:
+        The directory, or None if the name can only be a hub id (`owner/name`).
+
+    Raises:
+        UnknownNameError: If it is no shipped policy, no path and no hub id.
+        CheckpointError: If it is a directory without a policy.
+    """
+    name = str(name_or_path)
+    shipped = shipped_policies()
+    if name in shipped:
+        return shipped[name]
+    path, is_there = Path(name), False
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no name that a file could have
+        path = path.expanduser()
+        is_there = path.exists() or (path.name in (LAST, BEST) and path.parent.is_dir())
+    if is_there:
+        return find_pretrained_model(path)
+    if _HUB_ID.fullmatch(name) and not Path(name).parent.exists():
+        return None
+    raise unknown_name(
+        "policy",
+        name if len(name) < 200 else shown(name),
+        shipped,
+        remedy="It is no directory either. Give a run or checkpoint directory, or a hub id "
+        "(owner/name).",
+    )
+
+
+def load_policy(
+    name_or_path: str | Path, device: str = "cpu", *, may_lack_statistics: bool = False
+) -> Policy:
+    """Load a policy with its processors, in evaluation mode.
+
+    Nothing in its files is run, and nothing outside of its folder is read but the settings and the
+    tokenizer of a backbone that it names (see `policy_files`).
+
+    Args:
+        name_or_path: See `locate_policy`.
+        device: Torch device.
+        may_lack_statistics: Let statistics of what it normalises be missing: for a run that looks
+            at this itself, since it may bring others.
+
+    Raises:
+        UnknownNameError: If there is no such policy.
+        CheckpointError: If its files are missing, truncated, do not fit together, ask for what a
+            checkpoint may not do, or hold numbers that are not finite.
+        PolicyError: If the hub cannot be reached, or LeRobot does not know the type of the policy.
+    """
+    located = locate_policy(name_or_path)
+    directory = _download(str(name_or_path)) if located is None else located
+    _register_policies()
+    config = read_config(directory)
+    header = read_header(directory)
+    check_processors(directory, config["type"])
+    check_names(directory, from_hub=located is None)
+    try:
+        with without_remote_code():
+            parts = _load_from_directory(directory, header, device)
+            handle = _make_handle(*parts, str(name_or_path), device)
+            handle.load_extras(directory)
+    except (PolicyError, CheckpointError):
+        raise
+    except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
+        raise _not_loaded(directory, error) from error
+    check_kinds(handle.module, header)
+    check_finite(handle.module, directory)
+    check_held_statistics(handle, directory, complete=not may_lack_statistics)
+    handle.try_out()
+    return handle
+
+
+def _not_loaded(directory: Path, error: Exception) -> PolicyError | CheckpointError:
+    """Return the error of a policy that cannot be loaded, from what LeRobot raised."""
+    if isinstance(error, ImportError):
+        return PolicyError(
+            f"The policy in {directory} needs a package that is not installed: "
+            f"{_first_line(error)}",
+            remedy="SmolVLA, pi0 and pi0.5 need robo-razor's extra `vla`, Diffusion the extra "
+            "`diffusion` (`make setup` installs both); for others install LeRobot's extra.",
+        )
+    if "trust_remote_code" in str(error):
+        return asks_for_code(f"The policy in {directory}", "`trust_remote_code`")
+    return CheckpointError(
+        f"The policy in {directory} cannot be loaded: {misfit(str(error)) or _reason(error)}",
+        remedy="The checkpoint is incomplete or was made by another version; take another "
+        "checkpoint of the run.",
+    )
+
+
+def create_policy(
+    state_mean: Sequence[float],
+    state_std: Sequence[float],
+    *,
+    camera_names: Sequence[str] = ("front", "wrist"),
+    action_dim: int = 5,
+    policy_type: str = "razor",
+    device: str = "cpu",
+    **settings: Any,
+) -> Policy:
+    """Build a policy with new weights from the global torch generator.
+
+    Args:
+        state_mean: Mean of the proprioceptive state over the training data [S].
+        state_std: Standard deviation of it [S].
+        camera_names: Cameras that the policy sees.
+        action_dim: Number of action dimensions.
+        policy_type: LeRobot's name of the kind of policy.
+        device: Torch device.
+        **settings: Fields of the policy's configuration, such as `dim_model`.
+    """
+    _register_policies()
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import (
+        get_policy_class,
+        make_policy_config,
+        make_pre_post_processors,
+    )
+
+    size = settings.get("image_size", 64)
+    inputs = {
+        image_key(name): PolicyFeature(FeatureType.VISUAL, (3, size, size)) for name in camera_names
+    }
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (len(state_mean),))
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (action_dim,))}
+    config = make_policy_config(
+        policy_type, device=device, input_features=inputs, output_features=outputs, **settings
+    )
+    config.push_to_hub = False
+    statistics = {
+        "observation.state": {
+            "mean": torch.tensor(list(state_mean), dtype=torch.float32),
+            "std": torch.tensor(list(state_std), dtype=torch.float32),
+        }
+    }
+    module = get_policy_class(policy_type)(config)
+    preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=statistics)
+    return _make_handle(module, preprocessor, postprocessor, policy_type, device)
+
+
+def _make_handle(
+    module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str
+) -> Policy:
+    """Choose the handle by what the policy offers."""
+    has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
+    kind: type[Policy] = TokenPolicy if has_tokens else Policy
+    looks = int(getattr(module.config, "n_obs_steps", 1))
+    if looks > 1:
+        raise PolicyError(
+            f"The policy {name!r} (type {module.config.type!r}) looks at the last {looks} control "
+            "steps, but environments here are looked at once per chunk of actions.",
+            allowed="policies with n_obs_steps: 1",
+            remedy="Train it with `--policy.n_obs_steps=1`, or choose another policy.",
+        )
+    coefficient = getattr(module.config, "temporal_ensemble_coeff", None)
+    if coefficient is not None:
+        _say_once(
+            logging.WARNING,
+            f"{name}: its `temporal_ensemble_coeff: {coefficient:g}` is not applied here. LeRobot "
+            "averages each action over the chunks of the steps before; here it is the first of its "
+            "own chunk, for `n_action_steps` is 1 with that setting.",
+        )
+    if is_flow_policy(module):
+        kind = FlowPolicy
+    return kind(module.eval(), preprocessor, postprocessor, name, device)
+
+
+@functools.cache  # looking through all installed distributions takes a while
+def _register_policies() -> None:
+    """Make LeRobot know its plugins, ours first."""
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    importlib.import_module("lerobot.policies")  # its own types are known from here on only
+    for package in POLICY_PACKAGES:
+        importlib.import_module(package)
+    register_third_party_plugins()
+
+
+def _load_from_directory(
+    directory: Path, header: WeightsHeader, device: str
+) -> tuple[Any, Any, Any]:
+    """Load module, preprocessor and postprocessor."""
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    config = PreTrainedConfig.from_pretrained(directory)
+    config.device = device
+    config.pretrained_path = None  # Where it was when LeRobot trained it: not read from here on.
+    config.use_peft = False  # `model.safetensors` is whole, whatever was trained of it.
+    if config.type in ADAPTERS and getattr(config, "compile_model", False):
+        # What would be compiled is LeRobot's own sampler, which the one here replaces.
+        config.compile_model = False
+        _say_once(logging.INFO, f"{directory}: `compile_model` is switched off.")
+    override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
+    missing = missing_vlm(config, directory)
+    with local_vlm(config, directory) as vlm, _without_first_weights(config):
+        if vlm is not None:
+            override["tokenizer_processor"] = {"tokenizer_name": vlm}
+        try:
+            module = _build(get_policy_class(config.type), header, config)
+            preprocessor, postprocessor = make_pre_post_processors(
+                config, pretrained_path=str(directory), preprocessor_overrides=override
+            )
+        except (OSError, ValueError) as error:
+            # LeRobot's pipelines raise a ValueError from what went wrong in one of their steps.
+            reason = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(reason, PolicyError):
+                raise reason from error
+            if missing is None or not isinstance(reason, OSError):
+                raise
+            raise _no_backbone(directory, missing, reason) from error
+    # They are saved under their names, which a file may have set to that of another file.
+    preprocessor.name, postprocessor.name = (Path(name).stem for name in PROCESSOR_FILES)
+    if vlm is not None:
+        match_precision(module)
+        for step in preprocessor.steps:  # what is saved again names the folder that it named
+            if getattr(step, "tokenizer_name", None):
+                step.tokenizer_name = backbone(config)
+    return module, preprocessor, postprocessor
+
+
+@contextlib.contextmanager
+def _without_first_weights(config: Any) -> Iterator[None]:
+    """Let an image encoder fetch no weights to begin with: the policy's file has its own."""
+    name = "pretrained_backbone_weights"
+    before = getattr(config, name, None)
+    if before is not None:
+        setattr(config, name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
+
+
+@functools.cache  # a run loads its base twice
+def _say_once(level: int, text: str) -> None:
+    logger.log(level, "%s", text)
+
+
+def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:
+    """Say that a backbone's settings are missing, and how to bring them."""
+    target = directory / VLM_FOLDER
+    remedy = (
+        f"Where there is a network, `hf download {missing} --exclude '*.safetensors'`, and copy "
+        f"what it fetched to {target}."
+    )
+    if missing.count("/") > 1:  # a folder of another time or machine
+        remedy = f"Copy that folder's settings and tokenizer to {target}."
+    return PolicyError(
+        f"The policy in {directory} needs the settings and the tokenizer of {missing!r}, which is "
+        f"no folder here and cannot be had from the hub: {_first_line(error)}",
+        remedy=remedy,
+    )
+
+
+def _build(policy_class: Any, header: WeightsHeader, config: Any) -> Any:
+    """Return a policy with its weights.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), bounded_by(header), plain_keys(header) as folder:
+        if config.type not in ADAPTERS:
+            _build_without_memory(policy_class, config)
+        # LeRobot prints where the weights come from.
+        module = policy_class.from_pretrained(folder, config=config, strict=True)
+    _, found, reason = printed.getvalue().partition("ould not load state dict")
+    if found:  # pi0 and pi0.5 print this and go on with random weights.
+        raise CheckpointError(
+            f"The weights in {header.path.parent} do not fit the policy: "
+            f"{misfit(reason) or reason.strip(': ')[:300]}",
+            remedy="Take another checkpoint, or one that this version of LeRobot wrote.",
+        )
+    return module
+
+
+def _build_without_memory(policy_class: Any, config: Any) -> None:
+    """Build a policy of tensors that hold nothing: senseless sizes are noticed, and cost nothing.
+
+    Raises:
+        CheckpointError: It has far more parameters than its file.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            policy_class(copy.deepcopy(config))
+    except CheckpointError:
+        raise
+    except Exception as error:  # not every policy can be built so
+        logger.debug("%s cannot be built without memory: %s", policy_class.__name__, error)
+
+
+def _download(repo_id: str) -> Path:
+    """Fetch a policy from the hub and return the directory of its files."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors"]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except Exception as error:  # httpx, huggingface_hub and the operating system, depending.
+        shipped = ", ".join(shipped_policies()) or "(none)"
+        raise PolicyError(
+            f"The policy {repo_id!r} is no directory here, and it cannot be had from the hub: "
+            f"{type(error).__name__}: {_first_line(error)}",
+            allowed=f"shipped policies ({shipped}), run and checkpoint directories, hub ids",
+            remedy="Check the spelling and the network, or bring the files: where there is a "
+            f"network, `hf download {repo_id} --local-dir POLICY`, copy that folder here and give "
+            "its path (`--policy POLICY`). SmolVLA, pi0 and pi0.5 also need settings and tokenizer "
+            f"of their backbone in POLICY/{VLM_FOLDER}; loading names what is missing.",
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first lines of an error and of what it came from at first, short."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    if first is error or _first_line(first) in text:
+        return text
+    return f"{text[:150]} ... {type(first).__name__}: {_first_line(first)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

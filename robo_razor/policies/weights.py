@@ -1,0 +1,231 @@
+"""The weights of a policy: whole, of the right kind, finite, and as many as its settings ask for.
+
+Nothing but `model.safetensors` is read, which cannot hold code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robo_razor.core.errors import CheckpointError
+from robo_razor.policies.files import ADAPTER_FILE, FLOATS
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SPARE_NUMBERS = 2**26
+SPARE_TENSORS = 200
+FACTOR = 4
+"""How much more than the file holds a policy may make while it is built: some drop layers again."""
+ANOTHER = "Take another checkpoint of the run."
+
+
+@dataclass(frozen=True)
+class WeightsHeader:
+    """What the file of weights says that it holds.
+
+    Attributes:
+        path: The file.
+        kinds: Name of a tensor -> kind of number, as safetensors calls it.
+        numbers: Of all tensors together.
+    """
+
+    path: Path
+    kinds: dict[str, str]
+    numbers: int
+
+
+def read_header(directory: Path) -> WeightsHeader:
+    """Return what a policy's file of weights holds, without reading it.
+
+    Raises:
+        CheckpointError: It is missing, truncated or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / WEIGHTS_FILE
+    if not path.is_file():
+        raise _no_weights(directory)
+    kinds: dict[str, str] = {}
+    numbers = 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                part = file.get_slice(name)
+                kinds[name] = str(part.get_dtype())
+                numbers += torch.Size(part.get_shape()).numel()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}",
+            remedy="Take another checkpoint of the run, or install the package again if it is a "
+            "shipped policy.",
+        ) from error
+    return WeightsHeader(path, kinds, numbers)
+
+
+def _no_weights(directory: Path) -> CheckpointError:
+    if (directory / INDEX_FILE).is_file():
+        return CheckpointError(
+            f"{directory} has no {WEIGHTS_FILE}, but weights in several files ({INDEX_FILE})",
+            remedy=f"Save them as one {WEIGHTS_FILE}, as LeRobot does.",
+        )
+    if (directory / ADAPTER_FILE).is_file():
+        return CheckpointError(
+            f"{directory} has no {WEIGHTS_FILE}: it is a PEFT adapter ({ADAPTER_FILE})",
+            remedy="Merge the adapter into its base and save that.",
+        )
+    return CheckpointError(f"{directory} has no {WEIGHTS_FILE}.", remedy=ANOTHER)
+
+
+@contextlib.contextmanager
+def bounded_by(header: WeightsHeader) -> Iterator[None]:
+    """Stop building a policy of far more parameters than its file holds.
+
+    Raises:
+        CheckpointError: Inside, as soon as there are too many.
+    """
+    most = FACTOR * header.numbers + SPARE_NUMBERS
+    count, numbers = 0, 0
+
+    def register(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal count, numbers
+        if parameter is None:
+            return
+        count, numbers = count + 1, numbers + parameter.numel()
+        if numbers > most or count > FACTOR * len(header.kinds) + SPARE_TENSORS:
+            raise CheckpointError(
+                f"The settings in {header.path.with_name('config.json')} cannot be loaded: they "
+                f"ask for far more parameters than the {header.numbers:,} in "
+                f"{len(header.kinds)} tensors of {header.path.name}",
+                remedy="They are not those of these weights: take another checkpoint of the run.",
+            )
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def plain_keys(header: WeightsHeader) -> Iterator[Path]:
+    """Yield the folder of weights whose names have no prefix of torch.compile or DDP.
+
+    The policy's own folder, or a temporary one where names must change. What is removed stands
+    for a wrapper around the module and changes no number.
+    """
+    names = without_wrappers(header.kinds)
+    if all(old == new for old, new in names.items()):
+        yield header.path.parent
+        return
+    from safetensors.torch import load_file, save_file
+
+    logger.info(
+        "%s: names of weights such as %r are read without the prefix of torch.compile or DDP.",
+        header.path,
+        next(old for old, new in names.items() if old != new),
+    )
+    with tempfile.TemporaryDirectory(prefix="robo-razor-") as folder:
+        tensors = load_file(header.path)
+        save_file({names[key]: t for key, t in tensors.items()}, Path(folder) / WEIGHTS_FILE)
+        del tensors
+        yield Path(folder)
+
+
+def without_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Return old -> new name of tensors, without what wrappers of a module put before or into them.
+
+    `_orig_mod` (torch.compile) stands wherever a module was compiled; `module` (DDP) counts only
+    where every name begins with it. Names that would then be equal are left as they are.
+    """
+    given = list(names)
+    found = {n: ".".join(part for part in n.split(".") if part != "_orig_mod") for n in given}
+    while found and all(new.startswith("module.") for new in found.values()):
+        found = {old: new.removeprefix("module.") for old, new in found.items()}
+    return found if len(set(found.values())) == len(given) else {n: n for n in given}
+
+
+def misfit(text: str) -> str | None:
+    """Return what does not fit, of torch's error on loading weights; None where it says nothing."""
+    missing = _named(text, r"Missing key\(s\) in state_dict: ([^\n]*)")
+    unexpected = _named(text, r"Unexpected key\(s\) in state_dict: ([^\n]*)")
+    shape = re.search(
+        r"size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint,"
+        r" the shape in current model is torch\.Size\((.*?)\)",
+        text,
+    )
+    parts = [f"the file lacks {missing}"] * bool(missing)
+    parts += [f"the file has {unexpected}, which the policy does not have"] * bool(unexpected)
+    if shape:
+        name, file, policy = shape.groups()
+        others = text.count("size mismatch for ") - 1
+        more = f" (and {others} more)" * bool(others)
+        parts.append(f"{name!r} has the shape {file} in the file and {policy} in the policy{more}")
+    return "; ".join(parts) or None
+
+
+def _named(text: str, pattern: str) -> str:
+    """Return the first of the names that a line of torch's error lists, and how many there are."""
+    line = re.search(pattern, text)
+    names = re.findall(r'"([^"]*)"', line.group(1)) if line else []
+    if not names:
+        return ""
+    return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def check_kinds(module: nn.Module, header: WeightsHeader) -> None:
+    """Check that the file's numbers are of the module's kind: floats stay floats.
+
+    Raises:
+        CheckpointError: A tensor of integers, say, would be read as weights.
+    """
+    mine = module.state_dict()
+    names = without_wrappers(header.kinds)
+    for old, kind in header.kinds.items():
+        key = names[old] if names[old] in mine else f"model.{names[old]}"
+        if key in mine and mine[key].is_floating_point() and kind not in FLOATS:
+            others = sum(k not in FLOATS for k in header.kinds.values()) - 1
+            raise CheckpointError(
+                f"{header.path} has {old!r} as {kind}" + f" (and {others} more)" * bool(others) + ""
+                f", but the policy computes with {str(mine[key].dtype).removeprefix('torch.')}",
+                allowed="float32, float16, bfloat16 and float64",
+                remedy="The weights were quantised or damaged: " + ANOTHER[0].lower() + ANOTHER[1:],
+            )
+
+
+def check_finite(module: nn.Module, directory: Path) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Raises:
+        CheckpointError: One is; the error names the first tensor and how many there are.
+    """
+    bad = [(n, t) for n, t in module.state_dict().items() if not _is_finite(t)]
+    if not bad:
+        return
+    name, tensor = bad[0]
+    count = int((~torch.isfinite(tensor)).sum())
+    more = f", and so {'is' if len(bad) == 2 else 'are'} {len(bad) - 1} more" * (len(bad) > 1)
+    raise CheckpointError(
+        f"The weights in {directory} are not finite: {count:,} of the {tensor.numel():,} numbers "
+        f"of {name!r} are NaN or infinite{more}",
+        remedy="Training diverged, or the file is damaged: take an earlier checkpoint.",
+    )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor is finite, in one pass without a copy of it."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))

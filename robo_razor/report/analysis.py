@@ -1,0 +1,341 @@
+"""What the report says beyond matched success: the law, the frontier, skills, paired episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robo_razor.core.files import finite
+from robo_razor.report.arms import Arm, RunSet, Setting
+from robo_razor.report.episodes import read_rows
+from robo_razor.report.load import FORWARD_KL, RunSeries, mean
+from robo_razor.statistics.hill import Falloff, falloff
+from robo_razor.statistics.intervals import (
+    Estimate,
+    detectable_difference,
+    frontier,
+    hypervolume,
+    mcnemar_exact,
+    paired_bootstrap,
+    seed_interval,
+)
+from robo_razor.statistics.law import Law, LawPoint, law, predictor_table, r2_difference
+
+FRONTIER_TOLERANCE = 0.02
+"""Distance to the Pareto frontier up to which a checkpoint counts as on it, as in the paper."""
+SINGLE_SKILL = "/prior/"
+"""Part of the names of distances on one prior skill's states."""
+MAX_PAIRED = 12
+"""Pairs of runs whose episodes are compared one by one; a sweep has hundreds."""
+
+
+# --- The forgetting law ---------------------------------------------------------------------------
+
+
+def law_points(runs: RunSet) -> list[LawPoint]:
+    """Return one point per checkpoint (`law` counts the base, which runs share, once).
+
+    Distances on the states of single prior skills are left out: they are a dozen times as many,
+    and the mean over skills (`.../prior`) stands for them.
+    """
+    return [
+        LawPoint(
+            run.name,
+            checkpoint.step,
+            checkpoint.prior,
+            {name: x for name, x in checkpoint.predictors.items() if SINGLE_SKILL not in name},
+            arm.name,
+        )
+        for arm in runs.arms
+        for run in arm.runs
+        for checkpoint in run.checkpoints
+    ]
+
+
+@dataclass(frozen=True)
+class Laws:
+    """The forgetting law in the paper's predictor and in all others."""
+
+    main: Law
+    table: tuple[Law, ...]
+    """All predictors, best R2 first."""
+    falloff: Falloff
+    """A curve of another shape in the paper's predictor: level, then falling."""
+    best_minus_main: Estimate | None = None
+    """R2 of the best predictor minus that of the paper's, paired; None where they are the same."""
+
+
+def fit_laws(runs: RunSet) -> Laws:
+    """Fit all predictors, and compare the best one with the paper's on the same resampled runs."""
+    points = law_points(runs)
+    table = predictor_table(points)
+    found = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
+    main = found or law(points, FORWARD_KL)
+    best = next((p for p in table if p.r2 is not None and p.n_points == main.n_points), None)
+    paired = None
+    if best is not None and main.r2 is not None and best.predictor != FORWARD_KL:
+        paired = r2_difference(points, best.predictor, FORWARD_KL)
+    return Laws(main, tuple(table), falloff(points, FORWARD_KL), paired)
+
+
+def law_entry(fit: Law) -> dict[str, Any]:
+    """Return a law as plain values."""
+    return {
+        "predictor": fit.predictor,
+        "coefficients": None if fit.coefficients is None else list(fit.coefficients),
+        "r2": fit.r2,
+        "r2_interval": None if fit.r2_interval is None else list(fit.r2_interval),
+        "leave_one_run_out_rmse": fit.leave_one_run_out_rmse,
+        "within_r2": fit.within_r2,
+        "leave_one_arm_out_rmse": fit.leave_one_arm_out_rmse,
+        "gap": None if fit.gap is None else list(fit.gap),
+        "n_arms": fit.n_arms,
+        "n_points": fit.n_points,
+        "n_runs": fit.n_runs,
+        "reason": fit.reason,
+    }
+
+
+def falloff_entry(fit: Falloff) -> dict[str, Any]:
+    """Return a Hill curve as plain values."""
+    entry = dataclasses.asdict(fit)
+    difference = fit.minus_parabola
+    entry["minus_parabola"] = difference and estimate_entry(difference, [])
+    return {key: list(x) if isinstance(x, tuple) else x for key, x in entry.items()}
+
+
+def falloff_of(report: dict[str, Any]) -> Falloff | None:
+    """Return the Hill curve of a report to be drawn, None where there is none."""
+    entry = report["falloff"]
+    if entry["half"] is None:
+        return None
+    return Falloff(**{key: entry[key] for key in ("predictor", "top", "half", "steepness", "r2")})
+
+
+# --- Frontier -------------------------------------------------------------------------------------
+
+
+def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
+    """Return (run, index of the checkpoint) of an arm's checkpoints near its Pareto frontier.
+
+    The base is every run's first checkpoint, and the same one: it is no point of the arm's.
+    """
+    where = [
+        (run, i)
+        for run in arm.compared
+        for i, checkpoint in enumerate(run.checkpoints)
+        if math.isfinite(checkpoint.prior)
+    ]
+    points = [(run.checkpoints[i].new, run.checkpoints[i].prior) for run, i in where]
+    near = [where[i] for i in frontier(points, FRONTIER_TOLERANCE)] if points else []
+    return [(run, i) for run, i in near if run.checkpoints[i].step > 0]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other one beats in both coordinates, by rising first one."""
+    best: list[tuple[float, float]] = []
+    for new, prior in sorted(set(points), reverse=True):
+        if not best or prior > best[-1][1]:
+            best.append((new, prior))
+    return best[::-1]
+
+
+def frontier_line(arm: Arm) -> list[tuple[float, float]]:
+    """Return the Pareto frontier of an arm's checkpoints, the base included, as (new, prior)."""
+    return pareto(
+        [(c.new, c.prior) for r in arm.compared for c in r.checkpoints if math.isfinite(c.prior)]
+    )
+
+
+def frontier_entry(arm: Arm) -> dict[str, Any]:
+    """Return an arm's frontier as plain values, and the area under it, per seed.
+
+    The area is that of the settings which every seed has: one more is one more try.
+    """
+    volumes = []
+    for seed in dict.fromkeys(run.seed for run in arm.compared):
+        points = [
+            (checkpoint.new, checkpoint.prior)
+            for run in arm.compared
+            if run.seed == seed
+            for checkpoint in run.checkpoints
+            if math.isfinite(checkpoint.prior)
+        ]
+        if points:
+            volumes.append(hypervolume(points))
+    return {
+        "arm": arm.name,
+        "tolerance": FRONTIER_TOLERANCE,
+        "points": [
+            {
+                "run": run.name,
+                "step": run.checkpoints[i].step,
+                "new": run.checkpoints[i].new,
+                "prior": run.checkpoints[i].prior,
+            }
+            for run, i in frontier_of(arm)
+        ],
+        "hypervolume": estimate_entry(
+            seed_interval(volumes, bounds=(0.0, 1.0)) if volumes else None, volumes
+        ),
+    }
+
+
+def estimate_entry(estimate: Estimate | None, values: Sequence[float]) -> dict[str, Any]:
+    """Return an estimate over seeds as plain values, with what it was made from."""
+    if estimate is None:
+        return {"value": None, "interval": None, "values": list(values)}
+    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return {
+        "value": finite(estimate.value),
+        "interval": [estimate.low, estimate.high] if known else None,
+        "values": list(values),
+    }
+
+
+def nbt_entry(run: RunSeries) -> dict[str, Any] | None:
+    """Return a run's negative backward transfer at its last checkpoint, over episodes, or None.
+
+    NBT is the mean over prior skills of success before - success after, on the same start states.
+    """
+    found = run.last_pairs().nbt()
+    if not math.isfinite(found.value):
+        return None
+    return {"value": found.value, "interval": list(found.interval), "interval_over": "episodes"}
+
+
+# --- Skills ---------------------------------------------------------------------------------------
+
+
+def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
+    """Return what is left of one skill at the last checkpoints of one setting's runs.
+
+    With several seeds the interval is over seeds, and no narrower than their episodes leave open;
+    with one it is over episodes, and says so.
+    """
+    entries = [run.last.skills[skill] for run in setting.runs]
+    known = [e for e in entries if e.get("retention") is not None]
+    kept = [e["retention"] for e in known]
+    interval, over = None, None
+    if len(kept) > 1:
+        within = [e.get("retention_interval") or (math.nan, math.nan) for e in known]
+        estimate = seed_interval(kept, within=within, bounds=(0.0, math.inf))
+        interval, over = [estimate.low, estimate.high], "seeds"
+    elif kept and entries[0].get("retention_interval") is not None:
+        interval, over = list(entries[0]["retention_interval"]), "episodes"
+    return {
+        "skill": skill,
+        "success_rate": finite(mean([e["success_rate"] for e in entries])),
+        "retention": finite(mean(kept)),
+        "interval": interval,
+        "interval_over": over,
+        "values": kept,
+        "n": sum(e["n"] for e in entries),
+    }
+
+
+def base_success(run: RunSeries, skill: str) -> float | None:
+    """Return the base's success on a prior skill, from step 0 or as the summary repeats it."""
+    if run.first.step == 0 and skill in run.first.skills:
+        return float(run.first.skills[skill]["success_rate"])
+    value = run.last.skills[skill].get("base_success_rate")
+    return None if value is None else float(value)
+
+
+# --- Episodes of two runs on the same start states ------------------------------------------------
+
+
+def paired_runs(runs: RunSet) -> list[tuple[RunSeries, RunSeries]]:
+    """Return the pairs of runs whose episodes are compared.
+
+    All of them where they are few; in a larger collection those of equal seed in different arms,
+    and none where these are too many to read.
+    """
+    every = list(runs.runs)
+    pairs = [(a, b) for i, a in enumerate(every) for b in every[i + 1 :]]
+    if len(pairs) > MAX_PAIRED:
+        pairs = [
+            (a, b) for a, b in pairs if a.seed == b.seed and runs.arm_of(a) is not runs.arm_of(b)
+        ]
+    return pairs if len(pairs) <= MAX_PAIRED else []
+
+
+def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
+    """Compare two runs' last checkpoints on the start states that both ran, greedily.
+
+    Episodes of equal task and seed that began differently (`--allow-unlike`) are no pairs.
+    """
+    one = read_rows(first.path, first.last.step)
+    two = read_rows(second.path, second.last.step)
+    task = first.config.get("task")
+    entry: dict[str, Any] = {"first": first.name, "second": second.name}
+    shared = sorted(key for key in one.keys() & two.keys() if one[key].same_start(two[key]))
+    for role in ("new", "prior"):
+        keys = [key for key in shared if (key[0] == task) == (role == "new")]
+        if not keys:
+            continue
+        a, b = [one[key].success for key in keys], [two[key].success for key in keys]
+        test = mcnemar_exact(a, b)
+        difference = paired_bootstrap(a, b, resamples=2000)
+        entry[role] = {
+            "n": len(keys),
+            "difference": difference.value,
+            "interval": list(difference.interval),
+            "only_first": test.only_first,
+            "only_second": test.only_second,
+            "p_value": test.p_value,
+        }
+    return entry
+
+
+# --- What a reader must know ----------------------------------------------------------------------
+
+
+def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
+    """Return what a reader must know before believing the tables."""
+    found = [f"Unlike runs are compared: {text}." for text in unlike]
+    counts = {arm.name: {len(s.runs) for s in arm.settings} for arm in runs.arms}
+    if single := [name for name, sizes in counts.items() if max(sizes) == 1]:
+        found.append(
+            f"One seed only: {', '.join(single)}. There is no interval over seeds; another seed "
+            "may come out differently by more than the episodes' intervals say."
+        )
+    every = runs.runs
+    if cut := [f"{r.name} (update {r.last.step} of {r.updates})" for r in every if r.is_cut]:
+        found.append(
+            f"Not finished: {', '.join(cut)}. Their last checkpoint is not that of a whole run."
+        )
+    n = min(checkpoint.new_n for run in every for checkpoint in run.checkpoints)
+    n_last = min(run.last.new_n for run in every)
+    least = detectable_difference(every[0].last.new, n_last)
+    if math.isfinite(least):
+        sizes = f"{n_last}" if n == n_last else f"{n} ({n_last} at the last checkpoint)"
+        found.append(
+            f"New-task success is from {sizes} episodes. With {n_last}, differences below "
+            f"{100 * least:.0f} points are seen less than four times out of five (independent "
+            "arms)."
+        )
+    smallest = min((e["n"] for run in every for e in run.last.skills.values()), default=0)
+    if smallest:
+        prior = every[0].last.prior
+        rate = min(1.0, max(0.0, prior)) if math.isfinite(prior) else 0.5
+        least = detectable_difference(rate, smallest)
+        if math.isfinite(least):
+            found.append(
+                f"A single prior skill has {smallest} episodes per checkpoint: only differences "
+                f"above {100 * least:.0f} points are visible in it."
+            )
+    if len(runs.arms) > 2:
+        found.append(
+            f"Intervals are those of single arms and pairs: the best and the worst of "
+            f"{len(runs.arms)} arms differ by more than two arms picked beforehand would."
+        )
+    if unplanned := [run.name for run in every if run.unplanned]:
+        found.append(
+            f"Checkpoints that were measured because a run was interrupted there are left out: "
+            f"{', '.join(unplanned)}."
+        )
+    return [*found, *runs.skipped]

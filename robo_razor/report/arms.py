@@ -1,0 +1,377 @@
+"""Which runs are compared, and which of them differ in their seed only.
+
+A *setting* is a group of runs that differ in their seed alone; an *arm* is what is compared: an arm
+of a sweep with all settings of its grid, or, for runs given one by one, one setting of a method.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from robo_razor.core.errors import ReportError, RoboRazorError, did_you_mean
+from robo_razor.core.plain_text import printable
+from robo_razor.core.settings.conversion import flatten
+from robo_razor.report.load import RunSeries, load_run, short_names
+from robo_razor.sweep.run import RECORD, read_sweep
+
+FINISHED = "finished"
+CHECKPOINTS = "checkpoints"
+_SEED = re.compile(r"(^|[-,])seed[_=][0-9]+(?=$|[-,])")
+_SHORTENED = re.compile(r"-[0-9a-f]{8}$")
+"""The end of a run's name that stands for all of it, the seed too."""
+NO_PART_OF_A_SETTING = (
+    # What a run is called, where it runs and how it is resumed, but not what it learns.
+    "seed",
+    "out",
+    "resume",
+    "device",
+    "torch_threads",
+    "env.num_envs",
+    "env.num_workers",
+    "checkpoint.keep",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only."""
+
+    label: str
+    """What sets it apart within its arm, e.g. `ppo.learning_rate=1e-4`; empty for the only one."""
+    runs: tuple[RunSeries, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+    @property
+    def runs(self) -> tuple[RunSeries, ...]:
+        """All runs of all settings."""
+        return tuple(run for setting in self.settings for run in setting.runs)
+
+    @property
+    def compared(self) -> tuple[RunSeries, ...]:
+        """The runs of the settings that are compared, see `complete`."""
+        return tuple(run for setting in self.complete for run in setting.runs)
+
+    @property
+    def complete(self) -> tuple[Setting, ...]:
+        """The settings with as many runs as any, which are compared: others are under way."""
+        most = max(len(setting.runs) for setting in self.settings)
+        return tuple(setting for setting in self.settings if len(setting.runs) == most)
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Everything that is compared."""
+
+    arms: tuple[Arm, ...]
+    skipped: tuple[str, ...] = ()
+    """Why runs of a sweep were left out."""
+
+    @property
+    def runs(self) -> tuple[RunSeries, ...]:
+        """All runs, arm by arm."""
+        return tuple(run for arm in self.arms for run in arm.runs)
+
+    @property
+    def task(self) -> str:
+        """The new task."""
+        return str(self.runs[0].config.get("task"))
+
+    def arm_of(self, run: RunSeries) -> Arm:
+        """Return the arm that holds a run."""
+        return next(arm for arm in self.arms if run in arm.runs)
+
+
+def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
+    """Read runs and sweeps, and check that they were measured on the same tasks.
+
+    Args:
+        paths: Run directories, and sweep directories (all their runs are meant).
+        merge: Arms of a sweep to take as settings of one arm: names with commas, of which the first
+            stands for all.
+
+    Raises:
+        ReportError: There is no run, one has no evaluation, they differ in task or prior skills,
+            one is given twice, two repeat one seed, or an arm to merge does not exist.
+    """
+    if not paths:
+        raise ReportError(
+            "No run to compare",
+            remedy="Name run directories or a sweep: `robo-razor compare RUN RUN`.",
+        )
+    plain = [path for path in paths if not is_sweep(path)]
+    names = short_names(plain) if plain else []
+    runs = [load_run(path, name) for path, name in zip(plain, names, strict=True)]
+    skipped: list[str] = []
+    for path in paths:
+        if is_sweep(path):
+            found, missing = _load_sweep(Path(path))
+            runs += found
+            skipped += missing
+    if not runs:
+        raise ReportError(
+            f"No run in {', '.join(map(str, paths))} holds an evaluation yet",
+            remedy="Wait for its first checkpoints.",
+        )
+    _refuse_twice(runs)
+    _refuse_other_tasks(runs)
+    runs = _merged(_with_own_names(runs), merge)
+    arms = group(runs)
+    _refuse_equal_seeds(arms)
+    return RunSet(arms=arms, skipped=tuple(skipped))
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Tell whether a directory is that of a sweep."""
+    return (Path(path) / RECORD).is_file()
+
+
+def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str]]:
+    """Return a sweep's finished runs in the order of its arms, and what is left out.
+
+    A run that is not finished says nothing about what it would have reached. Only where no run is
+    finished, all that hold evaluations beyond the base are taken.
+    """
+    try:
+        record = read_sweep(path)
+    except RoboRazorError as error:
+        raise ReportError(str(error)) from error
+    arms = list(record["arms"])
+    entries = sorted(record["runs"], key=lambda entry: arms.index(entry["arm"]))
+    finished = [entry for entry in entries if entry.get("state") == FINISHED]
+    runs = []
+    for entry in finished or entries:
+        directory = path / entry["path"]
+        try:
+            run = load_run(directory, f"{entry['arm']}/{entry['name']}", entry["arm"])
+        except ReportError:
+            if finished:  # it says so itself, so this is worth knowing
+                raise
+            continue
+        if len(run.checkpoints) > 1:
+            runs.append(run)
+    return runs, _unfinished(path, entries, bool(finished))
+
+
+def _unfinished(path: Path, entries: Sequence[dict[str, Any]], left_out: bool) -> list[str]:
+    states = [str(entry.get("state")) for entry in entries if entry.get("state") != FINISHED]
+    if not states:
+        return []
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    what = "left out" if left_out else "shown as far as they are"
+    return [
+        f"Of the {len(entries)} runs of {printable(path.name)}, {len(states)} are {what}: {counts}."
+    ]
+
+
+def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
+    names = {run.arm for run in runs if run.arm is not None}
+    stands_for: dict[str, str] = {}
+    for entry in merge:
+        members = [name.strip() for name in entry.split(",")]
+        if missing := [name for name in members if name not in names]:
+            raise ReportError(
+                f"There is no arm {missing[0]!r} to merge.{did_you_mean(missing[0], names)}",
+                allowed=", ".join(sorted(names)) or "(arms of a sweep; there is none)",
+            )
+        stands_for |= dict.fromkeys(members, members[0])
+    return [replace(run, arm=stands_for.get(run.arm or "", run.arm)) for run in runs]
+
+
+def _with_own_names(runs: Sequence[RunSeries]) -> list[RunSeries]:
+    """Give runs of one name, such as those of two sweeps, as much of their paths as tells them."""
+    names = [run.name for run in runs]
+    same = [i for i, name in enumerate(names) if names.count(name) > 1]
+    own = short_names([str(runs[i].path) for i in same]) if same else []
+    renamed = dict(zip(same, own, strict=True))
+    return [replace(run, name=renamed.get(i, run.name)) for i, run in enumerate(runs)]
+
+
+def _refuse_twice(runs: Sequence[RunSeries]) -> None:
+    """Refuse a run that is given twice: it would count as two seeds."""
+    seen: dict[Path, RunSeries] = {}
+    for run in runs:
+        path = run.path.resolve()
+        if path in seen:
+            raise ReportError(
+                f"The run {path} is given twice, as {seen[path].name} and {run.name}",
+                remedy="Name every run once; a sweep's directory already means all of its runs.",
+            )
+        seen[path] = run
+
+
+def _refuse_equal_seeds(arms: Sequence[Arm]) -> None:
+    """Refuse two runs of one setting with one seed: they are no independent repetitions."""
+    for arm in arms:
+        for setting in arm.settings:
+            for one, two in itertools.pairwise(setting.runs):  # sorted by seed
+                if one.seed == two.seed:
+                    raise ReportError(
+                        f"{one.path} and {two.path} are one setting of the arm {arm.name} with "
+                        f"the same seed {one.seed}, so they are no two seeds",
+                        allowed="one run per seed of a setting",
+                        remedy="Leave one of them out.",
+                    )
+
+
+def _refuse_other_tasks(runs: Sequence[RunSeries]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        for what, one, two in (
+            ("new task", first.config.get("task"), run.config.get("task")),
+            ("prior skills", sorted(first.last.skills), sorted(run.last.skills)),
+        ):
+            if one != two:
+                raise ReportError(
+                    f"{first.path} and {run.path} differ in their {what}: {one} against {two}",
+                    remedy="Compare runs that were measured on the same tasks.",
+                )
+
+
+def group(runs: Sequence[RunSeries]) -> tuple[Arm, ...]:
+    """Group a sweep's runs by arm, and plain runs by method and settings, in order of appearance.
+
+    In a sweep an arm may hold several settings; a plain arm holds one.
+    """
+    arms: list[Arm] = []
+    for name in dict.fromkeys(run.arm for run in runs if run.arm is not None):
+        members = [run for run in runs if run.arm == name]
+        arms.append(Arm(name, _settings(members)))
+    for method in dict.fromkeys(run.method for run in runs if run.arm is None):
+        members = [run for run in runs if run.arm is None and run.method == method]
+        for setting in _settings(members):
+            name = f"{method} ({setting.label})" if setting.label else method
+            if name in {arm.name for arm in arms}:  # a sweep's arm is called so
+                name = f"{name} ({setting.runs[0].name})"
+            arms.append(Arm(name, (Setting("", setting.runs),)))
+    return tuple(arms)
+
+
+def _settings(runs: Sequence[RunSeries]) -> tuple[Setting, ...]:
+    """Split runs by everything but their seed; labels name what differs."""
+    differing = [key for key, _ in setting_differences(runs)]
+    groups: dict[str, list[RunSeries]] = {}
+    for run in runs:
+        settings = comparable_settings(run)
+        parts = zip(_short_keys(differing), differing, strict=True)
+        label = ", ".join(f"{name}={show_value(settings.get(key))}" for name, key in parts)
+        groups.setdefault(label, []).append(run)
+    return tuple(
+        Setting(label, tuple(sorted(members, key=lambda run: run.seed)))
+        for label, members in sorted(groups.items(), key=lambda item: _order(item[1][0], differing))
+    )
+
+
+def _short_keys(keys: Sequence[str]) -> list[str]:
+    """Return keys without their sections, unless two would become the same."""
+    short = [key.rpartition(".")[2] for key in keys]
+    return short if len(set(short)) == len(short) else list(keys)
+
+
+def _order(run: RunSeries, keys: Sequence[str]) -> tuple[tuple[float, str], ...]:
+    """Sort settings by value: numbers by size, then words."""
+    settings = comparable_settings(run)
+    return tuple(
+        (float(value), "") if isinstance(value, int | float) else (0.0, str(value))
+        for value in (settings.get(key) for key in keys)
+    )
+
+
+def setting_differences(runs: Sequence[RunSeries]) -> list[tuple[str, list[Any]]]:
+    """Return (dotted key, value of each run) of all settings in which runs differ, seed left out.
+
+    A section that only one method has (`ppo.`, `bc.`) is no difference between runs of two methods.
+    """
+    flats = [comparable_settings(run) for run in runs]
+    found = []
+    for key in dict.fromkeys(key for flat in flats for key in flat):
+        values = [flat[key] for flat in flats if key in flat]
+        missing = len(values) < len(flats)
+        if any(value != values[0] for value in values) or (missing and not _is_of_method(key)):
+            found.append((key, [flat.get(key) for flat in flats]))
+    return found
+
+
+def comparable_settings(run: RunSeries) -> dict[str, Any]:
+    """Return a run's settings without its seed and what does not change a result.
+
+    A value that names another run of the same sweep differs from seed to seed; it is replaced by
+    that run's arm and what else its name says.
+    """
+    flat = flatten(run.config)
+    # The sweep's directory may have been renamed since its settings were written.
+    places = (run.path.resolve(), Path(str(flat.get("out"))))
+    sweeps = {place.parent.parent.name for place in places} if run.arm is not None else set()
+    return {
+        key: _sibling(value, sweeps)
+        for key, value in flat.items()
+        if key not in NO_PART_OF_A_SETTING
+    }
+
+
+def _sibling(value: Any, sweeps: Set[str]) -> Any:
+    """Return what a path `.../SWEEP/ARM/RUN[/checkpoints/X]` at a text's end says beside a seed.
+
+    `policy:runs/razor/ppo/kl_coef_0.02-seed_0` becomes `run of ppo (kl_coef_0.02)`.
+    Other values are returned as they are.
+    """
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    parts = Path(value.split(":", 1)[-1]).parts
+    found = [
+        i
+        for i, part in enumerate(parts[:-2])
+        if part in sweeps and parts[i + 3 : i + 4] in ((), (CHECKPOINTS,))
+    ]
+    if not found:
+        return value
+    _, arm, run, *rest = parts[found[-1] :]
+    name = "" if _SHORTENED.search(run) else _SEED.sub("", run).lstrip("-,")
+    told = "/".join([name, *rest]).strip("/")
+    return f"run of {arm} ({told})" if told else f"run of {arm}"
+
+
+def shown_setting_of(arm: Arm, label: str) -> Setting:
+    """Return an arm's setting by its label."""
+    return next(setting for setting in arm.settings if setting.label == label)
+
+
+def setting_lines(run: RunSeries) -> list[str]:
+    """Return `key: value` of all of a run's settings."""
+    return [f"{key}: {show_value(value)}" for key, value in flatten(run.config).items()]
+
+
+def _is_of_method(key: str) -> bool:
+    from robo_razor.core.settings.config import FinetuneConfig
+
+    return key.split(".", 1)[0] in FinetuneConfig.METHODS
+
+
+def show_value(value: Any) -> str:
+    """Return a setting's value as people write it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "none"
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+        mantissa, mark, exponent = text.partition("e")
+        return f"{mantissa}e{int(exponent)}" if mark else _small(value, text)
+    return str(value)
+
+
+def _small(value: float, text: str) -> str:
+    """Write 0.0001 as 1e-4: learning rates are read as powers of ten."""
+    if value == 0 or abs(value) >= 0.01:
+        return text
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

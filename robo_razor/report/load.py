@@ -1,0 +1,285 @@
+"""Read what runs left on disk: `config.yaml`, `environment.json`, `metrics.jsonl`, `eval/`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robo_razor.core.errors import (
+    CheckpointError,
+    ConfigError,
+    ReportError,
+    RunDirectoryError,
+    shown,
+)
+from robo_razor.core.metrics import check_settings, rollout_steps
+from robo_razor.core.plain_text import printable, printable_values
+from robo_razor.core.run.directory import CONFIG, RunDirectory
+from robo_razor.core.settings.config import FinetuneConfig, to_dict
+from robo_razor.core.settings.conversion import merged
+from robo_razor.report.episodes import (
+    PriorOutcomes,
+    State,
+    prior_outcomes,
+    read_episodes,
+    read_rows,
+)
+from robo_razor.statistics.intervals import mean_rate_interval, wilson_interval
+
+UNKNOWN = (math.nan, math.nan)
+
+KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
+FORWARD_KL = "kl_base_tuned/new_base_visited"
+"""The paper's predictor: KL(base || tuned) on states that the base visits on the new task."""
+REVERSE_KL = "kl_tuned_base/new_base_visited"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint's summary says; rates are means over skills, in [0, 1]."""
+
+    step: int
+    new: float
+    new_interval: tuple[float, float]
+    new_n: int
+    prior: float
+    """Mean success over prior skills; NaN without prior skills."""
+    retention: float
+    """Mean over prior skills of success / the base's success; NaN where unknown."""
+    kl: dict[str, float]
+    """`kl_base_tuned/new_base_visited`, ... in nats per decision; absent where unknown."""
+    skills: dict[str, dict[str, Any]]
+    """Prior skill -> its entry of the summary."""
+    distances: dict[str, float] = field(default_factory=dict)
+    """Further distances to the base by name; absent where not measured."""
+    prior_interval: tuple[float, float] = UNKNOWN
+    """95 % interval of `prior` over episodes; NaN without prior skills."""
+    retention_interval: tuple[float, float] = UNKNOWN
+    """95 % interval of `retention` over episodes; NaN where they are not on disk."""
+    sampled: float = math.nan
+    """Success on the new task with sampled actions; NaN where not measured."""
+    sampled_interval: tuple[float, float] = UNKNOWN
+    sampled_n: int = 0
+    """Episodes with sampled actions."""
+    entropy: float = math.nan
+    """Entropy of the actions on the new task's probe states, nats per decision; NaN: unknown."""
+    env_steps: float = math.nan
+    """Environment steps of all rollouts so far; NaN for methods without rollouts."""
+    wall_s: float = math.nan
+    """Seconds since the run began, tracking included; NaN: unknown."""
+
+    @property
+    def predictors(self) -> dict[str, float]:
+        """Everything that may explain forgetting: KLs and distances by name."""
+        return self.kl | self.distances
+
+
+@dataclass(frozen=True)
+class RunSeries:
+    """One run's checkpoints in order, and what it was."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    checkpoints: tuple[Checkpoint, ...]
+    best_step: int | None = None
+    arm: str | None = None
+    """The sweep's arm that the run belongs to; None outside a sweep."""
+    unplanned: tuple[int, ...] = ()
+    """Steps that were measured because the run was interrupted there; they are left out."""
+    updates: int | None = None
+    """Updates that the whole run has; None: unknown."""
+    kl_kind: str | None = None
+    """How its KL divergences were had, see `distributions.KLKind`; None: unknown, or no density."""
+
+    @property
+    def first(self) -> Checkpoint:
+        """The base."""
+        return self.checkpoints[0]
+
+    @property
+    def last(self) -> Checkpoint:
+        """The newest checkpoint."""
+        return self.checkpoints[-1]
+
+    @property
+    def method(self) -> str:
+        """How it was fine-tuned."""
+        return str(self.config.get("method", "?"))
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def label(self) -> str:
+        """Name for tables and figures."""
+        return f"{self.name} ({self.method})"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the run has ended, or is still, before its last update."""
+        return self.updates is not None and self.last.step < self.updates
+
+    def last_pairs(self) -> PriorOutcomes:
+        """Return the last checkpoint's episodes of prior skills, paired with the base's."""
+        rows = read_rows(self.path, self.last.step)
+        return prior_outcomes(read_rows(self.path, 0), rows, str(self.config.get("task")))
+
+    def series(self, key: str) -> list[float]:
+        """Return one quantity along training: a field of `Checkpoint`, or a predictor's name."""
+        if key in Checkpoint.__dataclass_fields__:
+            return [float(getattr(checkpoint, key)) for checkpoint in self.checkpoints]
+        return [checkpoint.predictors.get(key, math.nan) for checkpoint in self.checkpoints]
+
+
+def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
+    """Read one run's evaluations.
+
+    Raises:
+        ReportError: `path` is no run directory or holds no evaluation.
+    """
+    try:
+        run = RunDirectory.open(path)
+        summaries, given = run.summaries(), run.config_data()
+        check_settings(given, run.path / CONFIG)
+        environment, steps = run.environment(), rollout_steps(run.metrics)
+        planned, best_step = run.planned_steps(), run.best_step()
+    except (RunDirectoryError, CheckpointError, ConfigError) as error:
+        raise ReportError(str(error)) from error
+    if not summaries:
+        raise ReportError(
+            f"The run {shown(str(path))} holds no evaluation yet",
+            remedy="Wait for its first checkpoint (step 0 is measured before training starts).",
+        )
+    _refuse_other_skills(summaries, run.path)
+    config = _with_defaults(printable_values(given))
+    base = read_rows(run.path, 0)
+    checkpoints, unplanned = [], []
+    for summary in summaries:
+        step = summary["step"]
+        if planned is not None and step not in planned:
+            unplanned.append(step)
+            continue
+        pairs = prior_outcomes(base, read_rows(run.path, step), config["task"])
+        checkpoints.append(_read_checkpoint(summary, steps, pairs))
+    if not checkpoints:
+        raise ReportError(
+            f"The run {shown(str(path))} holds no evaluation of a step that was to be measured",
+            remedy="Copy the run again, with its whole `eval/`, or leave it out.",
+        )
+    return RunSeries(
+        name=printable(name),
+        path=run.path,
+        config=config,
+        environment=printable_values(environment),
+        checkpoints=tuple(checkpoints),
+        best_step=best_step,
+        arm=None if arm is None else printable(arm),
+        unplanned=tuple(unplanned),
+        updates=_updates(summaries),
+        kl_kind=next((s["kl_kind"] for s in reversed(summaries) if s.get("kl_kind")), None),
+    )
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Fill in settings that did not exist when a run was made: it did what they now are without."""
+    method = str(config.get("method"))
+    known = method if method in FinetuneConfig.METHODS else FinetuneConfig.METHODS[0]
+    return merged(to_dict(FinetuneConfig(method=known)), config)
+
+
+def _refuse_other_skills(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Refuse means over other skills at every step: they would differ by that alone."""
+    for part in ("new", "prior"):
+        first = summaries[0].get(part, {}).keys()
+        for summary in summaries:
+            if summary.get(part, {}).keys() != first:
+                raise ReportError(
+                    f"The summaries of steps {summaries[0]['step']} and {summary['step']} in "
+                    f"{path} are of other {part} skills",
+                    remedy="Copy the run again, or leave it out.",
+                )
+
+
+def _updates(summaries: Sequence[Mapping[str, Any]]) -> int | None:
+    return max((s["updates"] for s in summaries if s.get("updates")), default=None)
+
+
+def _read_checkpoint(
+    summary: dict[str, Any], steps: Mapping[int, float], pairs: PriorOutcomes
+) -> Checkpoint:
+    new, prior = list(summary["new"].values()), summary.get("prior", {})
+    successes = round(sum(entry["success_rate"] * entry["n"] for entry in new))
+    n = sum(entry["n"] for entry in new)
+    retentions = [e["retention"] for e in prior.values() if e.get("retention") is not None]
+    kl = {
+        f"{direction}/{states}": float(value)
+        for direction in KL_DIRECTIONS
+        for states, value in (summary.get(direction) or {}).items()
+        if value is not None
+    }
+    sampled = [entry["sampled"] for entry in new if entry.get("sampled")]
+    sampled_n = sum(entry["n"] for entry in sampled)
+    sampled_wins = round(sum(entry["success_rate"] * entry["n"] for entry in sampled))
+    counts = [(round(e["success_rate"] * e["n"]), e["n"]) for e in prior.values()]
+    done = [count for step, count in steps.items() if step <= summary["step"]]
+    return Checkpoint(
+        step=summary["step"],
+        new=mean([entry["success_rate"] for entry in new]),
+        new_interval=wilson_interval(successes, n),
+        new_n=n,
+        prior=mean([entry["success_rate"] for entry in prior.values()]),
+        retention=mean(retentions),
+        kl=kl,
+        skills=dict(prior),
+        distances={
+            name: float(value)
+            for name, value in (summary.get("distances") or {}).items()
+            if value is not None
+        },
+        prior_interval=mean_rate_interval(*zip(*counts, strict=True)).interval
+        if counts
+        else UNKNOWN,
+        retention_interval=pairs.retention().interval,
+        sampled=mean([entry["success_rate"] for entry in sampled]),
+        sampled_interval=wilson_interval(sampled_wins, sampled_n) if sampled_n else UNKNOWN,
+        sampled_n=sampled_n,
+        entropy=_number(summary.get("entropy")),
+        env_steps=sum(done) if steps else math.nan,
+        wall_s=_number(summary.get("elapsed_s")),
+    )
+
+
+def read_outcomes(run: RunSeries) -> dict[State, bool]:
+    """Return (task, seed) -> success of the last checkpoint's greedy episodes."""
+    return read_episodes(run.path, run.last.step)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the directories' names, with as much of the path as makes them unique."""
+    parts = [Path(path).resolve().parts for path in paths]
+    for length in range(1, max(len(p) for p in parts) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # one given twice
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def known_interval(ends: tuple[float, float]) -> list[float] | None:
+    """Return an interval's ends; None where it is unknown."""
+    return list(ends) if all(math.isfinite(end) for end in ends) else None
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,134 @@
+"""The text of a comparison, as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robo_razor.core.plain_text import printable
+from robo_razor.report import tables
+from robo_razor.report.format import percent
+
+if TYPE_CHECKING:
+    from robo_razor.report.arms import RunSet
+    from robo_razor.report.tables import Table
+
+FIGURE_SUFFIX = ".png"
+BOLD = "**"
+_MARKUP = re.compile(
+    r"[\\`*<>|~$&]|](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.", re.IGNORECASE
+)
+"""What begins or ends something else than text, on GitHub too: a bracket does where a link would
+go on behind it."""
+LAW = "What explains forgetting"
+
+
+def to_console(runs: RunSet, report: dict[str, Any]) -> str:
+    """Return what the terminal shows: the statement and the two tables that it rests on."""
+    level = report["headline_level"]
+    shown = [tables.last_table(runs.runs, brief=True)]
+    if level is not None:
+        shown.insert(0, tables.matched_table(report, level))
+    parts = [*_statement(report), *(_table(_breakable(table)) for table in shown)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _breakable(table: Table) -> Table:
+    """Put spaces into long names, where a narrow terminal would cut them off with an ellipsis."""
+
+    def spaced(cells: Sequence[str]) -> tuple[str, ...]:
+        return tuple(
+            re.sub(r"\w{13,}", lambda name: name.group().replace("_", " "), cell) for cell in cells
+        )
+
+    return replace(table, head=spaced(table.head), rows=tuple(map(spaced, table.rows)))
+
+
+def literal(text: str) -> str:
+    """Return a text as Markdown that shows just that: no links, pictures, code, tags or tables."""
+    line = " ".join(printable(word) for word in text.split())
+    return _MARKUP.sub(lambda found: f"\\{found.group()}", line)
+
+
+def _sentence(text: str) -> str:
+    """Return a sentence with its `**bold**` as that and everything else as text."""
+    marked = re.split(r"(\*\*)", text)
+    return "".join(part if part == BOLD else _inner(part) for part in marked)
+
+
+def _inner(text: str) -> str:
+    """Return a part of a line as text, with the spaces at its ends."""
+    left, right = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    return f"{left}{literal(text)}{right}" if text.strip() else text
+
+
+def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        runs: What is compared.
+        report: The report's plain values.
+        figures: File names of figures to show; those that are no PNG are left out.
+    """
+    parts = [
+        *_statement(report),
+        "## At equal new-task success",
+        _table(tables.matched_table(report)) or "No run rises above the base on the new task.",
+        report["rule"],
+    ]
+    if seeds := tables.seed_table(report):
+        level = percent(report["headline_level"])
+        parts += [f"### Every seed at {level} (intervals over episodes)", _table(seeds)]
+    for title, table in (
+        (
+            "Difference between arms, at the highest level that both reach",
+            tables.pair_table(report),
+        ),
+        (LAW, tables.predictor_rows(report)),
+        ("Area under the frontier of new-task and prior success", tables.frontier_table(report)),
+        ("Last checkpoints (intervals over episodes)", tables.last_table(runs.runs)),
+        ("Prior skills at the last checkpoint", tables.skill_table(report)),
+        ("Same start states, last checkpoints (exact McNemar)", tables.paired_table(report)),
+        (
+            "Success on every skill after every run, last checkpoints, in percent",
+            tables.matrix_table(runs, report),
+        ),
+        ("Settings that differ", tables.setting_table(runs)),
+        ("Fingerprints", tables.fingerprint_table(report)),
+    ):
+        if table:
+            parts += [f"## {title}", _table(table)]
+            if title == LAW:
+                parts += map(literal, tables.predictor_remarks(report))
+    if report["notes"]:
+        parts += ["## Notes", "\n".join(f"- {literal(note)}" for note in report["notes"])]
+    parts += [
+        f"![{Path(name).stem.replace('_', ' ')}]({name})"
+        for name in figures
+        if name.endswith(FIGURE_SUFFIX)
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _statement(report: dict[str, Any]) -> list[str]:
+    statement = report["statement"]
+    return [
+        f"# Comparison on {literal(report['task'])}",
+        f"**{literal(statement['headline'].replace(BOLD, ''))}**",
+        " ".join(_sentence(sentence) for sentence in statement["sentences"]),
+    ]
+
+
+def _table(table: Table) -> str:
+    if not table:
+        return ""
+    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.head))]
+    lines = [list(table.head), rule, *table.rows]
+    return "\n".join("| " + " | ".join(_cell(c) for c in cells) + " |" for cells in lines)
+
+
+def _cell(text: str) -> str:
+    return literal(text.replace(tables.LINE, ", "))

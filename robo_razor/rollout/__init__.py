@@ -1,0 +1,1 @@
+"""Run a policy in environments and keep what happened."""

@@ -1,0 +1,288 @@
+"""Who chooses actions in a rollout: a policy, a scripted expert, or one of them with a change.
+
+Axis letters as in `types`: N environments, H chunk, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robo_razor.core.errors import EnvError, unknown_name
+from robo_razor.core.types import EpisodeRow, Observation
+from robo_razor.policies.distributions import log_prob_steps
+from robo_razor.rollout.environments import take, worker_errors
+
+Mode = Literal["greedy", "sample"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The environments that wait for a decision; all lists have one entry per environment."""
+
+    env: Any
+    env_ids: NDArray[np.int64]
+    observation: Observation
+    instructions: list[str]
+    rows: list[EpisodeRow]
+    steps: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Chunks to execute, and what a record needs of the policy at that moment.
+
+    `label` is the chunk to learn from, where it differs from the one that is executed. `sample` is
+    what the policy drew, where that is more than the chunk (see `DecisionRecord.actions`).
+    `encoded` is what can stand for `inputs` in an update, where the policy offers that.
+    """
+
+    actions: NDArray[np.float32]
+    label: NDArray[np.float32] | None = None
+    inputs: dict[str, Tensor] | None = None
+    log_prob: Tensor | None = None
+    value: Tensor | None = None
+    sample: Tensor | None = None
+    encoded: dict[str, Tensor] | None = None
+
+
+class Actor(Protocol):
+    """Chooses chunks for the environments that wait."""
+
+    def decide(self, request: Request) -> Decision:
+        """Return one chunk per waiting environment."""
+        ...
+
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return the value of true final observations, float32 [n], or None without values."""
+        ...
+
+
+def decision_generator(row: EpisodeRow, step: int, seed: int) -> np.random.Generator:
+    """Return the generator of one decision: a function of (seed, row, step) only (Philox)."""
+    bits = np.random.Philox(
+        key=[seed & 0xFFFF_FFFF_FFFF_FFFF, zlib.crc32(row.task.encode())],
+        counter=[0, row.seed, int(step), row.sample],
+    )
+    return np.random.Generator(bits)
+
+
+def sampling_uniforms(
+    rows: Sequence[EpisodeRow],
+    steps: NDArray[np.int64],
+    shape: tuple[int, ...],
+    sampling_seed: int,
+) -> Tensor:
+    """Draw the uniforms of each row's decision, float32 [n, *shape] in (0, 1).
+
+    A pure function of (sampling_seed, task, seed, sample, decision).
+    """
+    uniforms = np.empty((len(rows), *shape), dtype=np.float32)
+    for i, row in enumerate(rows):
+        generator = decision_generator(row, int(steps[i]), sampling_seed)
+        uniforms[i] = generator.random(shape, dtype=np.float32)
+    # 2^-25 off both ends: inverse CDFs of densities with tails must not see 0 or 1.
+    return torch.from_numpy(uniforms.clip(2.0**-25, 1.0 - 2.0**-24))
+
+
+class PolicyActor:
+    """Lets a policy act, greedily or by sampling, and notes what a record needs."""
+
+    def __init__(
+        self,
+        policy: Any,
+        mode: Mode,
+        *,
+        sampling_seed: int = 0,
+        record: bool | Literal["inputs"] = False,
+    ) -> None:
+        self.policy = policy
+        self.mode = mode
+        self.sampling_seed = sampling_seed
+        self.record = record
+        self._room = int(getattr(policy, "prefix_bytes", 0)) if record is True else 0
+        """Bytes that encoded observations may still take."""
+
+    @torch.no_grad()
+    def decide(self, request: Request) -> Decision:
+        """Return the policy's chunks for the waiting environments."""
+        policy = self.policy
+        if not policy.has_density:
+            return self._decide_without_density(request)
+        inputs = policy.prepare(request.observation, request.instructions)
+        if self.record and getattr(policy, "vision_frozen", False):
+            inputs = policy.encode(inputs)  # smaller to keep, and an update need not see again
+        encoded = self._encode(inputs)
+        if self.record is True:
+            distribution, value = policy.distribution_and_value(encoded or inputs)
+        else:
+            distribution, value = policy.distribution(inputs), None
+        if self.mode == "sample":
+            shape = policy.noise_shape
+            uniforms = sampling_uniforms(request.rows, request.steps, shape, self.sampling_seed)
+            sample = distribution.sample(uniforms.to(policy.device))
+        else:
+            sample = distribution.mode()
+        chunks = policy.to_actions(sample)
+        if not self.record:
+            return Decision(chunks)
+        inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
+        if value is None:
+            return Decision(chunks, inputs=inputs)
+        log_prob = log_prob_steps(distribution, sample)
+        return Decision(
+            chunks,
+            inputs=inputs,
+            log_prob=log_prob.float().cpu(),
+            value=value.float().cpu(),
+            sample=sample.float().cpu(),
+            encoded=encoded and {key: tensor.cpu() for key, tensor in encoded.items()},
+        )
+
+    def _encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return encoded observations as long as there is room for those of every decision."""
+        if self._room <= 0:
+            return None
+        encoded: dict[str, Tensor] = self.policy.encode_prefix(inputs)
+        self._room -= sum(tensor.nbytes for tensor in encoded.values())
+        if self._room <= 0:
+            logger.info(
+                "Encoded observations take more than `flow.prefix_gib`: the update encodes anew"
+            )
+            return None
+        return encoded
+
+    def _decide_without_density(self, request: Request) -> Decision:
+        """Let a policy act in its own way, which may be random whatever the mode."""
+        chunks = self.policy.act(request.observation, request.instructions)
+        inputs = None
+        if self.record:
+            inputs = self.policy.prepare(request.observation, request.instructions)
+            inputs = {key: tensor.cpu() for key, tensor in inputs.items()}
+        return Decision(chunks, inputs=inputs)
+
+    @torch.no_grad()
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return the policy's value of final observations, float32 [n]."""
+        if self.record is not True:
+            return None
+        inputs = self.policy.prepare(observation, instructions)
+        _, value = self.policy.distribution_and_value(inputs)
+        final: Tensor = value.float().cpu()
+        return final
+
+
+class ExpertActor:
+    """Lets the environment's scripted expert act."""
+
+    def __init__(self, style: str) -> None:
+        self.style = style
+
+    def decide(self, request: Request) -> Decision:
+        """Return the expert's chunks for the waiting environments.
+
+        Raises:
+            EnvError: The environment has no expert, or none of that style.
+        """
+        env = request.env
+        if not hasattr(env, "expert_actions"):
+            raise EnvError(
+                f"The environment of {request.rows[0].task!r} has no scripted expert",
+                remedy="Choose a task of gym_razor, or let a policy demonstrate.",
+            )
+        styles = getattr(env, "expert_styles", (self.style,))
+        if self.style not in styles:
+            raise unknown_name("expert style", self.style, styles)
+        with worker_errors():
+            actions = env.expert_actions(style=self.style, env_ids=request.env_ids)
+        return Decision(np.asarray(actions, dtype=np.float32))
+
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return None: an expert has no values."""
+        return None
+
+
+class NoisyActor:
+    """Adds noise to what another actor executes and keeps the clean action as the label.
+
+    As in DART (Laskey et al. 2017): the demonstrations then show how to recover from small errors.
+
+    Args:
+        actor: Chooses the clean actions.
+        standard_deviation: Of the Gaussian noise, in the action's units.
+    """
+
+    def __init__(self, actor: Actor, standard_deviation: float) -> None:
+        self.actor = actor
+        self.standard_deviation = standard_deviation
+
+    def decide(self, request: Request) -> Decision:
+        """Return the noisy chunks, with the clean ones as labels."""
+        clean = self.actor.decide(request).actions
+        noise = np.stack(
+            [
+                np.random.Generator(
+                    np.random.Philox(
+                        key=[zlib.crc32(row.task.encode()), row.seed], counter=[0, int(step), 0, 0]
+                    )
+                ).standard_normal(clean.shape[1:], dtype=np.float32)
+                for row, step in zip(request.rows, request.steps, strict=True)
+            ]
+        )
+        actions = np.clip(clean + self.standard_deviation * noise, -1.0, 1.0)
+        return Decision(actions.astype(np.float32), label=clean)
+
+    def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
+        """Return None: demonstrations need no values."""
+
+
+class OpenLoopActor:
+    """Lets an actor with chunks of H actions act where one action is taken at a time.
+
+    The same observations are looked at and the same noise is drawn as with whole chunks, so the
+    episodes are the same; only somebody can watch every control step.
+
+    Args:
+        actor: Chooses chunks.
+        chunk_size: H.
+    """
+
+    def __init__(self, actor: Actor, chunk_size: int) -> None:
+        self.actor = actor
+        self.chunk_size = chunk_size
+        self._chunks: dict[int, NDArray[np.float32]] = {}
+
+    def decide(self, request: Request) -> Decision:
+        """Return each environment's next action, asking for a new chunk where it is used up."""
+        position = request.steps % self.chunk_size
+        asks = np.flatnonzero(position == 0)
+        if len(asks):
+            chunks = self.actor.decide(self._decisions(request, asks)).actions
+            for i, chunk in zip(request.env_ids[asks], chunks, strict=True):
+                self._chunks[int(i)] = chunk
+        actions = [self._chunks[int(i)][k] for i, k in zip(request.env_ids, position, strict=True)]
+        return Decision(np.stack(actions)[:, None])
+
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
+        """Return None: values belong to decisions, not to control steps."""
+        return None
+
+    def _decisions(self, request: Request, rows: NDArray[np.int64]) -> Request:
+        return replace(
+            request,
+            env_ids=request.env_ids[rows],
+            observation=take(request.observation, rows),
+            instructions=[request.instructions[i] for i in rows],
+            rows=[request.rows[i] for i in rows],
+            steps=request.steps[rows] // self.chunk_size,
+        )

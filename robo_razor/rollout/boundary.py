@@ -1,0 +1,273 @@
+"""What goes in and out of a vector environment, checked once per decision for every kind of it.
+
+No number may be measured or learnt from that an environment did not give: an observation that lacks
+a key or has another shape or type than its space says, a number that is not finite, an episode that
+ends without a word about success is an `EnvError`, an action that is not finite a `PolicyError`.
+Each names task, seed and control step. Checks are vectorised over the sub-environments.
+
+Success is `infos["is_success"]`, else `infos["success"]`, and nothing else. It is kept for the rest
+of the episode: one control step of success is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from robo_razor.core.errors import EnvError, PolicyError, shown
+from robo_razor.core.types import Observation
+
+SUCCESS_KEYS = ("is_success", "success")
+RESETS_BY_ITSELF = ("NEXT_STEP", "SAME_STEP")
+
+
+class Boundary:
+    """Knows which episode each sub-environment is in, and checks what passes.
+
+    Args:
+        env: Vector environment that keeps the contract of `environment`.
+    """
+
+    def __init__(self, env: Any) -> None:
+        n = int(env.num_envs)
+        self._leaves = dict(_leaves(getattr(env, "single_observation_space", None)))
+        self._tasks: list[str] = [""] * n
+        self._seeds: list[Any] = [None] * n
+        self._elapsed = np.zeros(n, dtype=np.int64)
+        self._told = np.zeros(n, dtype=bool)
+        self._success = np.zeros(n, dtype=bool)
+
+    def begin(self, env_ids: NDArray[np.int64], tasks: Sequence[Any], seeds: Sequence[Any]) -> None:
+        """Note which episodes are about to start."""
+        for i, task, seed in zip(env_ids, tasks, seeds, strict=True):
+            self._tasks[i], self._seeds[i] = str(task), seed
+        self._elapsed[env_ids] = 0
+        self._told[env_ids] = self._success[env_ids] = False
+
+    def named(self, env_ids: NDArray[np.int64]) -> str:
+        """Return the episodes of some sub-environments in words, four at most."""
+        listed = ", ".join(self._where(i) for i in env_ids[:4])
+        return listed + (f" and {len(env_ids) - 4} more" if len(env_ids) > 4 else "")
+
+    def check_actions(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
+        """Check that the actions [n, H, A] for some sub-environments are finite.
+
+        Raises:
+            PolicyError: If not.
+        """
+        finite = np.isfinite(actions)
+        if not finite.all():
+            row, step, dimension = np.argwhere(~finite)[0]
+            at = self._elapsed[env_ids[row]] + step
+            raise PolicyError(
+                f"The policy gives an action that is not a finite number in "
+                f"{self._where(env_ids[row], at)}: {actions[row, step, dimension]} in dimension "
+                f"{dimension}",
+                remedy="Its weights or statistics may be damaged, or training diverged.",
+            )
+
+    def check_tasks(
+        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str] | None
+    ) -> None:
+        """Check that sub-environments run the tasks that they were asked to, where they tell.
+
+        Raises:
+            EnvError: One runs another task.
+        """
+        for i, task in zip(env_ids, asked, strict=True):
+            if running is not None and task is not None and str(running[i]) != str(task):
+                raise EnvError(
+                    f"The vector environment was asked for {task!r}, but it runs "
+                    f"{str(running[i])!r}",
+                    remedy="Let its `reset` take options['tasks'], or set `switches_tasks = False` "
+                    "on its maker: then each task has an environment of its own.",
+                )
+
+    def check_start(
+        self, env_ids: NDArray[np.int64], observation: Observation, infos: Mapping[str, Any]
+    ) -> None:
+        """Check the first observations of some sub-environments.
+
+        Raises:
+            EnvError: They are not what the space says.
+        """
+        self._check_observation(env_ids, observation)
+        self._check_landmarks(env_ids, infos)
+
+    def check_step(
+        self,
+        env_ids: NDArray[np.int64],
+        observation: Observation,
+        rewards: Any,
+        ends: tuple[Any, Any],
+        infos: dict[str, Any],
+        num_steps: int,
+    ) -> dict[str, Any]:
+        """Check what a step gave, and return its infos with the episodes' success so far.
+
+        Args:
+            env_ids: The sub-environments that were stepped, n.
+            observation: Their observations.
+            rewards: [n].
+            ends: `terminated` and `truncated`, bool [n].
+            infos: Their infos.
+            num_steps: Control steps of the chunk, where the infos do not tell.
+
+        Raises:
+            EnvError: It cannot be used.
+        """
+        self._elapsed[env_ids] = infos.get("elapsed_steps", self._elapsed[env_ids] + num_steps)
+        self._check_finite(env_ids, "reward", np.asarray(rewards), ())
+        for name, flags in zip(("terminated", "truncated"), ends, strict=True):
+            if getattr(flags, "dtype", None) != np.bool_:
+                raise EnvError(f"{self._where(env_ids[0])} gives `{name}` that is not bool")
+        self._check_observation(env_ids, observation)
+        self._check_landmarks(env_ids, infos)
+        self._note_success(env_ids, infos)
+        silent = (ends[0] | ends[1]) & ~self._told[env_ids]
+        if silent.any():
+            raise EnvError(
+                f"{self._where(env_ids[np.flatnonzero(silent)[0]])} tells no success: the episode "
+                f"ended, and its infos have {shown(sorted(map(str, infos)))}, but neither "
+                "'is_success' nor 'success'",
+                remedy="That an episode terminated does not mean that it succeeded: let the "
+                "environment say it in `info`.",
+            )
+        return {**infos, "is_success": self._success[env_ids]}
+
+    def _note_success(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
+        found: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
+        for key in SUCCESS_KEYS:
+            if key in infos:
+                told = np.asarray(infos.get(f"_{key}", np.ones(len(env_ids), dtype=bool)))
+                found.append((told, self._as_bools(env_ids, key, infos[key], told)))
+        if len(found) == 2:
+            contradicts = found[0][0] & found[1][0] & (found[0][1] != found[1][1])
+            if contradicts.any():
+                where = self._where(env_ids[np.flatnonzero(contradicts)[0]])
+                raise EnvError(
+                    f"{where} contradicts itself: its info's `is_success` and `success` differ"
+                )
+        for told, success in found:
+            self._told[env_ids] |= told
+            self._success[env_ids] |= success & told
+
+    def _as_bools(
+        self, env_ids: NDArray[np.int64], key: str, values: Any, told: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        array, n = np.asarray(values), len(env_ids)
+        if array.size != n:
+            raise EnvError(
+                f"{self.named(env_ids)} gives `{key}` in the shape {array.shape}, not one value "
+                f"for each of {n}"
+            )
+        array = array.reshape(n)
+        if array.dtype == np.bool_:
+            return array
+        for row in np.flatnonzero(told):
+            if not _is_flag(array[row]):
+                raise EnvError(
+                    f"{self._where(env_ids[row])} gives `{key}` as {shown(array[row])}, which is "
+                    "neither True nor False"
+                )
+        return np.array([bool(value) for value in np.where(told, array, False)])
+
+    def _check_observation(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
+        for path, space in self._leaves.items():
+            value: Any = observation
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            name = " ".join(path)
+            if value is None:
+                raise EnvError(
+                    f"{self.named(env_ids)} gives no {name!r}, though its observation space has it"
+                )
+            array = np.asarray(value)
+            right = (len(env_ids), *(space.shape or ()))
+            if array.shape != right or array.dtype != space.dtype:
+                raise EnvError(
+                    f"{self.named(env_ids)} gives {name!r} as {array.dtype} of shape "
+                    f"{array.shape[1:]}, but its observation space says {space.dtype} of shape "
+                    f"{space.shape}"
+                )
+            if array.dtype.kind == "f":
+                self._check_finite(env_ids, name, array, space.shape)
+
+    def _check_landmarks(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
+        if "landmarks" in infos:
+            landmarks = np.asarray(infos["landmarks"])
+            self._check_finite(env_ids, "landmarks", landmarks, landmarks.shape[1:])
+
+    def _check_finite(
+        self, env_ids: NDArray[np.int64], name: str, values: NDArray[Any], shape: Any
+    ) -> None:
+        """Check that values [n, *shape] are finite numbers."""
+        if values.dtype.kind not in "biuf" or values.shape != (len(env_ids), *shape):
+            raise EnvError(
+                f"{self.named(env_ids)} gives `{name}` as {values.dtype} of shape {values.shape}, "
+                f"not as numbers of shape {(len(env_ids), *shape)}"
+            )
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = tuple(np.argwhere(~finite)[0])
+            where = f" at {list(map(int, at[1:]))}" if len(at) > 1 else ""
+            raise EnvError(
+                f"{self._where(env_ids[at[0]])} gives `{name}` {values[at]}{where}: not a finite "
+                "number",
+                remedy="Nothing can be measured with it: let the environment end such an episode "
+                "as a failure, or mend its physics (a shorter time step, limits).",
+            )
+
+    def _where(self, env_id: Any, step: Any = None) -> str:
+        elapsed = int(self._elapsed[env_id] if step is None else step)
+        task = self._tasks[env_id] or "The environment"
+        return f"{task} (seed {self._seeds[env_id]}, control step {elapsed})"
+
+
+def check_vector_env(task: str, env: Any) -> None:
+    """Check what a vector environment says of itself, before anything is run.
+
+    Raises:
+        EnvError: Its observations cannot be read, or it begins new episodes by itself.
+    """
+    mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
+    if str(getattr(mode, "name", mode)) in RESETS_BY_ITSELF:
+        raise EnvError(
+            f"The vector environment of {task!r} begins new episodes by itself (autoreset mode "
+            f"{getattr(mode, 'name', mode)}), so an episode's last observation and success are "
+            "lost",
+            remedy="Let it stand still after an episode, with "
+            'metadata["autoreset_mode"] = AutoresetMode.DISABLED.',
+        )
+    space = env.single_observation_space
+    pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else None
+    if not isinstance(space, spaces.Dict) or not isinstance(pixels, spaces.Dict | None):
+        raise EnvError(
+            f"The vector environment of {task!r} gives {shown(str(space))}",
+            allowed='a Dict {"pixels": Dict of cameras, "agent_pos": Box}',
+        )
+    for name, image in (pixels.spaces if pixels is not None else {}).items():
+        if image.dtype != np.uint8:
+            raise EnvError(
+                f"The vector environment of {task!r} gives the picture {name!r} as {image.dtype}",
+                allowed="uint8 [height, width, 3] for each sub-environment",
+            )
+
+
+def _is_flag(value: Any) -> bool:
+    """Tell whether a value is a bool, or a number that stands for one."""
+    array = np.asarray(value)
+    return array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1)
+
+
+def _leaves(
+    space: Any, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], spaces.Space[Any]]]:
+    """Return the arrays that a space of observations consists of, by their keys."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.items() for leaf in _leaves(part, (*path, key))]
+    return [(path, space)] if isinstance(space, spaces.Box) and path else []

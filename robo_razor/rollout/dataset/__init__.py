@@ -1,0 +1,1 @@
+"""Demonstrations on disk, as a LeRobotDataset v3: checked, then read into memory."""

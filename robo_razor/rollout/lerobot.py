@@ -1,0 +1,350 @@
+"""LeRobot's simulation environments as tasks: `lerobot:TYPE/TASK`.
+
+TYPE is a registered `EnvConfig` of LeRobot (`metaworld`, `pusht`, `aloha`, `libero`, a plugin's, or
+the user's own from `env.env_packages`), TASK its `task`. A TASK that stands for several, such as
+`lerobot:libero/libero_10` or `lerobot:metaworld/easy`, means all of them, `TASK:3` the one with
+that number.
+
+LeRobot's factory makes the environments, but they are stepped by this project's vector
+environment: LeRobot's own ones render after every action, begin a new episode by themselves, and
+cannot start one sub-environment from a seed while others run. So single environments are taken out
+of what the factory made. Worker processes get these environments' makers only; they import LeRobot
+and torch if, and only if, an environment itself lives in LeRobot (Meta-World's and LIBERO's do).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
+from robo_razor.core.errors import ConfigError, EnvError, RoboRazorError, did_you_mean, unknown_name
+from robo_razor.core.settings.config import EnvConfig
+from robo_razor.core.settings.conversion import parse_mapping
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "lerobot:"
+VECTOR_ENV = "gym_razor.adapters.foreign:make_foreign_vector_env"
+OWN_PLUGINS = ("robo_razor.lerobot_env",)
+"""Modules of ours that register environment types with LeRobot."""
+
+WITHOUT_EXTRA = {
+    "libero": "LIBERO asks for robosuite 1.4.0, this project for 1.5.1: install "
+    '`pip install "lerobot[libero]"` in an environment of its own, and run `lerobot-eval` there on '
+    "the checkpoints, which have LeRobot's layout.",
+}
+"""What to do where installing LeRobot's extra of the type's name is no help."""
+
+IGNORED_IN_NAMES = "metaworld-"
+"""LeRobot's Meta-World takes this out of the name of a task, wherever it stands."""
+
+
+@dataclass(frozen=True)
+class LeRobotTask:
+    """One simulated task of LeRobot's.
+
+    Attributes:
+        make: Makes a single environment; what a worker process is given.
+        max_episode_steps: Its time limit in control steps, None if unknown.
+        processor: LeRobot's observation pipeline of this type, None where it has no step.
+    """
+
+    make: Callable[[], Any]
+    max_episode_steps: int | None
+    processor: Any
+
+    @property
+    def simulated(self) -> str:
+        """What is simulated, in words that are equal for two names of one task."""
+        return _words_for(self.make).replace(IGNORED_IN_NAMES, "")
+
+
+def is_lerobot_task(name: str) -> bool:
+    """Tell whether a name means an environment of LeRobot's."""
+    return name.startswith(PREFIX)
+
+
+def environment_type(task: str) -> str:
+    """Return `metaworld` for `lerobot:metaworld/assembly-v3`."""
+    return _split(task)[0]
+
+
+def register_lerobot_task(name: str) -> list[str]:
+    """Make the tasks that a name stands for known to Gymnasium's registry; return their ids.
+
+    Raises:
+        RoboRazorError: There is no such type or task, or its simulator is not installed.
+    """
+    found = lerobot_tasks(name)
+    for task, item in found.items():
+        if task not in gym.registry:
+            gym.register(
+                task,
+                vector_entry_point="robo_razor.rollout.lerobot:make_lerobot_env",
+                max_episode_steps=item.max_episode_steps,
+            )
+    return list(found)
+
+
+@functools.cache
+def lerobot_tasks(name: str, settings: str = "") -> dict[str, LeRobotTask]:
+    """Return id -> task of all that a name stands for.
+
+    Args:
+        name: `lerobot:TYPE/TASK` or `lerobot:TYPE/TASK:NUMBER`.
+        settings: Fields of the type's LeRobot config, as the setting `env.lerobot` has them.
+
+    Raises:
+        RoboRazorError: There is no such type, task or field, or its simulator is not installed.
+    """
+    kind, task, number = _split(name)
+    config = _env_config(kind, task, settings)
+    with _install_hint(kind, name):
+        made = _made(config, kind)
+    single = f"{PREFIX}{kind}/{task}"
+    if number is None:
+        if len(made) == 1:
+            return {single: made[0]}
+        return {f"{single}:{i}": item for i, item in enumerate(made)}
+    if not number.isdigit() or int(number) >= len(made):
+        raise unknown_name("task", name, [f"{single}:{i}" for i in range(len(made))])
+    return {name: made[int(number)]}
+
+
+def simulated(task: str, settings: str = "") -> str:
+    """Return what a task simulates, equal for names of one task; unequal names may be one too.
+
+    Args:
+        task: Gymnasium id, or `lerobot:TYPE/TASK`, that is known.
+        settings: As in `lerobot_tasks`.
+    """
+    return lerobot_tasks(task, settings)[task].simulated if is_lerobot_task(task) else task
+
+
+def make_lerobot_env(
+    tasks: Sequence[str],
+    config: EnvConfig,
+    *,
+    chunk_size: int,
+    image_shape: tuple[int, int] | None = None,
+) -> Any:
+    """Make a vector environment that can switch between tasks of one LeRobot type.
+
+    Args:
+        tasks: Their ids; every sub-environment begins with the first.
+        config: Number of environments and workers, reward, LeRobot's settings.
+        chunk_size: Control steps per decision, H.
+        image_shape: Height and width that images are scaled to; None keeps the environment's.
+    """
+    found: dict[str, LeRobotTask] = {}
+    for task in tasks:
+        found |= lerobot_tasks(task, config.lerobot)
+    make: Any = load_env_creator(VECTOR_ENV)
+    env = make(
+        factories={task: item.make for task, item in found.items()},
+        num_envs=config.num_envs,
+        chunk_size=chunk_size,
+        num_workers=min(config.num_workers, config.num_envs),
+        image_shape=image_shape,
+        max_episode_steps=config.max_episode_steps,
+        reward_type=config.reward_type,
+        fast_images=config.fast_images,
+    )
+    if config.fast_images:
+        env.reset(seed=0)  # only then is there a renderer
+        if not env.call("renders_fast")[0]:
+            logger.warning(
+                "`env.fast_images` does nothing for %s: it has no renderer of Gymnasium's for "
+                "MuJoCo",
+                tasks[0],
+            )
+    processor = next(iter(found.values())).processor
+    if processor is None:
+        return env
+    from robo_razor.rollout.processed_env import ProcessedVectorEnv
+
+    return ProcessedVectorEnv(env, processor)
+
+
+def known_types() -> dict[str, Any]:
+    """Return LeRobot's registered environment types: name -> `EnvConfig` class."""
+    from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
+
+    _register_plugins()
+    return dict(LeRobotEnvConfig.get_known_choices())
+
+
+@functools.cache  # looking through all installed distributions takes a while
+def _register_plugins() -> None:
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    for module in OWN_PLUGINS:
+        importlib.import_module(module)
+    register_third_party_plugins()
+
+
+def _split(name: str) -> tuple[str, str, str | None]:
+    kind, slash, task = name.removeprefix(PREFIX).partition("/")
+    stem, colon, number = task.partition(":")
+    if not is_lerobot_task(name) or not kind or not slash or not stem:
+        raise EnvError(
+            f"{name!r} names no environment of LeRobot's",
+            allowed="lerobot:TYPE/TASK, such as lerobot:metaworld/reach-v3",
+        )
+    return kind, stem, number if colon else None
+
+
+def _env_config(kind: str, task: str, settings: str) -> Any:
+    """Return LeRobot's config of a type, with the user's settings checked."""
+    from lerobot.envs.configs import HubEnvConfig
+    from lerobot.envs.factory import make_env_config
+
+    types = known_types()
+    if kind not in types:
+        raise unknown_name(
+            "LeRobot environment type",
+            kind,
+            types,
+            remedy="Install its plugin, or name the package that registers it in "
+            "`env.env_packages`.",
+        )
+    if issubclass(types[kind], HubEnvConfig) or hasattr(types[kind], "hub_path"):
+        raise EnvError(
+            f"LeRobot's environment type {kind!r} runs code from the hub, which is not supported",
+            remedy="Write an `EnvConfig` that makes the environments from an installed package.",
+        )
+    given = parse_mapping("env.lerobot", settings)
+    names = [item.name for item in dataclasses.fields(types[kind]) if item.name != "task"]
+    for key in given:
+        if key not in names:
+            raise ConfigError(
+                f"`env.lerobot` has {key!r}, which LeRobot's {kind} environment does not know."
+                f"{did_you_mean(key, names)}",
+                allowed=", ".join(names),
+            )
+    try:
+        return make_env_config(kind, task=task, **given)
+    except Exception as error:
+        raise ConfigError(
+            f"LeRobot's {kind} environment refuses `env.lerobot`: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _made(config: Any, kind: str) -> list[LeRobotTask]:
+    """Return all tasks that LeRobot's factory makes of a config, in its order."""
+    from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
+    from lerobot.envs.factory import make_env
+
+    pipeline, actions = config.get_env_processors()
+    if actions.steps:
+        steps = ", ".join(type(step).__name__ for step in actions.steps)
+        raise EnvError(
+            f"LeRobot's {kind} environment changes actions before it executes them ({steps}, the "
+            "second pipeline of its `get_env_processors`), which is not supported",
+            remedy="Let the environment do that by itself, in a wrapper around it.",
+        )
+    processor = pipeline if pipeline.steps else None
+    if type(config).create_envs is LeRobotEnvConfig.create_envs:
+        # `gym.make` with these very arguments is all that the factory does, and names no LeRobot.
+        return [_registered(config, processor)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        suites = make_env(config, n_envs=1, use_async_envs=False, trust_remote_code=False)
+    logger.debug("LeRobot's factory: %s", printed.getvalue())
+    found = []
+    for vector in (vector for suite in suites.values() for vector in suite.values()):
+        try:
+            limit = getattr(vector, "call", lambda _: (None,))("_max_episode_steps")[0]
+        except AttributeError:
+            limit = None
+        found.append(LeRobotTask(_maker_in(vector, kind), limit, processor))
+        vector.close()
+    return found
+
+
+def _registered(config: Any, processor: Any) -> LeRobotTask:
+    """Return the task of a config whose environment is registered with Gymnasium."""
+    importlib.import_module(config.package_name)
+    if config.gym_id not in gym.registry:
+        prefix = config.gym_id.rpartition("/")[0]
+        known = [name.split("/")[-1] for name in gym.registry if name.startswith(f"{prefix}/")]
+        raise unknown_name("task", str(config.task), known, remedy=f"They are {prefix}'s.")
+    arguments = dict(config.gym_kwargs)
+    limit = arguments.get("max_episode_steps") or gym.spec(config.gym_id).max_episode_steps
+    make = functools.partial(
+        gym.make,
+        f"{config.package_name}:{config.gym_id}",
+        disable_env_checker=config.disable_env_checker,
+        **arguments,
+    )
+    return LeRobotTask(make, limit, processor)
+
+
+def _maker_in(vector: Any, kind: str) -> Callable[[], Any]:
+    """Return the maker of single environments that a vector environment of LeRobot's holds."""
+    makers = getattr(vector, "env_fns", None) or getattr(vector, "_env_fns", None)
+    if not makers:
+        raise EnvError(
+            f"LeRobot's {kind} environment comes as a {type(vector).__name__}, from which single "
+            "environments cannot be taken",
+            remedy="Its `create_envs` should return Gymnasium's SyncVectorEnv.",
+        )
+    make = makers[0]
+    if "freeze_after_episode_end" in getattr(make, "__qualname__", ""):
+        # Finished environments stand still here anyway; the wrapper would import torch.
+        make = inspect.getclosurevars(make).nonlocals["env_fn"]
+    result: Callable[[], Any] = make
+    return result
+
+
+def _words_for(make: Callable[[], Any]) -> str:
+    """Return what a maker of environments makes, in words."""
+    if not isinstance(make, functools.partial):
+        closed = inspect.getclosurevars(make).nonlocals if inspect.isfunction(make) else {}
+        defaults = getattr(make, "__defaults__", None), getattr(make, "__kwdefaults__", None)
+        return f"{make.__module__}.{getattr(make, '__qualname__', make)} {defaults} {closed}"
+    if make.func is not gym.make or not make.args:
+        return f"{_words_for(make.func)} {make.args} {sorted(make.keywords.items())}"
+    # How it looks and is timed is no other task; a setting of that name may be one.
+    tasks = {name: value for name, value in make.keywords.items() if "task" in name}
+    return str(make.args[0]).rpartition(":")[2] + (f" {sorted(tasks.items())}" if tasks else "")
+
+
+@contextlib.contextmanager
+def _install_hint(kind: str, name: str) -> Iterator[None]:
+    """Tell what LeRobot's factory raises as an error for the user."""
+    try:
+        yield
+    except ImportError as error:
+        remedy = WITHOUT_EXTRA.get(kind, f'`pip install "lerobot[{kind}]"` if it is one of its own')
+        raise EnvError(
+            f"{name!r} needs a package that is not installed: {error}", remedy=remedy
+        ) from error
+    except KeyError as error:
+        raise unknown_name(
+            "task", name, [f"{PREFIX}{kind}/{t}" for t in _task_names(kind)]
+        ) from error
+    except RoboRazorError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EnvError(f"LeRobot cannot make {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _task_names(kind: str) -> list[str]:
+    """Return the names of a type's tasks where LeRobot lists them."""
+    try:
+        module = importlib.import_module(f"lerobot.envs.{kind}")
+    except ImportError:
+        return []
+    listed: Mapping[str, Any] = getattr(module, "TASK_DESCRIPTIONS", {})
+    return list(listed)

@@ -1,0 +1,228 @@
+"""How prior success falls off with the distance: level at first, then down, as a Hill curve.
+
+The law's parabola (`law`) is the paper's. It cannot be level and then fall, and after its lowest
+point it rises again. Where nothing is lost up to some distance a dose-response curve is nearer to
+the shape, with as many coefficients, and one of them is a distance that can be quoted:
+
+    prior = top / (1 + (x / half)^steepness),
+
+where half of the top is left at x = half (Hill 1910; the log-logistic curve of toxicology).
+
+The fit is least squares over a grid of (half, steepness), with the best top for each in closed
+form; the grid is then narrowed around the best cell. Runs are what is resampled, with the same
+draws as the law's, and intervals are Student's: of half in log(half), of R2 in log(1 - R2).
+
+Axis legend: n points, G runs, R resamples, K cells of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from robo_razor.core.errors import ReportError
+from robo_razor.statistics.bootstrap import cluster_counts, student_estimate
+from robo_razor.statistics.estimate import Estimate
+from robo_razor.statistics.law import PREDICTOR, LawPoint, law, point_columns, r2_interval
+
+Floats = NDArray[np.float64]
+
+HALVES, STEEPNESSES = 200, 40
+"""Cells of the grid; half goes from a hundredth of the largest x to twice it."""
+STEEPEST, FLATTEST = 30.0, 0.3
+NARROWINGS = 4
+AT_ONCE = 100
+"""Resamples at a time: a matrix of them by all cells is kept."""
+
+
+@dataclass(frozen=True)
+class Falloff:
+    """Prior success as a Hill curve in one predictor, or why there is none.
+
+    Attributes:
+        predictor: Name of the predictor x.
+        top: Prior success at x = 0; None without a fit.
+        half: The x at which half of the top is left; None without a fit.
+        half_interval: Its 95 % interval, runs resampled.
+        steepness: Exponent; at `half` prior success falls by top * steepness / 4 per factor e in x.
+        r2: Share of the variance of prior success that the curve explains.
+        r2_interval: Its 95 % interval, runs resampled.
+        minus_parabola: R2 of this curve minus that of the law's parabola, on the same resamples.
+        leave_one_run_out_rmse: Root mean square error, in success rate, on runs left out.
+        leave_one_arm_out_rmse: The same for arms; None with a single one.
+        reason: Why there is no fit; None with one.
+    """
+
+    predictor: str
+    top: float | None = None
+    half: float | None = None
+    half_interval: tuple[float, float] | None = None
+    steepness: float | None = None
+    r2: float | None = None
+    r2_interval: tuple[float, float] | None = None
+    minus_parabola: Estimate | None = None
+    leave_one_run_out_rmse: float | None = None
+    leave_one_arm_out_rmse: float | None = None
+    reason: str | None = None
+
+    def predict(self, x: ArrayLike) -> Floats:
+        """Return the curve at x >= 0.
+
+        Raises:
+            ReportError: There is no fit.
+        """
+        if self.top is None or self.half is None or self.steepness is None:
+            raise ReportError(f"No curve was fitted in {self.predictor}: {self.reason}")
+        return self.top * _shape(np.asarray(x, dtype=np.float64), self.half, self.steepness)
+
+
+def falloff(
+    points: Sequence[LawPoint],
+    predictor: str = PREDICTOR,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Falloff:
+    """Fit prior success as a Hill curve of a predictor, on the points that `law` is fitted to.
+
+    There is no fit where the law has none or a gap, where the predictor is no distance (below 0),
+    and where no point has lost half: then the curve's half lies beyond what was seen.
+
+    Args:
+        points: Checkpoints; those without the predictor, or with NaN, are left out.
+        predictor: Key of `LawPoint.predictors`.
+        resamples: Bootstrap samples of the intervals.
+        seed: Seed of the resampling.
+    """
+    parabola = law(points, predictor, resamples=resamples, seed=seed)
+    x, y, runs, arms, n_runs = point_columns(points, predictor)
+    reason = parabola.reason or _why_not(x, y)
+    if reason is None and parabola.gap is not None:
+        low, high = parabola.gap
+        reason = f"no checkpoint lies between {low:.4g} and {high:.4g}"
+    if reason is not None:
+        return Falloff(predictor, reason=reason)
+    half, steepness = _narrowed(x, y)
+    if not x[x > 0].min() <= half <= x.max():
+        return Falloff(predictor, reason=f"its half, {half:.4g}, lies where no checkpoint does")
+    grid = _Grid.of(x, y, runs)
+    shape = _shape(x, half, steepness)
+    top = float((shape @ y) / (shape @ shape))
+    r2 = 1 - float(np.square(y - top * shape).sum() / np.square(y - y.mean()).sum())
+    halves, found = grid.resampled(resamples, seed)
+    in_log = student_estimate(math.log(half), np.log(halves), n_runs)
+    assert parabola.r2 is not None
+    return Falloff(
+        predictor=predictor,
+        top=top,
+        half=half,
+        half_interval=(math.exp(in_log.low), math.exp(in_log.high)),
+        steepness=steepness,
+        r2=r2,
+        r2_interval=r2_interval(r2, found, n_runs),
+        minus_parabola=student_estimate(r2 - parabola.r2, found - parabola.resampled_r2, n_runs),
+        leave_one_run_out_rmse=grid.leave_one_out_rmse(x, y),
+        leave_one_arm_out_rmse=_Grid.of(x, y, arms).leave_one_out_rmse(x, y)
+        if parabola.n_arms > 1
+        else None,
+    )
+
+
+def _why_not(x: Floats, y: Floats) -> str | None:
+    if x.min() < -1e-9 * x.max():
+        return f"the predictor is no distance: it goes down to {x.min():.4g}"
+    if y.min() > 0.5 * y.max():
+        return (
+            f"no checkpoint has lost half: prior success goes from {y.max():.1%} to {y.min():.1%}"
+        )
+    return None
+
+
+def _shape(x: Floats, half: ArrayLike, steepness: ArrayLike) -> Floats:
+    """Return 1 / (1 + (x / half)^steepness), without overflow."""
+    with np.errstate(divide="ignore"):
+        exponent = np.asarray(steepness) * np.log(np.maximum(x, 0.0) / np.asarray(half))
+    return np.asarray(1 / (1 + np.exp(np.minimum(exponent, 700.0))))
+
+
+def _cells(halves: ArrayLike, steepnesses: ArrayLike) -> tuple[Floats, Floats]:
+    """Return half and steepness of all pairs, [K] each."""
+    half, steepness = np.meshgrid(np.asarray(halves), np.asarray(steepnesses), indexing="ij")
+    return half.ravel(), steepness.ravel()
+
+
+def _narrowed(x: Floats, y: Floats) -> tuple[float, float]:
+    """Return the best half and steepness, by grids of which each is finer than the one before."""
+    sides = (HALVES, STEEPNESSES)
+    low = np.log([x.max() / 100, FLATTEST])
+    high = np.log([x.max() * 2, STEEPEST])
+    best = (low + high) / 2
+    for _ in range(NARROWINGS):
+        axes = [np.exp(np.linspace(*ends)) for ends in zip(low, high, sides, strict=True)]
+        cells = _cells(*axes)
+        shape = _shape(x[:, None], *cells)
+        explained = np.square(y @ shape) / np.square(shape).sum(axis=0)
+        best = np.log([cell[int(explained.argmax())] for cell in cells])
+        step = (high - low) / (np.array(sides) - 1)
+        low, high, sides = best - step, best + step, (21, 21)
+    return float(np.exp(best[0])), float(np.exp(best[1]))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Each run's share in the sums that a fit is made from, for every cell of the grid."""
+
+    half: Floats
+    steepness: Floats
+    owner: NDArray[np.int64]
+    with_y: Floats
+    """[G, K]: sums of shape times y."""
+    squares: Floats
+    """[G, K]: sums of shape squared."""
+    level: Floats
+    """[G, 3]: sums of 1, y and y^2."""
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats, groups: Sequence[str]) -> _Grid:
+        """Collect the sums of points x [n], y [n] by their groups [n]."""
+        half, steepness = _cells(
+            np.geomspace(x.max() / 100, x.max() * 2, HALVES),
+            np.geomspace(FLATTEST, STEEPEST, STEEPNESSES),
+        )
+        names, owner = np.unique(groups, return_inverse=True)
+        member = (owner == np.arange(len(names))[:, None]).astype(np.float64)
+        shape = _shape(x[:, None], half, steepness)
+        level = np.stack([np.ones_like(y), y, y * y], axis=-1)
+        return cls(
+            half, steepness, owner, member @ (y[:, None] * shape), member @ shape**2, member @ level
+        )
+
+    def resampled(self, resamples: int, seed: int) -> tuple[Floats, Floats]:
+        """Return half [R] and R2 [R] of fits to resampled groups; R2 is NaN where y is level."""
+        counts = cluster_counts(len(self.level), resamples, seed)
+        halves, r2 = [], []
+        for rows in np.array_split(counts, math.ceil(resamples / AT_ONCE)):
+            explained = np.square(rows @ self.with_y) / (rows @ self.squares)
+            size, total, squares = (rows @ self.level).T
+            spread = squares - total**2 / size
+            varies = spread > 1e-12 * size
+            left = squares - explained.max(axis=1)
+            halves.append(self.half[explained.argmax(axis=1)])
+            r2.append(np.where(varies, 1 - left / np.where(varies, spread, 1), np.nan))
+        return np.concatenate(halves), np.concatenate(r2)
+
+    def leave_one_out_rmse(self, x: Floats, y: Floats) -> float:
+        """Return the error on groups left out of the fit one at a time."""
+        errors = []
+        for group in range(len(self.level)):
+            others = np.arange(len(self.level)) != group
+            with_y, squares = self.with_y[others].sum(axis=0), self.squares[others].sum(axis=0)
+            best = int((with_y**2 / squares).argmax())
+            mine = self.owner == group
+            shape = _shape(x[mine], self.half[best], self.steepness[best])
+            errors.append(y[mine] - with_y[best] / squares[best] * shape)
+        return float(np.sqrt(np.mean(np.square(np.concatenate(errors)))))

@@ -1,0 +1,196 @@
+"""Intervals over seeds: each seed is one training run and gives one number.
+
+The seed is the unit. Episodes of one run share its policy, so pooling the episodes of several runs
+as if they were independent makes the interval too narrow. The other way round, seeds that agree by
+luck say nothing about how many episodes each was measured with, so an interval over seeds is never
+narrower than what the episodes alone leave open. References: Student (1908); Welch (1947); Zou and
+Donner (2008), Statistics in Medicine 27:1693 (MOVER: an interval of a sum from those of its terms).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from robo_razor.statistics.estimate import Estimate, check_confidence, vector
+
+
+def seed_interval(
+    values: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    within: ArrayLike | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """Return the mean over seeds with Student's t interval; never give it pooled episodes.
+
+    It assumes that the numbers of the seeds are about normal. Seeds that agree exactly (all at 0 or
+    at 1) would give an interval without width, because nothing differs between them; `within` says
+    how well each is known, and the interval then holds at least what the episodes leave open (see
+    `episode_offsets`).
+
+    Args:
+        values: float [seeds], one number per seed, e.g. its success rate.
+        confidence: Coverage in (0, 1).
+        within: float [seeds, 2], low and high of each seed's own interval over its episodes, of the
+            same confidence; NaN where unknown. None: nothing is known about it.
+        bounds: Range of what is possible, e.g. (0, 1) for rates; the interval is cut to it.
+
+    Returns:
+        The interval; its ends are NaN below two seeds.
+    """
+    data = vector(values)
+    n = len(data)
+    mean = float(data.mean()) if n else math.nan
+    if n < 2:
+        check_confidence(confidence)
+        return Estimate(mean, math.nan, math.nan)
+    half = student_quantile(confidence, n - 1) * float(data.std(ddof=1)) / math.sqrt(n)
+    below, above = episode_offsets(data, within)
+    low, high = mean - max(half, below), mean + max(half, above)
+    return _cut(mean, low, high, bounds)
+
+
+def seed_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    first_within: ArrayLike | None = None,
+    second_within: ArrayLike | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """Return mean(first) - mean(second) over seeds with Welch's interval.
+
+    As in `seed_interval` the interval is never narrower than what the episodes of the two arms
+    leave open, here with the arms taken as independent (Newcombe's method 10, which is MOVER for a
+    difference); arms that share their start states differ by less.
+
+    Args:
+        first: float [seeds], one number per seed of one arm.
+        second: float [seeds of the other arm]; the spreads may differ.
+        confidence: Coverage in (0, 1).
+        first_within: float [seeds, 2], see `seed_interval`.
+        second_within: float [seeds of the other arm, 2].
+        bounds: Range of what is possible, e.g. (-1, 1); the interval is cut to it.
+
+    Returns:
+        The interval; its ends are NaN if an arm has fewer than two seeds.
+    """
+    one, two = vector(first, "first"), vector(second, "second")
+    if len(one) == 0 or len(two) == 0:
+        raise ValueError("a difference over seeds needs at least one seed in each arm")
+    difference = float(one.mean() - two.mean())
+    if min(len(one), len(two)) < 2:
+        check_confidence(confidence)
+        return Estimate(difference, math.nan, math.nan)
+    half = _welch_half(one, two, confidence)
+    below_1, above_1 = episode_offsets(one, first_within)
+    below_2, above_2 = episode_offsets(two, second_within)
+    low = difference - max(half, math.hypot(below_1, above_2))
+    high = difference + max(half, math.hypot(above_1, below_2))
+    return _cut(difference, low, high, bounds)
+
+
+def episode_offsets(values: ArrayLike, within: ArrayLike | None) -> tuple[float, float]:
+    """Return how far below and above the mean over seeds its episodes alone let the truth lie.
+
+    MOVER (Zou and Donner 2008) adds the distances from the values to the ends of their intervals,
+    as sqrt(sum_ij r_ij d_i d_j) / n. The seeds are evaluated on the same start states, so the
+    correlations r are unknown and positive; r = 1, which makes it the mean distance, holds for all.
+
+    Args:
+        values: float [seeds].
+        within: float [seeds, 2], low and high of each; NaN where unknown. None: all unknown.
+
+    Returns:
+        Both distances, >= 0; 0 where nothing is known.
+    """
+    data = vector(values)
+    if within is None or len(data) == 0:
+        return 0.0, 0.0
+    ends = np.asarray(within, dtype=np.float64)
+    if ends.shape != (len(data), 2):
+        raise ValueError(f"expected low and high of {len(data)} values, got shape {ends.shape}")
+    offsets = np.stack([data - ends[:, 0], ends[:, 1] - data])
+    below, above = np.nan_to_num(np.maximum(offsets, 0.0), nan=0.0).mean(axis=1)
+    return float(below), float(above)
+
+
+def _welch_half(one: NDArray[np.float64], two: NDArray[np.float64], confidence: float) -> float:
+    """Return half the width of Welch's interval; 0 where neither arm varies."""
+    errors = np.array([one.var(ddof=1) / len(one), two.var(ddof=1) / len(two)])
+    total = float(errors.sum())
+    if total == 0:
+        check_confidence(confidence)
+        return 0.0
+    weights = errors / total  # first, or the squares of small spreads underflow
+    freedom = 1 / float((weights**2 / np.array([len(one) - 1, len(two) - 1])).sum())
+    return student_quantile(confidence, freedom) * math.sqrt(total)
+
+
+def _cut(value: float, low: float, high: float, bounds: tuple[float, float]) -> Estimate:
+    return Estimate(value, min(value, max(bounds[0], low)), max(value, min(bounds[1], high)))
+
+
+@functools.lru_cache(maxsize=1024)
+def student_quantile(confidence: float, freedom: float) -> float:
+    """Return t such that Student's distribution lies in [-t, t] with probability `confidence`.
+
+    Args:
+        confidence: Coverage in (0, 1).
+        freedom: Degrees of freedom, > 0, need not be whole.
+    """
+    check_confidence(confidence)
+    if not freedom > 0:
+        raise ValueError(f"{freedom} degrees of freedom: must be above 0")
+    # P(|T| <= t) = I_x(1/2, freedom/2) with x = t^2 / (freedom + t^2): find the x, then its t.
+    # Searched on 1 - x in logs, which keeps all digits for heavy tails (x close to 1) too.
+    low, high = -700.0, 0.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if 1 - _beta_cdf(math.exp(middle), freedom / 2, 0.5) > confidence:
+            low = middle
+        else:
+            high = middle
+        if high - low < 1e-14 * abs(low):
+            break
+    rest = math.exp((low + high) / 2)
+    return math.sqrt(freedom * -math.expm1((low + high) / 2) / rest)
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """Return the regularised incomplete beta function I_x(a, b), x in [0, 1]."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # where the fraction below converges slowly
+        return 1 - _beta_cdf(1 - x, b, a)
+    scale = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    return scale * _beta_fraction(x, a, b) / a
+
+
+def _beta_fraction(x: float, a: float, b: float) -> float:
+    """Evaluate the continued fraction of I_x(a, b) (Abramowitz and Stegun 26.5.8) after Lentz."""
+    tiny = 1e-300
+    ratio, product = 1.0, 1.0 / _not_zero(1 - (a + b) * x / (a + 1), tiny)
+    value = product
+    for m in range(1, 10_000):
+        before = value
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            product = 1 / _not_zero(1 + term * product, tiny)
+            ratio = _not_zero(1 + term / ratio, tiny)
+            value *= product * ratio
+        if abs(value - before) <= 1e-16 * abs(value):
+            break
+    return value
+
+
+def _not_zero(value: float, tiny: float) -> float:
+    return value if abs(value) > tiny else tiny

@@ -1,0 +1,1 @@
+"""One experiment file becomes many runs. Needs no torch."""

@@ -1,0 +1,103 @@
+"""Going on with a run: whether there is one, with which settings, and what its paths meant.
+
+A run keeps its settings as they were given, so nothing of the machine is in them; where it was
+begun stands in a file of its own, which no archive holds. A relative path that leads nowhere from
+here is looked for from there, so `--resume` works from any directory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from robo_razor.cli.arguments import refuse_other_run, with_task_id
+from robo_razor.core.errors import RunDirectoryError, shown
+from robo_razor.core.run.directory import CONFIG, RunDirectory
+from robo_razor.core.settings.config import POLICY_PREFIX, FinetuneConfig
+from robo_razor.core.settings.conversion import from_dict, replace, to_dict
+from robo_razor.core.settings.env_packages import refuse_packages_beside
+
+EXPERT = "expert"
+"""What `bc.demonstrations` is where the task's scripted expert demonstrates."""
+
+
+def settle_resume(config: FinetuneConfig) -> FinetuneConfig:
+    """Return settings whose `resume` is true or false, where it is `auto`.
+
+    It is true where `out` holds a checkpoint of a run with these settings. What a run left that
+    ended before its first checkpoint is removed. Of several ranks only the first removes anything,
+    and all of them decide before the first one writes: call it before they join.
+
+    Raises:
+        ConfigError: `out` holds a run with other settings.
+        RunDirectoryError: It holds something else, or a run that another process is in.
+    """
+    if config.resume != "auto":
+        return config
+    run = RunDirectory(str(config.out))  # `resume` needs it
+    if can_go_on(run):
+        stored = stored_settings(run, config.env.env_packages)
+        refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
+        return replace(config, resume=True)
+    if os.environ.get("RANK", "0") in ("", "0"):
+        if run.is_running():
+            raise RunDirectoryError(
+                f"Another process is beginning a run in {shown(str(run.path))}",
+                remedy="Wait for it, stop it, or choose another output directory.",
+            )
+        run.discard_unstarted()
+    return replace(config, resume=False)
+
+
+def can_go_on(run: RunDirectory) -> bool:
+    """Tell whether a directory holds a run with a checkpoint."""
+    return run.has_config() and run.last_step() is not None
+
+
+def stored_settings(run: RunDirectory, named_packages: tuple[str, ...] = ()) -> FinetuneConfig:
+    """Return the settings that a run was made with, its relative paths as seen from here.
+
+    Args:
+        run: The run's directory.
+        named_packages: Packages of environments that the user named, see `env_packages`.
+
+    Raises:
+        ConfigError: They cannot be read, or name a package that came with the run.
+    """
+    source = f"{run.path / CONFIG}"
+    config = from_dict(FinetuneConfig, run.config_data(), source=source)
+    unnamed = [name for name in config.env.env_packages if name not in named_packages]
+    refuse_packages_beside(unnamed, run.path, source)
+    begun_in = run.begun_in()
+    if begun_in is None or begun_in == Path.cwd():
+        return config
+    demonstrations = _found_demonstrations(config.bc.demonstrations, begun_in)
+    return replace(
+        config,
+        policy=_found_policy(config.policy, begun_in),
+        bc=replace(config.bc, demonstrations=demonstrations),
+    )
+
+
+def _found(path: str, begun_in: Path) -> str:
+    """Return a path as seen from here that was given in another directory."""
+    place = begun_in / path  # an absolute path stays what it is
+    return str(place) if place.exists() else path
+
+
+def _found_policy(name: str, begun_in: Path) -> str:
+    found = _found(name, begun_in)
+    if found == name:
+        return name
+    from robo_razor.policies.load import shipped_policies  # slow to import
+
+    return name if name in shipped_policies() else found
+
+
+def _found_demonstrations(source: str, begun_in: Path) -> str:
+    if source == EXPERT:
+        return source
+    if source.startswith(POLICY_PREFIX):
+        name = source.removeprefix(POLICY_PREFIX)
+        return POLICY_PREFIX + _found_policy(name, begun_in)
+    return _found(source, begun_in)

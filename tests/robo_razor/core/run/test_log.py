@@ -1,0 +1,148 @@
+"""Metrics are always on disk, once per step, and the console says how far it is."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from robo_razor.core.run import log as run_log
+from robo_razor.core.run.directory import RunDirectory
+from robo_razor.core.run.log import RunLog, format_seconds, summary_metrics, summary_table
+from robo_razor.core.settings.config import FinetuneConfig
+
+SUMMARY = {
+    "step": 20,
+    "new": {
+        "PlaceCanInBin": {
+            "success_rate": 0.8,
+            "n": 50,
+            "interval": [0.67, 0.89],
+            "sampled": {"success_rate": 0.75, "n": 20, "interval": [0.53, 0.89]},
+        }
+    },
+    "prior": {
+        "LiftCube": {
+            "success_rate": 0.45,
+            "n": 20,
+            "interval": [0.26, 0.66],
+            "base_success_rate": 0.9,
+            "retention": 0.5,
+        }
+    },
+    "kl_base_tuned": {"new_base_visited": 1.25, "new_tuned_visited": 0.75, "prior": 0.5},
+    "kl_tuned_base": {"new_base_visited": 1.5, "new_tuned_visited": 1.0, "prior": None},
+    "prior_mean": {"success_rate": 0.45, "retention": 0.5, "forgetting": None},
+    "entropy": 21.5,
+    "distances": {"greedy_disagreement/prior": 0.25},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory.create(FinetuneConfig(out=str(tmp_path / "run")))
+    yield run
+    run.close()
+
+
+def text_console(terminal=False):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=140)
+
+
+def lines(run):
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def test_metrics_are_json_lines_and_tensorboard(run):
+    with RunLog(run, total=2, console=text_console()) as log:
+        log.metrics(1, {"train/loss": 0.5})
+        log.metrics(2, {"train/loss": float("nan")})
+    assert [(line["step"], line["train/loss"]) for line in lines(run)] == [(1, 0.5), (2, None)]
+    assert list(run.tensorboard.glob("events.out.*"))
+
+
+def test_a_resumed_run_has_every_step_once(run):
+    with RunLog(run, total=3, console=text_console()) as log:
+        for step in (1, 2, 3):
+            log.metrics(step, {"train/loss": step})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 4, "tra')  # killed while writing
+    with RunLog(run, total=3, start=2, console=text_console()) as log:
+        log.metrics(3, {"train/loss": 30})
+    assert [(line["step"], line["train/loss"]) for line in lines(run)] == [(1, 1), (2, 2), (3, 30)]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_shows_success_kl_rate_and_eta(terminal, monkeypatch):
+    clock = iter(range(0, 100_000, 10))
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(clock))
+    console = text_console(terminal)
+    with RunLog(None, total=10, console=console) as log:
+        log.progress(5, success=0.41, kl=0.8123, episodes=100)
+    output = console.file.getvalue()
+    for part in ("update 5/10", "success 41%", "KL 0.812", "episodes/s", "ETA"):
+        assert part in output
+
+
+def test_without_a_terminal_lines_are_rare(monkeypatch):
+    clock = iter([0.0] * 3 + [x * 0.1 for x in range(1000)])
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(clock))
+    console = text_console()
+    with RunLog(None, total=1000, console=console) as log:
+        for step in range(100):
+            log.progress(step, success=0.1)
+    assert console.file.getvalue().count("\n") <= 3
+
+
+def test_summary_table_shows_what_was_forgotten():
+    console = text_console()
+    console.print(summary_table(SUMMARY))
+    output = console.file.getvalue()
+    for part in ("Step 20", "80.0%", "67.0% - 89.0%", "LiftCube", "90.0%", "0.50", "1.25"):
+        assert part in output
+    assert "KL(base||tuned), nats per decision: " in output
+    console.print(summary_table({**SUMMARY, "kl_kind": "upper bound"}))
+    assert "KL(base||tuned), nats per decision (upper bound): " in console.file.getvalue()
+    sampled, mean = (line for line in output.splitlines() if "sampled" in line or "mean" in line)
+    assert "75.0%" in sampled
+    assert "45.0%" in mean
+    assert "0.50" in mean
+
+
+def test_summary_table_fits_a_log_of_80_columns():
+    console = Console(file=io.StringIO(), width=80)
+    name = "PlaceBottleOnShelf"
+    console.print(summary_table({**SUMMARY, "prior": {name: SUMMARY["prior"]["LiftCube"]}}))
+    assert name in console.file.getvalue()
+
+
+def test_summary_becomes_metrics(run):
+    with RunLog(run, total=20, console=text_console()) as log:
+        log.show(summary_table(SUMMARY))
+        log.evaluation(SUMMARY, {})
+    line = lines(run)[0]
+    assert line["step"] == 20
+    assert line["eval/new/success_rate"] == 0.8
+    assert line["eval/prior/LiftCube/success_rate"] == 0.45
+    assert line["forgetting/LiftCube/retention"] == 0.5
+    assert line["forgetting/kl_base_tuned/new_base_visited"] == 1.25
+    assert line["forgetting/retention"] == 0.5
+    assert line["eval/new/PlaceCanInBin/sampled_success_rate"] == 0.75
+    assert line["eval/entropy"] == 21.5
+    assert line["distances/greedy_disagreement/prior"] == 0.25
+    absent = {"forgetting/kl_tuned_base/prior", "forgetting/forgetting", "forgetting/success_rate"}
+    assert not absent & set(summary_metrics(SUMMARY))
+
+
+def test_notes_are_printed_as_they_are():
+    console = text_console()
+    with RunLog(None, total=1, console=console) as log:
+        log.note("saved [bold]runs/x")
+        log.warn("tracking took 30 %")
+    assert "saved [bold]runs/x" in console.file.getvalue()
+    assert "Warning: tracking took 30 %" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "5 s"), (65, "1:05"), (3723, "1:02:03")])
+def test_durations(seconds, text):
+    assert format_seconds(seconds) == text

@@ -1,0 +1,93 @@
+"""The Hill curve finds the distance at which half is gone, and says where there is none."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from robo_razor.core.errors import ReportError
+from robo_razor.statistics.hill import falloff
+from robo_razor.statistics.law import PREDICTOR, LawPoint, _Fit, law
+
+
+def hill(x, top=0.95, half=25.0, steepness=3.0):
+    return top / (1 + (x / half) ** steepness)
+
+
+def make_points(runs=10, noise=0.0, alike=0.0, seed=0, curve=hill, reach=80.0):
+    generator = np.random.default_rng(seed)
+    points = []
+    for run in range(runs):
+        shift, furthest = alike * generator.normal(), reach * generator.uniform(0.2, 1.0)
+        for step, x in enumerate(np.linspace(0, furthest, 8)[1:], start=1):
+            prior = curve(x) + shift + noise * generator.normal()
+            points.append(LawPoint(f"run {run}", step, prior, {PREDICTOR: x}, f"arm {run % 3}"))
+    return points
+
+
+def test_recovers_a_known_curve():
+    points = make_points()
+    found = falloff(points)
+    assert found.top == pytest.approx(0.95, abs=1e-3)
+    assert found.half == pytest.approx(25.0, rel=1e-3)
+    assert found.steepness == pytest.approx(3.0, rel=2e-3)
+    assert found.r2 == pytest.approx(1.0, abs=1e-5)
+    assert found.predict([0.0, 25.0]) == pytest.approx([0.95, 0.475], abs=1e-3)
+    assert found.minus_parabola.value == pytest.approx(found.r2 - law(points).r2)
+    assert found.minus_parabola.low > 0
+    assert found.leave_one_run_out_rmse < 0.01
+    assert found.leave_one_arm_out_rmse < 0.01
+
+
+def test_the_parabola_is_fitted_once(monkeypatch):
+    fits = []
+    of = _Fit.of
+
+    def counted(x, y, groups):
+        fits.append(groups)
+        return of(x, y, groups)
+
+    monkeypatch.setattr(_Fit, "of", counted)
+    points = make_points(noise=0.04)
+    falloff(points)
+    assert fits == [[p.run for p in points], [p.arm for p in points]]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_equals_scipys_least_squares_in_any_unit(scale):
+    points = [
+        LawPoint(p.run, p.step, p.prior, {PREDICTOR: scale * p.predictors[PREDICTOR]}, p.arm)
+        for p in make_points(noise=0.04, seed=3)
+    ]
+    x = np.array([p.predictors[PREDICTOR] for p in points])
+    y = np.array([p.prior for p in points])
+    (top, half, steepness), _ = optimize.curve_fit(hill, x, y, p0=(1.0, 20.0 * scale, 2.0))
+    found = falloff(points)
+    assert found.half == pytest.approx(half, rel=2e-3)
+    assert found.top == pytest.approx(top, abs=2e-3)
+    assert found.steepness == pytest.approx(steepness, rel=5e-3)
+
+
+def test_the_interval_of_half_covers_it():
+    covered = 0
+    for seed in range(40):
+        points = make_points(runs=12, noise=0.03, alike=0.05, seed=seed)
+        low, high = falloff(points, resamples=200).half_interval
+        covered += low <= 25.0 <= high
+        assert 1.0 < high / low < 2.0
+    assert covered >= 34  # 40 tries at 95 %: fewer has a probability of 1 in 1000
+
+
+def test_says_why_there_is_no_curve():
+    level = falloff(make_points(curve=lambda x: 0.9 - 0.004 * x))
+    assert level.half is None
+    assert "no checkpoint has lost half" in level.reason
+    with pytest.raises(ReportError, match="lost half"):
+        level.predict(1.0)
+    signed = [
+        LawPoint(p.run, p.step, p.prior, {PREDICTOR: p.predictors[PREDICTOR] - 10.0}, p.arm)
+        for p in make_points()
+    ]
+    assert "no distance" in falloff(signed).reason
+    heaps = [p for p in make_points() if not 15 < p.predictors[PREDICTOR] < 60]
+    assert "no checkpoint lies between" in falloff(heaps).reason
+    assert "too few" in falloff(make_points()[:3]).reason

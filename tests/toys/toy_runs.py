@@ -1,0 +1,68 @@
+"""Runs of `finetune` on the toy environment, and how tests read what they left."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+import torch
+from rich.console import Console
+from toy_policy import NEW
+
+from robo_razor.core.settings.config import FinetuneConfig
+from robo_razor.policies.load import load_policy
+from robo_razor.training.trainer import finetune
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=200)
+
+
+def run_config(base, out, method, sections, **settings):
+    """Return the settings of a run; of `sections` (method -> its own) only the method's is used."""
+    section = {method: sections[method]} if method in sections else {}
+    common = {"method": method, "policy": base, "task": NEW, "out": str(out), "torch_threads": 1}
+    return FinetuneConfig(**(common | section | settings))
+
+
+def interrupt_at(monkeypatch, method, update, config):
+    """Run until Ctrl-C at the beginning of an update of a method (class)."""
+    original = method.update
+
+    def stop(self, k):
+        if k == update:
+            raise KeyboardInterrupt
+        return original(self, k)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(method, "update", stop)
+        finetune(config, quiet())
+
+
+def weights(run, step):
+    return load_policy(str(run / "checkpoints" / f"{step:06d}")).module.state_dict()
+
+
+def assert_same_weights(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def summary(run, step):
+    return json.loads((run / "eval" / f"{step:06d}" / "summary.json").read_text())
+
+
+def metrics(run):
+    """Return the lines of a run's log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def own_warnings(caplog):
+    """Return what this package warned of; other tests may let more be told, and by others."""
+    return [
+        record.message
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("robo_razor")
+    ]
