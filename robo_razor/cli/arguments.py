@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,14 +30,10 @@ from robo_razor.core.settings.conversion import (
     from_dict,
     meant,
     merged,
-    path_keys,
     read_yaml,
     replace,
     to_dict,
 )
-
-RESUME_MAY_CHANGE = ("out", "resume")
-"""Keys that may differ from the interrupted run's; any other would make it another run."""
 
 RESUME_WORDS: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
 """Values of finetune's `--resume`; alone it means true."""
@@ -75,43 +70,17 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
     if file is not None and not _gives(rest, "env.env-packages"):
         _refuse_bundled_packages(config, file)
     if stored is not None and isinstance(config, FinetuneConfig):
+        from robo_razor.training.resumption import refuse_other_run  # slow to import
+
         refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
     return config
 
 
 def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
-    """Return settings that name the new task by its id, as a run keeps them."""
-    from robo_razor.rollout.environments import task_id  # slow to import
+    """Return settings that name the new task by its id, see `training.resumption`."""
+    from robo_razor.training import resumption  # slow to import
 
-    return replace(config, task=task_id(config.task, config.env.env_packages))
-
-
-def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Check that a run is resumed with the settings it had.
-
-    Raises:
-        ConfigError: A key differs that would make it another run.
-    """
-    old, new = flatten(before), flatten(now)
-    paths = path_keys(FinetuneConfig)
-    for key, value in new.items():
-        if key in RESUME_MAY_CHANGE or old.get(key) == value:
-            continue
-        if key in paths and _place(old.get(key), paths[key]) == _place(value, paths[key]):
-            continue
-        raise ConfigError(
-            f"`{key}` = {shown(value)} differs from the run that is resumed, which has "
-            f"{shown(old.get(key))}: the result would be another run",
-            remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
-        )
-
-
-def _place(value: Any, prefix: str) -> Any:
-    """Return a path such that equal places are equal values."""
-    if not isinstance(value, str) or not value:
-        return value
-    has_prefix = bool(prefix) and value.startswith(prefix)
-    return has_prefix, os.path.abspath(value.removeprefix(prefix) if has_prefix else value)
+    return resumption.with_task_id(config)
 
 
 def _starting_point[C: Settings](
@@ -127,6 +96,8 @@ def _starting_point[C: Settings](
     method = _take_option(list(words), "--method")[1]
     stored = _resumed(words, data, file)
     if stored is not None:
+        from robo_razor.training.resumption import refuse_other_run  # slow to import
+
         asked = {"method": method or data.get("method", stored.method)}
         refuse_other_run({"method": stored.method}, asked)
         out = _take_option(list(words), "--out")[1] or data["out"]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from robo_razor.cli.arguments import refuse_other_run, with_task_id
-from robo_razor.core.errors import RunDirectoryError, shown
+from robo_razor.core.errors import ConfigError, RunDirectoryError, shown
 from robo_razor.core.run.directory import CONFIG, RunDirectory
 from robo_razor.core.settings.config import POLICY_PREFIX, FinetuneConfig
-from robo_razor.core.settings.conversion import from_dict, replace, to_dict
+from robo_razor.core.settings.conversion import flatten, from_dict, path_keys, replace, to_dict
 from robo_razor.core.settings.env_packages import refuse_packages_beside
 
+RESUME_MAY_CHANGE = ("out", "resume")
+"""Keys that may differ from the interrupted run's; any other would make it another run."""
 EXPERT = "expert"
 """What `bc.demonstrations` is where the task's scripted expert demonstrates."""
 
@@ -101,3 +103,38 @@ def _found_demonstrations(source: str, begun_in: Path) -> str:
         name = source.removeprefix(POLICY_PREFIX)
         return POLICY_PREFIX + _found_policy(name, begun_in)
     return _found(source, begun_in)
+
+
+def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
+    """Return settings that name the new task by its id, as a run keeps them."""
+    from robo_razor.rollout.environments import task_id  # slow to import
+
+    return replace(config, task=task_id(config.task, config.env.env_packages))
+
+
+def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a run is resumed with the settings it had.
+
+    Raises:
+        ConfigError: A key differs that would make it another run.
+    """
+    old, new = flatten(before), flatten(now)
+    paths = path_keys(FinetuneConfig)
+    for key, value in new.items():
+        if key in RESUME_MAY_CHANGE or old.get(key) == value:
+            continue
+        if key in paths and _place(old.get(key), paths[key]) == _place(value, paths[key]):
+            continue
+        raise ConfigError(
+            f"`{key}` = {shown(value)} differs from the run that is resumed, which has "
+            f"{shown(old.get(key))}: the result would be another run",
+            remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
+        )
+
+
+def _place(value: Any, prefix: str) -> Any:
+    """Return a path such that equal places are equal values."""
+    if not isinstance(value, str) or not value:
+        return value
+    has_prefix = bool(prefix) and value.startswith(prefix)
+    return has_prefix, os.path.abspath(value.removeprefix(prefix) if has_prefix else value)

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from robo_razor.cli.arguments import with_task_id
 from robo_razor.core import metrics as records
 from robo_razor.core.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.core.errors import (
@@ -65,7 +64,7 @@ from robo_razor.training.methods import (
     Services,
     bf16_is_fast,
 )
-from robo_razor.training.resumption import settle_resume, stored_settings
+from robo_razor.training.resumption import settle_resume, stored_settings, with_task_id
 
 logger = logging.getLogger(__name__)
 
