@@ -22,7 +22,7 @@ import torch
 
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.rollout.dataset.dataset import load_demonstrations, save_demonstrations
-from robo_razor.training.methods.bc import chunk_windows
+from robo_razor.training.windows import chunk_windows
 
 CHUNK = 4
 

@@ -103,7 +103,8 @@ def make_base(settings: argparse.Namespace) -> Path:
     """Collect demonstrations of both skills and clone them into a new SmolVLA."""
     from tiny_vla import save_tiny_smolvla
 
-    from robo_razor.core.settings.config import BCConfig, FinetuneConfig, FlowConfig
+    from robo_razor.core.settings.config import FinetuneConfig, FlowConfig
+    from robo_razor.training.methods.bc import BC
     from robo_razor.training.trainer import finetune
 
     demonstrations, run = settings.out / "demonstrations", settings.out / "base"
@@ -114,12 +115,11 @@ def make_base(settings: argparse.Namespace) -> Path:
         save_tiny_smolvla(Path(new), seed=settings.seed, **SHAPE)
     finetune(
         FinetuneConfig(
-            method="bc",
             policy=new,
             out=str(run),
             resume=run.is_dir(),
             freeze_vision=False,
-            bc=BCConfig(
+            method=BC(
                 demonstrations=str(demonstrations),
                 episodes=10**6,
                 statistics="demonstrations",
@@ -135,23 +135,27 @@ def make_base(settings: argparse.Namespace) -> Path:
 
 def tune(settings: argparse.Namespace, base: Path, method: str) -> Path:
     """Tune the base on the new task by PPO, or by cloning the expert's other style."""
-    from robo_razor.core.settings.config import BCConfig, FinetuneConfig, FlowConfig, PPOConfig
+    from robo_razor.core.settings.config import FinetuneConfig, FlowConfig
+    from robo_razor.training.methods.bc import BC
+    from robo_razor.training.methods.ppo import PPO
     from robo_razor.training.trainer import finetune
 
+    methods = {
+        "ppo": PPO(
+            num_updates=settings.updates,
+            episodes_per_update=settings.episodes_per_update,
+            learning_rate=settings.learning_rate,
+            target_kl=None,
+        ),
+        "bc": BC(episodes=settings.demonstrations),
+    }
     run = settings.out / method
     finetune(
         FinetuneConfig(
-            method=method,
+            method=methods[method],
             policy=str(base),
             out=str(run),
             resume=run.is_dir(),
-            ppo=PPOConfig(
-                num_updates=settings.updates,
-                episodes_per_update=settings.episodes_per_update,
-                learning_rate=settings.learning_rate,
-                target_kl=None,
-            ),
-            bc=BCConfig(episodes=settings.demonstrations),
             flow=FlowConfig(train="all", noise=settings.noise),
             **common(settings, every=0.25),
         )

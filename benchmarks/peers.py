@@ -49,7 +49,7 @@ from typing import Any
 from contestants.meter import Comparison, compare
 from env_throughput import machine
 
-from robo_razor.training.methods import bf16_is_fast
+from robo_razor.training.update import bf16_is_fast
 
 PACKAGES = ("torch", "lerobot", "accelerate", "stable-baselines3", "transformers", "gymnasium")
 

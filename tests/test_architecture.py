@@ -199,8 +199,6 @@ TO_MEND = {
     ("robo_razor.rollout.video", "robo_razor.statistics.intervals"),
     ("robo_razor.sweep.plan", "robo_razor.cli.arguments"),
     ("robo_razor.sweep.run", "robo_razor.rollout.environments"),
-    ("robo_razor.training.resumption", "robo_razor.cli.arguments"),
-    ("robo_razor.training.trainer", "robo_razor.cli.arguments"),
 }
 """Arrows that still point the wrong way."""
 

@@ -83,12 +83,13 @@ def write_dataset(settings: Any) -> None:
 
 def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
     """Run `finetune` with BC from the dataset's directory."""
-    from robo_razor.core.settings.config import BCConfig, EnvConfig, FinetuneConfig
-    from robo_razor.training.methods.bc import BC, WindowSampler
+    from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
+    from robo_razor.training.imitation import DemonstrationLearner
+    from robo_razor.training.methods.bc import BC
     from robo_razor.training.trainer import finetune
+    from robo_razor.training.windows import WindowSampler
 
     config = FinetuneConfig(
-        method="bc",
         policy=settings.policy,
         task=settings.task,
         prior_tasks="none",
@@ -98,7 +99,7 @@ def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
         torch_threads=settings.threads,
         env=EnvConfig(num_envs=1, num_workers=1),
         tracking=tracking(),
-        bc=BCConfig(
+        method=BC(
             demonstrations=str(settings.folder / "dataset"),
             episodes=settings.demonstrations,
             epochs=ENDLESS,
@@ -111,20 +112,20 @@ def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
         meter.add(len(rows))
         return take_batch(sampler, rows)
 
-    with mock.patch.object(WindowSampler, "batch", counted), bounded(BC, meter):
+    with mock.patch.object(WindowSampler, "batch", counted), bounded(DemonstrationLearner, meter):
         finetune(config, quiet_console())
 
 
 @contextlib.contextmanager
-def bounded(method: Any, meter: Any, count: Callable[[Any], int] | None = None) -> Iterator[None]:
-    """Let every update of a method of ours be a unit of work.
+def bounded(learner: Any, meter: Any, count: Callable[[Any], int] | None = None) -> Iterator[None]:
+    """Let every update of a learner of ours be a unit of work.
 
     Args:
-        method: Class in `METHODS`.
+        learner: Class that makes a method's updates.
         meter: The contestant's meter.
         count: Returns the samples of an update from its metrics, where nothing else counts them.
     """
-    make_update = method.update
+    make_update = learner.update
 
     def update(self: Any, number: int) -> Any:
         meter.facts["trained_parameters"] = parameters(self.policy.module)
@@ -134,7 +135,7 @@ def bounded(method: Any, meter: Any, count: Callable[[Any], int] | None = None) 
             meter.add(count(metrics))
         return metrics
 
-    with mock.patch.object(method, "update", update):
+    with mock.patch.object(learner, "update", update):
         yield
 
 

@@ -56,12 +56,12 @@ def minibatch_size(settings: Any) -> int:
 
 def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool = False) -> None:
     """Run `finetune` with PPO."""
-    from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, PPOConfig
+    from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
+    from robo_razor.training.learner import OnPolicyLearner
     from robo_razor.training.methods.ppo import PPO
     from robo_razor.training.trainer import finetune
 
     config = FinetuneConfig(
-        method="ppo",
         policy=str(settings.folder / "untrained"),
         task=settings.task,
         prior_tasks="none",
@@ -76,7 +76,7 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool
             reward_type="shaped",
         ),
         tracking=tracking(),
-        ppo=PPOConfig(
+        method=PPO(
             episodes_per_update=settings.num_envs * settings.episodes_per_env,
             num_updates=ENDLESS,
             update_epochs=settings.update_epochs,
@@ -87,7 +87,7 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool
             bf16=bf16,
         ),
     )
-    with bounded(PPO, meter, lambda metrics: int(metrics["rollout/decisions"])):
+    with bounded(OnPolicyLearner, meter, lambda metrics: int(metrics["rollout/decisions"])):
         finetune(config, quiet_console())
 
 

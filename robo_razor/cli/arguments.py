@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from robo_razor.core.errors import ConfigError, shown
+from robo_razor.core.plugins import METHODS, REGULARISERS
 from robo_razor.core.settings.config import (
     ArchiveConfig,
     CompareConfig,
     EnvConfig,
     FinetuneConfig,
+    RegulariserSettings,
     SweepConfig,
+    import_plugins,
+    regulariser_class,
 )
 from robo_razor.core.settings.conversion import (
     Settings,
@@ -31,14 +34,16 @@ from robo_razor.core.settings.conversion import (
     from_dict,
     meant,
     merged,
-    path_keys,
     read_yaml,
+    removed,
     replace,
     to_dict,
 )
-
-RESUME_MAY_CHANGE = ("out", "resume")
-"""Keys that may differ from the interrupted run's; any other would make it another run."""
+from robo_razor.core.settings.env_packages import (
+    PLUGINS,
+    refuse_packages_beside,
+    refuse_plugins_beside,
+)
 
 RESUME_WORDS: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
 """Values of finetune's `--resume`; alone it means true."""
@@ -69,71 +74,55 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
     rest, file = _take_option(list(words), "--config")
     if issubclass(config_class, FinetuneConfig):
         rest = _with_resume_value(rest)
-    base, stored = _starting_point(config_class, rest, file)
-    _refuse_inactive_flags(base, rest)
+    data: dict[str, Any] = {} if file is None else read_yaml(check_path("config", file), CHECK_FILE)
+    takes_plugins = PLUGINS in {item.name for item in dataclasses.fields(config_class)}
+    if takes_plugins and (plugins := _values_of(rest, PLUGINS)):
+        data = {**data, PLUGINS: list(plugins)}
+        import_plugins(plugins)  # which flags there are depends on them
+    elif file is not None:
+        refuse_plugins_beside(data, Path(file).absolute().parent, file)
+    base, stored = _starting_point(config_class, rest, data, file)
+    if isinstance(base, FinetuneConfig):
+        _refuse_other_methods(base, rest)
+        base = replace(base, regularise=_with_terms(base, rest))
     config = _parse_flags(command, base, rest, about)
     if file is not None and not _gives(rest, "env.env-packages"):
         _refuse_bundled_packages(config, file)
     if stored is not None and isinstance(config, FinetuneConfig):
+        from robo_razor.training.resumption import refuse_other_run  # slow to import
+
         refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
     return config
 
 
 def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
-    """Return settings that name the new task by its id, as a run keeps them."""
-    from robo_razor.rollout.environments import task_id  # slow to import
+    """Return settings that name the new task by its id, see `training.resumption`."""
+    from robo_razor.training import resumption  # slow to import
 
-    return replace(config, task=task_id(config.task, config.env.env_packages))
-
-
-def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Check that a run is resumed with the settings it had.
-
-    Raises:
-        ConfigError: A key differs that would make it another run.
-    """
-    old, new = flatten(before), flatten(now)
-    paths = path_keys(FinetuneConfig)
-    for key, value in new.items():
-        if key in RESUME_MAY_CHANGE or old.get(key) == value:
-            continue
-        if key in paths and _place(old.get(key), paths[key]) == _place(value, paths[key]):
-            continue
-        raise ConfigError(
-            f"`{key}` = {shown(value)} differs from the run that is resumed, which has "
-            f"{shown(old.get(key))}: the result would be another run",
-            remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
-        )
-
-
-def _place(value: Any, prefix: str) -> Any:
-    """Return a path such that equal places are equal values."""
-    if not isinstance(value, str) or not value:
-        return value
-    has_prefix = bool(prefix) and value.startswith(prefix)
-    return has_prefix, os.path.abspath(value.removeprefix(prefix) if has_prefix else value)
+    return resumption.with_task_id(config)
 
 
 def _starting_point[C: Settings](
-    config_class: type[C], words: list[str], file: str | None
+    config_class: type[C], words: list[str], data: dict[str, Any], file: str | None
 ) -> tuple[C, FinetuneConfig | None]:
     """Return the settings that flags are applied to, with the chosen method already set.
 
     The second are those of the run that is resumed, which they must not change.
     """
-    data: dict[str, Any] = {} if file is None else read_yaml(check_path("config", file), CHECK_FILE)
     if not issubclass(config_class, FinetuneConfig):
         return from_dict(config_class, data, file), None
     method = _take_option(list(words), "--method")[1]
     stored = _resumed(words, data, file)
     if stored is not None:
-        asked = {"method": method or data.get("method", stored.method)}
-        refuse_other_run({"method": stored.method}, asked)
+        from robo_razor.training.resumption import refuse_other_run  # slow to import
+
+        asked = {"method": method or data.get("method", stored.method.name)}
+        refuse_other_run({"method": stored.method.name}, asked)
         out = _take_option(list(words), "--out")[1] or data["out"]
         data = merged(to_dict(stored), {**data, "out": out})
         return from_dict(config_class, data, file), stored
     if method is not None and method != data.get("method", method):
-        others = set(FinetuneConfig.METHODS) - {method}
+        others = set(METHODS) - {method}
         data = {k: v for k, v in data.items() if k not in others}
     if method is not None:
         data = {**data, "method": method}
@@ -158,16 +147,14 @@ def _resumed(words: list[str], data: dict[str, Any], file: str | None) -> Finetu
     run = RunDirectory(check_path("out", out))
     if resume == "auto" and not can_go_on(run):
         return None
-    named = _values_of(words, "env.env-packages")
-    return stored_settings(RunDirectory.open(run.path), named)
+    packages, plugins = _values_of(words, "env.env-packages"), _values_of(words, PLUGINS)
+    return stored_settings(RunDirectory.open(run.path), packages, plugins)
 
 
 def _refuse_bundled_packages(config: Settings, file: str) -> None:
     """Refuse code that came with a settings file."""
     env = getattr(config, "env", None)
     if isinstance(env, EnvConfig):
-        from robo_razor.core.settings.env_packages import refuse_packages_beside
-
         refuse_packages_beside(env.env_packages, Path(file).absolute().parent, file)
 
 
@@ -190,38 +177,46 @@ def _with_resume_value(words: list[str]) -> list[str]:
     return result
 
 
-def _refuse_inactive_flags(base: Settings, words: list[str]) -> None:
+def _refuse_other_methods(base: FinetuneConfig, words: list[str]) -> None:
+    """Refuse flags of a method that is not chosen."""
     for word in words:
         section = word.removeprefix("--").split(".", 1)[0] if word.startswith("--") else ""
-        if "." in word and section in base.inactive_sections():
+        if "." in word and section != base.method.name and section in METHODS:
             raise ConfigError(
                 f"`{word.split('=', 1)[0]}` belongs to the method {section!r}, but the method is "
-                f"{getattr(base, 'method', None)!r}, so nothing would read it",
+                f"{base.method.name!r}, so nothing would read it",
                 remedy=f"Remove it or choose `--method {section}`.",
             )
 
 
+def _with_terms(base: FinetuneConfig, words: list[str]) -> tuple[RegulariserSettings, ...]:
+    """Return the regularisers, with those that flags name, or all of them where help is asked."""
+    named = [
+        word.split(".")[1].split("=", 1)[0]
+        for word in words
+        if word.startswith("--regularise.") and word.count(".") > 1
+    ]
+    if _asks_for_help(words):
+        named += list(REGULARISERS)
+    active = {term.name for term in base.regularise}
+    new = [regulariser_class(name)() for name in dict.fromkeys(named) if name not in active]
+    return *base.regularise, *new
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
 def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: str) -> C:
-    """Let tyro read the flags onto a dataclass that has only the active sections."""
+    """Let tyro read the flags onto a dataclass that has the sections that are read."""
     import tyro
 
     prog = f"robo-razor {command}"
     _refuse_unknown_flags(command, base, words)
     _refuse_flags_given_twice(words)
-    hints = typing.get_type_hints(type(base), include_extras=True)
-    help_lines = field_help(type(base))
-    names = [f.name for f in dataclasses.fields(base) if f.name not in base.inactive_sections()]
-    columns: list[tuple[str, Any, Any]] = []
-    for name in names:
-        kind = _flag_type(type(base), name, hints[name])
-        marks: list[Any] = [tyro.conf.arg(help=help_lines[name])]
-        positional, metavar = POSITIONAL.get(type(base), ("", ""))
-        if name == positional:
-            marks = [tyro.conf.arg(help=help_lines[name], metavar=metavar), tyro.conf.Positional]
-        default = dataclasses.field(default=_flag_value(base, name))
-        columns.append((name, Annotated.__class_getitem__((kind, *marks)), default))  # type: ignore[attr-defined]
+    columns = _columns(base)
     flags = dataclasses.make_dataclass(type(base).__name__, columns, kw_only=True)
-    if "-h" in words or "--help" in words:
+    if _asks_for_help(words):
         tyro.cli(flags, prog=prog, description=about, args=words)
     screen = io.StringIO()
     try:
@@ -230,10 +225,70 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
     except SystemExit:
         help_line = f"`{prog} --help` lists the options."
         raise ConfigError(_unboxed(screen.getvalue()), remedy=help_line) from None
-    found = {name: getattr(parsed, name) for name in names}
+    values = {name: getattr(parsed, name) for name, *_ in columns}
     if isinstance(base, FinetuneConfig):
-        found["resume"] = RESUME_WORDS[found["resume"]]
-    return replace(base, **found)
+        values["resume"] = RESUME_WORDS[values["resume"]]
+        values["method"] = values.pop(base.method.name)
+        terms = values.pop("regularise", None)
+        values["regularise"] = tuple(getattr(terms, term.name) for term in base.regularise)
+    return replace(base, **values)
+
+
+def _columns(base: Settings) -> list[tuple[str, Any, Any]]:
+    """Return name, annotated type and default of every field that flags are read onto."""
+    hints = typing.get_type_hints(type(base), include_extras=True)
+    lines = field_help(type(base))
+    positional, metavar = POSITIONAL.get(type(base), ("", ""))
+    columns = []
+    for item in dataclasses.fields(base):
+        kind, value = hints[item.name], getattr(base, item.name)
+        if isinstance(base, FinetuneConfig):
+            kind, value = _flag_of(base, item.name, kind)
+        if kind is None:
+            continue
+        marks: list[Any] = [_help(lines[item.name])]
+        if item.name == positional:
+            marks = [_help(lines[item.name], metavar), *_positional()]
+        columns.append((item.name, _annotated(kind, marks), dataclasses.field(default=value)))
+    if isinstance(base, FinetuneConfig):
+        name, about = base.method.name, f"Settings of `--method {base.method.name}`."
+        section = _annotated(type(base.method), [_help(about)])
+        columns.append((name, section, dataclasses.field(default=base.method)))
+    return columns
+
+
+def _flag_of(base: FinetuneConfig, name: str, kind: Any) -> tuple[Any, Any]:
+    """Return type and default of a flag of `finetune`; None for the type: there is no such flag."""
+    if name == "method":
+        return Literal.__getitem__(tuple(METHODS)), base.method.name
+    if name == "resume":
+        word = next(word for word, meaning in RESUME_WORDS.items() if meaning == base.resume)
+        return Literal.__getitem__(tuple(RESUME_WORDS)), word
+    if name == "regularise":
+        if not base.regularise:
+            return None, None
+        sections = [
+            (term.name, type(term), dataclasses.field(default=term)) for term in base.regularise
+        ]
+        terms = dataclasses.make_dataclass("Regularise", sections, frozen=True, kw_only=True)
+        return terms, terms()
+    return kind, getattr(base, name)
+
+
+def _annotated(kind: Any, marks: list[Any]) -> Any:
+    return Annotated.__class_getitem__((kind, *marks))  # type: ignore[attr-defined]
+
+
+def _help(line: str, metavar: str | None = None) -> Any:
+    import tyro
+
+    return tyro.conf.arg(help=line, metavar=metavar)
+
+
+def _positional() -> tuple[Any, ...]:
+    import tyro
+
+    return (tyro.conf.Positional,)
 
 
 def _unboxed(text: str) -> str:
@@ -243,21 +298,6 @@ def _unboxed(text: str) -> str:
     if len(rules) < 2:
         return " ".join(text.split())[:MAX_MESSAGE]
     return " ".join(line for line in lines[rules[0] + 1 : rules[1]] if line)[:MAX_MESSAGE]
-
-
-def _flag_type(config_class: type[Settings], name: str, hint: Any) -> Any:
-    if issubclass(config_class, FinetuneConfig) and name == "method":
-        return Literal.__getitem__(FinetuneConfig.METHODS)
-    if issubclass(config_class, FinetuneConfig) and name == "resume":
-        return Literal.__getitem__(tuple(RESUME_WORDS))
-    return hint
-
-
-def _flag_value(base: Settings, name: str) -> Any:
-    value = getattr(base, name)
-    if isinstance(base, FinetuneConfig) and name == "resume":
-        return next(word for word, meaning in RESUME_WORDS.items() if meaning == value)
-    return value
 
 
 def _refuse_flags_given_twice(words: list[str]) -> None:
@@ -281,11 +321,20 @@ def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> Non
         name = _flag_name(word)
         if name in known or name == "help":
             continue
+        if (instead := _removed(base, name)) is not None:
+            raise removed(name, instead)
         hint = meant(f"--{name}", [f"--{flag}" for flag in sorted(known)])
         raise ConfigError(
             f"Unknown option `{shown('--' + name)[1:-1]}` of `robo-razor {command}`.{hint}",
             remedy=f"`robo-razor {command} --help` lists the options.",
         )
+
+
+def _removed(base: Settings, flag: str) -> str | None:
+    """Return what to write instead of a flag that there was once; None: there was none."""
+    section, _, key = flag.replace("-", "_").rpartition(".")
+    owner = type(base).sections().get(section, type(base)) if section else type(base)
+    return owner.REMOVED.get(key)
 
 
 def _flag_name(word: str) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robo_razor.core.errors import unknown_name
+from robo_razor.core.plugins import METHODS
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.core.settings.conversion import field_help
 
@@ -80,9 +81,8 @@ def lerobot_table() -> Table:
 def method_table() -> Table:
     """Return the ways to fine-tune."""
     table = Table("method", "what it does", title="Methods", title_justify="left")
-    for name in FinetuneConfig.METHODS:
-        section = getattr(FinetuneConfig(method=name), name)
-        table.add_row(name, (type(section).__doc__ or "").strip().splitlines()[0])
+    for name in METHODS:
+        table.add_row(name, (METHODS.get(name).__doc__ or "").strip().splitlines()[0])
     return table
 
 

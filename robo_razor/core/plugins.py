@@ -14,16 +14,52 @@ from typing import Any
 
 from robo_razor.core.errors import ConfigError, shown
 from robo_razor.core.registry import Registry
+from robo_razor.core.settings.conversion import Settings
+from robo_razor.core.settings.sections import MethodSettings, RegulariserSettings
+
+
+class SettingsRegistry[S: MethodSettings | RegulariserSettings](Registry[type[S]]):
+    """Classes whose fields are settings; the name under which one is registered begins their keys.
+
+    Args:
+        kind: What is registered, a singular noun used in errors.
+        package: Package of the built-in ones.
+        groups: Entry-point groups.
+        prefix: What stands before the name in the keys.
+    """
+
+    def __init__(self, kind: str, package: str, groups: tuple[str, ...], prefix: str = "") -> None:
+        super().__init__(kind, package, groups)
+        self.prefix = prefix
+
+    def add(self, name: str, item: type[S]) -> type[S]:
+        """Register a class and let its settings know their keys.
+
+        Raises:
+            RegistryError: `name` is already taken by another object.
+        """
+        super().add(name, item)
+        if isinstance(item, type) and issubclass(item, Settings):
+            item.NAME, item.SECTION = name, f"{self.prefix}{name}"
+        return item
+
+
+def _places(room: str, folder: str) -> tuple[str, tuple[str, ...]]:
+    """Return the package of the built-in ones, and the entry-point groups of the others."""
+    return f"robo_razor.{room}.{folder}", (f"robo_razor.{folder}", f"robo_razor.{room}")
 
 
 def _registry(kind: str, room: str, folder: str) -> Registry[Any]:
-    groups = (f"robo_razor.{folder}", f"robo_razor.{room}")
-    return Registry(kind, f"robo_razor.{room}.{folder}", groups)
+    return Registry(kind, *_places(room, folder))
 
 
-METHODS = _registry("method", "training", "methods")
+METHODS: SettingsRegistry[MethodSettings] = SettingsRegistry(
+    "method", *_places("training", "methods")
+)
 """Ways to fine-tune: classes, see `robo_razor.training.methods`."""
-REGULARISERS = _registry("regulariser", "training", "regularisers")
+REGULARISERS: SettingsRegistry[RegulariserSettings] = SettingsRegistry(
+    "regulariser", *_places("training", "regularisers"), prefix="regularise."
+)
 """Terms that hold a policy near its base: classes, see `robo_razor.training.regularisers`."""
 PREDICTORS = _registry("predictor", "evaluation", "predictors")
 """Distances between policies: functions, see `robo_razor.evaluation.predictors`."""
@@ -46,7 +82,7 @@ def load_plugins(modules: Iterable[str]) -> None:
             continue
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # whatever it does, its own mistakes included
             raise ConfigError(
                 f"The plugin {shown(name)} cannot be imported: {error}",
                 remedy="Install its package, or put its folder into PYTHONPATH.",

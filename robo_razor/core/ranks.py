@@ -83,18 +83,18 @@ class Ranks:
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
     def totals(self, values: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
-        """Return sums over the ranks, of the keys in `maxima` the largest value.
+        """Return sums over the ranks, of keys that end as one of `maxima` the largest value.
 
         A rank that had no rows gives no values, and nobody's are an empty dictionary.
         """
         if self.size == 1:
             return dict(values)
         found: dict[str, float] = {}
-        largest = set(maxima)
+        largest = tuple(maxima)
         for theirs in self.gather(dict(values)):
             for key, value in theirs.items():
                 if key in found:
-                    value = max(found[key], value) if key in largest else found[key] + value
+                    value = max(found[key], value) if key.endswith(largest) else found[key] + value
                 found[key] = value
         return found
 

@@ -284,7 +284,7 @@ class Tracker:
         prior = {skill: self._entry(greedy, task, "prior") for skill, task in self.prior.items()}
         summary: dict[str, Any] = {
             "step": step,
-            "method": self.config.method,
+            "method": self.config.method.name,
             "task": self.config.task,
             "seed": self.config.seed,
             "policy": self.config.policy,

@@ -64,10 +64,10 @@ def check_statistics(policy: Any, config: FinetuneConfig) -> None:
         ConfigError: `bc.statistics` asks for what the policy has no use for.
     """
     replaced: Collection[str] = ()
-    if config.method == "bc" and config.bc.statistics == "demonstrations":
+    if config.method.replaces_statistics:
         replaced = replaceable(policy)
     _check_complete(policy, replaced)
-    if config.method == "bc" and ACTION not in replaced:
+    if config.method.clones and ACTION not in replaced:
         _check_targets(policy)
 
 

@@ -353,9 +353,9 @@ def setting_lines(run: RunSeries) -> list[str]:
 
 
 def _is_of_method(key: str) -> bool:
-    from robo_razor.core.settings.config import FinetuneConfig
+    from robo_razor.core.plugins import METHODS
 
-    return key.split(".", 1)[0] in FinetuneConfig.METHODS
+    return key.split(".", 1)[0] in METHODS
 
 
 def show_value(value: Any) -> str:

@@ -17,8 +17,9 @@ from robo_razor.core.errors import (
 )
 from robo_razor.core.metrics import check_settings, rollout_steps
 from robo_razor.core.plain_text import printable, printable_values
+from robo_razor.core.plugins import METHODS
 from robo_razor.core.run.directory import CONFIG, RunDirectory
-from robo_razor.core.settings.config import FinetuneConfig, to_dict
+from robo_razor.core.settings.config import DEFAULT_METHOD, FinetuneConfig, to_dict
 from robo_razor.core.settings.conversion import merged
 from robo_razor.report.episodes import (
     PriorOutcomes,
@@ -190,8 +191,11 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """Fill in settings that did not exist when a run was made: it did what they now are without."""
     method = str(config.get("method"))
-    known = method if method in FinetuneConfig.METHODS else FinetuneConfig.METHODS[0]
-    return merged(to_dict(FinetuneConfig(method=known)), config)
+    known = METHODS.get(method if method in METHODS else DEFAULT_METHOD)
+    defaults = to_dict(FinetuneConfig(method=known()))
+    if method != known.NAME:  # of a plugin that is not here
+        del defaults[known.NAME]
+    return merged(defaults, config)
 
 
 def _refuse_other_skills(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -234,6 +234,35 @@ def join_frames(episodes: Sequence[_Frames], fps: float) -> DemonstrationSet:
     )
 
 
+class DemonstrationSource(Protocol):
+    """The settings of a method that say where its demonstrations come from."""
+
+    @property
+    def demonstrations(self) -> str:
+        """Return `expert`, `policy:NAME`, or a dataset's directory."""
+
+    @property
+    def episodes(self) -> int:
+        """Return how many of them are used."""
+
+    @property
+    def style(self) -> str:
+        """Return the scripted expert's style."""
+
+    @property
+    def noise(self) -> float:
+        """Return the noise on what the expert executes, in action units."""
+
+    @property
+    def temperature(self) -> float:
+        """Return the temperature of a policy that demonstrates."""
+
+
+def _source(config: FinetuneConfig) -> DemonstrationSource:
+    """Return where the demonstrations of a run come from: its method says it."""
+    return cast("DemonstrationSource", config.method)
+
+
 def demonstrations_for(
     config: FinetuneConfig, policy: Any, console: Console | None = None, env: Any = None
 ) -> DemonstrationSet:
@@ -252,7 +281,7 @@ def demonstrations_for(
     Raises:
         DemonstrationError: There are none, or they do not fit the policy.
     """
-    bc = config.bc
+    bc = _source(config)
     if bc.demonstrations != "expert" and not bc.demonstrations.startswith(POLICY_PREFIX):
         demonstrations = _of_dataset(config, policy)
         if env is not None:
@@ -282,7 +311,7 @@ def _demonstrator(config: FinetuneConfig) -> tuple[Actor, int]:
     from robo_razor.core.device import resolve_device
     from robo_razor.policies.load import load_policy
 
-    bc = config.bc
+    bc = _source(config)
     if bc.demonstrations == "expert":
         expert: Actor = ExpertActor(bc.style)
         # Reactive: every control step is a decision.
@@ -307,7 +336,8 @@ def _of_dataset(config: FinetuneConfig, policy: Any) -> DemonstrationSet:
     Raises:
         DemonstrationError: There are none, or they do not fit the policy.
     """
-    source = config.bc.demonstrations
+    bc = _source(config)
+    source = bc.demonstrations
     states = policy.sources.candidates(STATE)
     said = describe(source, states)
     wanted = policy.wanted_image_shape
@@ -316,7 +346,7 @@ def _of_dataset(config: FinetuneConfig, policy: Any) -> DemonstrationSet:
     _check_shapes(shapes, state, said.widths["action"], policy, source, said.columns)
     demonstrations = load_demonstrations(
         source,
-        max_episodes=config.bc.episodes,
+        max_episodes=bc.episodes,
         image_shape=wanted,
         state_keys=states,
         cameras={policy.sources.camera(key, shapes) for key in policy.sources.image_keys},

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robo_razor.core.errors import ConfigError, did_you_mean, shown
+from robo_razor.core.plugins import METHODS
 from robo_razor.core.settings.config import MAX_SEED, FinetuneConfig
 from robo_razor.core.settings.conversion import (
     MAX_NUMBER,
@@ -156,8 +157,8 @@ def _check_base(base: dict[str, Any], where: str) -> None:
                 f"{where}: `{key}` = {shown(value)} refers to a run, which only an arm can",
                 remedy="Put it under the `settings` of the arms that need that run.",
             )
-    shared = {k: v for k, v in base.items() if k not in FinetuneConfig.METHODS}
-    for method in FinetuneConfig.METHODS:
+    shared = {k: v for k, v in base.items() if k not in METHODS}
+    for method in METHODS:
         section = {method: base[method]} if method in base else {}
         from_dict(FinetuneConfig, {**shared, "method": method, **section}, source=where)
 

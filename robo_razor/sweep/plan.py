@@ -13,7 +13,8 @@ from typing import Any
 
 from robo_razor.cli.arguments import with_task_id
 from robo_razor.core.errors import ConfigError, did_you_mean, shown
-from robo_razor.core.settings.config import FinetuneConfig
+from robo_razor.core.plugins import METHODS
+from robo_razor.core.settings.config import DEFAULT_METHOD, FinetuneConfig
 from robo_razor.core.settings.conversion import flatten, from_dict, merged, replace, to_dict
 from robo_razor.core.settings.env_packages import refuse_packages_beside
 from robo_razor.sweep.experiment import (
@@ -182,8 +183,8 @@ def _expand(
     names: set[str] = set()
     for draw in arm.draws:
         own = merged(arm.settings, nested(draw, where))
-        method = own.get("method", base.get("method", FinetuneConfig().method))
-        unused = [name for name in FinetuneConfig.METHODS if name != method]
+        method = own.get("method", base.get("method", DEFAULT_METHOD))
+        unused = [name for name in METHODS if name != method]
         raw = merged({k: v for k, v in base.items() if k not in unused}, own)
         seed = raw.get("seed", FinetuneConfig().seed)
         references = _References(done, seed, where)

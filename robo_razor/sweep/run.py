@@ -216,7 +216,7 @@ def _entry(item: Progress, out: Path) -> dict[str, Any]:
         "name": item.run.name,
         "path": str(item.run.path.relative_to(out)),
         "state": str(item.state),
-        "method": item.run.config.method,
+        "method": item.run.config.method.name,
         "seed": item.run.config.seed,
         "changed": item.run.changed,
         "needs": list(item.run.needs),

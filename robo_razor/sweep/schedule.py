@@ -314,7 +314,7 @@ def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:
     """
     old, new = flatten(stored), flatten(to_dict(run.config))
     old = {key: _moved(value, stored.get("out"), run) for key, value in old.items()}
-    default = flatten(to_dict(FinetuneConfig(method=run.config.method)))
+    default = flatten(to_dict(FinetuneConfig(method=type(run.config.method)())))
     missing = object()
     for key, value in new.items():
         before = old.get(key, default.get(key, missing))  # a setting may be newer than the run

@@ -121,9 +121,9 @@ def read_table(path: str | Path) -> Any:
 def _setting_columns(config: FinetuneConfig, changed: Sequence[str]) -> dict[str, Any]:
     values = flatten(to_dict(config))
     columns = {
-        "method": config.method,
+        "method": config.method.name,
         "seed": config.seed,
-        "learning_rate": getattr(config.method_config, "learning_rate", None),
+        "learning_rate": getattr(config.method, "learning_rate", None),
     }
     return columns | {
         f"setting/{key}": values.get(key) for key in changed if key not in ("method", "seed")

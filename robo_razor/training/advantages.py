@@ -100,49 +100,6 @@ def episode_gae(
     return advantages.T[valid.T], targets.T[valid.T]
 
 
-def discounted_returns(
-    rewards: Tensor, final_values: Tensor, offsets: NDArray[np.int64], *, gamma: float
-) -> Tensor:
-    """Compute discounted returns-to-go of whole episodes, float [M].
-
-    Args:
-        rewards: float [M].
-        final_values: float [E], what follows the last decision (0 where terminated).
-        offsets: int64 [E + 1].
-        gamma: Discount per decision.
-    """
-    zeros = torch.zeros_like(rewards)
-    advantages, _ = episode_gae(
-        rewards,
-        zeros,
-        final_values,
-        torch.zeros(len(offsets) - 1, dtype=torch.bool),
-        offsets,
-        gamma=gamma,
-        gae_lambda=1.0,
-    )
-    return advantages
-
-
-def group_advantages(returns: Tensor, group_size: int) -> Tensor:
-    """Subtract the mean of the *other* episodes from the same start state.
-
-    Leave-one-out keeps the estimate unbiased (Kool et al. 2019), which dividing by the group's
-    standard deviation as in GRPO would not; scale is left to the batch normalisation.
-
-    Args:
-        returns: float [E], grouped: episodes g*group_size:(g+1)*group_size share a start state.
-        group_size: Episodes per start state, at least 2.
-
-    Returns:
-        float [E]; 0 in groups whose episodes all ended alike.
-    """
-    grouped = returns.reshape(-1, group_size)
-    others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
-    alike = (grouped == grouped[:, :1]).all(1, keepdim=True)  # rounding would leave 1e-7
-    return (grouped - others).masked_fill(alike, 0.0).reshape(-1)
-
-
 def normalise(advantages: Tensor, eps: float = 1e-8) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1 (population), float of the same shape."""
     centred = advantages - advantages.mean()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from robo_razor.core.seeding import derive, generator, training_seeds
 from robo_razor.core.settings.config import PretrainConfig, to_dict
 from robo_razor.core.types import EpisodeRow
 from robo_razor.policies.load import create_policy
+from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Actor, ExpertActor, PolicyActor
 from robo_razor.rollout.environments import make_env, resolve_tasks, skill_name
 from robo_razor.rollout.expert_labels import (
@@ -40,7 +42,9 @@ from robo_razor.rollout.expert_labels import (
     collect_labelled,
     join,
 )
-from robo_razor.training.methods import autocast, bf16_is_fast, clip_gradients
+from robo_razor.training.schedules import cosine, warm_up
+from robo_razor.training.step import Loss
+from robo_razor.training.update import Part, Update, autocast, bf16_is_fast
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +95,8 @@ class Pretraining:
         self.tasks = resolve_tasks(config.tasks, config.env.env_packages)
         self.step = 0
         self.began = time.monotonic()
-        self.handle: Any = None
+        self.policy: Policy
+        self.updater: Update
         self.average: MovingAverage
         self.history: list[dict[str, Any]] = []
         self.bf16 = bf16_is_fast() if config.bf16 is None else config.bf16
@@ -130,7 +135,7 @@ class Pretraining:
         with RunLog(None, total=len(rows), unit="episode", console=self.console) as log:
             data = collect_labelled(
                 env,
-                self.handle,
+                self.policy,
                 self._actor(round_),
                 rows,
                 style=config.style,
@@ -161,9 +166,9 @@ class Pretraining:
             seed=seed,
         )
 
-    def averaged(self) -> Any:
+    def averaged(self) -> Policy:
         """Return a frozen copy of the policy with the averaged weights."""
-        copy_ = self.handle.frozen_copy()
+        copy_ = self.policy.frozen_copy()
         self.average.copy_to(copy_.module)
         return copy_
 
@@ -176,10 +181,10 @@ class Pretraining:
         """Rebuild the policy with the data's state statistics, and normalise the data."""
         state = data.inputs["observation.state"]
         mean, std = state.mean(0), state.std(0).clamp_min(0.02)
-        self.handle = self._create(mean, std)
+        self.policy = self._create(mean, std)
         data.inputs["observation.state"] = (state - mean) / std
 
-    def _create(self, mean: Tensor, std: Tensor) -> Any:
+    def _create(self, mean: Tensor, std: Tensor) -> Policy:
         torch.manual_seed(derive(self.config.seed, "pretrain weights") % 2**31)
         names = self.landmark_names
         return create_policy(
@@ -204,10 +209,9 @@ class Pretraining:
         last: bool,
     ) -> None:
         """Make gradient steps for `epochs` passes over the data."""
-        config, module = self.config, self.handle.module
+        config, module = self.config, self.policy.module
         per_epoch = math.ceil(len(data) / config.batch_size)
         total = max(1, round(per_epoch * epochs))
-        optimizer = self.optimizer
         peak = config.perception_learning_rate if perception_only else config.learning_rate
         module.train()
         sums: dict[str, float] = {}
@@ -224,16 +228,12 @@ class Pretraining:
                     order[place * config.batch_size : (place + 1) * config.batch_size]
                 )
                 self._set_rate(peak, index, total, last)
-                batch = data.batch(rows)
-                with autocast(module.config.device, self.bf16):
-                    loss, info = module.landmark_loss(batch) if perception_only else module(batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                clip_gradients(list(module.parameters()), config.max_grad_norm)
-                optimizer.step()
+                loss = partial(self._loss, data.batch(rows), perception_only)
+                metrics = self.updater.step([Part(1.0, loss)])
+                del metrics["grad_norm"]
                 self.average.update(module)
                 self.step += 1
-                for key, value in info.items():
+                for key, value in metrics.items():
                     sums[key] = sums.get(key, 0.0) + value / LOG_EVERY_STEPS
                 if (index + 1) % LOG_EVERY_STEPS == 0:
                     self.log.metrics(
@@ -247,12 +247,17 @@ class Pretraining:
         self.console.print(f"{phase}: {total} steps in {seconds:.0f} s ({shown})")
         self.history.append({"phase": phase, "steps": total, "seconds": seconds, **last_info})
 
+    def _loss(self, batch: dict[str, Tensor], perception_only: bool) -> Loss:
+        module = self.policy.module
+        with autocast(module.config.device, self.bf16):
+            loss, info = module.landmark_loss(batch) if perception_only else module(batch)
+        return Loss(loss, info)
+
     def _set_rate(self, peak: float, index: int, total: int, last: bool) -> None:
-        rate = peak * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        rate = peak * warm_up(self.step + 1, self.config.warmup_steps)
         if last:
-            rate *= 0.5 * (1.0 + math.cos(math.pi * index / total)) * 0.98 + 0.02
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            rate *= cosine(index, total) * 0.98 + 0.02
+        self.updater.set_rates(rate)
 
     # ---- the whole -----------------------------------------------------------------------------
 
@@ -275,15 +280,22 @@ class Pretraining:
 
     def _phases(self, env: Any, run: RunDirectory) -> None:
         config = self.config
-        self.handle = self._create(
+        self.policy = self._create(
             torch.zeros(self._state_size(env)), torch.ones(self._state_size(env))
         )
         data = self.collect(env, config.episodes, 0)
         self.normalise_state(data)
-        module = self.handle.module
-        groups = module.get_optim_params()
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay
+        module = self.policy.module
+        self.updater = Update(
+            torch.optim.AdamW(
+                module.get_optim_params(),
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+            ),
+            [list(module.parameters())],
+            max_grad_norm=config.max_grad_norm,
+            name="pretraining",
+            remedy="Lower `learning_rate`, or set `bf16: false`.",
         )
         self.average = MovingAverage(module, config.ema_decay)
         if config.perception_epochs:
@@ -308,7 +320,9 @@ class Pretraining:
 
     def save(self, run: RunDirectory) -> None:
         """Write a checkpoint with the averaged weights and what it was made of."""
-        state = TrainingState(step=self.step, optimizers={"adamw": self.optimizer.state_dict()})
+        state = TrainingState(
+            step=self.step, optimizers={"adamw": self.updater.optimizer.state_dict()}
+        )
         folder = run.save_checkpoint(self.averaged().save, state, keep=KEPT_CHECKPOINTS)
         record = {
             "config": to_dict(self.config),

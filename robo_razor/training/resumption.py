@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from robo_razor.cli.arguments import refuse_other_run, with_task_id
-from robo_razor.core.errors import RunDirectoryError, shown
+from robo_razor.core.errors import ConfigError, RunDirectoryError, shown
 from robo_razor.core.run.directory import CONFIG, RunDirectory
 from robo_razor.core.settings.config import POLICY_PREFIX, FinetuneConfig
-from robo_razor.core.settings.conversion import from_dict, replace, to_dict
-from robo_razor.core.settings.env_packages import refuse_packages_beside
+from robo_razor.core.settings.conversion import flatten, from_dict, path_keys, replace, to_dict
+from robo_razor.core.settings.env_packages import refuse_packages_beside, refuse_plugins_beside
+from robo_razor.training.methods.bc import BC
 
+RESUME_MAY_CHANGE = ("out", "resume")
+"""Keys that may differ from the interrupted run's; any other would make it another run."""
 EXPERT = "expert"
 """What `bc.demonstrations` is where the task's scripted expert demonstrates."""
 
@@ -36,7 +39,7 @@ def settle_resume(config: FinetuneConfig) -> FinetuneConfig:
         return config
     run = RunDirectory(str(config.out))  # `resume` needs it
     if can_go_on(run):
-        stored = stored_settings(run, config.env.env_packages)
+        stored = stored_settings(run, config.env.env_packages, config.plugins)
         refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
         return replace(config, resume=True)
     if os.environ.get("RANK", "0") in ("", "0"):
@@ -49,34 +52,46 @@ def settle_resume(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, resume=False)
 
 
+def stored_config(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the settings of the run that `config` asks to go on with; else `config` itself."""
+    if not config.resume:
+        return config
+    run = RunDirectory.open(str(config.out))  # `resume` needs it
+    stored = stored_settings(run, config.env.env_packages, config.plugins)
+    return replace(stored, out=config.out, resume=True)
+
+
 def can_go_on(run: RunDirectory) -> bool:
     """Tell whether a directory holds a run with a checkpoint."""
     return run.has_config() and run.last_step() is not None
 
 
-def stored_settings(run: RunDirectory, named_packages: tuple[str, ...] = ()) -> FinetuneConfig:
+def stored_settings(
+    run: RunDirectory, named_packages: tuple[str, ...] = (), named_plugins: tuple[str, ...] = ()
+) -> FinetuneConfig:
     """Return the settings that a run was made with, its relative paths as seen from here.
 
     Args:
         run: The run's directory.
         named_packages: Packages of environments that the user named, see `env_packages`.
+        named_plugins: Plugins that the user named.
 
     Raises:
         ConfigError: They cannot be read, or name a package that came with the run.
     """
-    source = f"{run.path / CONFIG}"
-    config = from_dict(FinetuneConfig, run.config_data(), source=source)
+    source, data = f"{run.path / CONFIG}", run.config_data()
+    refuse_plugins_beside(data, run.path, source, named_plugins)
+    config = from_dict(FinetuneConfig, data, source=source)
     unnamed = [name for name in config.env.env_packages if name not in named_packages]
     refuse_packages_beside(unnamed, run.path, source)
     begun_in = run.begun_in()
     if begun_in is None or begun_in == Path.cwd():
         return config
-    demonstrations = _found_demonstrations(config.bc.demonstrations, begun_in)
-    return replace(
-        config,
-        policy=_found_policy(config.policy, begun_in),
-        bc=replace(config.bc, demonstrations=demonstrations),
-    )
+    method = config.method
+    if isinstance(method, BC):
+        source = _found_demonstrations(method.demonstrations, begun_in)
+        method = replace(method, demonstrations=source)
+    return replace(config, policy=_found_policy(config.policy, begun_in), method=method)
 
 
 def _found(path: str, begun_in: Path) -> str:
@@ -101,3 +116,38 @@ def _found_demonstrations(source: str, begun_in: Path) -> str:
         name = source.removeprefix(POLICY_PREFIX)
         return POLICY_PREFIX + _found_policy(name, begun_in)
     return _found(source, begun_in)
+
+
+def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
+    """Return settings that name the new task by its id, as a run keeps them."""
+    from robo_razor.rollout.environments import task_id  # slow to import
+
+    return replace(config, task=task_id(config.task, config.env.env_packages))
+
+
+def refuse_other_run(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a run is resumed with the settings it had.
+
+    Raises:
+        ConfigError: A key differs that would make it another run.
+    """
+    old, new = flatten(before), flatten(now)
+    paths = path_keys(FinetuneConfig)
+    for key, value in new.items():
+        if key in RESUME_MAY_CHANGE or old.get(key) == value:
+            continue
+        if key in paths and _place(old.get(key), paths[key]) == _place(value, paths[key]):
+            continue
+        raise ConfigError(
+            f"`{key}` = {shown(value)} differs from the run that is resumed, which has "
+            f"{shown(old.get(key))}: the result would be another run",
+            remedy="Leave the flag out, or start a new run with `--policy` set to this one.",
+        )
+
+
+def _place(value: Any, prefix: str) -> Any:
+    """Return a path such that equal places are equal values."""
+    if not isinstance(value, str) or not value:
+        return value
+    has_prefix = bool(prefix) and value.startswith(prefix)
+    return has_prefix, os.path.abspath(value.removeprefix(prefix) if has_prefix else value)

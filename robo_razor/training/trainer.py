@@ -11,61 +11,54 @@ import contextlib
 import copy
 import io
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
-from robo_razor.cli.arguments import with_task_id
-from robo_razor.core import metrics as records
 from robo_razor.core.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.core.errors import (
     CheckpointError,
-    ConfigError,
     EnvError,
-    PolicyError,
-    RunDirectoryError,
     TrainingError,
 )
-from robo_razor.core.files import check_writable, system_refusal
+from robo_razor.core.files import check_writable
 from robo_razor.core.fingerprint import differences, fingerprint
 from robo_razor.core.interrupts import Interrupts, interruptible
-from robo_razor.core.limits import check_path_length, check_room
+from robo_razor.core.limits import check_path_length
 from robo_razor.core.ranks import ALONE, Ranks, launched
-from robo_razor.core.run.directory import RunDirectory, refuse_used_directory, step_name
+from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.run.log import RunLog, format_seconds, summary_table
-from robo_razor.core.run.training_state import TrainingState, fits
+from robo_razor.core.run.training_state import fits
 from robo_razor.core.seeding import derive
-from robo_razor.core.settings.config import FinetuneConfig, replace
+from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
-from robo_razor.policies.normalisation import check_statistics
-from robo_razor.rollout.dataset.metadata import renamable
-from robo_razor.rollout.environments import (
-    check_tasks,
-    import_env_packages,
-    make_env,
-    named_tasks,
-    workers_beside,
-)
+from robo_razor.policies.policy import Policy
 from robo_razor.rollout.episodes import Mode
-from robo_razor.rollout.lerobot import simulated
-from robo_razor.rollout.shared import run_shared
-from robo_razor.training.methods import (
-    METHODS,
-    Method,
-    MethodState,
-    Metrics,
-    Services,
-    bf16_is_fast,
+from robo_razor.training import messages
+from robo_razor.training.checkpoint import (
+    Checkpoint,
+    check_room_for,
+    open_directory,
+    trainable,
 )
-from robo_razor.training.resumption import settle_resume, stored_settings
+from robo_razor.training.learner import Context, LearnerState
+from robo_razor.training.preflight import (
+    check_base,
+    check_fit,
+    check_settings,
+    method_of,
+    regularisers_of,
+)
+from robo_razor.training.regularisers import Penalties
+from robo_razor.training.resumption import settle_resume, stored_config, with_task_id
+from robo_razor.training.simulation import Simulation
+from robo_razor.training.update import Metrics, bf16_is_fast
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +66,6 @@ SNAPSHOT_PARAMETERS = 100_000_000
 """Up to this size an update can be undone from RAM, so Ctrl-C need not wait for its end."""
 ENV_RETRIES = 2
 """How often in a row work is done again in fresh environments after a fault of theirs."""
-MAX_LISTED = 12
-"""A greeting names the steps of at most so many checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +101,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         RoboRazorError: Something does not fit; nothing was overwritten.
         KeyboardInterrupt: The run was interrupted; a checkpoint was saved first.
     """
-    config = settle_resume(config)
-    if config.resume:
-        config = stored_config(config)
-    config = with_task_id(config)
-    prior = validate(config)
+    config = with_task_id(stored_config(settle_resume(config)))
+    prior = check_settings(config)
     ranks = launched(config.device)
     if config.out is not None:
         check_path_length(config.out)
@@ -130,70 +118,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         return trainer.run(interrupts)
 
 
-def _clears(run: RunDirectory) -> Callable[..., None]:
-    """Return what removes a run that failed before its first checkpoint: nothing could resume it.
-
-    It is a context manager's exit.
-    """
-
-    def leave(kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and run.last_step() is None:
-            with contextlib.suppress(OSError, RunDirectoryError):  # a link, a mount point
-                run.discard_unstarted()
-
-    return leave
-
-
-def _columns(config: FinetuneConfig) -> Collection[str]:
-    """Return the columns of the data set that is cloned, which `rename` may name; else none."""
-    return renamable(config.bc.demonstrations) if config.method == "bc" else ()
-
-
 def _console(console: Console | None, ranks: Ranks) -> Console:
     return (console or Console()) if ranks.is_main else Console(file=io.StringIO())
-
-
-def stored_config(config: FinetuneConfig) -> FinetuneConfig:
-    """Return the settings of the run that `config` asks to go on with."""
-    assert config.out is not None  # FinetuneConfig checks it
-    run = RunDirectory.open(config.out)
-    stored = stored_settings(run, config.env.env_packages)
-    return replace(stored, out=config.out, resume=True)
-
-
-def validate(config: FinetuneConfig) -> dict[str, str]:
-    """Check names and settings before anything is loaded; return the prior skills' tasks.
-
-    Raises:
-        RoboRazorError: A method, task or setting cannot be used.
-    """
-    method = METHODS.get(config.method)
-    import_env_packages(config.env.env_packages)
-    check_tasks([config.task])
-    prior = _without_new(named_tasks(config.prior_tasks, config.env.env_packages), config)
-    method.validate(config)
-    return prior
-
-
-def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str]:
-    """Return the prior skills' tasks but for those that are the new task, by whatever name.
-
-    Raises:
-        ConfigError: One of them was asked for by its name, and not as one of a group.
-    """
-    settings = config.env.lerobot
-    new = simulated(config.task, settings)
-    same = {skill: task for skill, task in prior.items() if simulated(task, settings) == new}
-    listed = {part.strip() for part in config.prior_tasks.split(",")}
-    for skill, task in same.items():
-        if {skill, task} & listed:
-            raise ConfigError(
-                f"`prior_tasks` contains {task!r}, which is the new task {config.task!r}",
-                remedy="Remove it there: one does not forget what one is learning.",
-            )
-        if task != config.task:
-            logger.warning("%s is left out of the prior skills: it is the new task", task)
-    return {skill: task for skill, task in prior.items() if skill not in same}
 
 
 class Trainer:
@@ -217,34 +143,26 @@ class Trainer:
         stack: contextlib.ExitStack,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.console, self.threads, self.ranks = config, console, threads, ranks
+        self.config, self.console, self.ranks = config, console, ranks
+        self.prior = prior
         device = resolve_device(config.device)
         self.base = self._load(config.policy, device).frozen_copy()
-        self.base.check_finetuning(config.flow)
-        method = METHODS.get(config.method)
-        if method.needs_density and not self.base.has_density:
-            raise PolicyError(
-                f"The policy {config.policy!r} has no action density, which the method "
-                f"{config.method!r} needs",
-                remedy="Clone it instead (`--method bc`), or choose a policy with action tokens "
-                "such as razor-base, or a flow-matching one (smolvla, pi0, pi05).",
-            )
-        self.prior = prior
-        self.env = self._make_env()
-        stack.callback(lambda: self.env.close())
-        # The workers need the cores while episodes run.
-        self.rollout_threads = max(1, threads - workers_beside(self.env))
-        self.base.check_env(
-            self.env.single_observation_space, self.env.single_action_space, _columns(config)
-        )
-        check_statistics(self.base, config)
-        self.run_directory = self._open_directory(stack)
+        check_base(self.base, config, prior)
+        self.simulation = Simulation(config, self.base, prior, threads, ranks)
+        stack.callback(self.simulation.close)
+        env = self.simulation.env
+        check_fit(self.base, config, env.single_observation_space, env.single_action_space)
+        self.run_directory, self.stored = open_directory(config, ranks, stack)
+        self.checkpoint = Checkpoint.load(self.stored) if config.resume else None
         self.policy = self._tuned_policy(device)
-        self._check_room()
+        if ranks.is_main:
+            check_room_for(self.policy, self.run_directory, config.checkpoint.keep)
         self.policy.share_frozen(self.base)
-        self.tracker = Tracker(config, self.run_directory, self.env, self.base, prior, ranks)
-        self.method: Method = method(config, self.policy, self.base, self._services())
-        self.log: RunLog | None = None
+        self.tracker = Tracker(config, self.run_directory, env, self.base, prior, ranks)
+        self.penalties = Penalties(regularisers_of(config))
+        self.context = self._context()
+        self.learner = method_of(config).learner(self.context)
+        self._log: RunLog | None = None
         self.step = 0
         self.tracking_s = 0.0
         self.earlier_s = 0.0
@@ -254,6 +172,13 @@ class Trainer:
         self.half_done = False
         self.saved_at = time.monotonic()
         self.unlike: list[str] = []
+
+    @property
+    def log(self) -> RunLog:
+        """Return where the run reports; it is open while `run` is at work."""
+        if self._log is None:
+            raise RuntimeError("the log is opened by `Trainer.run`")
+        return self._log
 
     # The run ----------------------------------------------------------------------------------
 
@@ -267,13 +192,15 @@ class Trainer:
             RunDirectoryError: The system refuses to write; what was saved before is intact.
         """
         try:
-            self.method.prepare()
-            if self.config.resume:
-                self._resume()
-            total = self.method.num_updates
+            self.learner.prepare()
+            if self.checkpoint is not None:
+                self._resume(self.checkpoint)
+            else:
+                self.penalties.prepare(self.context)
+            total = self.learner.num_updates
             with RunLog(
                 self.run_directory, total=total, start=self.step, console=self.console
-            ) as self.log:
+            ) as self._log:
                 self._greet(total)
                 try:
                     self._loop(total, interrupts)
@@ -282,23 +209,11 @@ class Trainer:
                     raise
                 return self._finish(total)
         except OSError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: OSError) -> RunDirectoryError:
-        """Return what to tell about a disk that is full, a folder that is gone, and so on."""
-        last = self.stored.last_step()
-        intact = (
-            "Nothing was saved yet: mend that and start again."
-            if last is None
-            else f"The checkpoint of step {last} is intact. Mend that (make room, say), then go on "
-            f"with: robo-razor finetune --resume --out {self.run_directory.path}"
-        )
-        return RunDirectoryError(system_refusal(error), remedy=intact)
+            last = self.stored.last_step()
+            raise messages.refused(error, last, self.run_directory.path) from error
 
     def _computes_slowly(self) -> bool:
-        settings = getattr(self.config, self.config.method)
-        on_cpu = self.policy.device.type == "cpu"
-        return bool(getattr(settings, "bf16", False)) and on_cpu and not bf16_is_fast()
+        return self.config.method.bf16 and self.policy.device.type == "cpu" and not bf16_is_fast()
 
     def _loop(self, total: int, interrupts: Interrupts) -> None:
         checkpoints = self.config.tracking.checkpoints(total)
@@ -311,8 +226,10 @@ class Trainer:
         elif self.step in {0, *checkpoints}:
             self._track(total)
         if self.step == 0 and self.ranks.is_main:  # only now does the environment know its renderer
-            self.run_directory.write_environment(fingerprint(policy=self.base, env=self.env))
-        self.method.check_start(self.tracker.sampled_success)
+            self.run_directory.write_environment(
+                fingerprint(policy=self.base, env=self.simulation.env)
+            )
+        self.learner.check_start(self.tracker.sampled_success)
         while self.step < total:
             self._update(interrupts)
             if self.step in checkpoints:
@@ -330,7 +247,7 @@ class Trainer:
         def update() -> Metrics:
             self.half_done = True
             try:
-                return self.method.update(self.step + 1)
+                return self.learner.update(self.step + 1)
             except BaseException:
                 if snapshot is not None:
                     self._restore(*snapshot)
@@ -344,7 +261,6 @@ class Trainer:
         interrupts.release(also=any(self.ranks.gather(interrupts.pending)))
 
     def _log_update(self, metrics: Metrics) -> None:
-        assert self.log is not None
         self.log.metrics(self.step, metrics)
         shown = {
             "success": metrics.get("rollout/success_rate"),
@@ -355,7 +271,6 @@ class Trainer:
         self._show_progress()
 
     def _show_progress(self) -> None:
-        assert self.log is not None
         episodes = {"episodes": float(self.episodes)} if self.episodes else {}
         self.log.progress(self.step, **(self.shown | episodes))
 
@@ -363,7 +278,6 @@ class Trainer:
 
     def _track(self, total: int) -> None:
         """Measure the policy as it is, show the table, and mark the best checkpoint."""
-        assert self.log is not None
         summary = self._measure(self.policy, self.step, total)
         self.log.show(summary_table(summary))
         share = self._conclude()
@@ -376,9 +290,9 @@ class Trainer:
         if alarm := self.tracker.alarm(summary):
             self.log.warn(alarm)
 
-    def _measure(self, policy: Any, step: int, total: int) -> dict[str, Any]:
+    def _measure(self, policy: Policy, step: int, total: int) -> dict[str, Any]:
         def measure() -> dict[str, Any]:
-            with self._rollout_threads():
+            with self.simulation.threads():
                 return self.tracker.measure(
                     policy,
                     step,
@@ -396,7 +310,6 @@ class Trainer:
         Returns:
             Share of the wall time that tracking took so far.
         """
-        assert self.log is not None
         summary = self.run_directory.summary(self.step)
         self.tracking_s += float(summary["tracking_s"])
         share = self.tracking_s / max(float(summary["elapsed_s"]), 1e-9)
@@ -416,38 +329,34 @@ class Trainer:
         self._check_weights()
         if not self.ranks.is_main:
             return
-        state = self.method.state()
-        tensors = {f"method/{name}": tensor for name, tensor in state.tensors.items()}
-        if self._has_lora():  # the saved policy has them merged
-            tensors |= {f"parameter/{name}": p.detach() for name, p in self._trainable()}
-        extra = {
-            "method": state.extra,
-            "tracking_s": self.tracking_s,
-            "elapsed_s": self._elapsed(),
-        }
-        assert self.log is not None
+        lora = dict(trainable(self.policy)) if self.config.method.lora_rank else {}
+        checkpoint = Checkpoint(
+            self.step,
+            self.learner.state(),
+            self.penalties.state(),
+            {name: parameter.detach() for name, parameter in lora.items()},
+            self.tracking_s,
+            self._elapsed(),
+        )
         self.log.flush()  # the metrics up to here are on disk before the checkpoint that needs them
         self.run_directory.save_checkpoint(
-            self.policy.save,
-            TrainingState(self.step, state.optimizers, tensors, extra=extra),
-            keep=self.config.checkpoint.keep,
+            self.policy.save, checkpoint.state(), keep=self.config.checkpoint.keep
         )
         self.saved_at = time.monotonic()
 
     def _check_weights(self) -> None:
         """Check that no weight that is trained became NaN or infinite: such are never saved."""
-        for name, parameter in self._trainable():
+        for name, parameter in trainable(self.policy):
             if not torch.isfinite(parameter).all():
                 raise TrainingError(
                     f"The weights {name} are not finite after update {self.step}",
-                    remedy=f"Lower `{self.config.method}.learning_rate`. The last checkpoint is "
-                    "intact.",
+                    remedy=f"Lower `{self.config.method.name}.learning_rate`. "
+                    "The last checkpoint is intact.",
                 )
 
     def _save_interrupted(self) -> None:
         """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""
-        assert self.log is not None
-        go_on = f"Go on with: robo-razor finetune --resume --out {self.run_directory.path}"
+        go_on = f"Go on with: {messages.how_to_go_on(self.run_directory.path)}"
         if self.half_done:  # these weights are of no step
             last = self.stored.last_step()
             self.log.note(f"Interrupted within update {self.step + 1}; saved is {last}. {go_on}")
@@ -456,27 +365,20 @@ class Trainer:
             self._save()
         self.log.note(f"Interrupted after update {self.step}, which is saved. {go_on}")
 
-    def _resume(self) -> None:
-        """Take over counters and the method's state from the last checkpoint."""
-        state = self.stored.load_state()
-        self.run_directory.drop_evaluations_after(state.step)  # they are made again
-        prefix = "method/"
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in state.tensors.items()
-            if name.startswith(prefix)
-        }
-        with fits(self.stored.checkpoints / step_name(state.step)):
-            self.method.load_state(MethodState(state.optimizers, tensors, state.extra["method"]))
-            for key in ("tracking_s", "elapsed_s"):
-                records.number(0.0, records.MAX_ELAPSED_S)(state.extra[key], key)
-            self.tracking_s, self.earlier_s = state.extra["tracking_s"], state.extra["elapsed_s"]
-        self.step = state.step
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Take over counters and the state of learner and regularisers."""
+        self.run_directory.drop_evaluations_after(checkpoint.step)  # they are made again
+        with fits(checkpoint.folder):
+            self.learner.load_state(checkpoint.learner)
+            self.penalties.load_state(checkpoint.penalties)
+        self.checkpoint = None  # its tensors are large
+        self.tracking_s, self.earlier_s = checkpoint.tracking_s, checkpoint.elapsed_s
+        self.step = checkpoint.step
         if self.tracker.is_measured(self.step):  # which took time after the checkpoint was saved
             summary = self.stored.summary(self.step)
             self.earlier_s = max(self.earlier_s, float(summary["elapsed_s"]))
         self.began = time.perf_counter()
-        now = fingerprint(policy=self.base, env=self.env)
+        now = fingerprint(policy=self.base, env=self.simulation.env)
         before = self.stored.environment()
         self._refuse_other_base(before.get("policy_hash"), now.get("policy_hash"))
         self.unlike = differences(before, now)
@@ -493,32 +395,22 @@ class Trainer:
             )
 
     def _finish(self, total: int) -> FinetuneResult:
-        assert self.log is not None
         share = self.tracking_s / max(self._elapsed(), 1e-9)
         best = self.stored.best_step()
-        if share > self.config.tracking.max_share:
-            self.log.warn(
-                f"tracking took {share:.0%} of the wall time, more than `tracking.max_share` = "
-                f"{self.config.tracking.max_share:.0%}: raise `tracking.every` or lower "
-                "`tracking.episodes_prior`."
-            )
-        self.log.note(
-            f"Done: {total} updates in {format_seconds(self._elapsed())}, tracking {share:.0%} of "
-            f"it. Best checkpoint: step {best}. Run directory: {self.run_directory.path}"
-        )
+        if warning := messages.expensive_tracking(share, self.config):
+            self.log.warn(warning)
+        self.log.note(messages.done(total, self._elapsed(), share, best, self.run_directory.path))
         summary = self.run_directory.summary(self.step)
         path = self.ranks.gather(self.run_directory.path)[0]
         return FinetuneResult(path, self.step, best, summary, share)
 
     # What the run is made of ------------------------------------------------------------------
 
-    def _tuned_policy(self, device: str) -> Any:
+    def _tuned_policy(self, device: str) -> Policy:
         """Return the policy to tune, at a resumed run as it was at the last checkpoint."""
-        rank = int(getattr(self.config.method_config, "lora_rank", 0))
-        source = self.config.policy
-        if self.config.resume and not rank:
-            step = self.stored.last_step()
-            source = str(self.stored.pretrained_model(int(step or 0)))
+        rank, source = self.config.method.lora_rank, self.config.policy
+        if self.checkpoint is not None and not rank:
+            source = str(self.stored.pretrained_model(self.checkpoint.step))
         policy = self._load(source, device)
         policy.name = self.config.policy
         if self.config.freeze_vision:
@@ -526,15 +418,12 @@ class Trainer:
         if rank:
             torch.manual_seed(derive(self.config.seed, "lora"))
             policy.add_lora(rank)  # leaves out what is frozen
-            if self.config.resume:
-                tensors = self.stored.load_state().tensors
-                with torch.no_grad():
-                    for name, parameter in policy.module.named_parameters():
-                        if parameter.requires_grad:
-                            parameter.copy_(tensors[f"parameter/{name}"])
+            if self.checkpoint is not None:
+                with fits(self.checkpoint.folder):
+                    self.checkpoint.restore_parameters(policy)
         return policy
 
-    def _load(self, source: str, device: str) -> Any:
+    def _load(self, source: str, device: str) -> Policy:
         """Return a policy that is sampled and trained as the settings say."""
         from robo_razor.policies.load import load_policy
 
@@ -542,50 +431,6 @@ class Trainer:
         policy.rename(self.config.rename)
         policy.configure(self.config.flow)
         return policy
-
-    def _open_directory(self, stack: contextlib.ExitStack) -> RunDirectory:
-        """Return where this rank writes, and know (as `stored`) where the run's state is.
-
-        Other ranks than the first keep what they measure in a folder that is thrown away.
-        """
-        config = self.config
-        if self.ranks.is_main:
-            resume, out = config.resume, str(config.out)
-            run = RunDirectory.resume(out) if resume else RunDirectory.create(config)
-            if not resume:
-                stack.push(_clears(run))
-            stack.callback(run.close)
-            self.stored = run
-            self.ranks.gather(None)  # the others look at what is whole only now
-            return run
-        self.ranks.gather(None)
-        own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        run = RunDirectory.create(replace(config, out=str(own), resume=False))
-        stack.callback(run.close)
-        self.stored = run
-        if config.resume:
-            self.stored = RunDirectory.open(str(config.out))
-            shutil.copytree(self.stored.path / "eval", own / "eval", dirs_exist_ok=True)
-        return run
-
-    def _check_room(self) -> None:
-        """Check that the checkpoints will fit: weights, and the two moments of AdamW."""
-        if not self.ranks.is_main:
-            return
-        size = sum(p.numel() * p.element_size() for p in self.policy.module.parameters())
-        size += 8 * sum(p.numel() for _, p in self._trainable())
-        there = len(self.run_directory.steps())
-        kept = self.config.checkpoint.keep + 2  # the best, and the one being written
-        check_room(self.run_directory.path, size, max(1, kept - there))
-
-    def _make_env(self) -> Any:
-        return make_env(
-            self.config.task,
-            self.config.env,
-            chunk_size=self.base.chunk_size,
-            tasks=tuple(self.prior.values()),
-            image_shape=self.base.wanted_image_shape,
-        )
 
     def _retried[T](self, work: Callable[[], T]) -> T:
         """Do work; after a fault of the environment, such as a dead worker, again in a fresh one.
@@ -597,108 +442,87 @@ class Trainer:
             try:
                 return work()
             except EnvError as error:
-                assert self.log is not None
                 self.log.warn(f"{error} They are started anew, and the work is done again.")
-                self.env.close()
-                self.env = self.tracker.env = self._make_env()
+                self.simulation.restart()
+                self.tracker.env = self.simulation.env
         return work()
 
-    def _services(self) -> Services:
-        return Services(
+    def _context(self) -> Context:
+        return Context(
+            config=self.config,
+            policy=self.policy,
+            base=self.base,
             rollout=self._rollout,
             demonstrations=self._demonstrations,
-            on_gradient_steps=self._on_gradient_steps,
+            prior=self.prior,
             ranks=self.ranks,
+            penalties=self.penalties,
+            on_gradient_steps=self._on_gradient_steps,
         )
 
     def _rollout(
-        self, rows: Sequence[EpisodeRow], *, mode: Mode, record: bool, sampling_seed: int
+        self,
+        rows: Sequence[EpisodeRow],
+        *,
+        mode: Mode,
+        record: bool | Literal["inputs"],
+        sampling_seed: int,
+        whole: bool = False,
     ) -> EpisodeBatch:
-        self.policy.module.eval()
-        with self._rollout_threads():
-            batch = run_shared(
-                self.ranks,
-                self.env,
-                self.policy,
-                rows,
-                mode,
-                record,
-                self._on_episodes,
-                sampling_seed=sampling_seed,
-            )
+        batch = self.simulation.run(
+            self.policy,
+            rows,
+            mode,
+            record,
+            self._on_episodes,
+            sampling_seed=sampling_seed,
+            whole=whole,
+        )
         self.episodes += len(batch)
         return batch
 
     def _on_episodes(self, finished: int, total: int, successes: int) -> None:
         """Show how far the episodes of an update are."""
-        if self.log is not None:
+        if self._log is not None:
             # Not their success so far: the first to finish are the successful ones.
             now = {"episode": float(finished), "episodes": float(self.episodes + finished)}
-            self.log.progress(self.step, **(self.shown | now))
+            self._log.progress(self.step, **(self.shown | now))
 
     def _on_gradient_steps(self, done: int, total: int) -> None:
         """Show how far the gradient steps of an update are."""
-        if self.log is not None:
-            self.log.progress(self.step, **(self.shown | {"gradient_step": float(done)}))
+        self.log.progress(self.step, **(self.shown | {"gradient_step": float(done)}))
 
     def _demonstrations(self) -> DemonstrationSet:
         from robo_razor.rollout.demonstrations import demonstrations_for
 
-        with self._rollout_threads():
-            seen = self.env if self.ranks.is_main else None  # warnings are said once
-            found = demonstrations_for(self.config, self.base, self.console, seen)
-        self.tracker.see_demonstrations(found)
-        return found
+        with self.simulation.threads():
+            seen = self.simulation.env if self.ranks.is_main else None  # warnings are said once
+            demonstrations = demonstrations_for(self.config, self.base, self.console, seen)
+        self.tracker.see_demonstrations(demonstrations)
+        return demonstrations
 
-    @contextlib.contextmanager
-    def _rollout_threads(self) -> Iterator[None]:
-        torch.set_num_threads(self.rollout_threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(self.threads)
-
-    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(n, p) for n, p in self.policy.module.named_parameters() if p.requires_grad]
-
-    def _has_lora(self) -> bool:
-        return int(getattr(self.config.method_config, "lora_rank", 0)) > 0
-
-    def _snapshot(self) -> tuple[dict[str, torch.Tensor], MethodState] | None:
+    def _snapshot(self) -> tuple[dict[str, torch.Tensor], LearnerState] | None:
         """Copy weights and optimizer, unless they are too large to keep twice."""
-        trainable = self._trainable()
-        if sum(p.numel() for _, p in trainable) > SNAPSHOT_PARAMETERS:
+        parameters = trainable(self.policy)
+        if sum(p.numel() for _, p in parameters) > SNAPSHOT_PARAMETERS:
             return None
-        weights = {name: p.detach().clone() for name, p in trainable}
-        return weights, copy.deepcopy(self.method.state())
+        weights = {name: p.detach().clone() for name, p in parameters}
+        return weights, copy.deepcopy(self.learner.state())
 
-    def _restore(self, weights: dict[str, torch.Tensor], state: MethodState) -> None:
+    def _restore(self, weights: dict[str, torch.Tensor], state: LearnerState) -> None:
         with torch.no_grad():
-            for name, parameter in self._trainable():
+            for name, parameter in trainable(self.policy):
                 parameter.copy_(weights[name])
-        self.method.load_state(state)
+        self.learner.load_state(state)
 
     def _elapsed(self) -> float:
         return self.earlier_s + time.perf_counter() - self.began
 
     def _greet(self, total: int) -> None:
-        assert self.log is not None
         what = "Going on with" if self.config.resume else "Run directory:"
         self.log.note(f"{what} {self.run_directory.path}")
-        skills = ", ".join(self.tracker.prior) or "none"
-        steps = self.config.tracking.checkpoints(total)
-        listed = ", ".join(map(str, steps)) if len(steps) <= MAX_LISTED else f"{len(steps)} of them"
-        self.log.note(
-            f"{self.config.method} on {self.config.task} from {self.config.policy}: {total} "
-            f"updates, checkpoints after {listed}. Prior skills: {skills}."
-        )
+        self.log.note(messages.plan(self.config, total, self.tracker.prior))
         if self._computes_slowly():
-            self.log.warn(
-                f"{self.config.method}.bf16 is set, but this processor has no instructions for "
-                "bfloat16 and emulates them: expect several times the time it takes without."
-            )
+            self.log.warn(messages.slow_bf16(self.config.method.name))
         if self.unlike:
-            self.log.warn(
-                f"since this run began, something changed that its results depend on: "
-                f"{'; '.join(self.unlike)}. What is measured from now on may not be comparable."
-            )
+            self.log.warn(messages.changed_since(self.unlike))

@@ -15,7 +15,7 @@ import torch
 from contestants.meter import Stopped, check_same_work
 from lerobot.configs.default import EvalConfig
 
-from robo_razor.training.methods import bf16_is_fast
+from robo_razor.training.update import bf16_is_fast
 
 SCRIPT = Path(peers.__file__)
 TOY = [

@@ -6,11 +6,13 @@ import numpy as np
 import tiny_vla
 import torch
 
-from robo_razor.core.settings.config import FinetuneConfig, FlowConfig, PPOConfig
+from robo_razor.core.settings.config import FinetuneConfig, FlowConfig
 from robo_razor.core.types import DecisionRecord, EpisodeBatch
 from robo_razor.policies.load import load_policy
-from robo_razor.training.methods import Services
+from robo_razor.training.learner import Context
 from robo_razor.training.methods.ppo import PPO
+from robo_razor.training.regularisers import Penalties
+from robo_razor.training.regularisers.kl import KL
 
 EPISODES = 96
 
@@ -27,7 +29,7 @@ def observations(rows, policy):
 def forwards(policy):
     """Return a service with episodes of one decision: go forwards along the first dimension."""
 
-    def rollout(rows, *, mode, record, sampling_seed):
+    def rollout(rows, *, mode, record, sampling_seed, whole=False):
         inputs = observations(rows, policy)
         n = len(rows)
         with torch.no_grad():
@@ -60,13 +62,15 @@ def forwards(policy):
     return rollout
 
 
-def make_ppo(folder, flow=None, alter=None, **settings):
+def make_ppo(folder, flow=None, alter=None, kl=None, direction="forward", **settings):
     """Return PPO on a folder's policy.
 
     Args:
         folder: Of the policy, or a configured `Policy`.
         flow: Its settings.
         alter: Changes the policy before its base is copied, e.g. its precision.
+        kl: Weight of a KL penalty on the batch; None: there is none.
+        direction: Of that KL.
         **settings: Of PPO.
     """
     ppo = {
@@ -80,14 +84,24 @@ def make_ppo(folder, flow=None, alter=None, **settings):
         "value_warmup_updates": 0,
         "target_kl": None,
     }
-    config = FinetuneConfig(ppo=PPOConfig(**(ppo | settings)), flow=flow or FlowConfig())
+    method = PPO(**(ppo | settings))
+    terms = () if kl is None else (KL(weight=kl, direction=direction),)
+    config = FinetuneConfig(method=method, flow=flow or FlowConfig(), regularise=terms)
     policy = load_policy(folder)
     if alter is not None:
         alter(policy)
     policy.configure(config.flow)
     base = policy.frozen_copy()
-    if config.ppo.lora_rank:
+    if config.method.lora_rank:
         torch.manual_seed(0)
-        policy.add_lora(config.ppo.lora_rank)
+        policy.add_lora(config.method.lora_rank)
     policy.share_frozen(base)
-    return PPO(config, policy, base, Services(forwards(policy), lambda: None))
+    context = Context(
+        config=config,
+        policy=policy,
+        base=base,
+        rollout=forwards(policy),
+        demonstrations=lambda: None,
+        penalties=Penalties(terms),
+    )
+    return method.learner(context)

@@ -39,7 +39,7 @@ LAW = (-0.016, -0.0002)
 ARMS = {
     # name: method, section's settings, KL at the end, speed, highest new-task success
     "oracle": ("bc", {}, 4.0, 2.0, 0.9),
-    "ppo_kl": ("ppo", {"kl_coef": 0.1}, 6.0, 1.4, 0.88),
+    "ppo_kl": ("ppo", {"ent_coef": 0.1}, 6.0, 1.4, 0.88),
     "ppo": ("ppo", {}, 11.0, 1.6, 0.94),
     "bc_b": ("bc", {}, 45.0, 3.0, 0.92),
 }
@@ -58,7 +58,7 @@ def make_run(path, points, task=TASK, method="ppo", skills=None, seed=0, section
     """Write a run whose checkpoints have (new success, retention of every skill, KL)."""
     config = replace(FinetuneConfig(method=method), out=str(path), task=task, seed=seed)
     if section:
-        config = replace(config, **{method: replace(config.method_config, **section)})
+        config = replace(config, method=replace(config.method, **section))
     skills = {"LiftCube": 1.0, "OpenDrawer": 0.8} if skills is None else skills
     run = begin_run(config)
     for i, (new, retention, kl) in enumerate(points):
@@ -91,7 +91,7 @@ def write_checkpoint(run, config, step, new, skills, retentions, kl, n_new=100, 
         directory / "summary.json",
         {
             "step": step,
-            "method": config.method,
+            "method": config.method.name,
             "task": config.task,
             "seed": config.seed,
             "policy": config.policy,
@@ -153,10 +153,8 @@ def _make_curve(directory, name, factor, seed, checkpoints, noise, generator):
     config = replace(FinetuneConfig(method=method), out=str(directory), task=TASK, seed=seed)
     every = 1 / (checkpoints - 1)
     config = replace(config, tracking=replace(config.tracking, every=every, early=0))
-    rate = config.method_config.learning_rate * factor
-    config = replace(
-        config, **{method: replace(config.method_config, learning_rate=rate, **section)}
-    )
+    rate = config.method.learning_rate * factor
+    config = replace(config, method=replace(config.method, learning_rate=rate, **section))
     run = begin_run(config)
     steps = [0, *config.tracking.checkpoints(24)]
     for i, step in enumerate(steps):

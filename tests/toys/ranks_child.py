@@ -12,20 +12,19 @@ from toy_policy import GREEN, NEW, RED
 from toy_runs import quiet, run_config
 
 from robo_razor.core.ranks import launched, part
-from robo_razor.core.settings.config import (
-    BCConfig,
-    EnvConfig,
-    EvaluateConfig,
-    PPOConfig,
-    ReinforceConfig,
-    TrackingConfig,
-)
+from robo_razor.core.settings.config import EnvConfig, EvaluateConfig, TrackingConfig
 from robo_razor.evaluation.evaluate import run_evaluate
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.methods.grpo import GRPO
+from robo_razor.training.methods.ppo import PPO
+from robo_razor.training.methods.reinforce import Reinforce
+from robo_razor.training.regularisers.kl import KL
+from robo_razor.training.regularisers.l2 import L2
 from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=8, num_workers=1, image_size=16, env_packages=("toy_env",))
 METHODS = {
-    "ppo": PPOConfig(
+    "ppo": PPO(
         num_updates=2,
         episodes_per_update=24,
         minibatch_size=32,
@@ -34,12 +33,26 @@ METHODS = {
         value_warmup_updates=0,
         warmup_updates=0,
         temperature=1.0,
-        kl_coef=0.1,
     ),
-    "reinforce": ReinforceConfig(
+    "reinforce": Reinforce(
         num_updates=2, episodes_per_update=24, learning_rate=1e-3, temperature=1.0
     ),
-    "bc": BCConfig(episodes=6, epochs=2, batch_size=16, learning_rate=1e-3),
+    "bc": BC(episodes=6, epochs=2, batch_size=16, learning_rate=1e-3),
+    "grpo": GRPO(
+        num_updates=2,
+        episodes_per_update=24,
+        group_size=4,
+        learning_rate=1e-3,
+        warmup_updates=0,
+        temperature=1.0,
+        lora_rank=2,
+    ),
+}
+REGULARISERS = {
+    "ppo": (KL(weight=0.1), L2(weight=0.01)),
+    "reinforce": (KL(weight=0.1, on="new", episodes=2, states=8, batch_size=6),),
+    "bc": (KL(weight=0.1), L2(weight=0.01)),
+    "grpo": (KL(weight=0.1, on="prior", episodes=2, states=8, batch_size=6), L2(weight=0.01)),
 }
 
 
@@ -54,7 +67,8 @@ def settings(base, out, method, **changes):
         kl_states=16,
         max_share=1.0,
     )
-    return run_config(base, out, method, METHODS, **({"env": ENV, "tracking": tracking} | changes))
+    common = {"env": ENV, "tracking": tracking, "regularise": REGULARISERS[method]}
+    return run_config(base, out, method, METHODS, **(common | changes))
 
 
 def evaluation(base, file, **changes):

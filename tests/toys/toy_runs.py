@@ -21,15 +21,15 @@ def quiet():
 
 
 def run_config(base, out, method, sections, **settings):
-    """Return the settings of a run; of `sections` (method -> its own) only the method's is used."""
-    section = {method: sections[method]} if method in sections else {}
-    common = {"method": method, "policy": base, "task": NEW, "out": str(out), "torch_threads": 1}
-    return FinetuneConfig(**(common | section | settings))
+    """Return the settings of a run; `sections` holds methods by their names, with settings."""
+    chosen = sections.get(method, method) if isinstance(method, str) else method
+    common = {"method": chosen, "policy": base, "task": NEW, "out": str(out), "torch_threads": 1}
+    return FinetuneConfig(**(common | settings))
 
 
-def interrupt_at(monkeypatch, method, update, config):
-    """Run until Ctrl-C at the beginning of an update of a method (class)."""
-    original = method.update
+def interrupt_at(monkeypatch, learner, update, config):
+    """Run until Ctrl-C at the beginning of an update of a learner (class)."""
+    original = learner.update
 
     def stop(self, k):
         if k == update:
@@ -37,7 +37,7 @@ def interrupt_at(monkeypatch, method, update, config):
         return original(self, k)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(method, "update", stop)
+        patch.setattr(learner, "update", stop)
         finetune(config, quiet())
 
 

@@ -7,12 +7,16 @@ mujoco or lerobot.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal, cast
 
 from robo_razor.core.errors import ConfigError, did_you_mean, shown
+from robo_razor.core.plugins import METHODS, REGULARISERS, load_plugins
 from robo_razor.core.settings.conversion import (
     Settings,
+    as_section,
+    build,
     describe_fields,
     from_dict,
     load_yaml,
@@ -26,19 +30,18 @@ from robo_razor.core.settings.conversion import (
 )
 from robo_razor.core.settings.sections import (
     POLICY_PREFIX,
-    BCConfig,
     CheckpointConfig,
     EnvConfig,
     FlowConfig,
-    PPOConfig,
-    ReinforceConfig,
+    MethodSettings,
+    RegulariserSettings,
     TrackingConfig,
+    check_modules,
 )
 
 __all__ = [
     "POLICY_PREFIX",
     "ArchiveConfig",
-    "BCConfig",
     "CheckpointConfig",
     "CollectConfig",
     "CompareConfig",
@@ -47,8 +50,9 @@ __all__ = [
     "FinetuneConfig",
     "FlowConfig",
     "ManifestConfig",
-    "PPOConfig",
+    "MethodSettings",
     "PretrainConfig",
+    "RegulariserSettings",
     "RolloutConfig",
     "Settings",
     "SweepConfig",
@@ -68,13 +72,27 @@ MAX_SEED = 2**31 - 1
 """Largest seed: environments may hand it on, and a row's number added, to generators of 32 bits."""
 
 MAIN_TASK = "gym_razor/PlaceCanInBin-v0"
+DEFAULT_METHOD = "ppo"
+
+
+def import_plugins(names: Any) -> None:
+    """Import the modules of the setting `plugins`, a name or several; other things are left alone.
+
+    Raises:
+        ConfigError: One cannot be imported, or is a part of Python.
+    """
+    given = names if isinstance(names, list | tuple) else [names]
+    texts = tuple(name for name in given if isinstance(name, str))
+    check_modules("plugins", texts, "nothing here", "installed modules, or some in PYTHONPATH")
+    load_plugins(texts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Settings):
     """Fine-tune a policy on a new task and measure at every checkpoint what it forgets."""
 
-    method: str = "ppo"
+    # A name until a config is built: no method is imported before, and a plugin may bring it.
+    method: MethodSettings = cast("MethodSettings", DEFAULT_METHOD)  # noqa: RUF009
     """How to fine-tune; `robo-razor list methods` shows them."""
     policy: str = path("razor-base", or_name=True)
     """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
@@ -104,44 +122,122 @@ class FinetuneConfig(Settings):
     """Which checkpoints stay on disk."""
     flow: FlowConfig = FlowConfig()
     """How a flow-matching policy (SmolVLA, pi0, pi0.5) is sampled and trained."""
-    ppo: PPOConfig = PPOConfig()
-    """Settings of `--method ppo`."""
-    reinforce: ReinforceConfig = ReinforceConfig()
-    """Settings of `--method reinforce`."""
-    bc: BCConfig = BCConfig()
-    """Settings of `--method bc`."""
+    regularise: tuple[RegulariserSettings, ...] = ()
+    """Terms that hold the policy near its base: `kl`, `l2`, ..., each with a section of its own."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register methods and regularisers."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("bc", "ppo", "reinforce")
-
-    def inactive_sections(self) -> tuple[str, ...]:
-        """Return the sections of the methods that are not chosen."""
-        return tuple(name for name in self.METHODS if name != self.method)
+    def __post_init__(self) -> None:
+        """Import the plugins, and find the method where only its name is given."""
+        if isinstance(self.method, str):
+            import_plugins(self.plugins)  # it may be of one of them
+            object.__setattr__(self, "method", _method_class(self.method)())
+        super().__post_init__()
 
     def _check_together(self) -> None:
-        if self.method not in self.METHODS:
+        import_plugins(self.plugins)
+        names = [term.name for term in self.regularise]
+        if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(
-                f"Unknown method {shown(self.method)}.{did_you_mean(self.method, self.METHODS)}",
-                allowed=", ".join(self.METHODS),
-                remedy="Set `method` (or `--method`) to one of them.",
+                f"`regularise` has {twice[0]!r} twice", remedy="Leave one of them out."
             )
         if self.resume and self.out is None:
             raise ConfigError(
                 "`resume` is set but `out` is not: there is no run to go on with",
                 remedy="Name the run directory: `robo-razor finetune --resume --out runs/NAME`.",
             )
-        ppo = self.ppo
-        if self.method == "ppo" and ppo.value_warmup_updates >= ppo.num_updates:
+
+    # In a file the method is a name beside a section of that name, and terms are sections too.
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Settings]]:
+        """Return the sections of all methods and regularisers that there are."""
+        return {
+            kind.SECTION: kind
+            for registry in (METHODS, REGULARISERS)
+            for kind in map(registry.get, registry)
+        }
+
+    @classmethod
+    def keys_beside(cls, data: Mapping[str, Any]) -> list[str]:
+        """Return all keys but those of the methods that are not chosen."""
+        others = set(METHODS) - {data.get("method", DEFAULT_METHOD)}
+        return [key for key in describe_fields(cls) if key.split(".", 1)[0] not in others]
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys of a file with the method and the regularisers as objects."""
+        import_plugins(data.get("plugins", ()))
+        method = _method_class(data.get("method", DEFAULT_METHOD))
+        chosen = build(
+            method, as_section(method.NAME, data.get(method.NAME, {})), f"{method.NAME}."
+        )
+        rest = {key: value for key, value in data.items() if key != method.NAME}
+        if rest.keys() - cls.__dataclass_fields__.keys():
+            _refuse_other_methods(rest)
+        terms = as_section("regularise", rest.get("regularise", {}))
+        return {**rest, "method": chosen, "regularise": tuple(map(_term, terms, terms.values()))}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return nested plain values: of the methods only the chosen one has a section."""
+        return {
+            **super().to_plain(),
+            "method": self.method.name,
+            "regularise": {term.name: term.to_plain() for term in self.regularise},
+            self.method.name: self.method.to_plain(),
+        }
+
+
+def _method_class(name: object) -> type[MethodSettings]:
+    """Return the method of a name.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"`method` must be a text, but was given {shown(name)} ({type(name).__name__})"
+        )
+    if name in METHODS:
+        return METHODS.get(name)
+    raise ConfigError(
+        f"Unknown method {shown(name)}.{did_you_mean(name, METHODS)}",
+        allowed=", ".join(METHODS),
+        remedy="Set `method` (or `--method`) to one of them.",
+    )
+
+
+def _refuse_other_methods(data: Mapping[str, Any]) -> None:
+    """Refuse a section of a method that is not chosen."""
+    for name in METHODS:
+        if name in data:
             raise ConfigError(
-                f"ppo.value_warmup_updates = {ppo.value_warmup_updates} leaves no update for the "
-                f"policy: ppo.num_updates = {ppo.num_updates}",
-                allowed="value_warmup_updates < num_updates",
+                f"nothing would read the section `{name}`, given the other settings",
+                remedy=f"Remove the section `{name}` or set `method: {name}`.",
             )
 
-    @property
-    def method_config(self) -> Settings:
-        """The settings of the chosen method."""
-        section: Settings = getattr(self, self.method)
-        return section
+
+def _term(name: object, value: Any) -> RegulariserSettings:
+    """Return a regulariser of its section, which may be empty."""
+    kind = regulariser_class(name)
+    key = f"regularise.{kind.NAME}"
+    return build(kind, as_section(key, {} if value is None else value), f"{key}.")
+
+
+def regulariser_class(name: object) -> type[RegulariserSettings]:
+    """Return the regulariser of a name.
+
+    Raises:
+        ConfigError: There is no such regulariser.
+    """
+    if isinstance(name, str) and name in REGULARISERS:
+        return REGULARISERS.get(name)
+    text = name if isinstance(name, str) else ""
+    raise ConfigError(
+        f"Unknown regulariser {shown(name)}.{did_you_mean(text, REGULARISERS)}",
+        allowed=", ".join(REGULARISERS),
+        remedy="`regularise` holds a section for each: `regularise: {l2: {weight: 0.1}}`.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +272,11 @@ class EvaluateConfig(Settings):
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig()
     """How environments are run in parallel."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register policies and distances."""
 
     def _check_together(self) -> None:
+        import_plugins(self.plugins)
         if self.resume and self.json is None:
             raise ConfigError(
                 "`resume` is set but `json` is not: finished episodes are kept next to that file",
@@ -236,6 +335,11 @@ class RolloutConfig(Settings):
     """CPU threads of torch (>= 1); None: one per core."""
     env: EnvConfig = EnvConfig(num_envs=9)
     """How environments are run in parallel."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register policies and distances."""
+
+    def _check_together(self) -> None:
+        import_plugins(self.plugins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +366,11 @@ class CollectConfig(Settings):
     """Torch device for a policy: `auto`, `cpu`, `cuda`, ..."""
     env: EnvConfig = EnvConfig()
     """How environments are run in parallel."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register policies and distances."""
+
+    def _check_together(self) -> None:
+        import_plugins(self.plugins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,8 +447,11 @@ class CompareConfig(Settings):
     """Videos of base and tuned on the same start states [0, 20], where checkpoints are at hand."""
     allow_unlike: bool = False
     """Compare runs of unlike versions, renderers or bases too; the report says what differs."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register policies and distances."""
 
     def _check_together(self) -> None:
+        import_plugins(self.plugins)
         if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:
             raise ConfigError(f"match = {bad[0]} is no success rate", allowed="values in [0, 1]")
 

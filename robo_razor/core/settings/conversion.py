@@ -20,7 +20,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -150,6 +150,8 @@ class Settings:
     """Base of all settings: checks ranges and choices when built."""
 
     SECTION: ClassVar[str] = ""
+    REMOVED: ClassVar[Mapping[str, str]] = {}
+    """Keys that there were once, and what to write instead."""
 
     def __post_init__(self) -> None:
         """Check every field's type, range and choices, then what they must fulfil together."""
@@ -174,9 +176,24 @@ class Settings:
     def _check_together(self) -> None:
         """Check what fields must fulfil together; overridden where there is something to check."""
 
-    def inactive_sections(self) -> tuple[str, ...]:
-        """Return the names of sections that nothing reads, given the other settings."""
-        return ()
+    @classmethod
+    def sections(cls) -> dict[str, type[Settings]]:
+        """Return the sections that are not fields, by their keys; for those that have some."""
+        return {}
+
+    @classmethod
+    def keys_beside(cls, data: Mapping[str, Any]) -> list[str]:
+        """Return all keys that may stand beside those that are given."""
+        return describe_fields(cls)
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Return what a file holds as the constructor takes it, but for sections and types."""
+        return data
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return nested plain values, as a file holds them."""
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
 
     def _key(self, name: str) -> str:
         return f"{self.SECTION}.{name}" if self.SECTION else name
@@ -207,17 +224,14 @@ def from_dict[C: Settings](
             type or is out of range, or a section belongs to a method that is not chosen.
     """
     try:
-        config = _build(config_class, data, path="")
+        return build(config_class, data)
     except ConfigError as error:
         raise ConfigError(_from(source) + str(error)) from error
-    _refuse_inactive(config, data, source)
-    return config
 
 
 def to_dict(config: Settings) -> dict[str, Any]:
-    """Return a config as nested plain values; inactive sections are left out."""
-    names = [item.name for item in fields(config) if item.name not in config.inactive_sections()]
-    return {name: _plain(getattr(config, name)) for name in names}
+    """Return a config as nested plain values."""
+    return config.to_plain()
 
 
 def to_yaml(config: Settings) -> str:
@@ -239,16 +253,23 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 def describe_fields(config_class: type[Settings]) -> list[str]:
     """Return all keys of a config with their sections, e.g. `ppo.learning_rate`."""
     keys: list[str] = []
-    hints = _hints(config_class)
+    inner = _inner(config_class)
     for item in fields(config_class):
-        hint = hints[item.name]
-        if is_dataclass(hint):
-            keys += [
-                f"{item.name}.{key}" for key in describe_fields(typing.cast("type[Settings]", hint))
-            ]
-        else:
+        if item.name not in inner:
             keys.append(item.name)
+    for name, section in inner.items():
+        keys += [f"{name}.{key}" for key in describe_fields(section)]
     return keys
+
+
+def _inner(config_class: type[Settings]) -> dict[str, type[Settings]]:
+    """Return all sections by their keys."""
+    own = {
+        name: hint
+        for name, hint in _hints(config_class).items()
+        if isinstance(hint, type) and issubclass(hint, Settings) and hint.SECTION
+    }
+    return own | config_class.sections()
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -273,29 +294,53 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _build[C: Settings](config_class: type[C], data: dict[str, Any], path: str) -> C:
+def build[C: Settings](config_class: type[C], data: dict[str, Any], path: str = "") -> C:
+    """Build settings from nested dictionaries.
+
+    Args:
+        config_class: Which settings.
+        data: Keys and values.
+        path: What stands before the keys in errors, e.g. `ppo.`.
+
+    Raises:
+        ConfigError: A key is unknown, or a value cannot be used.
+    """
     hints = _hints(config_class)
     names = [item.name for item in fields(config_class)]
     values: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, value in config_class.from_plain(data).items():
         full = f"{path}{key}"
+        if key in config_class.REMOVED:
+            raise removed(full, config_class.REMOVED[key])
         if key not in names:
             problem = _unknown_key(full, str(key), data, config_class)
             raise ConfigError(problem, allowed=", ".join(names))
         hint = hints[key]
-        if is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ConfigError(
-                    f"`{full}` is a section with keys of its own, but was given {shown(value)}"
-                )
-            values[key] = _build(
-                typing.cast("type[Settings]", hint),
-                _with_defaults(config_class, key, value),
-                f"{full}.",
-            )
+        if is_dataclass(hint) and not isinstance(value, Settings):
+            section = typing.cast("type[Settings]", hint)
+            given = _with_defaults(config_class, key, as_section(full, value))
+            values[key] = build(section, given, f"{full}.")
         else:
             values[key] = value
     return config_class(**values)
+
+
+def as_section(key: str, value: Any) -> dict[str, Any]:
+    """Return a section's keys and values.
+
+    Raises:
+        ConfigError: Something else was given.
+    """
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"`{key}` is a section with keys of its own, but was given {shown(value)}"
+        )
+    return value
+
+
+def removed(key: str, instead: str) -> ConfigError:
+    """Return the error for a key that there is no more."""
+    return ConfigError(f"There is no setting `{key}` any more", remedy=instead)
 
 
 def _with_defaults(config_class: type[Settings], key: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -306,12 +351,7 @@ def _with_defaults(config_class: type[Settings], key: str, value: dict[str, Any]
 
 def _unknown_key(full: str, key: str, data: dict[str, Any], config_class: type[Settings]) -> str:
     names = [item.name for item in fields(config_class)]
-    hint = meant(key, names)
-    if not hint:  # perhaps it belongs into a section
-        chosen = {k: v for k, v in data.items() if k == "method" and v in names}
-        idle = config_class(**chosen).inactive_sections()
-        keys = [k for k in describe_fields(config_class) if k.split(".", 1)[0] not in idle]
-        hint = meant(key, keys)
+    hint = meant(key, names) or meant(key, config_class.keys_beside(data))  # perhaps in a section
     return f"Unknown key `{full}`.{hint}"
 
 
@@ -347,15 +387,6 @@ def _words(key: str) -> str:
 
 def _from(source: str | None) -> str:
     return f"{source}: " if source else ""
-
-
-def _refuse_inactive(config: Settings, data: dict[str, Any], source: str | None) -> None:
-    for name in config.inactive_sections():
-        if name in data:
-            raise ConfigError(
-                f"{_from(source)}nothing would read the section `{name}`, given the other settings",
-                remedy=f"Remove the section `{name}` or set `method: {name}`.",
-            )
 
 
 def _hints(config_class: type) -> dict[str, Any]:
@@ -423,7 +454,7 @@ _TYPE_NAMES: dict[Any, str] = {
 }
 
 
-def _checked(key: str, value: Any, metadata: typing.Mapping[str, Any]) -> Any:
+def _checked(key: str, value: Any, metadata: Mapping[str, Any]) -> Any:
     """Return a value whose range or text was checked, with `~` expanded."""
     if isinstance(value, tuple):
         return tuple(_checked(f"{key}[{i}]", item, metadata) for i, item in enumerate(value))
@@ -443,7 +474,7 @@ def _checked(key: str, value: Any, metadata: typing.Mapping[str, Any]) -> Any:
     return value
 
 
-def _check_range(key: str, value: float, bounds: typing.Mapping[str, float]) -> None:
+def _check_range(key: str, value: float, bounds: Mapping[str, float]) -> None:
     widest = MAX_COUNT if isinstance(value, int) else MAX_NUMBER
     low, high, above = bounds.get("low"), bounds.get("high"), bounds.get("above")
     too_low = (low is not None and not value >= low) or (above is not None and not value > above)
@@ -479,20 +510,26 @@ def _check_choice(key: str, value: Any, hint: Any) -> None:
 
 def path_keys(config_class: type[Settings]) -> dict[str, str]:
     """Return the settings that hold paths, by their keys, and what may stand before a path."""
-    hints = _hints(config_class)
-    found: dict[str, str] = {}
-    for item in fields(config_class):
-        if is_dataclass(hints[item.name]):
-            inner = path_keys(typing.cast("type[Settings]", hints[item.name]))
-            found |= {f"{item.name}.{key}": prefix for key, prefix in inner.items()}
-        elif PATH in item.metadata:
-            found[item.name] = item.metadata[PATH]
-    return found
+    keys = {i.name: i.metadata[PATH] for i in fields(config_class) if PATH in i.metadata}
+    for name, section in _inner(config_class).items():
+        keys |= {f"{name}.{key}": prefix for key, prefix in path_keys(section).items()}
+    return keys
 
 
 def field_help(config_class: type[Settings]) -> dict[str, str]:
-    """Return the line under each field of a settings class, as written in the source."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
+    """Return the line under each field of a settings class, as written in the source.
+
+    A field that is inherited has the line of the class that it comes from.
+    """
+    lines: dict[str, str] = {}
+    for owner in reversed(config_class.__mro__):
+        if is_dataclass(owner) and fields(owner):
+            lines |= _lines_of(owner)
+    return lines
+
+
+def _lines_of(owner: type) -> dict[str, str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
     body = typing.cast("ast.ClassDef", tree.body[0]).body
     lines: dict[str, str] = {}
     for statement, following in itertools.pairwise(body):

@@ -1,4 +1,4 @@
-"""Which packages of environments a settings file may name: no code that came with the file.
+"""Which packages a settings file may name, of environments or plugins: none that came with it.
 
 Naming a package runs it. A run, an archive or a settings file may come from a stranger, with a
 module beside it that Python would take for a package if this is the current directory. So what a
@@ -10,23 +10,30 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.settings.config import EnvConfig
 
+ENV_PACKAGES, PLUGINS = "env.env_packages", "plugins"
+"""Settings that name packages, which are then imported."""
 
-def refuse_packages_beside(names: Iterable[str], folder: Path, source: str) -> None:
+
+def refuse_packages_beside(
+    names: Iterable[str], folder: Path, source: str, key: str = ENV_PACKAGES
+) -> None:
     """Check that packages that a file names did not come with it.
 
     A package may lie beside the file where it is installed there (`pip install --editable`), or
     where PYTHONPATH names the place in full.
 
     Args:
-        names: Packages of environments.
+        names: Packages, or modules in them.
         folder: Directory of the file.
         source: The file, for the error.
+        key: The setting that holds them.
 
     Raises:
         ConfigError: One lies in that directory or below it.
@@ -35,13 +42,34 @@ def refuse_packages_beside(names: Iterable[str], folder: Path, source: str) -> N
     for name in names:
         if name in EnvConfig().env_packages:
             continue
+        flag = f"--{key.replace('_', '-')}"
         for place in _places(name.split(".")[0]):
             if place.is_relative_to(inside) and not _is_chosen(name.split(".")[0], place):
                 raise ConfigError(
-                    f"{source} names the package {name!r} (`env.env_packages`), which lies beside "
+                    f"{source} names the package {name!r} (`{key}`), which lies beside "
                     f"it in {place}: a file may not bring code that it has run",
-                    remedy=f"If you trust it, name it yourself: `--env.env-packages {name}`.",
+                    remedy=f"If you trust it, name it yourself: `{flag} {name}`.",
                 )
+
+
+def refuse_plugins_beside(
+    data: Mapping[str, Any], folder: Path, source: str, named: Iterable[str] = ()
+) -> None:
+    """Check before they are imported that plugins that a file names did not come with it.
+
+    Args:
+        data: What the file holds.
+        folder: Its directory.
+        source: The file, for the error.
+        named: Plugins that the user named as well.
+
+    Raises:
+        ConfigError: One lies in that directory or below it.
+    """
+    given = data.get(PLUGINS, ())
+    names = given if isinstance(given, list | tuple) else [given]
+    texts = [name for name in names if isinstance(name, str) and name not in named]
+    refuse_packages_beside(texts, folder, source, PLUGINS)
 
 
 def _places(package: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Sections of settings: environments, tracking, checkpoints, samplers, and one per method.
+"""Sections of settings: environments, tracking, checkpoints, samplers, and what is registered.
 
 The line under each field is its help on the command line, see `config`.
 """
@@ -12,12 +12,37 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from robo_razor.core.errors import ConfigError, shown
-from robo_razor.core.settings.conversion import Settings, mapping, path, setting
+from robo_razor.core.settings.conversion import Settings, mapping, setting
 
 POLICY_PREFIX = "policy:"
 """Before the name of a policy that demonstrates, in `bc.demonstrations`."""
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+
+
+def check_modules(key: str, names: tuple[str, ...], lacks: str, allowed: str) -> None:
+    """Check that a setting names modules that a user may want to be imported.
+
+    Args:
+        key: The setting.
+        names: What it holds.
+        lacks: What parts of Python do not register.
+        allowed: What is wanted instead of them.
+
+    Raises:
+        ConfigError: One is no module's name, or a part of Python.
+    """
+    for name in names:
+        if not _MODULE.fullmatch(name):
+            raise ConfigError(
+                f"`{key}` holds {shown(name)}, which is no package's name",
+                allowed="names such as gym_razor or my_package.envs",
+            )
+        if name.split(".")[0] in sys.stdlib_module_names:
+            raise ConfigError(
+                f"`{key}` holds {name!r}, which is a part of Python and registers {lacks}",
+                allowed=allowed,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +69,12 @@ class EnvConfig(Settings):
     """Let Meta-World render without shadows, at the policy's image size if any, unlike LeRobot."""
 
     def _check_together(self) -> None:
-        for name in self.env_packages:
-            if not _MODULE.fullmatch(name):
-                raise ConfigError(
-                    f"`env.env_packages` holds {shown(name)}, which is no package's name",
-                    allowed="names such as gym_razor or my_package.envs",
-                )
-            if name.split(".")[0] in sys.stdlib_module_names:
-                raise ConfigError(
-                    f"`env.env_packages` holds {name!r}, which is a part of Python and registers "
-                    "no environments",
-                    allowed="installed packages that register Gymnasium ids",
-                )
+        check_modules(
+            "env.env_packages",
+            self.env_packages,
+            "no environments",
+            "installed packages that register Gymnasium ids",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,130 +166,46 @@ class FlowConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(Settings):
-    """Proximal policy optimisation on action chunks."""
+class MethodSettings(Settings):
+    """Settings of a way to fine-tune; what it does is said in `robo_razor.training.methods`.
 
-    SECTION: ClassVar[str] = "ppo"
+    A class that is registered in `METHODS` as `ppo` has this name, and its settings the keys
+    `ppo.KEY`.
+    """
 
-    learning_rate: float = setting(1.2e-4, above=0.0)
-    """AdamW's learning rate of the policy (> 0)."""
-    value_learning_rate: float = setting(1e-3, above=0.0)
-    """AdamW's learning rate of the value head (> 0)."""
-    warmup_updates: int = setting(4, low=0)
-    """Updates over which the policy's learning rate rises (>= 0); Adam's first steps are large."""
-    anneal_lr: bool = False
-    """Lower the learning rates linearly to 0 over the run."""
-    adapt_lr: bool = False
-    """Keep each update's `approx_kl` near half of `target_kl` by changing the policy's rate."""
-    episodes_per_update: int = setting(256, low=2)
-    """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(40, low=1)
-    """Updates in the run (>= 1)."""
-    gamma: float = setting(0.99, low=0.0, high=1.0)
-    """Discount per decision (one action chunk), [0, 1]."""
-    gae_lambda: float = setting(0.95, low=0.0, high=1.0)
-    """Lambda of generalised advantage estimation, [0, 1]."""
-    baseline: Literal["value", "group"] = "value"
-    """What outcomes are compared with: the `value` head (GAE), or the other episodes of a
-    `group`."""
-    group_size: int = setting(8, low=2, high=10_000)
-    """Episodes from the same start state with `baseline: group` (>= 2)."""
-    clip_low: float = setting(0.2, above=0.0, high=1.0)
-    """Probability ratios are clipped at 1 - clip_low, (0, 1]."""
-    clip_high: float = setting(0.28, above=0.0)
-    """Probability ratios are clipped at 1 + clip_high (> 0)."""
-    ent_coef: float = setting(0.0, low=0.0)
-    """Weight of the entropy bonus (>= 0)."""
-    vf_coef: float = setting(0.5, low=0.0)
-    """Weight of the value loss (>= 0)."""
-    update_epochs: int = setting(3, low=1, high=10_000)
-    """Passes over the collected decisions per update (>= 1)."""
-    minibatch_size: int = setting(1024, low=1)
-    """Decisions per gradient step (>= 1)."""
-    target_kl: float | None = setting(0.3, above=0.0)
-    """An update stops early when `approx_kl` to the collecting policy exceeds this; None: never."""
-    max_grad_norm: float = setting(1.0, above=0.0)
-    """Gradients are scaled down to this norm (> 0)."""
-    kl_coef: float = setting(0.0, low=0.0)
-    """Weight of the KL penalty to the base (>= 0). The KL is measured with 0 too."""
-    kl_direction: Literal["forward", "reverse"] = "forward"
-    """Penalised KL: `forward` = KL(base || tuned), `reverse` = KL(tuned || base)."""
-    value_warmup_updates: int = setting(1, low=0)
-    """First updates that train the value head only (>= 0)."""
-    detach_value: bool = True
-    """Keep the value loss out of the trunk that the policy shares."""
-    lora_rank: int = setting(0, low=0, high=4096)
-    """Rank of low-rank updates (LoRA); 0: all weights are trained."""
-    bf16: bool = False
-    """Compute matrix products of rollouts and updates in bfloat16; tracking stays in float32."""
-    temperature: float = setting(0.6, low=1e-3)
-    """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
-    ratio: Literal["step", "chunk"] = "step"
-    """What is clipped: ratios of each denoising `step`, or of the `chunk`; tokens have one step."""
-    micro_batch_size: int | None = setting(None, low=1)
-    """Decisions at once in memory (>= 1), gradients are added up; None: the whole minibatch."""
+    NAME: ClassVar[str] = ""
+
+    # Where a method has such a setting, its field overrides these.
+    lora_rank = 0
+    bf16 = False
+    clones = False
+    """Whether the actions of demonstrations are learnt, which the policy must then normalise."""
+
+    @property
+    def name(self) -> str:
+        """Return the name under which the method is registered."""
+        return self.NAME
+
+    @property
+    def replaces_statistics(self) -> bool:
+        """Say whether the policy will normalise with the statistics of demonstrations."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforceConfig(Settings):
-    """REINFORCE on action chunks with a binary reward, no critic and no KL term."""
+class RegulariserSettings(Settings):
+    """Settings of a term that holds a policy near its base, see `robo_razor.training.regularisers`.
 
-    SECTION: ClassVar[str] = "reinforce"
+    A class that is registered in `REGULARISERS` as `l2` has this name, and its settings the keys
+    `regularise.l2.KEY`.
+    """
 
-    learning_rate: float = setting(1e-5, above=0.0)
-    """AdamW's learning rate (> 0)."""
-    warmup_updates: int = setting(2, low=0)
-    """Updates over which the learning rate rises (>= 0)."""
-    episodes_per_update: int = setting(256, low=2)
-    """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(40, low=1)
-    """Updates in the run (>= 1)."""
-    advantage: Literal["normalised", "one_zero"] = "normalised"
-    """`normalised`: rewards minus their mean, over their deviation; `one_zero`: successes only."""
-    num_minibatches: int = setting(4, low=1)
-    """Gradient steps per update, each on other decisions (>= 1)."""
-    max_grad_norm: float = setting(1.0, above=0.0)
-    """Gradients are scaled down to this norm (> 0)."""
-    lora_rank: int = setting(0, low=0, high=4096)
-    """Rank of low-rank updates (LoRA); 0: all weights are trained."""
-    temperature: float = setting(0.4, low=1e-3)
-    """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
+    NAME: ClassVar[str] = ""
 
+    weight: float = setting(1.0, low=0.0)
+    """Weight of the penalty in the loss (>= 0)."""
 
-@dataclass(frozen=True, kw_only=True)
-class BCConfig(Settings):
-    """Behaviour cloning: supervised fine-tuning on demonstrations."""
-
-    SECTION: ClassVar[str] = "bc"
-
-    demonstrations: str = path("expert", prefix=POLICY_PREFIX)
-    """`expert` (scripted), `policy:NAME` (a policy's sampled successes), or a dataset's
-    directory."""
-    temperature: float = setting(1.0, low=1e-3)
-    """Softmax temperature of a policy that demonstrates (>= 0.001)."""
-    style: str = "b"
-    """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
-    statistics: Literal["base", "demonstrations"] = "base"
-    """Whose statistics normalise: the `base`'s, or the `demonstrations`' (another policy then)."""
-    noise: float = setting(0.15, low=0.0, high=1.0)
-    """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
-    episodes: int = setting(700, low=1)
-    """Demonstrations used (>= 1); all there are when the directory holds fewer."""
-    epochs: int = setting(10, low=1)
-    """Passes over the demonstrations (>= 1)."""
-    batch_size: int = setting(128, low=1)
-    """Decisions per gradient step (>= 1)."""
-    learning_rate: float = setting(5e-4, above=0.0)
-    """AdamW's peak learning rate (> 0)."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: `cosine` down to 0, or `constant`."""
-    warmup_steps: int = setting(50, low=0)
-    """Gradient steps over which the learning rate rises from 0 (>= 0)."""
-    weight_decay: float = setting(0.0, low=0.0)
-    """AdamW's weight decay (>= 0)."""
-    max_grad_norm: float = setting(1.0, above=0.0)
-    """Gradients are scaled down to this norm (> 0)."""
-    lora_rank: int = setting(0, low=0, high=4096)
-    """Rank of low-rank updates (LoRA); 0: all weights are trained."""
-    bf16: bool = False
-    """Compute matrix products in bfloat16: much slower on a CPU that has to emulate it."""
+    @property
+    def name(self) -> str:
+        """Return the name under which the regulariser is registered."""
+        return self.NAME

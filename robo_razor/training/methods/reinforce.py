@@ -1,4 +1,4 @@
-"""REINFORCE on action chunks, with a binary reward and without a critic or a KL term.
+"""REINFORCE on action chunks, with a binary reward and without a critic.
 
 The algorithm of the robot experiment in "RL's Razor" (arXiv 2509.04259, appendix B.2): whole
 episodes, reward 1 for success and 0 for failure, advantages = normalised rewards. With
@@ -16,18 +16,63 @@ Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
+from robo_razor.core.settings.conversion import setting
+from robo_razor.training.methods import METHODS
+from robo_razor.training.on_policy import Draw, OnPolicy
 
-from robo_razor.core.run.training_state import restore_optimizer
-from robo_razor.core.seeding import generator
-from robo_razor.core.settings.config import FinetuneConfig
-from robo_razor.core.types import DecisionRecord, EpisodeBatch
-from robo_razor.training.methods import METHODS, MethodState, Metrics, Services, clip_gradients
-from robo_razor.training.methods.on_policy import OnPolicyMethod
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robo_razor.core.types import EpisodeBatch
+    from robo_razor.training.step import Loss, Step, Targets
+
+
+@METHODS.register("reinforce")
+@dataclass(frozen=True, kw_only=True)
+class Reinforce(OnPolicy):
+    """REINFORCE on action chunks with a binary reward, no critic and no KL term."""
+
+    learning_rate: float = setting(1e-5, above=0.0)
+    """AdamW's learning rate (> 0)."""
+    warmup_updates: int = setting(2, low=0)
+    """Updates over which the learning rate rises (>= 0)."""
+    temperature: float = setting(0.4, low=1e-3)
+    """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
+    advantage: Literal["normalised", "one_zero"] = "normalised"
+    """`normalised`: rewards minus their mean, over their deviation; `one_zero`: successes only."""
+    num_minibatches: int = setting(4, low=1)
+    """Gradient steps per update, each on other decisions (>= 1)."""
+
+    def targets(self, batch: EpisodeBatch) -> Targets:
+        """Return advantages of the episodes' outcomes; decisions without one are left out."""
+        import torch
+
+        from robo_razor.training.step import Targets
+
+        assert batch.record is not None
+        outcomes = torch.from_numpy(batch.success[batch.record.episode])
+        advantages = outcome_advantages(outcomes, self.advantage)
+        return Targets(advantages, useful=torch.nonzero(advantages).squeeze(1))
+
+    def minibatches(self, rows: Tensor, draw: Draw) -> list[Tensor]:
+        """Return the rows of `num_minibatches` gradient steps, each decision in one of them."""
+        import torch
+
+        if len(rows) == 0:
+            return []
+        order = rows[torch.from_numpy(draw().permutation(len(rows)))]
+        return list(order.tensor_split(min(self.num_minibatches, len(rows))))
+
+    def loss(self, step: Step) -> Loss:
+        """Return the score function's loss of some decisions."""
+        from robo_razor.training.step import Loss
+
+        loss = reinforce_loss(step.log_prob, step.targets.advantages)
+        entropy = step.distribution.entropy().mean()
+        return Loss(loss, {"policy_loss": loss.detach(), "entropy": entropy.detach()})
 
 
 def outcome_advantages(success: Tensor, kind: Literal["normalised", "one_zero"]) -> Tensor:
@@ -41,86 +86,10 @@ def outcome_advantages(success: Tensor, kind: Literal["normalised", "one_zero"])
         return reward
     deviation = reward.std(correction=0)
     if deviation == 0:
-        return torch.zeros_like(reward)
+        return reward.new_zeros(reward.shape)
     return (reward - reward.mean()) / deviation
 
 
 def reinforce_loss(log_prob: Tensor, advantages: Tensor) -> Tensor:
     """Compute -mean(A log pi) (Williams 1992) of log-probabilities and advantages float [B]."""
     return -(advantages * log_prob).mean()
-
-
-@METHODS.register("reinforce")
-class Reinforce(OnPolicyMethod):
-    """REINFORCE with whole episodes and a binary reward."""
-
-    def __init__(self, config: FinetuneConfig, policy: Any, base: Any, services: Services) -> None:
-        super().__init__(config, policy, base, services, config.reinforce)
-        self.reinforce = config.reinforce
-        self.optimizer = torch.optim.AdamW(
-            self.policy_parameters, lr=self.reinforce.learning_rate, weight_decay=0.0, eps=1e-5
-        )
-
-    def state(self) -> MethodState:
-        """Return the optimizer's state."""
-        return MethodState(optimizers={"reinforce": self.optimizer.state_dict()})
-
-    def load_state(self, state: MethodState) -> None:
-        """Take over the optimizer's state."""
-        restore_optimizer(self.optimizer, state.optimizers["reinforce"])
-
-    def _learn(self, batch: EpisodeBatch, update: int) -> Metrics:
-        record = batch.record
-        assert record is not None
-        outcomes = torch.from_numpy(batch.success[record.episode])
-        advantages = outcome_advantages(outcomes, self.reinforce.advantage)
-        self._set_learning_rate(update)
-        self.policy.module.eval()  # dropout would make the log-probabilities noise
-        minibatches = self._minibatches(advantages, update)
-        history = []
-        for rows in minibatches:
-            history.append(self._gradient_step(record, advantages, rows))
-            self.services.on_gradient_steps(len(history), len(minibatches))
-        found = {
-            f"train/{key}": float(np.mean([step[key] for step in history]))
-            for key in (history[0] if history else {})
-        }
-        return found | {
-            "train/gradient_steps": float(len(history)),
-            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-        }
-
-    def _set_learning_rate(self, update: int) -> None:
-        factor = min(1.0, update / max(1, self.reinforce.warmup_updates))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.reinforce.learning_rate * factor
-
-    def _minibatches(self, advantages: Tensor, update: int) -> list[Tensor]:
-        """Return the rows of every gradient step; decisions without advantage are left out."""
-        useful = torch.nonzero(advantages).squeeze(1)
-        if len(useful) == 0:
-            return []
-        order = generator(self.config.seed, "reinforce order", update).permutation(len(useful))
-        count = min(self.reinforce.num_minibatches, len(useful))
-        return list(useful[torch.from_numpy(order)].tensor_split(count))
-
-    def _gradient_step(self, record: DecisionRecord, advantages: Tensor, rows: Tensor) -> Metrics:
-        device = self.policy.device
-        self.optimizer.zero_grad(set_to_none=True)
-        found: Metrics = {}
-        mine = record.held(rows.numpy())
-        if len(mine):
-            distribution = self.policy.distribution(self._inputs(record, mine))
-            log_prob = distribution.log_prob(record.select_actions(mine).to(device))
-            loss = reinforce_loss(log_prob, advantages[torch.from_numpy(mine)].to(device))
-            self._check_finite(loss)
-            share = len(mine) / len(rows)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-            found = {
-                "policy_loss": share * float(loss.detach()),
-                "entropy": share * float(distribution.entropy().mean().detach()),
-            }
-        self.ranks.sum_gradients(self.policy_parameters)
-        norm = clip_gradients(self.policy_parameters, self.reinforce.max_grad_norm)
-        self.optimizer.step()
-        return self.ranks.totals(found) | {"grad_norm": norm}

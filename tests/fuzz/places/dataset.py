@@ -173,16 +173,16 @@ def clone(data: Path) -> None:
     """Load demonstrations for a tiny policy and make batches; numbers that are none are a fault."""
     from toy_policy import NEW, tiny_policy
 
-    from robo_razor.core.settings.config import BCConfig, EnvConfig, FinetuneConfig
+    from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
     from robo_razor.rollout.demonstrations import demonstrations_for
-    from robo_razor.training.methods.bc import WindowSampler
+    from robo_razor.training.methods.bc import BC
     from robo_razor.training.trainer import validate
+    from robo_razor.training.windows import WindowSampler
 
     config = FinetuneConfig(
-        method="bc",
         task=NEW,
         prior_tasks="none",
-        bc=BCConfig(demonstrations=str(data), epochs=1, batch_size=8),
+        method=BC(demonstrations=str(data), epochs=1, batch_size=8),
         env=EnvConfig(num_envs=1, num_workers=1, image_size=SIZE, env_packages=("toy_env",)),
     )
     validate(config)

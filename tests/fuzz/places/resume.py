@@ -32,19 +32,14 @@ class Resume(Place):
         from toy_policy import NEW, RED, save_tiny_policy
         from toy_runs import quiet
 
-        from robo_razor.core.settings.config import (
-            BCConfig,
-            EnvConfig,
-            FinetuneConfig,
-            TrackingConfig,
-        )
+        from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, TrackingConfig
+        from robo_razor.training.imitation import DemonstrationLearner
         from robo_razor.training.methods.bc import BC
         from robo_razor.training.trainer import finetune
 
         write_dataset(templates / "data", videos=False)
         save_tiny_policy(templates / "policy")
         config = FinetuneConfig(
-            method="bc",
             policy=str(templates / "policy"),
             task=NEW,
             prior_tasks=RED,
@@ -61,7 +56,7 @@ class Resume(Place):
                 final_episodes_new=2,
                 max_share=1.0,
             ),
-            bc=BCConfig(
+            method=BC(
                 demonstrations=str(templates / "data"),
                 epochs=10,
                 batch_size=8,
@@ -69,14 +64,14 @@ class Resume(Place):
                 learning_rate=1e-3,
             ),
         )
-        original = BC.update
+        original = DemonstrationLearner.update
 
-        def stop(self: BC, update: int) -> object:
+        def stop(self: DemonstrationLearner, update: int) -> object:
             if update == CUT + 1:
                 raise KeyboardInterrupt
             return original(self, update)
 
-        with mock.patch.object(BC, "update", stop):
+        with mock.patch.object(DemonstrationLearner, "update", stop):
             try:
                 finetune(config, quiet())
             except KeyboardInterrupt:

@@ -26,7 +26,8 @@ out: run
 seed: 3
 env: {num_envs: 8, num_workers: 1, env_packages: [gym_razor], lerobot: {obs_type: pixels}}
 tracking: {every: 0.5, episodes_new: 4, early: 0}
-ppo: {learning_rate: 1e-4, num_updates: 4, kl_coef: 0.1, value_warmup_updates: 1}
+ppo: {learning_rate: 1e-4, num_updates: 4, value_warmup_updates: 1}
+regularise: {kl: {weight: 0.1}, l2: {weight: 0.01}}
 """,
     "sweep": """\
 name: small

@@ -91,25 +91,25 @@ def test_help_shows_the_chosen_method_only(capsys):
 
 def test_flags_reach_the_settings():
     config = finetune("--method", "bc", "--bc.learning-rate", "1e-4", "--env.num_envs=8")
-    assert (config.method, config.bc.learning_rate, config.env.num_envs) == ("bc", 1e-4, 8)
+    assert (config.method.name, config.method.learning_rate, config.env.num_envs) == ("bc", 1e-4, 8)
     config = finetune("--ppo.no-detach-value", "--ppo.target-kl", "None")
-    assert (config.ppo.detach_value, config.ppo.target_kl) == (False, None)
+    assert (config.method.detach_value, config.method.target_kl) == (False, None)
 
 
 def test_flags_override_the_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("method: bc\nseed: 3\nbc: {epochs: 7, batch_size: 8}\n")
     config = finetune("--config", str(file), "--bc.epochs", "2")
-    assert (config.seed, config.bc.epochs, config.bc.batch_size) == (3, 2, 8)
+    assert (config.seed, config.method.epochs, config.method.batch_size) == (3, 2, 8)
 
 
 def test_another_method_than_the_files_drops_its_section(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("method: bc\nseed: 3\nbc: {epochs: 7}\n")
     config = finetune(f"--config={file}", "--method=ppo")
-    assert (config.method, config.seed) == ("ppo", 3)
+    assert (config.method.name, config.seed) == ("ppo", 3)
     file.write_text("method: bc\nbc: {epochs: 7}\nppo: {num_updates: 5}\n")
-    assert finetune(f"--config={file}", "--method=ppo").ppo.num_updates == 5
+    assert finetune(f"--config={file}", "--method=ppo").method.num_updates == 5
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def interrupted_run(tmp_path):
 
 def test_resume_uses_the_runs_own_settings(interrupted_run):
     config = finetune("--resume", "--out", str(interrupted_run))
-    assert (config.resume, config.seed, config.ppo.gamma) == (True, 7, 0.9)
+    assert (config.resume, config.seed, config.method.gamma) == (True, 7, 0.9)
 
 
 def test_resume_knows_the_task_by_its_skills_name(interrupted_run):

@@ -13,7 +13,6 @@ from toy_runs import assert_same_weights, interrupt_at, quiet, run_config, summa
 
 from robo_razor.core.errors import ConfigError, PolicyError
 from robo_razor.core.settings.config import (
-    BCConfig,
     EnvConfig,
     FinetuneConfig,
     TrackingConfig,
@@ -21,12 +20,13 @@ from robo_razor.core.settings.config import (
 )
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.normalisation import check_statistics, statistics_of, with_statistics
-from robo_razor.training.methods import bc as bc_module
+from robo_razor.training import imitation
+from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.trainer import Trainer, finetune
 
 STATE, ACTION = "observation.state", "action"
-THEIRS = FinetuneConfig(method="bc", bc=BCConfig(statistics="demonstrations"))
+THEIRS = FinetuneConfig(method=BC(statistics="demonstrations"))
 TRACKING = TrackingConfig(
     every=100,  # at the start and the end
     episodes_new=2,
@@ -52,7 +52,7 @@ def settings(base, out, **changes):
     given = {"episodes": 6, "epochs": 8, "batch_size": 16, "statistics": "demonstrations"}
     env = EnvConfig(num_envs=8, num_workers=1, image_size=16, env_packages=("toy_env",))
     given |= {"learning_rate": 1e-3, "warmup_steps": 0} | changes.pop("bc", {})
-    sections = {"bc": BCConfig(**given)}
+    sections = {"bc": BC(**given)}
     return run_config(base, out, "bc", sections, env=env, tracking=TRACKING, **changes)
 
 
@@ -207,10 +207,10 @@ def test_a_resumed_run_keeps_its_statistics(razor, finished, tmp_path, monkeypat
         whole = tmp_path / "whole"
         finetune(settings(razor, whole, bc={"lora_rank": rank}), quiet())
     again = settings(razor, tmp_path / "run", bc={"lora_rank": rank})
-    interrupt_at(monkeypatch, BC, last, again)
+    interrupt_at(monkeypatch, DemonstrationLearner, last, again)
     before = held(at(tmp_path / "run", last - 1))
     monkeypatch.setattr(
-        bc_module,
+        imitation,
         "demonstration_statistics",
         lambda *_: {STATE: {name: 7.0 * x for name, x in before.items()}},
     )

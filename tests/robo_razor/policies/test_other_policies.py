@@ -26,10 +26,8 @@ from toy_runs import (
 
 from robo_razor.core.errors import PolicyError
 from robo_razor.core.settings.config import (
-    BCConfig,
     EnvConfig,
     FlowConfig,
-    PPOConfig,
     TrackingConfig,
     replace,
 )
@@ -37,8 +35,11 @@ from robo_razor.core.types import make_rows
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.episodes import run_episodes
-from robo_razor.training.methods.bc import BC, predicted_actions
+from robo_razor.training.imitation import DemonstrationLearner
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
+from robo_razor.training.windows import predicted_actions
 
 NO_DIFFUSERS = importlib.util.find_spec("diffusers") is None
 KINDS = (
@@ -67,8 +68,8 @@ def folder(request, tmp_path_factory):
 
 def settings(folder, out, method="bc", **changes):
     sections = {
-        "bc": BCConfig(episodes=5, epochs=2, batch_size=8, learning_rate=1e-3, warmup_steps=0),
-        "ppo": PPOConfig(num_updates=2, episodes_per_update=8),
+        "bc": BC(episodes=5, epochs=2, batch_size=8, learning_rate=1e-3, warmup_steps=0),
+        "ppo": PPO(num_updates=2, episodes_per_update=8),
     }
     env = EnvConfig(num_envs=8, num_workers=1, image_size=32, env_packages=("toy_env",))
     return run_config(folder, out, method, sections, env=env, tracking=TRACKING, **changes)
@@ -147,7 +148,7 @@ def test_what_it_does_depends_on_the_observation_alone(folder):
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(folder, finished, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, BC, 2, settings(folder, tmp_path / "run"))
+    interrupt_at(monkeypatch, DemonstrationLearner, 2, settings(folder, tmp_path / "run"))
     result = finetune(settings(folder, tmp_path / "run", resume=True), quiet())
     assert result.step >= 2
     assert_same_weights(weights(finished[0], result.step), weights(tmp_path / "run", result.step))

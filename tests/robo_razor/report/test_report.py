@@ -85,11 +85,11 @@ def test_runs_are_grouped_by_what_they_learn_with(tmp_path):
     paths = [
         make_run(tmp_path / "a0", points),
         make_run(tmp_path / "a1", points, seed=1),
-        make_run(tmp_path / "b0", points, section={"kl_coef": 0.1}),
+        make_run(tmp_path / "b0", points, section={"ent_coef": 0.1}),
         make_run(tmp_path / "c0", points, method="bc"),
     ]
     arms = load_runs(paths).arms
-    assert [arm.name for arm in arms] == ["ppo (kl_coef=0)", "ppo (kl_coef=0.1)", "bc"]
+    assert [arm.name for arm in arms] == ["ppo (ent_coef=0)", "ppo (ent_coef=0.1)", "bc"]
     assert [len(arm.runs) for arm in arms] == [2, 1, 1]
 
 
@@ -130,9 +130,9 @@ def test_arms_of_a_sweep_can_be_merged(sweep):
     assert set(arms) == {"oracle", "ppo", "bc_b"}
     labels = [setting.label for setting in arms["ppo"].settings]
     assert labels == [
-        "learning_rate=1.2e-4, kl_coef=0",
-        "learning_rate=1.2e-4, kl_coef=0.1",
-        "learning_rate=3.6e-4, kl_coef=0",
+        "learning_rate=1.2e-4, ent_coef=0",
+        "learning_rate=1.2e-4, ent_coef=0.1",
+        "learning_rate=3.6e-4, ent_coef=0",
     ]
     with pytest.raises(ReportError, match="no arm 'ppo_k' to merge. Did you mean 'ppo_kl'"):
         load_runs([sweep], ["ppo,ppo_k"])
@@ -163,9 +163,11 @@ def test_no_level_when_nothing_was_learnt(tmp_path):
 
 
 def test_the_headline_asks_for_all_arms_unless_that_is_too_low(tmp_path, ppo, bc):
-    slow = make_run(tmp_path / "slow", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], section={"kl_coef": 1.0})
+    slow = make_run(
+        tmp_path / "slow", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], section={"ent_coef": 1.0}
+    )
     slower = make_run(
-        tmp_path / "slower", [(0.2, 1.0, 0.0), (0.31, 1.0, 1.0)], section={"kl_coef": 2.0}
+        tmp_path / "slower", [(0.2, 1.0, 0.0), (0.31, 1.0, 1.0)], section={"ent_coef": 2.0}
     )
     for last, expected in ((slow, 0.6), (slower, 0.9)):
         arms = load_runs([ppo, bc, last]).arms
@@ -419,7 +421,7 @@ def test_a_run_given_twice_is_refused(tmp_path):
     copy = make_run(tmp_path / "copy", points)
     with pytest.raises(ReportError, match=r"a and .*copy are one setting .* the same seed 0"):
         load_runs([first, copy])
-    other = make_run(tmp_path / "other", points, section={"kl_coef": 0.5})
+    other = make_run(tmp_path / "other", points, section={"ent_coef": 0.5})
     assert len(load_runs([first, other]).runs) == 2
 
 

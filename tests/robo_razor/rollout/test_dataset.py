@@ -18,16 +18,16 @@ from toy_policy import NEW, save_tiny_policy, tiny_policy
 from toy_runs import own_warnings, quiet, run_config
 
 from robo_razor.core.errors import DemonstrationError
-from robo_razor.core.settings.config import BCConfig, EnvConfig, FinetuneConfig
+from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.evaluation.probes import demonstration_probe
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.rollout.dataset import tables
 from robo_razor.rollout.dataset.dataset import load_demonstrations
 from robo_razor.rollout.dataset.metadata import renamable
 from robo_razor.rollout.demonstrations import check_actions, demonstrations_for
-from robo_razor.training.methods import METHODS
-from robo_razor.training.methods.bc import WindowSampler
+from robo_razor.training.methods.bc import BC
 from robo_razor.training.trainer import finetune
+from robo_razor.training.windows import WindowSampler
 
 
 def shades(demos, camera="front"):
@@ -306,9 +306,9 @@ def test_a_camera_without_a_size_is_refused_before_anything_is_loaded(tmp_path):
     folder = Folder((2,))
     folder.info["features"]["observation.images.front"]["shape"] = [16, "x", 3]
     root = folder.write(tmp_path / "data")
-    config = FinetuneConfig(method="bc", bc=BCConfig(demonstrations=str(root)))
+    config = FinetuneConfig(method=BC(demonstrations=str(root)))
     with pytest.raises(DemonstrationError, match=r"'observation.images.front' the shape \[16, 'x'"):
-        METHODS.get("bc").validate(config)
+        config.method.validate(config)
     folder.info["features"]["observation.images.front"]["shape"] = [10**6, 10**6, 3]
     (root / "meta" / "info.json").write_text(json.dumps(folder.info))
     refused(root, "1000000x1000000 px")
@@ -335,9 +335,7 @@ def test_info_may_be_missing_hostile_or_no_file(tmp_path):
     name = "x" * 300
     refused(name, "cannot be read|does not exist")
     with pytest.raises(DemonstrationError, match="robo-razor collect"):
-        METHODS.get("bc").validate(
-            FinetuneConfig(method="bc", bc=BCConfig(demonstrations=f"/{'x' * 200}"))
-        )
+        BC(demonstrations=f"/{'x' * 200}").validate(FinetuneConfig())
 
 
 def test_tables_that_are_cut_damaged_or_empty_are_refused(tmp_path):
@@ -437,7 +435,7 @@ def test_other_names_of_columns_are_listed(tmp_path):
 
 
 def config_of(root, **settings):
-    return FinetuneConfig(method="bc", task=NEW, bc=BCConfig(demonstrations=str(root)), **settings)
+    return FinetuneConfig(task=NEW, method=BC(demonstrations=str(root)), **settings)
 
 
 def test_cameras_and_states_of_other_names_are_renamed_or_listed(tmp_path):
@@ -645,7 +643,7 @@ def test_a_run_on_a_wrong_data_set_ends_before_anything_is_measured(tmp_path, mo
 
     def run(name):
         root = folder.write(tmp_path / f"{name}_data")
-        bc = {"bc": BCConfig(demonstrations=str(root), epochs=1, batch_size=4)}
+        bc = {"bc": BC(demonstrations=str(root), epochs=1, batch_size=4)}
         out = tmp_path / name
         changes = {"env": env, "prior_tasks": "none"}
         finetune(run_config(base, out, "bc", bc, **changes), quiet())

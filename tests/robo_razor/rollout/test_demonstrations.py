@@ -11,7 +11,7 @@ from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
 from robo_razor.core.errors import DemonstrationError, RunDirectoryError
 from robo_razor.core.memory import available_bytes
-from robo_razor.core.settings.config import BCConfig, CollectConfig, EnvConfig, FinetuneConfig
+from robo_razor.core.settings.config import CollectConfig, EnvConfig, FinetuneConfig
 from robo_razor.rollout import demonstrations
 from robo_razor.rollout.actors import ExpertActor
 from robo_razor.rollout.dataset import dataset as lerobot_dataset
@@ -24,6 +24,7 @@ from robo_razor.rollout.demonstrations import (
     run_collect,
 )
 from robo_razor.rollout.environments import make_env
+from robo_razor.training.methods.bc import BC
 
 ENV = EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",))
 
@@ -141,8 +142,8 @@ def test_a_demonstrator_that_never_succeeds_is_given_up():
 
 def test_bc_takes_the_expert_or_a_dataset(tmp_path):
     def of(source, seed=0):
-        bc = BCConfig(demonstrations=source, episodes=4)
-        config = FinetuneConfig(method="bc", task=NEW, bc=bc, env=ENV, seed=seed)
+        bc = BC(demonstrations=source, episodes=4)
+        config = FinetuneConfig(task=NEW, method=bc, env=ENV, seed=seed)
         return demonstrations_for(config, tiny_policy(), quiet())
 
     save_demonstrations(of("expert"), tmp_path / "data")

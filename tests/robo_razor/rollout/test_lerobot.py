@@ -23,7 +23,6 @@ from robo_razor.core.settings.config import (
     EnvConfig,
     EvaluateConfig,
     FinetuneConfig,
-    PPOConfig,
     RolloutConfig,
     TrackingConfig,
 )
@@ -39,6 +38,7 @@ from robo_razor.rollout.environments import (
 from robo_razor.rollout.episodes import run_episodes
 from robo_razor.rollout.lerobot import LeRobotTask, lerobot_tasks, simulated
 from robo_razor.rollout.video import run_rollout
+from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune, validate
 
 assert toy_lerobot_envs
@@ -428,16 +428,13 @@ def test_a_policy_that_does_not_fit_sees_both_sides(base):
 
 def test_finetune_learns_one_and_tracks_the_other(base, tmp_path):
     settings = FinetuneConfig(
-        method="ppo",
         policy=base,
         task=LEFT,
         prior_tasks=f"{RIGHT},lerobot:toycopy/Right-v0",
         out=str(tmp_path / "run"),
         torch_threads=1,
         env=config(reward_type="shaped"),
-        ppo=PPOConfig(
-            num_updates=1, episodes_per_update=4, value_warmup_updates=0, minibatch_size=16
-        ),
+        method=PPO(num_updates=1, episodes_per_update=4, value_warmup_updates=0, minibatch_size=16),
         tracking=TrackingConfig(
             episodes_new=2,
             episodes_new_sampled=2,

@@ -26,6 +26,7 @@ from robo_razor.sweep import run as sweep
 from robo_razor.sweep.launch import LocalLauncher, machine_limit, start_process
 from robo_razor.sweep.run import load_plan, read_sweep, read_table, run_sweep
 from robo_razor.sweep.schedule import Progress, State
+from robo_razor.training.methods.bc import BC
 
 ROOT = Path(__file__).parents[3]
 SEEDS = list(range(1000))
@@ -56,12 +57,12 @@ def test_the_documented_file(plan):
     assert [run.config.seed for run in runs] == seeds
     bc, distilled = runs[0], runs[8]
     assert bc.id == "bc/learning_rate_0.0001-seed_0"
-    assert (bc.config.bc.style, bc.config.bc.epochs) == ("b", 12)
+    assert (bc.config.method.style, bc.config.method.epochs) == ("b", 12)
     assert bc.config.tracking.episodes_new == 100
     assert bc.changed == {"method": "bc", "bc.style": "b", "bc.learning_rate": 1e-4, "seed": 0}
     teacher = next(run for run in runs if run.id == "ppo/learning_rate_8e-05-seed_2")
     assert distilled.needs == (teacher.id,)
-    assert distilled.config.bc.demonstrations == f"policy:{teacher.path}/checkpoints/best"
+    assert distilled.config.method.demonstrations == f"policy:{teacher.path}/checkpoints/best"
     assert bc.path == a_plan.out / "bc" / "learning_rate_0.0001-seed_0"
 
 
@@ -84,7 +85,7 @@ def test_keys_may_be_dotted_or_nested(plan):
         "arms: [{name: a, settings: {method: bc, bc: {epochs: 3}}, grid: {bc: {style: [a]}}}]"
     )
     assert dotted.runs == nested.runs
-    assert dotted.runs[0].config.bc.epochs == 3
+    assert dotted.runs[0].config.method.epochs == 3
 
 
 def test_a_new_task_named_by_its_skill_is_planned_by_its_id(plan):
@@ -101,9 +102,11 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
           - {name: a, settings: {ppo.gamma: 0.6}, grid: {ppo.num_updates: [7, 8]}}
           - {name: b, settings: {method: bc}}
         """).runs
-    ppo = [(run.config.ppo.gamma, run.config.ppo.num_updates) for run in runs if run.arm == "a"]
+    ppo = [
+        (run.config.method.gamma, run.config.method.num_updates) for run in runs if run.arm == "a"
+    ]
     assert ppo == [(0.6, 7), (0.6, 8)]
-    assert [run.config.bc.epochs for run in runs if run.arm == "b"] == [2]
+    assert [run.config.method.epochs for run in runs if run.arm == "b"] == [2]
     assert {run.config.seed for run in runs} == {5}
 
 
@@ -272,7 +275,7 @@ arms:
 def test_random_search_draws_within_ranges_and_runs_every_seed(plan):
     runs = plan(RANDOM.format(n=6)).runs
     assert len(runs) == 12
-    draws = [(r.config.ppo, r.config.seed) for r in runs]
+    draws = [(r.config.method, r.config.seed) for r in runs]
     assert all(1e-5 <= ppo.learning_rate <= 1e-3 for ppo, _ in draws)
     assert {ppo.gamma for ppo, _ in draws} == {0.9, 0.99}
     assert {p for p, seed in draws if seed == 0} == {p for p, seed in draws if seed == 1}
@@ -363,7 +366,7 @@ def test_all_runs_finish_and_are_not_run_again(fake):
 def test_every_run_gets_its_settings_and_a_log(fake):
     fake.run()
     config = load_yaml(FinetuneConfig, fake.out / "a/seed_1.yaml")
-    assert (config.method, config.seed, config.tracking.episodes_new) == ("bc", 1, 7)
+    assert (config.method.name, config.seed, config.tracking.episodes_new) == ("bc", 1, 7)
     assert config.torch_threads == InProcess.threads  # two at a time share the cores
     assert RunDirectory.open(fake.out / "a/seed_1").config_data()["seed"] == 1
 
@@ -383,7 +386,7 @@ def test_the_table_holds_every_checkpoint(fake):
         "path": "b/seed_1",
         "state": "finished",
         "method": "ppo",
-        "learning_rate": FinetuneConfig().ppo.learning_rate,
+        "learning_rate": FinetuneConfig().method.learning_rate,
         "updates": 2,
         "final": True,
         "new_success_rate": 0.75,
@@ -413,7 +416,7 @@ def test_changed_settings_have_columns(fake):
         """)
     rows = {row["run"] + row["arm"]: row for row in read_table(fake.out).to_pylist()}
     assert rows["epochs_1-seed_0a"]["setting/bc.epochs"] == 1
-    assert rows["seed_0b"]["setting/bc.epochs"] == FinetuneConfig().bc.epochs
+    assert rows["seed_0b"]["setting/bc.epochs"] == BC().epochs
     assert rows["seed_0b"]["setting/bc.style"] == "a"
 
 

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from robo_razor.training.advantages import (
-    discounted_returns,
     episode_gae,
     explained_variance,
     gae,
-    group_advantages,
     normalise,
 )
 
@@ -67,9 +65,6 @@ def test_lambda_one_gives_discounted_returns_minus_the_value():
     returns = torch.tensor([GAMMA**2, GAMMA, 1.0])
     torch.testing.assert_close(targets, returns)
     torch.testing.assert_close(advantages, returns - values)
-    torch.testing.assert_close(
-        discounted_returns(rewards, torch.zeros(1), offsets, gamma=GAMMA), returns
-    )
 
 
 def test_a_constant_reward_cut_off_by_the_time_limit_is_worth_one_over_one_minus_gamma():
@@ -115,18 +110,6 @@ def test_gae_over_streams_does_not_leak_across_the_end_of_an_episode():
         )
         assert advantages[0] == advantages[1] == 0.0
         assert advantages[2] > 5.0
-
-
-def test_group_advantages_compare_with_the_others_of_the_group():
-    found = group_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), 3)
-    torch.testing.assert_close(found, torch.tensor([1.0, -0.5, -0.5, 0.0, 0.0, 0.0]))
-
-
-@pytest.mark.parametrize("length", range(1, 41))
-def test_groups_that_ended_alike_have_no_advantage_at_all(length):
-    """What rounding leaves would count as a useful decision, and be scaled up to full size."""
-    returns = torch.full((8,), 0.99, dtype=torch.float32) ** length
-    assert torch.count_nonzero(group_advantages(returns, 8)) == 0
 
 
 def test_normalise_gives_mean_zero_and_deviation_one():

@@ -11,13 +11,13 @@ from robo_razor.cli.arguments import parse
 from robo_razor.core.errors import ConfigError, RunDirectoryError
 from robo_razor.core.run.directory import RunDirectory, TrainingState
 from robo_razor.core.settings.config import (
-    BCConfig,
     EnvConfig,
     FinetuneConfig,
     TrackingConfig,
     replace,
 )
 from robo_razor.training import resumption
+from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.resumption import settle_resume, stored_settings
 from robo_razor.training.trainer import finetune
@@ -26,7 +26,7 @@ ENV = EnvConfig(num_envs=4, num_workers=1, image_size=16, env_packages=("toy_env
 TRACKING = TrackingConfig(
     every=1, early=0, episodes_new=2, episodes_new_sampled=0, kl_states=4, final_episodes_new=2
 )
-METHODS = {"bc": BCConfig(episodes=2, epochs=2, batch_size=4, warmup_steps=1)}
+METHODS = {"bc": BC(episodes=2, epochs=2, batch_size=4, warmup_steps=1)}
 
 
 def toy_config(base, out, **changes):
@@ -141,13 +141,13 @@ def test_paths_of_a_run_are_looked_for_where_it_was_begun(tmp_path, monkeypatch)
         ("user/model", "expert", ("user/model", "expert")),
     ]:
         shutil.rmtree("run", ignore_errors=True)
-        bc = BCConfig(demonstrations=demonstrations)
-        RunDirectory.create(FinetuneConfig(method="bc", policy=policy, bc=bc, out="run")).close()
+        bc = BC(demonstrations=demonstrations)
+        RunDirectory.create(FinetuneConfig(policy=policy, method=bc, out="run")).close()
         here = stored_settings(RunDirectory("run"))
-        assert (here.policy, here.bc.demonstrations) == (policy, demonstrations)
+        assert (here.policy, here.method.demonstrations) == (policy, demonstrations)
         monkeypatch.chdir(tmp_path)
         there = stored_settings(RunDirectory("begun/run"))
-        assert (there.policy, there.bc.demonstrations) == wanted
+        assert (there.policy, there.method.demonstrations) == wanted
         monkeypatch.chdir(tmp_path / "begun")
 
 
@@ -167,7 +167,7 @@ def test_a_run_is_resumed_from_another_directory(tmp_path, monkeypatch):
     elsewhere.mkdir()
     save_tiny_policy(begun / "base")
     monkeypatch.chdir(begun)
-    interrupt_at(monkeypatch, BC, 2, toy_config("base", "run"))
+    interrupt_at(monkeypatch, DemonstrationLearner, 2, toy_config("base", "run"))
     monkeypatch.chdir(elsewhere)
     given = parse("finetune", FinetuneConfig, ["--resume", "--out", "../begun/run"], "")
     finetune(given, quiet())
@@ -179,7 +179,7 @@ def test_a_run_is_resumed_from_another_directory(tmp_path, monkeypatch):
 def test_auto_makes_the_run_whatever_there_is(tmp_path, monkeypatch):
     base = save_tiny_policy(tmp_path / "base")
     config = replace(toy_config(base, tmp_path / "run"), resume="auto")
-    interrupt_at(monkeypatch, BC, 2, config)
+    interrupt_at(monkeypatch, DemonstrationLearner, 2, config)
     assert RunDirectory(tmp_path / "run").last_step() == 1
     finetune(config, quiet())
     assert RunDirectory(tmp_path / "run").is_finished()

@@ -27,15 +27,15 @@ from robo_razor.core.errors import (
 )
 from robo_razor.core.interrupts import Interrupted
 from robo_razor.core.settings.config import (
-    BCConfig,
     CheckpointConfig,
     EnvConfig,
     FinetuneConfig,
-    PPOConfig,
     TrackingConfig,
 )
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.training import trainer
+from robo_razor.training.imitation import DemonstrationLearner
+from robo_razor.training.learner import OnPolicyLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
@@ -58,14 +58,14 @@ def base(tmp_path_factory):
 
 
 def settings(base, out, method="ppo", **changes):
-    ppo = PPOConfig(
+    ppo = PPO(
         num_updates=4,
         episodes_per_update=24,
         minibatch_size=64,
         learning_rate=1e-3,
         value_warmup_updates=1,
     )
-    bc = BCConfig(episodes=20, epochs=4, batch_size=16, learning_rate=1e-3)
+    bc = BC(episodes=20, epochs=4, batch_size=16, learning_rate=1e-3)
     changes = {"env": ENV, "tracking": TRACKING} | changes
     return run_config(base, out, method, {"ppo": ppo, "bc": bc}, **changes)
 
@@ -152,14 +152,14 @@ def test_the_warm_up_leaves_the_policy_alone(finished):
 
 def test_training_episodes_start_where_no_evaluation_does(finished, base, tmp_path, monkeypatch):
     seeds = []
-    collect = PPO._collect
+    collect = OnPolicyLearner._collect
 
     def watch(self, update):
         batch = collect(self, update)
         seeds.extend(row.seed for row in batch.rows)
         return batch
 
-    monkeypatch.setattr(PPO, "_collect", watch)
+    monkeypatch.setattr(OnPolicyLearner, "_collect", watch)
     finetune(settings(base, tmp_path / "run"), quiet())
     assert len(set(seeds)) > 90
     assert max(seeds) < 1_000_000
@@ -179,8 +179,8 @@ def test_bfloat16_that_the_processor_lacks_is_told_before_the_wait(
     given = settings(base, tmp_path / "run", "bc")
     console = quiet()
     console.width = 1000
-    one_epoch = dataclasses.replace(given.bc, epochs=1, bf16=True)
-    finetune(dataclasses.replace(given, bc=one_epoch), console)
+    one_epoch = dataclasses.replace(given.method, epochs=1, bf16=True)
+    finetune(dataclasses.replace(given, method=one_epoch), console)
     assert ("bc.bf16 is set, but" in console.file.getvalue()) is not fast
 
 
@@ -208,7 +208,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch,
     expected = finetune(settings(base, whole, method, tracking=tracking), quiet())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # In the middle of a gradient loop: nothing of that update may stay.
-        StopAt(patch, PPO if method == "ppo" else BC, "_gradient_step", 25)
+        StopAt(
+            patch,
+            OnPolicyLearner if method == "ppo" else DemonstrationLearner,
+            "_gradient_step",
+            25,
+        )
         finetune(settings(base, parted, method, tracking=tracking), quiet())
     saved = int((parted / "checkpoints" / "last").resolve().name)
     assert 0 < saved < expected.step
@@ -230,7 +235,7 @@ def test_a_checkpoint_of_an_interruption_leaves_no_trace(base, tmp_path, monkeyp
     """It depends on when the run was stopped, and so would what is cloned from `best`."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, PPO, "_collect", 4)
+        StopAt(patch, OnPolicyLearner, "_collect", 4)
         finetune(settings(base, run), quiet())
     assert (run / "checkpoints" / "last").resolve().name == "000003"
     result = finetune(settings(base, run, resume=True), quiet())
@@ -245,7 +250,7 @@ def test_an_update_that_cannot_be_undone_is_not_saved_half_done(base, tmp_path, 
     """A large policy has no snapshot: the first Ctrl-C waits for the update's end, a second not."""
     run, console = tmp_path / "run", quiet()
     monkeypatch.setattr(trainer, "SNAPSHOT_PARAMETERS", 0)
-    step, calls = PPO._gradient_step, []
+    step, calls = OnPolicyLearner._gradient_step, []
 
     def interrupted_twice(self, *args):
         calls.append(args)
@@ -253,7 +258,7 @@ def test_an_update_that_cannot_be_undone_is_not_saved_half_done(base, tmp_path, 
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *args)
 
-    monkeypatch.setattr(PPO, "_gradient_step", interrupted_twice)
+    monkeypatch.setattr(OnPolicyLearner, "_gradient_step", interrupted_twice)
     with pytest.raises(KeyboardInterrupt):
         finetune(settings(base, run), console)
     steps = sorted(item.name for item in (run / "checkpoints").iterdir() if not item.is_symlink())
@@ -268,9 +273,11 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(base, tmp_path, monkeypat
     def die(self, update):
         raise RuntimeError("the machine went away")
 
-    collect = PPO._collect
+    collect = OnPolicyLearner._collect
     with monkeypatch.context() as patch:
-        patch.setattr(PPO, "_collect", lambda s, k: collect(s, k) if k < 4 else die(s, k))
+        patch.setattr(
+            OnPolicyLearner, "_collect", lambda s, k: collect(s, k) if k < 4 else die(s, k)
+        )
         with pytest.raises(RuntimeError, match="went away"):
             finetune(settings(base, run), quiet())
     shutil.rmtree(run / "eval" / "000002")  # it died before that was measured
@@ -291,7 +298,7 @@ def test_a_fault_of_the_environment_loses_no_update(base, tmp_path, monkeypatch,
         pass
 
     step_wait = ToyVectorEnv.step_wait
-    collect = PPO._collect
+    collect = OnPolicyLearner._collect
 
     def fail(self):
         raise WorkerError(
@@ -303,13 +310,13 @@ def test_a_fault_of_the_environment_loses_no_update(base, tmp_path, monkeypatch,
             monkeypatch.setattr(ToyVectorEnv, "step_wait", fail)
         return collect(self, update)
 
-    monkeypatch.setattr(PPO, "_collect", break_at_three)
+    monkeypatch.setattr(OnPolicyLearner, "_collect", break_at_three)
     tracking = dataclasses.replace(TRACKING, every=4)
     with pytest.raises(EnvError, match=r"X: no GL\. Its episodes \(a\)\. `robo-razor doctor`"):
         finetune(settings(base, tmp_path / "run", tracking=tracking), quiet())
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "000002"
     monkeypatch.setattr(ToyVectorEnv, "step_wait", step_wait)
-    monkeypatch.setattr(PPO, "_collect", collect)
+    monkeypatch.setattr(OnPolicyLearner, "_collect", collect)
     finetune(settings(base, tmp_path / "run", resume=True), quiet())
     assert_same_weights(weights(finished[0], 4), weights(tmp_path / "run", 4))
 
@@ -322,7 +329,7 @@ def test_a_passing_fault_of_the_environment_changes_nothing(
         pass
 
     faults = []
-    owner, name = (PPO, "_collect") if when == "update" else (Tracker, "_run_sampled")
+    owner, name = (OnPolicyLearner, "_collect") if when == "update" else (Tracker, "_run_sampled")
     original = getattr(owner, name)
     step_wait = ToyVectorEnv.step_wait
 
@@ -350,17 +357,17 @@ def test_a_passing_fault_of_the_environment_changes_nothing(
 
 
 def test_low_rank_updates_resume_too(base, tmp_path, monkeypatch):
-    ppo = PPOConfig(
+    ppo = PPO(
         num_updates=3, episodes_per_update=24, lora_rank=2, value_warmup_updates=0,
         learning_rate=1e-2, minibatch_size=64,
     )  # fmt: skip
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    expected = finetune(settings(base, whole, ppo=ppo), quiet())
+    expected = finetune(settings(base, whole, ppo), quiet())
     assert expected.summary["kl_base_tuned"]["new_base_visited"] > 0.0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, PPO, "_collect", 2)
-        finetune(settings(base, parted, ppo=ppo), quiet())
-    finetune(settings(base, parted, ppo=ppo, resume=True), quiet())
+        StopAt(patch, OnPolicyLearner, "_collect", 2)
+        finetune(settings(base, parted, ppo), quiet())
+    finetune(settings(base, parted, ppo, resume=True), quiet())
     assert_same_weights(weights(whole, 3), weights(parted, 3))
 
 
@@ -368,7 +375,7 @@ def test_a_run_does_not_go_on_from_another_base(tmp_path, monkeypatch):
     """With LoRA the tuned policy is the base and a small update: both would be wrong."""
     base, run = save_tiny_policy(tmp_path / "base"), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, PPO, "_collect", 2)
+        StopAt(patch, OnPolicyLearner, "_collect", 2)
         finetune(settings(base, run), quiet())
     save_tiny_policy(tmp_path / "base", seed=1)
     with pytest.raises(CheckpointError, match="is not the one that this run began with"):
@@ -384,7 +391,7 @@ def test_a_second_ctrl_c_while_an_update_is_undone_saves_nothing(base, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, PPO, "_collect", 4)
+        StopAt(patch, OnPolicyLearner, "_collect", 4)
         patch.setattr(trainer.Trainer, "_restore", interrupted)
         finetune(settings(base, run), console)
     assert sorted(p.name for p in (run / "checkpoints").glob("0*")) == ["000000", "000002"]
@@ -399,7 +406,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(base, tmp_p
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(ConfigError):
-        patch.setattr(BC, "prepare", fail)
+        patch.setattr(DemonstrationLearner, "prepare", fail)
         finetune(settings(base, run, "bc"), quiet())
     assert not run.exists()
 
@@ -416,7 +423,7 @@ def test_old_checkpoints_go_and_the_best_stays(base, tmp_path):
 
 
 def test_forgetting_raises_an_alarm(base, tmp_path, monkeypatch):
-    original = PPO.update
+    original = OnPolicyLearner.update
 
     def destroy(self, update):
         metrics = original(self, update)
@@ -427,7 +434,7 @@ def test_forgetting_raises_an_alarm(base, tmp_path, monkeypatch):
 
     tracking = dataclasses.replace(TRACKING, episodes_prior=40)
     expert = save_good_policy(tmp_path / "good")
-    monkeypatch.setattr(PPO, "update", destroy)
+    monkeypatch.setattr(OnPolicyLearner, "update", destroy)
     console = quiet()
     finetune(settings(expert, tmp_path / "run", tracking=tracking), console)
     found = summary(tmp_path / "run", 4)
@@ -444,18 +451,25 @@ def save_good_policy(directory):
     from robo_razor.rollout.actors import ExpertActor
     from robo_razor.rollout.demonstrations import collect_demonstrations
     from robo_razor.rollout.environments import make_env
-    from robo_razor.training.methods import Services
+    from robo_razor.training.learner import Context
 
     policy = tiny_policy()
     env = make_env(RED, ENV, chunk_size=1)
     for task in (RED, GREEN):
         demos = collect_demonstrations(env, ExpertActor("a"), task, 150, console=quiet())
         config = FinetuneConfig(
-            method="bc",
             task=task,
-            bc=BCConfig(epochs=8, batch_size=64, learning_rate=4e-3, warmup_steps=5),
+            method=BC(epochs=8, batch_size=64, learning_rate=4e-3, warmup_steps=5),
         )
-        method = BC(config, policy, policy, Services(lambda *_, **__: None, lambda d=demos: d))
+        method = config.method.learner(
+            Context(
+                config=config,
+                policy=policy,
+                base=policy,
+                rollout=lambda *_, **__: None,
+                demonstrations=lambda d=demos: d,
+            )
+        )
         method.prepare()
         for update in range(1, method.num_updates + 1):
             method.update(update)
@@ -531,7 +545,7 @@ def test_a_copy_of_a_run_works_whatever_became_of_its_links(
 
     run, copy = tmp_path / "run", tmp_path / "copy"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, PPO, "_collect", 4)
+        StopAt(patch, OnPolicyLearner, "_collect", 4)
         finetune(settings(base, run), quiet())
     shutil.copytree(run, copy, symlinks=became != "folder")
     for name in ("last", "best"):
@@ -557,7 +571,7 @@ def test_a_copy_of_a_run_works_whatever_became_of_its_links(
 def test_a_lost_evaluation_of_the_base_is_made_again(base, finished, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, PPO, "_collect", 4)
+        StopAt(patch, OnPolicyLearner, "_collect", 4)
         finetune(settings(base, run), quiet())
     shutil.rmtree(run / "eval" / "000000")
     finetune(settings(base, run, resume=True), quiet())
@@ -582,14 +596,14 @@ def test_a_run_saves_itself_by_time_too(base, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_is_known_afterwards(base, tmp_path, monkeypatch, number):
-    collect = PPO._collect
+    collect = OnPolicyLearner._collect
 
     def signalled(self, update):
         if update == 2:
             os.kill(os.getpid(), number)
         return collect(self, update)
 
-    monkeypatch.setattr(PPO, "_collect", signalled)
+    monkeypatch.setattr(OnPolicyLearner, "_collect", signalled)
     with pytest.raises(Interrupted) as caught:
         finetune(settings(base, tmp_path / "run"), quiet())
     assert caught.value.signal == number
@@ -640,14 +654,14 @@ def test_a_data_set_may_have_the_names_that_are_renamed(base, tmp_path, version,
     features = {"observation.images.frond": {"dtype": "image"}, "action": {"dtype": "float32"}}
     info = {"codebase_version": version, "features": features}
     (meta / "info.json").write_text(json.dumps(info))
-    bc = BCConfig(demonstrations=str(tmp_path / "data"))
-    config = settings(base, tmp_path / "run", "bc", bc=bc, rename="{frond: front}")
+    bc = BC(demonstrations=str(tmp_path / "data"))
+    config = settings(base, tmp_path / "run", bc, rename="{frond: front}")
     with pytest.raises(DemonstrationError, match=text):
         finetune(config, quiet())
 
 
 def test_weights_that_are_not_finite_are_never_saved(base, tmp_path, monkeypatch):
-    update = PPO.update
+    update = OnPolicyLearner.update
 
     def overflow(self, number):
         metrics = update(self, number)
@@ -656,7 +670,7 @@ def test_weights_that_are_not_finite_are_never_saved(base, tmp_path, monkeypatch
                 self.policy_parameters[0].view(-1)[0] = float("inf")
         return metrics
 
-    monkeypatch.setattr(PPO, "update", overflow)
+    monkeypatch.setattr(OnPolicyLearner, "update", overflow)
     with pytest.raises(TrainingError, match="are not finite after update 2"):
         finetune(settings(base, tmp_path / "run"), quiet())
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("0*")] == ["000000"]

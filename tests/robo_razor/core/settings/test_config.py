@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from robo_razor.core.errors import ConfigError
+from robo_razor.core.plugins import METHODS, REGULARISERS
 from robo_razor.core.settings import config as configs
 from robo_razor.core.settings.config import (
-    BCConfig,
     EvaluateConfig,
     FinetuneConfig,
-    PPOConfig,
     RolloutConfig,
     Settings,
     TrackingConfig,
@@ -24,12 +23,20 @@ from robo_razor.core.settings.config import (
     to_yaml,
 )
 from robo_razor.core.settings.conversion import field_help
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.methods.ppo import PPO
+from robo_razor.training.regularisers.kl import KL
+from robo_razor.training.regularisers.l2 import L2
 
 ROOT = Path(__file__).parents[4]
 CLASSES = [
-    item
-    for item in vars(configs).values()
-    if isinstance(item, type) and issubclass(item, Settings) and item is not Settings
+    *(
+        item
+        for item in vars(configs).values()
+        if isinstance(item, type) and issubclass(item, Settings) and item is not Settings
+    ),
+    *map(METHODS.get, METHODS),
+    *map(REGULARISERS.get, REGULARISERS),
 ]
 
 
@@ -51,17 +58,54 @@ def test_texts_that_look_like_something_else_round_trip(text, tmp_path):
     assert load(tmp_path, to_yaml(config)) == config
 
 
-@pytest.mark.parametrize("method", FinetuneConfig.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_round_trips_without_the_others_sections(method, tmp_path):
     config = FinetuneConfig(method=method)
-    assert set(FinetuneConfig.METHODS) & set(to_dict(config)) == {method}
+    assert set(METHODS) & set(to_dict(config)) == {method}
     assert load(tmp_path, to_yaml(config)) == config
-    assert config.method_config is getattr(config, method)
+    assert config.method == METHODS.get(method)()
+    assert (config.method.name, to_dict(config)["method"]) == (method, method)
+
+
+def test_regularisers_are_sections_of_their_own_in_any_number(tmp_path):
+    text = "regularise: {l2: {weight: 0.5}, kl: {on: prior}}"
+    config = load(tmp_path, text)
+    assert config.regularise == (L2(weight=0.5), KL(on="prior"))
+    assert to_dict(config)["regularise"]["l2"] == {"weight": 0.5}
+    assert load(tmp_path, to_yaml(config)) == config
+    assert load(tmp_path, "regularise: {l2: }").regularise == (L2(),)
+    assert load(tmp_path, "regularise: {}") == FinetuneConfig()
+    with pytest.raises(ConfigError, match="`regularise` has 'l2' twice"):
+        FinetuneConfig(regularise=(L2(), L2(weight=2.0)))
+
+
+def test_a_method_and_its_settings_are_one_object():
+    config = FinetuneConfig(method=PPO(gamma=0.5), seed=3)
+    assert to_dict(config)["ppo"]["gamma"] == 0.5
+    assert dataclasses.replace(config, seed=4).method == PPO(gamma=0.5)
+    with pytest.raises(ConfigError, match="`method` must be MethodSettings"):
+        FinetuneConfig(method=L2())
+    with pytest.raises(ConfigError, match=r"`regularise\[0\]` must be RegulariserSettings"):
+        FinetuneConfig(regularise=(PPO(),))
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("ppo: {kl_coef: 0.02}", r"`ppo\.kl_coef` any more.*regularise: \{kl: \{weight"),
+        ("ppo: {kl_direction: reverse}", r"`ppo\.kl_direction`.*direction: reverse"),
+        ("ppo: {baseline: group}", r"`ppo\.baseline`.*method: grpo"),
+        ("ppo: {group_size: 4}", r"`ppo\.group_size`.*method: grpo"),
+    ],
+)
+def test_what_is_gone_says_what_to_write_instead(text, instead, tmp_path):
+    with pytest.raises(ConfigError, match=instead):
+        load(tmp_path, text)
 
 
 def test_absent_keys_keep_their_defaults(tmp_path):
     config = load(tmp_path, "method: bc\nbc: {epochs: 3}\n")
-    assert config.bc == BCConfig(epochs=3)
+    assert config.method == BC(epochs=3)
     assert config.env == FinetuneConfig().env
 
 
@@ -76,7 +120,7 @@ def test_an_empty_file_is_all_defaults(tmp_path):
 
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("3", 3.0), ("0.5", 0.5), (".5", 0.5)])
 def test_numbers_as_people_write_them(text, value, tmp_path):
-    assert load(tmp_path, f"ppo: {{learning_rate: {text}}}").ppo.learning_rate == value
+    assert load(tmp_path, f"ppo: {{learning_rate: {text}}}").method.learning_rate == value
 
 
 @pytest.mark.parametrize(
@@ -87,7 +131,7 @@ def test_numbers_as_people_write_them(text, value, tmp_path):
             r"Unknown key `ppo\.learning_rat`\. Did you mean 'learning_rate'",
         ),
         ("gamma: 1", r"Unknown key `gamma`\. Did you mean 'ppo\.gamma'"),
-        ("method: pppo", r"Unknown method 'pppo'\. Did you mean 'ppo'\? Allowed: bc, ppo"),
+        ("method: pppo", r"Unknown method 'pppo'\. Did you mean 'ppo'\? Allowed: bc, grpo, ppo"),
         ("bc: {epochs: 3}", r"nothing would read the section `bc`.*set `method: bc`"),
         ("ppo: {num_updates: x}", r"`ppo\.num_updates` must be a whole number, .*'x' \(str\)"),
         ("ppo: {num_updates: true}", r"must be a whole number, but was given True"),
@@ -98,7 +142,16 @@ def test_numbers_as_people_write_them(text, value, tmp_path):
         ("ppo: {gamma: 1.5}", r"`ppo\.gamma` = 1\.5 is out of range\. Allowed: >= 0 and <= 1"),
         ("ppo: {learning_rate: 0}", r"`ppo\.learning_rate` = 0\.0 is out of range\. Allowed: > 0"),
         ("ppo: {gamma: .nan}", r"`ppo\.gamma` = nan is out of range"),
-        ("ppo: {kl_direction: foward}", r"'foward' is not possible\. Did you mean 'forward'"),
+        (
+            "regularise: {kl: {direction: foward}}",
+            r"`regularise\.kl\.direction` = 'foward' is not possible\. Did you mean 'forward'",
+        ),
+        ("regularise: {l3: {}}", r"Unknown regulariser 'l3'.*Allowed: kl, l2"),
+        ("regularise: 3", r"`regularise` is a section with keys of its own, but was given 3"),
+        ("regularise: {l2: 3}", r"`regularise\.l2` is a section with keys of its own"),
+        ("regularise: {l2: {wieght: 3}}", r"Unknown key `regularise\.l2\.wieght`.*'weight'"),
+        ("plugins: [no_such_plugin]", r"The plugin 'no_such_plugin' cannot be imported"),
+        ("plugins: [os]", r"`plugins` holds 'os', which is a part of Python"),
         ("seed: 1\nseed: 2", r"`seed` is given twice \(line 2\)"),
         ("resume: true", r"`resume` is set but `out` is not"),
         ("ppo: {num_updates: 2, value_warmup_updates: 2}", r"leaves no update for the policy"),
@@ -125,7 +178,7 @@ def test_ranges_hold_in_python_too():
 
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        PPOConfig().gamma = 1.0
+        PPO().gamma = 1.0
 
 
 @pytest.mark.parametrize(
@@ -161,8 +214,10 @@ def test_every_field_is_documented_in_one_line(config_class):
 def test_sections_name_themselves(config_class):
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(hints[item.name]):
+        if dataclasses.is_dataclass(hints[item.name]) and item.name != "method":
             assert item.name == hints[item.name].SECTION
+    for key, section in config_class.sections().items():
+        assert key == section.SECTION
 
 
 def test_every_setting_is_read():
@@ -181,7 +236,7 @@ def test_every_setting_is_read():
 
 def _settings_read(tree):
     """Yield what is read from something called like settings: `config.seed`, `self._ppo.gamma`."""
-    owners = {"settings", *(c.SECTION for c in CLASSES if c.SECTION)}
+    owners = {"settings", "method", "term", *(c.SECTION for c in CLASSES if c.SECTION)}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "_check_together":
             node.body = []  # a check alone is no use
@@ -201,6 +256,7 @@ def test_an_unread_setting_is_noticed():
 def test_keys_have_their_paths():
     keys = describe_fields(FinetuneConfig)
     assert {"ppo.learning_rate", "bc.epochs", "env.num_envs", "seed"} <= set(keys)
+    assert {"regularise.kl.weight", "method", "plugins"} <= set(keys)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)

@@ -10,7 +10,6 @@ from robo_razor.cli.arguments import parse
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.settings import config as configs
 from robo_razor.core.settings.config import (
-    BCConfig,
     CompareConfig,
     EnvConfig,
     EvaluateConfig,
@@ -20,10 +19,11 @@ from robo_razor.core.settings.config import (
 )
 from robo_razor.core.settings.conversion import describe_fields, field_help, meant, path_keys
 from robo_razor.sweep.experiment import Head
+from robo_razor.training.methods.bc import BC
 
 CLASSES = [
     item
-    for item in (*vars(configs).values(), Head)
+    for item in (*vars(configs).values(), Head, *FinetuneConfig.sections().values())
     if isinstance(item, type) and issubclass(item, Settings) and item is not Settings
 ]
 
@@ -73,7 +73,7 @@ def test_home_is_expanded_wherever_a_path_stands(monkeypatch, tmp_path):
             found = getattr(config, key)
             assert (found[0] if many else found) == f"{prefix}{tmp_path}/x"
     assert parse("finetune", FinetuneConfig, ["--out=~/x"], "").out == f"{tmp_path}/x"
-    assert BCConfig(demonstrations="~/data").demonstrations == f"{tmp_path}/data"
+    assert BC(demonstrations="~/data").demonstrations == f"{tmp_path}/data"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_home_is_expanded_wherever_a_path_stands(monkeypatch, tmp_path):
 def test_paths_that_no_file_can_have(value, problem):
     for make in (
         lambda: FinetuneConfig(out=value),
-        lambda: BCConfig(demonstrations=value),
+        lambda: BC(demonstrations=value),
         lambda: EvaluateConfig(json=value),
         lambda: CompareConfig(runs=("fine", value)),
     ):
@@ -128,6 +128,9 @@ def test_nested_mappings_are_kept_as_text():
         from_dict(FinetuneConfig, {"rename": {"a": math.inf}})
 
 
+OTHERS = {"bc", "grpo", "reinforce", "regularise"}
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [
@@ -143,7 +146,7 @@ def test_nested_mappings_are_kept_as_text():
     ],
 )
 def test_what_a_name_may_mean(name, found):
-    keys = [key for key in describe_fields(FinetuneConfig) if key[:3] not in ("bc.", "rei")]
+    keys = [key for key in describe_fields(FinetuneConfig) if key.split(".")[0] not in OTHERS]
     assert meant(name, keys) == (f" Did you mean {found}?" if found else "")
 
 

@@ -11,14 +11,14 @@ import torch
 from toy_runs import assert_same_weights, interrupt_at, metrics, quiet, run_config, summary, weights
 
 from robo_razor.core.settings.config import (
-    BCConfig,
     EnvConfig,
     FinetuneConfig,
     FlowConfig,
-    PPOConfig,
     TrackingConfig,
 )
 from robo_razor.policies.load import load_policy
+from robo_razor.training.learner import OnPolicyLearner
+from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
 
@@ -46,7 +46,7 @@ def smolvla(tmp_path_factory):
 
 
 def settings(base, out, method="ppo", **changes):
-    ppo = PPOConfig(
+    ppo = PPO(
         num_updates=2,
         episodes_per_update=16,
         minibatch_size=256,  # one gradient step per update
@@ -55,7 +55,7 @@ def settings(base, out, method="ppo", **changes):
         warmup_updates=0,
         value_warmup_updates=0,
     )
-    bc = BCConfig(episodes=4, epochs=1, batch_size=8, learning_rate=1e-3, warmup_steps=0)
+    bc = BC(episodes=4, epochs=1, batch_size=8, learning_rate=1e-3, warmup_steps=0)
     flow = FlowConfig(noise=0.8)  # new policies succeed by chance
     changes = {"env": ENV, "tracking": TRACKING, "flow": flow} | changes
     return run_config(base, out, method, {"ppo": ppo, "bc": bc}, **changes)
@@ -93,7 +93,7 @@ def test_the_first_ratios_are_one(finished):
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(base, finished, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, PPO, 2, settings(base, tmp_path / "run"))
+    interrupt_at(monkeypatch, OnPolicyLearner, 2, settings(base, tmp_path / "run"))
     finetune(settings(base, tmp_path / "run", resume=True), quiet())
     one = weights(finished, 2)
     assert_same_weights(one, weights(tmp_path / "run", 2))
@@ -128,10 +128,10 @@ def test_low_rank_updates_with_a_penalty_in_small_parts(smolvla, tmp_path):
             final_episodes_new=2,
         ),
     )
-    ppo = PPOConfig(
+    ppo = PPO(
         num_updates=1, episodes_per_update=24, minibatch_size=256, micro_batch_size=60,
         update_epochs=2, learning_rate=1e-4, warmup_updates=0, value_warmup_updates=0,
-        lora_rank=2, kl_coef=0.1, ratio="chunk", bf16=True, target_kl=None,
+        lora_rank=2, ratio="chunk", bf16=True, target_kl=None,
     )  # fmt: skip
     result = finetune(FinetuneConfig(**{**vars(config), "ppo": ppo}), quiet())
     assert result.summary["kl_base_tuned"]["prior"] > 0.0

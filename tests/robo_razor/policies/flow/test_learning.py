@@ -6,13 +6,9 @@ import pytest
 import tiny_vla
 from toy_runs import metrics, quiet, run_config, summary
 
-from robo_razor.core.settings.config import (
-    BCConfig,
-    EnvConfig,
-    FlowConfig,
-    PPOConfig,
-    TrackingConfig,
-)
+from robo_razor.core.settings.config import EnvConfig, FlowConfig, TrackingConfig
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
 
 UPDATES = 10
@@ -21,8 +17,8 @@ UPDATES = 10
 @pytest.mark.slow
 def test_ppo_improves_a_cloned_smolvla_and_its_divergence_grows(tmp_path):
     new = tiny_vla.save_tiny_smolvla(tmp_path / "new")
-    bc = BCConfig(episodes=60, epochs=4, batch_size=64, learning_rate=3e-3, warmup_steps=5)
-    ppo = PPOConfig(
+    bc = BC(episodes=60, epochs=4, batch_size=64, learning_rate=3e-3, warmup_steps=5)
+    ppo = PPO(
         num_updates=UPDATES,
         episodes_per_update=96,
         minibatch_size=256,

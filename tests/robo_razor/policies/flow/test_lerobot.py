@@ -12,14 +12,14 @@ from toy_policy import GREEN, RED
 from toy_runs import interrupt_at, metrics, quiet, run_config, summary
 
 from robo_razor.core.settings.config import (
-    BCConfig,
     CollectConfig,
     EnvConfig,
     FlowConfig,
-    PPOConfig,
     TrackingConfig,
 )
 from robo_razor.rollout.demonstrations import run_collect
+from robo_razor.training.learner import OnPolicyLearner
+from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
 
@@ -31,7 +31,7 @@ EPISODES = 2
 
 def settings(base, out, method):
     sections = {
-        "bc": BCConfig(
+        "bc": BC(
             demonstrations=str(out.parent / "demonstrations"),
             episodes=2 * DEMONSTRATIONS,
             epochs=8,
@@ -39,7 +39,7 @@ def settings(base, out, method):
             learning_rate=3e-3,
             warmup_steps=5,
         ),
-        "ppo": PPOConfig(
+        "ppo": PPO(
             num_updates=2,
             episodes_per_update=32,
             minibatch_size=256,
@@ -82,7 +82,7 @@ def tuned(skilled):
     """A run of PPO on a third skill, which was interrupted and went on."""
     config = settings(str(skilled), skilled.parent / "tuned", "ppo")
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, PPO, 2, config)
+        interrupt_at(patch, OnPolicyLearner, 2, config)
     finetune(dataclasses.replace(config, resume=True), quiet())
     return skilled.parent / "tuned"
 

@@ -10,14 +10,17 @@ import torch
 from toy_env import ToyVectorEnv
 from toy_policy import NEW
 
-from robo_razor.core.settings.config import FinetuneConfig, FlowConfig, PPOConfig
+from robo_razor.core.settings.config import FinetuneConfig, FlowConfig
 from robo_razor.core.types import make_rows
 from robo_razor.policies.flow.families import PREFIX
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.actors import PolicyActor
 from robo_razor.rollout.episodes import run_actor, run_episodes
-from robo_razor.training.methods import Services, autocast
+from robo_razor.training.learner import Context
 from robo_razor.training.methods.ppo import PPO
+from robo_razor.training.regularisers import Penalties
+from robo_razor.training.regularisers.kl import KL
+from robo_razor.training.update import autocast
 
 EXPERT = FlowConfig(train="expert")
 
@@ -184,19 +187,27 @@ def test_ppo_updates_from_kept_prefixes(handle):
         flow = FlowConfig(train="expert", prefix_gib=gib)
         policy.configure(flow)
 
-        def rollout(rows, *, mode, record, sampling_seed, policy=policy):
+        def rollout(rows, *, mode, record, sampling_seed, whole=False, policy=policy):
             batch = run_episodes(env(8), policy, rows, mode, record, sampling_seed=sampling_seed)
             assert batch.record is not None  # new policies hardly ever succeed
             reward = torch.linspace(-1.0, 1.0, len(batch.record))
             return replace(batch, record=replace(batch.record, reward=reward))
 
-        ppo = PPOConfig(
+        ppo = PPO(
             num_updates=1, episodes_per_update=24, minibatch_size=64, update_epochs=1,
-            learning_rate=1e-4, warmup_updates=0, value_warmup_updates=0, kl_coef=0.1,
+            learning_rate=1e-4, warmup_updates=0, value_warmup_updates=0,
             target_kl=None,
         )  # fmt: skip
-        config = FinetuneConfig(task=NEW, ppo=ppo, flow=flow)
-        method = PPO(config, policy, policy.frozen_copy(), Services(rollout, lambda: None))
+        config = FinetuneConfig(task=NEW, method=ppo, flow=flow)
+        context = Context(
+            config=config,
+            policy=policy,
+            base=policy.frozen_copy(),
+            rollout=rollout,
+            demonstrations=lambda: None,
+            penalties=Penalties([KL(weight=0.1)]),
+        )
+        method = ppo.learner(context)
         method.base_outcomes = (True,)
         found.append(method.update(1))
     one, two = found

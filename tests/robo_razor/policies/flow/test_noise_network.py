@@ -13,15 +13,11 @@ from toy_env import ToyVectorEnv
 from toy_runs import quiet, run_config, summary
 
 from robo_razor.core.errors import ConfigError, PolicyError
-from robo_razor.core.settings.config import (
-    BCConfig,
-    EnvConfig,
-    FlowConfig,
-    PPOConfig,
-    TrackingConfig,
-)
+from robo_razor.core.settings.config import EnvConfig, FlowConfig, TrackingConfig
 from robo_razor.policies.flow.kernels import gaussian_kl
 from robo_razor.policies.load import load_policy
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
 
 LEARNT = FlowConfig(kernel="learnt", noise=0.4, noise_low=0.1, noise_high=0.8)
@@ -195,7 +191,7 @@ def test_settings_that_cannot_be_are_refused(handle, batch):
 
 
 def test_a_run_trains_saves_and_resumes_it(folder, tmp_path):
-    ppo = PPOConfig(
+    ppo = PPO(
         num_updates=1, episodes_per_update=24, minibatch_size=64, update_epochs=1,
         learning_rate=3e-3, warmup_updates=0, value_warmup_updates=0, target_kl=None,
         ent_coef=0.01,
@@ -205,7 +201,7 @@ def test_a_run_trains_saves_and_resumes_it(folder, tmp_path):
         final_episodes_new=1, max_share=1.0,
     )  # fmt: skip
     env = EnvConfig(num_envs=16, num_workers=1, image_size=16, env_packages=("toy_env",))
-    sections = {"ppo": ppo, "bc": BCConfig()}
+    sections = {"ppo": ppo, "bc": BC()}
     config = run_config(
         folder, tmp_path / "run", "ppo", sections, env=env, tracking=tracking, flow=LEARNT
     )

@@ -11,7 +11,8 @@ from flow_bandit import make_ppo
 from toy_runs import own_warnings
 
 from robo_razor.core.settings.config import FlowConfig
-from robo_razor.training.methods.ppo import PPO, ppo_policy_loss
+from robo_razor.training.on_policy import clipped_surrogate
+from robo_razor.training.regularisers.kl import KL
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_ppo_learns_from_outcomes_and_the_divergence_grows(folder, ratio):
 def test_steps_are_clipped_one_by_one():
     """A step that went too far loses its gradient, and the others keep theirs."""
     log_prob = torch.tensor([[0.0, 0.5], [0.0, 0.1]], requires_grad=True)
-    loss, found = ppo_policy_loss(
+    loss, found = clipped_surrogate(
         log_prob, torch.zeros(2, 2), torch.tensor([1.0, -2.0]), clip_low=0.2, clip_high=0.2
     )
     loss.backward()
@@ -50,8 +51,8 @@ def test_a_single_step_is_the_chunk():
     torch.manual_seed(0)
     new, old, advantages = torch.randn(3, 8)
     given = {"clip_low": 0.2, "clip_high": 0.28}
-    one, found = ppo_policy_loss(new, old, advantages, **given)
-    two, same = ppo_policy_loss(new[:, None], old[:, None], advantages, **given)
+    one, found = clipped_surrogate(new, old, advantages, **given)
+    two, same = clipped_surrogate(new[:, None], old[:, None], advantages, **given)
     assert torch.equal(one, two)
     assert found == same
 
@@ -68,7 +69,7 @@ def test_small_parts_add_up_to_the_same_gradient(folder):
 
 def test_a_penalty_keeps_the_policy_near_its_base(folder):
     free, held = (
-        make_ppo(folder, kl_coef=weight, num_updates=2, update_epochs=4) for weight in (0.0, 3.0)
+        make_ppo(folder, kl=weight, num_updates=2, update_epochs=4) for weight in (0.0, 3.0)
     )
     for update in (1, 2):
         far, near = free.update(update), held.update(update)
@@ -84,7 +85,7 @@ def test_small_parts_have_the_same_penalty(folder):
             micro_batch_size=size,
             update_epochs=1,
             max_grad_norm=1e9,
-            kl_coef=1.0,
+            kl=1.0,
             learning_rate=1e-9,
         )
         torch.manual_seed(0)
@@ -102,19 +103,19 @@ def test_small_parts_have_the_same_penalty(folder):
 def test_equal_weights_cost_no_penalty_in_bfloat16(folder, direction, monkeypatch):
     """Base and tuned are compared in one precision; `own` trains what encodes the state."""
     penalties = []
-    original = PPO._penalty
+    original = KL.penalty
 
     def watch(self, *given):
         penalties.append(float(original(self, *given).detach()))
         return torch.zeros(())
 
-    monkeypatch.setattr(PPO, "_penalty", watch)
+    monkeypatch.setattr(KL, "penalty", watch)
     method = make_ppo(
         folder,
         FlowConfig(train="own"),
         bf16=True,
-        kl_coef=1.0,
-        kl_direction=direction,
+        kl=1.0,
+        direction=direction,
         update_epochs=1,
         minibatch_size=40,
         learning_rate=1e-30,

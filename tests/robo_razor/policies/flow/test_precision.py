@@ -208,7 +208,7 @@ def test_other_files_are_not_read_in_more_than_their_configuration_says(tmp_path
 
 
 def test_methods_refuse_to_train_in_bfloat16(folder):
-    from robo_razor.training.methods import trained_parameters
+    from robo_razor.training.update import trained_parameters
 
     policy = load_policy(folder)
     policy.configure(FlowConfig(train="all"))

@@ -13,15 +13,17 @@ from toy_policy import NEW, save_tiny_policy, tiny_policy
 
 from robo_razor.core.errors import ConfigError, DemonstrationError, UnknownNameError
 from robo_razor.core.ranks import ALONE, Ranks
-from robo_razor.core.settings.config import BCConfig, EnvConfig, FinetuneConfig
+from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.core.types import make_rows
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.loss_weight import loss_weight
 from robo_razor.rollout.actors import ExpertActor
 from robo_razor.rollout.demonstrations import collect_demonstrations, demonstrations_for
 from robo_razor.rollout.episodes import make_env, run_episodes
-from robo_razor.training.methods import METHODS, Services
-from robo_razor.training.methods.bc import BC, WindowSampler, chunk_windows, learning_rate_factor
+from robo_razor.training.imitation import rate_factor
+from robo_razor.training.learner import Context
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.windows import WindowSampler, chunk_windows
 
 ENV = EnvConfig(num_envs=16, image_size=16, env_packages=("toy_env",))
 
@@ -34,11 +36,23 @@ def demonstrations():
 def make_bc(demonstrations, ranks=ALONE, **settings):
     policy = tiny_policy()
     defaults = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3, "warmup_steps": 5}
-    config = FinetuneConfig(method="bc", task=NEW, bc=BCConfig(**(defaults | settings)))
-    services = Services(lambda *_, **__: None, lambda: demonstrations, ranks=ranks)
-    method = BC(config, policy, policy.frozen_copy(), services)
+    config = FinetuneConfig(task=NEW, method=BC(**(defaults | settings)))
+    method = learner(config, policy, demonstrations, ranks)
     method.prepare()
     return method, policy
+
+
+def learner(config, policy, demonstrations, ranks=ALONE):
+    return config.method.learner(
+        Context(
+            config=config,
+            policy=policy,
+            base=policy.frozen_copy(),
+            rollout=lambda *_, **__: None,
+            demonstrations=lambda: demonstrations,
+            ranks=ranks,
+        )
+    )
 
 
 def test_windows_repeat_the_last_action_of_their_episode_as_padding():
@@ -120,13 +134,10 @@ def test_the_parts_of_several_ranks_make_the_gradient_of_one(kind, demonstration
     with loaders(kind, tmp_path / "policy") as load:
 
         def step(rank, size):
-            config = FinetuneConfig(
-                method="bc", task=NEW, bc=BCConfig(batch_size=9, max_grad_norm=1e9)
-            )
+            config = FinetuneConfig(task=NEW, method=BC(batch_size=9, max_grad_norm=1e9))
             ranks = Together(rank, size)
-            services = Services(lambda *_, **__: None, lambda: demonstrations, ranks=ranks)
             policy = load()
-            method = BC(config, policy, None, services)
+            method = learner(config, policy, demonstrations, ranks)
             method.prepare()
 
             def padded(step, rank):
@@ -169,20 +180,20 @@ def test_the_value_head_stays_as_it_was(demonstrations):
 
 
 def test_the_schedule_warms_up_and_comes_down():
-    cosine = BCConfig(warmup_steps=10, schedule="cosine")
-    factors = [learning_rate_factor(step, 110, cosine) for step in range(110)]
+    cosine = BC(warmup_steps=10, schedule="cosine")
+    factors = [rate_factor(cosine, step, 110) for step in range(110)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5)
     assert factors[-1] < 0.001
-    constant = BCConfig(warmup_steps=0, schedule="constant")
-    assert learning_rate_factor(0, 10, constant) == learning_rate_factor(9, 10, constant) == 1.0
+    constant = BC(warmup_steps=0, schedule="constant")
+    assert rate_factor(constant, 0, 10) == rate_factor(constant, 9, 10) == 1.0
 
 
 def test_no_demonstrations_is_an_error_before_anything_starts(tmp_path):
-    config = FinetuneConfig(method="bc", bc=BCConfig(demonstrations=str(tmp_path / "none")))
+    config = FinetuneConfig(method=BC(demonstrations=str(tmp_path / "none")))
     with pytest.raises(DemonstrationError, match=r"robo-razor collect"):
-        METHODS.get("bc").validate(config)
+        config.method.validate(config)
 
 
 def test_windows_start_at_the_decisions_of_who_demonstrated(demonstrations):
@@ -202,9 +213,9 @@ def test_windows_start_at_the_decisions_of_who_demonstrated(demonstrations):
 def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
     path = save_tiny_policy(tmp_path / "policy")
     policy = tiny_policy()
-    bc = BCConfig(demonstrations=f"policy:{path}", episodes=5)
+    bc = BC(demonstrations=f"policy:{path}", episodes=5)
     found = [
-        demonstrations_for(FinetuneConfig(method="bc", task=NEW, env=ENV, bc=bc, seed=seed), policy)
+        demonstrations_for(FinetuneConfig(task=NEW, env=ENV, method=bc, seed=seed), policy)
         for seed in (0, 0, 1)
     ]
     assert found[0].num_episodes == 5
@@ -216,14 +227,12 @@ def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
         or (found[0].actions != found[2].actions).any()
     )
     with pytest.raises(UnknownNameError, match="razor-base"):
-        METHODS.get("bc").validate(
-            FinetuneConfig(method="bc", bc=BCConfig(demonstrations="policy:razor-bas"))
-        )
+        BC(demonstrations="policy:razor-bas").validate(FinetuneConfig())
 
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ConfigError, match="cosine"):
-        BCConfig(schedule="linear")
+        BC(schedule="linear")
 
 
 def test_who_goes_on_has_the_statistics_at_once(demonstrations):

@@ -6,47 +6,41 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from bandit import BINS, CONTEXTS, BanditPolicy, bandit_rollout
+from bandit import BINS, CONTEXTS, make_learner
 from toy_policy import NEW, tiny_policy
 
 from robo_razor.core.errors import ConfigError, TrainingError
-from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, PPOConfig
+from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.core.types import make_rows
 from robo_razor.rollout.episodes import make_env, run_episodes
-from robo_razor.training.methods import METHODS, Services
-from robo_razor.training.methods.ppo import PPO, compute_targets, ppo_policy_loss
+from robo_razor.training.learner import Context
+from robo_razor.training.methods.ppo import PPO
+from robo_razor.training.on_policy import clipped_surrogate
+from robo_razor.training.regularisers.kl import KL
 
 
-def make_bandit(**settings):
-    policy, base = BanditPolicy(), BanditPolicy()
-    config = FinetuneConfig(
-        method="ppo",
-        task="bandit",
-        ppo=PPOConfig(
-            **{
-                "num_updates": 40,
-                "episodes_per_update": 64,
-                "minibatch_size": 32,
-                "learning_rate": 0.1,
-                "value_learning_rate": 0.1,
-                "value_warmup_updates": 0,
-                "warmup_updates": 0,
-                "temperature": 1.0,
-                "target_kl": None,
-                **settings,
-            }
-        ),
-    )
-    return PPO(config, policy, base, Services(bandit_rollout(policy), lambda: None)), policy
+def make_bandit(regularise=(), **settings):
+    defaults = {
+        "num_updates": 40,
+        "episodes_per_update": 64,
+        "minibatch_size": 32,
+        "learning_rate": 0.1,
+        "value_learning_rate": 0.1,
+        "value_warmup_updates": 0,
+        "warmup_updates": 0,
+        "temperature": 1.0,
+        "target_kl": None,
+    }
+    learner = make_learner(PPO(**(defaults | settings)), regularise)
+    return learner, learner.policy
 
 
 def weights(policy):
     return {k: v.clone() for k, v in policy.module.state_dict().items()}
 
 
-@pytest.mark.parametrize("settings", [{}, {"baseline": "group", "group_size": 8}])
-def test_learns_a_contextual_bandit(settings):
-    method, _ = make_bandit(**settings)
+def test_learns_a_contextual_bandit():
+    method, _ = make_bandit()
     success = [method.update(k)["rollout/success_rate"] for k in range(1, 41)]
     assert success[0] < 0.45
     assert np.mean(success[-5:]) > 0.9
@@ -54,8 +48,8 @@ def test_learns_a_contextual_bandit(settings):
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_kl_penalty_keeps_the_policy_near_the_base(direction):
-    def divergence(kl_coef):
-        method, _ = make_bandit(kl_coef=kl_coef, kl_direction=direction)
+    def divergence(weight):
+        method, _ = make_bandit([KL(weight=weight, direction=direction)])
         return [method.update(k)["train/kl_base_tuned"] for k in range(1, 25)][-1]
 
     assert divergence(1.0) < 0.3 * divergence(0.0)
@@ -64,7 +58,7 @@ def test_a_kl_penalty_keeps_the_policy_near_the_base(direction):
 def test_ratio_is_one_and_loss_is_minus_the_mean_advantage_at_equal_weights():
     log_prob = torch.randn(16)
     advantages = torch.randn(16)
-    loss, found = ppo_policy_loss(
+    loss, found = clipped_surrogate(
         log_prob, log_prob.clone(), advantages, clip_low=0.2, clip_high=0.2
     )
     assert float(loss) == pytest.approx(-float(advantages.mean()), abs=1e-6)
@@ -79,7 +73,7 @@ def test_ratio_is_one_and_loss_is_minus_the_mean_advantage_at_equal_weights():
 )
 def test_clipping_stops_the_gradient_only_where_it_would_go_further(ratio, advantage, has_gradient):
     log_prob = torch.tensor([np.log(ratio)], dtype=torch.float32, requires_grad=True)
-    loss, found = ppo_policy_loss(
+    loss, found = clipped_surrogate(
         log_prob, torch.zeros(1), torch.tensor([advantage]), clip_low=0.2, clip_high=0.3
     )
     loss.backward()
@@ -137,42 +131,21 @@ def test_the_rate_is_adapted_to_the_target_kl_and_kept():
     method, _ = make_bandit(adapt_lr=True, target_kl=1e-5)
     rates = [method.update(k)["train/learning_rate"] for k in range(1, 9)]
     assert rates[-1] == pytest.approx(0.01)
-    config = FinetuneConfig(method="ppo", ppo=PPOConfig(adapt_lr=True, target_kl=None))
+    config = FinetuneConfig(method=PPO(adapt_lr=True, target_kl=None))
     with pytest.raises(ConfigError, match="target_kl"):
-        METHODS.get("ppo").validate(config)
-
-
-def test_groups_that_all_ended_alike_teach_nothing():
-    method, _ = make_bandit(baseline="group", group_size=4)
-    batch = method.services.rollout(
-        make_rows("bandit", range(8)), mode="sample", record=True, sampling_seed=0
-    )
-    reward = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0])
-    batch = dataclasses.replace(batch, record=dataclasses.replace(batch.record, reward=reward))
-    targets = compute_targets(batch, method.ppo)
-    assert targets.advantages[:4].tolist() == [0.0] * 4
-    assert targets.advantages[4:].sign().tolist() == [1.0, -1.0, -1.0, 1.0]
-    assert method._useful(targets).tolist() == [4, 5, 6, 7]
-
-
-def test_episodes_of_a_group_share_a_start_state_and_differ_in_their_noise():
-    method, _ = make_bandit(baseline="group", group_size=8)
-    rows = method._collect(1).rows
-    assert len({row.seed for row in rows[:8]}) == 1
-    assert [row.sample for row in rows[:8]] == list(range(8))
-    assert len({row.seed for row in rows}) == 8
+        config.method.validate(config)
 
 
 def test_a_temperature_sharpens_what_is_sampled_and_trained_but_not_the_policy():
     method, policy = make_bandit(temperature=0.25)
     seen = []
-    rollout = method.services.rollout
+    rollout = method.context.rollout
 
     def watch(rows, **settings):
         seen.append(policy.temperature)
         return rollout(rows, **settings)
 
-    method.services = dataclasses.replace(method.services, rollout=watch)
+    method.context = dataclasses.replace(method.context, rollout=watch)
     with torch.no_grad():
         policy.module["policy"].weight.copy_(torch.eye(BINS, CONTEXTS))
     metrics = method.update(1)
@@ -214,14 +187,6 @@ def test_a_base_that_succeeded_at_step_zero_is_not_refused():
     method.update(1)
 
 
-def test_groups_must_divide_the_episodes():
-    config = FinetuneConfig(
-        method="ppo", ppo=PPOConfig(baseline="group", group_size=5, episodes_per_update=64)
-    )
-    with pytest.raises(ConfigError, match="multiple"):
-        METHODS.get("ppo").validate(config)
-
-
 def test_recorded_log_probabilities_are_those_that_the_update_computes():
     policy = tiny_policy()
     env = make_env(
@@ -239,14 +204,14 @@ def test_recorded_log_probabilities_are_those_that_the_update_computes():
 def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not():
     method, _ = make_bandit()
     rows = make_rows("bandit", range(4))
-    batch = method.services.rollout(rows, mode="sample", record=True, sampling_seed=0)
+    batch = method.context.rollout(rows, mode="sample", record=True, sampling_seed=0)
     record = dataclasses.replace(
         batch.record, final_value=torch.ones(4), reward=torch.zeros(4), value=torch.zeros(4)
     )
     ended = dataclasses.replace(batch, record=record)
     cut = dataclasses.replace(ended, terminated=batch.truncated, truncated=batch.terminated)
-    assert compute_targets(ended, method.ppo).returns.tolist() == [0.0] * 4
-    assert compute_targets(cut, method.ppo).returns.tolist() == pytest.approx([0.99] * 4)
+    assert method.method.targets(ended).returns.tolist() == [0.0] * 4
+    assert method.method.targets(cut).returns.tolist() == pytest.approx([0.99] * 4)
 
 
 def test_bf16_holds_in_rollouts_and_updates_start_at_ratio_one():
@@ -256,14 +221,13 @@ def test_bf16_holds_in_rollouts_and_updates_start_at_ratio_one():
         NEW, EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",)), chunk_size=4
     )
 
-    def rollout(rows, *, mode, record, sampling_seed):
+    def rollout(rows, *, mode, record, sampling_seed, whole=False):
         in_bf16.append(torch.is_autocast_enabled("cpu"))
         return run_episodes(env, policy, rows, mode, record, sampling_seed=sampling_seed)
 
     config = FinetuneConfig(
-        method="ppo",
         task=NEW,
-        ppo=PPOConfig(
+        method=PPO(
             bf16=True,
             episodes_per_update=8,
             minibatch_size=4096,
@@ -271,7 +235,11 @@ def test_bf16_holds_in_rollouts_and_updates_start_at_ratio_one():
             value_warmup_updates=0,
         ),
     )
-    method = PPO(config, policy, base, Services(rollout, lambda: None))
+    method = config.method.learner(
+        Context(
+            config=config, policy=policy, base=base, rollout=rollout, demonstrations=lambda: None
+        )
+    )
     method.check_start([True])
     metrics = method.update(1)
     assert in_bf16 == [True]

@@ -1,0 +1,87 @@
+"""What a run says to its user: when it begins, goes on, is interrupted, or ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from robo_razor.core.errors import RunDirectoryError
+from robo_razor.core.files import system_refusal
+from robo_razor.core.run.log import format_seconds
+from robo_razor.core.settings.config import FinetuneConfig
+
+MAX_LISTED = 12
+"""A greeting names the steps of at most so many checkpoints."""
+
+
+def plan(config: FinetuneConfig, total: int, skills: Iterable[str]) -> str:
+    """Return what a run will do.
+
+    Args:
+        config: Its settings.
+        total: Updates in the run.
+        skills: Those that may be forgotten.
+    """
+    steps = config.tracking.checkpoints(total)
+    listed = ", ".join(map(str, steps)) if len(steps) <= MAX_LISTED else f"{len(steps)} of them"
+    return (
+        f"{config.method.name} on {config.task} from {config.policy}: {total} updates, checkpoints "
+        f"after {listed}. Prior skills: {', '.join(skills) or 'none'}."
+    )
+
+
+def slow_bf16(name: str) -> str:
+    """Return the warning of a method that computes in bfloat16 where that is emulated."""
+    return (
+        f"{name}.bf16 is set, but this processor has no instructions for bfloat16 and emulates "
+        "them: expect several times the time it takes without."
+    )
+
+
+def changed_since(differences: Iterable[str]) -> str:
+    """Return the warning of a run that goes on elsewhere than it began."""
+    return (
+        "since this run began, something changed that its results depend on: "
+        f"{'; '.join(differences)}. What is measured from now on may not be comparable."
+    )
+
+
+def expensive_tracking(share: float, config: FinetuneConfig) -> str | None:
+    """Return the warning of a run that measured for too long, None where it did not."""
+    most = config.tracking.max_share
+    if share <= most:
+        return None
+    return (
+        f"tracking took {share:.0%} of the wall time, more than `tracking.max_share` = {most:.0%}: "
+        "raise `tracking.every` or lower `tracking.episodes_prior`."
+    )
+
+
+def done(total: int, seconds: float, share: float, best: int | None, path: Path) -> str:
+    """Return what a run says at its end."""
+    return (
+        f"Done: {total} updates in {format_seconds(seconds)}, tracking {share:.0%} of it. "
+        f"Best checkpoint: step {best}. Run directory: {path}"
+    )
+
+
+def how_to_go_on(path: Path) -> str:
+    """Return the command that resumes a run."""
+    return f"robo-razor finetune --resume --out {path}"
+
+
+def refused(error: OSError, last: int | None, path: Path) -> RunDirectoryError:
+    """Return the error of a disk that is full, a folder that is gone, and so on.
+
+    Args:
+        error: What the system said.
+        last: Step of the last checkpoint, None before the first.
+        path: The run's directory.
+    """
+    intact = (
+        "Nothing was saved yet: mend that and start again."
+        if last is None
+        else f"The checkpoint of step {last} is intact. Mend that (make room, say), then go on "
+        f"with: {how_to_go_on(path)}"
+    )
+    return RunDirectoryError(system_refusal(error), remedy=intact)

@@ -1,0 +1,137 @@
+"""What is checked before a run loads or writes anything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from gymnasium import spaces
+
+from robo_razor.core.errors import ConfigError, PolicyError
+from robo_razor.core.settings.config import FinetuneConfig
+from robo_razor.policies.normalisation import check_statistics
+from robo_razor.policies.policy import Policy
+from robo_razor.rollout.dataset.metadata import renamable
+from robo_razor.rollout.environments import check_tasks, import_env_packages, named_tasks
+from robo_razor.rollout.lerobot import simulated
+from robo_razor.training.methods import Method
+from robo_razor.training.methods.bc import BC
+from robo_razor.training.regularisers import Regulariser
+
+logger = logging.getLogger(__name__)
+
+
+def check_settings(config: FinetuneConfig) -> dict[str, str]:
+    """Check names and settings before anything is loaded; return the prior skills' tasks.
+
+    Raises:
+        RoboRazorError: A method, task or setting cannot be used.
+    """
+    import_env_packages(config.env.env_packages)
+    check_tasks([config.task])
+    prior = _without_new(named_tasks(config.prior_tasks, config.env.env_packages), config)
+    method_of(config).validate(config)
+    regularisers_of(config)
+    return prior
+
+
+def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str]:
+    """Return the prior skills' tasks but for those that are the new task, by whatever name.
+
+    Raises:
+        ConfigError: One of them was asked for by its name, and not as one of a group.
+    """
+    settings = config.env.lerobot
+    new = simulated(config.task, settings)
+    same = {skill: task for skill, task in prior.items() if simulated(task, settings) == new}
+    listed = {part.strip() for part in config.prior_tasks.split(",")}
+    for skill, task in same.items():
+        if {skill, task} & listed:
+            raise ConfigError(
+                f"`prior_tasks` contains {task!r}, which is the new task {config.task!r}",
+                remedy="Remove it there: one does not forget what one is learning.",
+            )
+        if task != config.task:
+            logger.warning("%s is left out of the prior skills: it is the new task", task)
+    return {skill: task for skill, task in prior.items() if skill not in same}
+
+
+def method_of(config: FinetuneConfig) -> Method:
+    """Return the method of a run.
+
+    Raises:
+        ConfigError: What is registered by its name is not a method that can be run.
+    """
+    method = config.method
+    if isinstance(method, Method):
+        return method
+    raise ConfigError(
+        f"The method {method.name!r} cannot be run: {type(method).__name__} is not a subclass of "
+        "robo_razor.training.methods.Method",
+        remedy="Derive it from `Method`, or from `robo_razor.training.on_policy.OnPolicy`.",
+    )
+
+
+def regularisers_of(config: FinetuneConfig) -> tuple[Regulariser, ...]:
+    """Return the regularisers of a run.
+
+    Raises:
+        ConfigError: One of them cannot be used.
+    """
+    terms: list[Regulariser] = []
+    for term in config.regularise:
+        if not isinstance(term, Regulariser):
+            raise ConfigError(
+                f"The regulariser {term.name!r} cannot be used: {type(term).__name__} is not a "
+                "subclass of robo_razor.training.regularisers.Regulariser",
+                remedy="Derive it from `Regulariser`.",
+            )
+        terms.append(term)
+    return tuple(terms)
+
+
+def check_base(base: Policy, config: FinetuneConfig, prior: Mapping[str, str]) -> None:
+    """Check that a policy can be fine-tuned as the settings say.
+
+    Raises:
+        RoboRazorError: It cannot, or not by this method.
+    """
+    base.check_finetuning(config.flow)
+    method = method_of(config)
+    if method.needs_density and not base.has_density:
+        raise PolicyError(
+            f"The policy {config.policy!r} has no action density, which the method "
+            f"{method.name!r} needs",
+            remedy="Clone it instead (`--method bc`), or choose a policy with action tokens "
+            "such as razor-base, or a flow-matching one (smolvla, pi0, pi05).",
+        )
+    for term in regularisers_of(config):
+        term.validate(config, base, prior)
+
+
+def check_fit(
+    base: Policy,
+    config: FinetuneConfig,
+    observations: spaces.Space[Any],
+    actions: spaces.Space[Any],
+) -> None:
+    """Check that a policy fits the environment and the data that it will learn from.
+
+    Args:
+        base: The policy.
+        config: The run's settings.
+        observations: Space of one environment's observations.
+        actions: Space of its actions.
+
+    Raises:
+        RoboRazorError: It does not.
+    """
+    base.check_env(observations, actions, _columns(config))
+    check_statistics(base, config)
+
+
+def _columns(config: FinetuneConfig) -> Collection[str]:
+    """Return the columns of the data set that is cloned, which `rename` may name; else none."""
+    method = config.method
+    return renamable(method.demonstrations) if isinstance(method, BC) else ()

@@ -1,0 +1,144 @@
+"""Terms that hold a policy near its base: one file each, named as its regulariser.
+
+A regulariser is one frozen dataclass. Its fields are its settings (`regularise.NAME.FIELD`, the
+line under a field is its help), and it is part of a run whose settings have a section of that
+name. `prepare` gets what it needs once, at the run's start; that is saved and resumed. `penalty` is
+pure. Any number of them go with any method: the loss of a gradient step is the method's, plus
+`weight` times each penalty. What a penalty was is logged as `regulariser/NAME`.
+
+Settings are read before anything heavy is wanted, so these files import torch inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from robo_razor.core.plugins import REGULARISERS as REGULARISERS  # exported: they register there
+from robo_razor.core.settings.sections import RegulariserSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robo_razor.core.ranks import Ranks
+    from robo_razor.core.settings.config import FinetuneConfig
+    from robo_razor.policies.policy import Policy
+    from robo_razor.training.learner import Context
+    from robo_razor.training.step import Loss, Step
+    from robo_razor.training.update import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regulariser(RegulariserSettings):
+    """A term of the loss; its fields are its settings."""
+
+    @property
+    def is_of_batch(self) -> bool:
+        """Say whether the penalty is a mean over the rows of the step that it is given.
+
+        Such a penalty is taken of every part of a step (micro-batches, the ranks' shares). Others
+        depend on the weights or on rows of their own, and are taken once for each gradient step.
+        """
+        return False
+
+    def validate(self, config: FinetuneConfig, base: Policy, prior: Mapping[str, str]) -> None:
+        """Refuse what cannot work, before anything is written.
+
+        Args:
+            config: The run's settings.
+            base: The policy that the run starts from.
+            prior: Skill -> task of the skills that may be forgotten.
+        """
+
+    def prepare(self, context: Context) -> dict[str, Tensor]:
+        """Return what the penalty needs besides a step, while the policy still is the base."""
+        return {}
+
+    def penalty(self, step: Step, kept: dict[str, Tensor]) -> Tensor:
+        """Return the penalty (scalar, >= 0) with a gradient.
+
+        Args:
+            step: The gradient step; where the penalty is not of the batch it may have no rows.
+            kept: What `prepare` returned.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no penalty")
+
+
+class Penalties:
+    """The regularisers of a run and what they keep.
+
+    Args:
+        terms: The regularisers.
+    """
+
+    def __init__(self, terms: Sequence[Regulariser] = ()) -> None:
+        self.terms = tuple(terms)
+        self.kept: dict[str, dict[str, Tensor]] = {term.name: {} for term in terms}
+
+    def prepare(self, context: Context) -> None:
+        """Get what they need; all ranks must call it."""
+        for term in self.terms:
+            self.kept[term.name] = term.prepare(context)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what must be saved to go on, by `NAME/KEY`."""
+        return {
+            f"{name}/{key}": tensor
+            for name, tensors in self.kept.items()
+            for key, tensor in tensors.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        self.kept = {term.name: {} for term in self.terms}
+        for full, tensor in state.items():
+            name, _, key = full.partition("/")
+            self.kept[name][key] = tensor
+
+    def added(self, loss: Loss, step: Step) -> Loss:
+        """Return the loss of some rows with the penalties that are means over them."""
+        from robo_razor.training.step import Loss
+
+        value, metrics = loss.value, dict(loss.metrics)
+        for term in self.terms:
+            if term.is_of_batch:
+                penalty = self._penalty(term, step)
+                value = value + term.weight * penalty
+                metrics[_key(term)] = penalty.detach()
+        return Loss(value, metrics)
+
+    def parts(self, step: Step, ranks: Ranks, share: float | None = None) -> list[Part]:
+        """Return the penalties that are taken once for a gradient step.
+
+        Args:
+            step: The rows that this rank has of it.
+            ranks: All of them add up to one penalty.
+            share: The share of these rows in all of the step's: then penalties of the batch are
+                returned too, and not to be `added` elsewhere.
+        """
+        from robo_razor.training.update import Part
+
+        once = [term for term in self.terms if not term.is_of_batch]
+        of_batch = [term for term in self.terms if term.is_of_batch and share]
+        parts = []
+        if once:
+            parts.append(Part(1.0 / ranks.size, lambda: self._sum(once, step)))
+        if of_batch and share:
+            parts.append(Part(share, lambda: self._sum(of_batch, step)))
+        return parts
+
+    def _sum(self, terms: Sequence[Regulariser], step: Step) -> Loss:
+        from robo_razor.training.step import Loss
+
+        penalties = [(term, self._penalty(term, step)) for term in terms]
+        value = sum(term.weight * penalty for term, penalty in penalties)
+        return Loss(value, {_key(term): penalty.detach() for term, penalty in penalties})  # type: ignore[arg-type]
+
+    def _penalty(self, term: Regulariser, step: Step) -> Tensor:
+        with step.precision():
+            return term.penalty(step, self.kept[term.name])
+
+
+def _key(term: Regulariser) -> str:
+    return f"regulariser/{term.name}"
