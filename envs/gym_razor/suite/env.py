@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_razor.suite import scene
+from gym_razor.suite.action import ACTION_DIM
 from gym_razor.suite.episode import Episode
 from gym_razor.suite.render import POLICY_CAMERAS, Renderer
 from gym_razor.suite.tasks import TASKS
-from gym_razor.suite.world import ACTION_DIM, STATE_DIM, World
+from gym_razor.suite.world import STATE_DIM, World
 
 Observation = dict[str, Any]
 
