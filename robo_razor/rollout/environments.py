@@ -4,8 +4,8 @@ The toolkit asks a vector environment for four things beyond `gymnasium.vector.V
 of actions per step, resets of single sub-environments, a task and an instruction for each of them,
 and a final observation that is not replaced (autoreset disabled). Environments registered with a
 `vector_entry_point` bring that themselves, `lerobot:TYPE/TASK` gets it from `lerobot_tasks`, and
-any other id runs in `serial_env`. Tasks of unlike origin are joined by `mixed_env`. Whatever the
-kind, what passes is checked by `boundary`.
+any other id runs in the same kind of workers. Tasks of unlike origin are joined by `mixed_env`.
+Whatever the kind, what passes is checked by `boundary`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ from robo_razor.rollout.lerobot import (
 )
 
 logger = logging.getLogger(__name__)
+
+OWN_VECTOR_ENV = "gym_razor.adapters.registered:make_registered_vector_env"
+"""Makes vector environments of ids without one of their own."""
 
 GL_NAMES = ("egl", "osmesa", "glfw")
 """What `MUJOCO_GL` can be on Linux."""
@@ -257,7 +260,7 @@ def _family(task: str) -> Any:
     if is_lerobot_task(task):
         return environment_type(task)
     if not _steps_chunks(task):
-        return "serial"
+        return OWN_VECTOR_ENV
     maker = _vector_maker(task)
     return maker if getattr(maker, "switches_tasks", True) else task
 
@@ -278,15 +281,22 @@ def _make_family(
         kwargs["max_episode_steps"] = config.max_episode_steps
     if config.reward_type != "sparse":
         kwargs["reward_type"] = config.reward_type
+    num_workers = min(config.num_workers, config.num_envs)
     if not _steps_chunks(task):
-        from robo_razor.rollout.serial_env import make_serial_env
-
-        return make_serial_env(tasks, config, chunk_size=chunk_size, env_kwargs=kwargs)
+        make: Any = load_env_creator(OWN_VECTOR_ENV)
+        return make(
+            tasks,
+            config.num_envs,
+            chunk_size=chunk_size,
+            num_workers=num_workers,
+            max_episode_steps=config.max_episode_steps,
+            arguments=kwargs,
+        )
     return gym.make_vec(
         task,
         num_envs=config.num_envs,
         vectorization_mode="vector_entry_point",
-        num_workers=min(config.num_workers, config.num_envs),
+        num_workers=num_workers,
         chunk_size=chunk_size,
         image_size=config.image_size,
         **kwargs,
@@ -304,6 +314,12 @@ def _try_tasks(tasks: Sequence[str], env: Any) -> None:
     for task in reversed(tasks):  # the first one last: that is the one they are to be left with
         if trouble := seed_trouble(env, task):
             logger.warning("%s %s", task, trouble)
+        if _family(task) == OWN_VECTOR_ENV and not env.call("tells_limit")[0]:
+            logger.warning(
+                "The environment %r tells no time limit. Where it has none, an episode that fails "
+                "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",
+                task,
+            )
 
 
 def seed_trouble(env: Any, task: str) -> str | None:
@@ -397,7 +413,7 @@ def worker_errors(what: str | Callable[[], str] = "The environment failed") -> I
         if kind == "StartError":
             raise EnvError(text) from None  # it is the script's fault: where it came from is noise
         if kind == "WorkerError":
-            text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", text, flags=re.DOTALL)
+            text = re.sub(r"\nTraceback.*\n(?=\.)", "", text, flags=re.DOTALL)
             remedy = "`robo-razor doctor` checks OpenGL and memory."
         elif kind != "EnvironmentFault":
             text = f"{what if isinstance(what, str) else what()}: {kind}: {text}"
@@ -573,8 +589,8 @@ def map_arrays(function: Any, tree: Any) -> Any:
 def workers_beside(env: Any) -> int:
     """Return how many workers of an environment may move while the policy thinks.
 
-    None do with a single group, as with one sub-environment or in `serial_env`: then the policy and
-    the environment wait for one another.
+    None do with a single group, as with one sub-environment: then the policy and the environment
+    wait for one another.
     """
     groups = len(GroupDriver(env).groups)
     return groups if groups > 1 else 0

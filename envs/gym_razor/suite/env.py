@@ -13,7 +13,7 @@ from gym_razor.suite import scene
 from gym_razor.suite.action import ACTION_DIM
 from gym_razor.suite.episode import Episode
 from gym_razor.suite.render import POLICY_CAMERAS, Renderer
-from gym_razor.suite.tasks import TASKS
+from gym_razor.suite.tasks import STYLES, TASKS
 from gym_razor.suite.world import STATE_DIM, World
 
 Observation = dict[str, Any]
@@ -45,14 +45,12 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     Action: float32 [5] in [-1, 1] at 10 Hz: tip displacement dx, dy, dz (1 is 0.05 m), dyaw (1 is
         0.3 rad), gripper (+1 closes, -1 opens).
     Randomisation: object pair, colours, positions and yaws, fixture positions, drawer opening,
-    start pose, wording; a
-        pure function of (task, seed). `reset()` without a seed draws one from the environment's own
-        generator.
-    Success: `info["is_success"]`; it must last a few steps to count. The reward is 1 then, else 0
-    (`sparse`), or adds
-        the change of a potential (`shaped`).
-    Termination: at success, or when the physics diverges (`info["physics_error"]`). Truncation: at
-    the time limit only.
+        start pose and wording are a pure function of (task, seed). `reset()` without a seed draws
+        one from the environment's own generator.
+    Success: `info["is_success"]`; the goal must hold for a few steps to count.
+    Reward: `sparse`: 1 at success, else 0. `shaped`: that, plus the change of a potential.
+    Termination: at success, or when the physics diverges (`info["physics_error"]`).
+    Truncation: at the time limit only.
 
     Args:
         task: Gymnasium id of the task, set by the registration.
@@ -64,6 +62,8 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         render_size: Edge of what `render()` returns, in pixels.
         role: Of the task; only there so that `gym.spec(id).kwargs` tells it.
     """
+
+    expert_styles = tuple(STYLES)
 
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],

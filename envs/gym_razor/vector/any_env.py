@@ -84,6 +84,7 @@ class _EnvGroup:
             "metadata": dict(env.metadata or {}),
             "render_mode": env.render_mode,
             "switches_tasks": getattr(env, "switches_tasks", False),
+            "expert_styles": self._expert_styles(env),
             "tasks": self.get(list(self._envs), "task"),
             "instructions": self.get(list(self._envs), "task_description"),
         }
@@ -123,6 +124,21 @@ class _EnvGroup:
     def get(self, env_ids: Sequence[int], name: str) -> list[Any]:
         return [self._envs[env_id].get_wrapper_attr(name) for env_id in env_ids]
 
+    def expert(self, env_ids: Sequence[int], style: str, length: int) -> list[Any]:
+        return [
+            self._envs[env_id].get_wrapper_attr("expert_actions")(style, length)
+            for env_id in env_ids
+        ]
+
+    @staticmethod
+    def _expert_styles(env: gym.Env[Any, Any]) -> tuple[str, ...] | None:
+        """Return the styles of an environment's expert, None if it has no expert."""
+        if not env.has_wrapper_attr("expert_actions"):
+            return None
+        return tuple(
+            env.get_wrapper_attr("expert_styles") if env.has_wrapper_attr("expert_styles") else "a"
+        )
+
     def close(self) -> None:
         for env in self._envs.values():
             env.close()
@@ -155,7 +171,9 @@ class ChunkedVectorEnv(PooledVectorEnv):
 
     A finished environment keeps its true final observation and stands still (reward 0, the same
     flags) until `reset` names it in `reset_mask`. Environments with `switches_tasks` can change
-    their task at a reset.
+    their task at a reset. Where they have a method `expert_actions(style, length)`, which returns
+    the next actions of a scripted expert, float32 [length, A], and changes nothing, this one has
+    `expert_actions(style, env_ids)`; their `expert_styles` (`("a",)` by default) are the styles.
 
     Attributes:
         groups: Environment ids (int arrays) per worker; they can be stepped separately.
@@ -203,6 +221,9 @@ class ChunkedVectorEnv(PooledVectorEnv):
         self._switches_tasks = bool(first["switches_tasks"])
         self.tasks = [task for each in described for task in each["tasks"]]
         self.instructions = [text for each in described for text in each["instructions"]]
+        if first["expert_styles"] is not None:  # so that `hasattr` says whether there is an expert
+            self.expert_styles = first["expert_styles"]
+            self.expert_actions = self._expert_actions
         self._describe_spaces(first["observation_space"], first["action_space"])
         n = self.num_envs
         leaves = _leaves(self.single_observation_space)
@@ -213,6 +234,13 @@ class ChunkedVectorEnv(PooledVectorEnv):
                 "start_state_hash": ((n,), np.dtype("U64")),
             }
         )
+
+    def _expert_actions(
+        self, style: str = "a", env_ids: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
+        chunks = self._gather(ids, "expert", style, self.chunk_size)
+        return np.stack([np.asarray(chunks[env_id], np.float32) for env_id in ids.tolist()])
 
     def call(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment; nothing may be being stepped."""

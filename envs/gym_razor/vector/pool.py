@@ -378,10 +378,13 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         if isinstance(error, StartError):
             self.close(terminate=True)
             raise error
-        episodes = [{"task": self.tasks[i], "seed": self._seeds[i]} for i in ids]
-        path = self._dump(ids, str(error))
+        text = f"{worker.name} {error}."
+        if all(self.tasks[env_id] for env_id in ids):  # else it never got so far
+            episodes = [{"task": self.tasks[i], "seed": self._seeds[i]} for i in ids]
+            path = self._dump(ids, str(error))
+            text = worker_error(worker.name, str(error), episodes, path)
         self.close(terminate=True)
-        raise WorkerError(worker_error(worker.name, str(error), episodes, path)) from error
+        raise WorkerError(text) from error
 
     def _dump(
         self, ids: Sequence[int], reason: str, states: Mapping[int, Any] | None = None
