@@ -49,7 +49,7 @@ def register_task(task: Task) -> Task:
         max_episode_steps=task.max_episode_steps,
         entry_point="gym_razor.suite.env:TableEnv",
         vector_entry_point="gym_razor.vector.tables:RazorVectorEnv",
-        kwargs={"task": task.id, "role": task.role},
+        kwargs={"task": task.id, "role": task.role, "package": task.namespace},
     )
     return task
 

@@ -114,8 +114,13 @@ def _unknown_task(task: str, options: Sequence[str]) -> UnknownNameError:
     """Return the error for a task that is not registered."""
     namespace = task.split("/")[0] + "/" if "/" in task else ""
     known = [name for name in gym.registry if namespace and name.startswith(namespace)]
-    if known or not namespace:
+    if known:
         remedy = "`robo-razor list tasks` describes them."
+    elif not namespace:
+        remedy = (
+            "`robo-razor list tasks` describes those of gym_razor. If a package of yours registers "
+            "it, name that too: `--env.env-packages gym_razor YOUR_PACKAGE`."
+        )
     else:
         remedy = (
             f"No task is registered as {namespace}...: if a package of yours registers it, name "
@@ -129,7 +134,7 @@ def tasks_of_role(role: str, packages: Sequence[str]) -> list[str]:
     return [
         name
         for name, spec in gym.registry.items()
-        if spec.kwargs.get("role") == role and _package(spec) in packages
+        if spec.kwargs.get("role") == role and _is_of(spec, packages)
     ]
 
 
@@ -145,7 +150,7 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     """
     import_env_packages(packages)
     roles = {"prior": ("prior",), "new": ("new",), "all": ("prior", "new"), "none": ()}
-    known = [name for name, item in gym.registry.items() if _package(item) in packages]
+    known = [name for name, item in gym.registry.items() if _is_of(item, packages)]
     by_name = {skill_name(task): task for task in reversed(known)} | {task: task for task in known}
     tasks = []
     for part in filter(None, (part.strip() for part in spec.split(","))):
@@ -174,7 +179,7 @@ def task_id(name: str, packages: Sequence[str]) -> str:
     if name in gym.registry:
         return name
     found = [task for task in gym.registry if skill_name(task) == name]
-    return next((task for task in found if _package(gym.registry[task]) in packages), name)
+    return next((task for task in found if _is_of(gym.registry[task], packages)), name)
 
 
 def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
@@ -414,7 +419,8 @@ def worker_errors(what: str | Callable[[], str] = "The environment failed") -> I
             raise EnvError(text) from None  # it is the script's fault: where it came from is noise
         if kind == "WorkerError":
             text = re.sub(r"\nTraceback.*\n(?=\.)", "", text, flags=re.DOTALL)
-            remedy = "`robo-razor doctor` checks OpenGL and memory."
+            if "raised EnvironmentFault: " not in text:
+                remedy = "`robo-razor doctor` checks OpenGL and memory."
         elif kind != "EnvironmentFault":
             text = f"{what if isinstance(what, str) else what()}: {kind}: {text}"
         raise EnvError(text + gl_trouble(text), remedy=remedy) from error
@@ -547,10 +553,12 @@ def _rows(infos: dict[str, Any], env_ids: NDArray[np.int64], n: int) -> dict[str
     return {key: value[env_ids] for key, value in arrays.items() if _is_per_env(value, n)}
 
 
-def _package(spec: Any) -> str:
+def _is_of(spec: Any, packages: Sequence[str]) -> bool:
+    """Tell whether a task is of one of the packages: its `package`, else that of its maker."""
     entry = spec.entry_point or spec.vector_entry_point
     module = entry.split(":")[0] if isinstance(entry, str) else entry.__module__
-    return str(module).split(".")[0]
+    owner = str(spec.kwargs.get("package") or module).split(".")[0]
+    return owner in {name.split(".")[0] for name in packages}
 
 
 def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:

@@ -127,3 +127,10 @@ for _class in (
     Taught,
 ):
     gym.register(f"plain/{_class.__name__}-v0", _class, max_episode_steps=9)
+
+gym.register(
+    "plain/OtherKind-v0",
+    "own_envs:Solved",
+    max_episode_steps=9,
+    vector_entry_point="gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv",
+)

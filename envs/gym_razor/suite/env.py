@@ -60,7 +60,8 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         reward_type: `sparse` or `shaped`.
         render_mode: `rgb_array` or None.
         render_size: Edge of what `render()` returns, in pixels.
-        role: Of the task; only there so that `gym.spec(id).kwargs` tells it.
+        role: Of the task; like `package`, only there so that `gym.spec(id).kwargs` tells it.
+        package: Whose task it is.
     """
 
     expert_styles = tuple(STYLES)
@@ -80,7 +81,9 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         render_mode: str | None = None,
         render_size: int = 256,
         role: str | None = None,
+        package: str | None = None,
     ) -> None:
+        del package
         if task not in TASKS:
             raise ValueError(f"Unknown task {task!r}; the suite has {', '.join(TASKS)}.")
         self.task = task

@@ -187,7 +187,8 @@ class RazorVectorEnv(PooledVectorEnv):
         timeout_s: A worker silent for longer is reported as hung.
         dump_dir: Where episodes are dumped after a fault; the system's temporary folder if None.
         render_mode: Only there for Gymnasium.
-        role: Of the task, from its registration; unused.
+        role: Of the task, from its registration; unused, like `package`.
+        package: Whose task it is.
         **settings: Fields of `TableSettings`: `image_size`, `max_episode_steps`, `reward_type`,
             `render_observations`.
     """
@@ -214,12 +215,13 @@ class RazorVectorEnv(PooledVectorEnv):
         dump_dir: str | None = None,
         render_mode: str | None = None,
         role: str | None = None,
+        package: str | None = None,
         **settings: Any,
     ) -> None:
         from gym_razor.suite.env import ACTION_SPACE, observation_space
         from gym_razor.suite.scene import LANDMARKS
 
-        del role
+        del role, package
         self._settings = TableSettings(**settings)
         self._start(
             lambda ids: functools.partial(_TableGroup, ids, self._settings),

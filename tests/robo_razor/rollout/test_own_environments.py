@@ -163,6 +163,8 @@ def test_what_an_environment_raises_in_a_worker_is_told_with_its_episode():
 def test_actions_that_are_no_numbers_are_refused_with_what_to_do():
     with pytest.raises(EnvError, match=r"plain/Buttons-v0 takes actions of Discrete\(4\).*Box"):
         make("Buttons")
+    with pytest.raises(EnvError, match=r"CartPole-v1 takes actions of Discrete\(2\)"):
+        make_env("CartPole-v1", EnvConfig(num_envs=2, env_packages=()), chunk_size=2)
 
 
 def test_a_scripted_expert_of_an_environment_can_be_asked():
