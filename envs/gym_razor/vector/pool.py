@@ -279,12 +279,12 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         arrays = self._arrays
         arrays["actions"][ids] = chunks
         arrays["reward"][ids] = 0.0
-        finished = arrays["terminated"] | arrays["truncated"]
-        for env_id, chunk in zip(ids.tolist(), chunks.copy(), strict=True):
-            if not finished[env_id]:
+        alive = ~(arrays["terminated"] | arrays["truncated"])
+        for env_id, chunk, moves in zip(ids.tolist(), chunks.copy(), alive[ids], strict=True):
+            if moves:
                 self._history[env_id].append(chunk)
         for index, own in parts:
-            self._send(index, "step", own[~finished[own]].tolist())
+            self._send(index, "step", own[alive[own]].tolist())
             self._pending[index] = own
 
     def step_wait(
@@ -325,8 +325,8 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         """Wait for a group that is being stepped; return its environments."""
         if not self._pending:
             raise RuntimeError("Nothing is being stepped: call step_async first.")
-        index = first_ready({index: self._workers[index] for index in self._pending})
-        answer = self._receive(index)
+        index, ready = first_ready({index: self._workers[index] for index in self._pending})
+        answer = self._receive(index, is_ready=ready)
         ids = self._pending.pop(index)
         self._heed(answer)
         return ids
@@ -362,9 +362,9 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         except (WorkerFault, StartError) as error:
             self._fail(index, error)
 
-    def _receive(self, index: int) -> Any:
+    def _receive(self, index: int, *, is_ready: bool = False) -> Any:
         try:
-            return self._workers[index].receive()
+            return self._workers[index].receive(is_ready=is_ready)
         except (WorkerFault, StartError) as error:
             self._fail(index, error)
 
