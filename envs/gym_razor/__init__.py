@@ -3,57 +3,87 @@
 `gym.make("gym_razor/LiftCube-v0")` gives one environment; with
 `gym.make_vec(..., vectorization_mode="vector_entry_point")` many run in parallel worker processes.
 Importing this package only registers ids; MuJoCo is imported when an environment is made.
+
+The package has three rooms, and each uses only those before it:
+
+- `suite`: the table, its tasks, one environment;
+- `vector`: many environments in worker processes, the suite's or any others;
+- `adapters`: what makes other things fit (robosuite, LeRobot's and your own environments), or fits
+  these to other libraries (Stable-Baselines3, Gymnasium's autoreset).
 """
 
 from __future__ import annotations
 
+from typing import get_args
+
 import gymnasium as gym
 
 from gym_razor.adapters.robosuite import register_robosuite_tasks
-
-TIME_LIMITS: dict[str, dict[str, int]] = {
-    "prior": {
-        "OpenDrawer": 60,
-        "CloseDrawer": 60,
-        "PressButton": 40,
-        "PushBlock": 64,
-        "LiftCube": 48,
-        "LiftCan": 48,
-        "LiftBottle": 48,
-        "PlaceCubeInBin": 80,
-        "PlaceBottleInBin": 80,
-        "PlaceBlockInBin": 80,
-        "PlaceCubeOnShelf": 80,
-        "PlaceBottleOnShelf": 80,
-    },
-    "new": {"PlaceCanInBin": 80, "PlaceCanOnShelf": 80},
-}
-"""Per role and task the time limit in control steps of 0.1 s."""
+from gym_razor.suite import scene
+from gym_razor.suite.tasks import OWN_TASKS, TASKS
+from gym_razor.suite.tasks.base import Role, Task
 
 
-def _ids(role: str) -> tuple[str, ...]:
-    return tuple(f"gym_razor/{name}-v0" for name in TIME_LIMITS[role])
+def register_task(task: Task) -> Task:
+    """Add a task to the suite and to Gymnasium's registry.
+
+    After that `gym.make` and `gym.make_vec` know it, its scripted expert can demonstrate it, and
+    vector environments switch to it like to any other task. A task of your own package is named
+    after it (`namespace`) and registered by its module, which `env.env_packages` of robo-razor
+    names. Worker processes need not import that module: they are sent the task.
+
+    Args:
+        task: The task. One with the same id is replaced, unless it is the suite's own.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: The task cannot be registered as it is; the text says why.
+    """
+    _check(task)
+    TASKS[task.id] = task
+    gym.registry.pop(task.id, None)
+    gym.register(
+        task.id,
+        max_episode_steps=task.max_episode_steps,
+        entry_point="gym_razor.suite.env:TableEnv",
+        vector_entry_point="gym_razor.vector.tables:RazorVectorEnv",
+        kwargs={"task": task.id, "role": task.role, "package": task.namespace},
+    )
+    return task
 
 
-PRIOR_TASKS = _ids("prior")
-"""Ids of the skills that the base policy is trained on."""
-
-NEW_TASKS = _ids("new")
-"""Ids of the tasks that no base policy of ours has seen; the first is the main one."""
-
-
-def _register() -> None:
-    for role, limits in TIME_LIMITS.items():
-        for env_id, limit in zip(_ids(role), limits.values(), strict=True):
-            if env_id not in gym.registry:
-                gym.register(
-                    env_id,
-                    max_episode_steps=limit,
-                    entry_point="gym_razor.suite.env:TableEnv",
-                    vector_entry_point="gym_razor.vector.tables:RazorVectorEnv",
-                    kwargs={"task": env_id, "role": role},
-                )
+def _check(task: Task) -> None:
+    if any(task.id == own.id and task != own for own in OWN_TASKS):
+        raise ValueError(
+            f"{task.id} is a task of the suite itself: give yours another name or namespace."
+        )
+    if task.role not in get_args(Role):
+        raise ValueError(f"{task.id} has the role {task.role!r}; allowed are 'prior' and 'new'.")
+    if task.max_episode_steps < 1:
+        raise ValueError(
+            f"{task.id} has max_episode_steps {task.max_episode_steps}: give at least 1."
+        )
+    if not task.templates or not task.pairs or set(task.pairs) - set(scene.OBJECT_PAIRS):
+        raise ValueError(
+            f"{task.id} needs at least one instruction, and pairs of objects out of "
+            f"{', '.join('+'.join(pair) for pair in scene.OBJECT_PAIRS)}."
+        )
 
 
-_register()
+def _own_ids(role: Role) -> tuple[str, ...]:
+    return tuple(task.id for task in OWN_TASKS if task.role == role)
+
+
+PRIOR_TASKS = _own_ids("prior")
+"""Ids of the suite's own skills that the base policy is trained on."""
+
+NEW_TASKS = _own_ids("new")
+"""Ids of the suite's own tasks that no base policy of ours has seen; the first is the main one."""
+
+for _task in OWN_TASKS:
+    register_task(_task)
 register_robosuite_tasks()
+
+__all__ = ["NEW_TASKS", "PRIOR_TASKS", "Task", "register_task"]

@@ -100,7 +100,7 @@ def policy_table() -> Table:
 
 
 def _tasks() -> dict[str, str | None]:
-    """Return id -> role of the tasks that the default environment packages register."""
+    """Return id -> role of the default environment packages' tasks and of all that have a role."""
     import gymnasium as gym
 
     from robo_razor.rollout.environments import import_env_packages
@@ -110,5 +110,5 @@ def _tasks() -> dict[str, str | None]:
     return {
         name: spec.kwargs.get("role")
         for name, spec in gym.registry.items()
-        if name.split("/")[0] in packages
+        if name.split("/")[0] in packages or "role" in spec.kwargs
     }

@@ -4,8 +4,8 @@ The toolkit asks a vector environment for four things beyond `gymnasium.vector.V
 of actions per step, resets of single sub-environments, a task and an instruction for each of them,
 and a final observation that is not replaced (autoreset disabled). Environments registered with a
 `vector_entry_point` bring that themselves, `lerobot:TYPE/TASK` gets it from `lerobot_tasks`, and
-any other id runs in `serial_env`. Tasks of unlike origin are joined by `mixed_env`. Whatever the
-kind, what passes is checked by `boundary`.
+any other id runs in the same kind of workers. Tasks of unlike origin are joined by `mixed_env`.
+Whatever the kind, what passes is checked by `boundary`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ from robo_razor.rollout.lerobot import (
 )
 
 logger = logging.getLogger(__name__)
+
+OWN_VECTOR_ENV = "gym_razor.adapters.registered:make_registered_vector_env"
+"""Makes vector environments of ids without one of their own."""
 
 GL_NAMES = ("egl", "osmesa", "glfw")
 """What `MUJOCO_GL` can be on Linux."""
@@ -111,8 +114,13 @@ def _unknown_task(task: str, options: Sequence[str]) -> UnknownNameError:
     """Return the error for a task that is not registered."""
     namespace = task.split("/")[0] + "/" if "/" in task else ""
     known = [name for name in gym.registry if namespace and name.startswith(namespace)]
-    if known or not namespace:
+    if known:
         remedy = "`robo-razor list tasks` describes them."
+    elif not namespace:
+        remedy = (
+            "`robo-razor list tasks` describes those of gym_razor. If a package of yours registers "
+            "it, name that too: `--env.env-packages gym_razor YOUR_PACKAGE`."
+        )
     else:
         remedy = (
             f"No task is registered as {namespace}...: if a package of yours registers it, name "
@@ -126,7 +134,7 @@ def tasks_of_role(role: str, packages: Sequence[str]) -> list[str]:
     return [
         name
         for name, spec in gym.registry.items()
-        if spec.kwargs.get("role") == role and _package(spec) in packages
+        if spec.kwargs.get("role") == role and _is_of(spec, packages)
     ]
 
 
@@ -142,7 +150,7 @@ def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
     """
     import_env_packages(packages)
     roles = {"prior": ("prior",), "new": ("new",), "all": ("prior", "new"), "none": ()}
-    known = [name for name, item in gym.registry.items() if _package(item) in packages]
+    known = [name for name, item in gym.registry.items() if _is_of(item, packages)]
     by_name = {skill_name(task): task for task in reversed(known)} | {task: task for task in known}
     tasks = []
     for part in filter(None, (part.strip() for part in spec.split(","))):
@@ -171,7 +179,7 @@ def task_id(name: str, packages: Sequence[str]) -> str:
     if name in gym.registry:
         return name
     found = [task for task in gym.registry if skill_name(task) == name]
-    return next((task for task in found if _package(gym.registry[task]) in packages), name)
+    return next((task for task in found if _is_of(gym.registry[task], packages)), name)
 
 
 def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
@@ -257,7 +265,7 @@ def _family(task: str) -> Any:
     if is_lerobot_task(task):
         return environment_type(task)
     if not _steps_chunks(task):
-        return "serial"
+        return OWN_VECTOR_ENV
     maker = _vector_maker(task)
     return maker if getattr(maker, "switches_tasks", True) else task
 
@@ -278,15 +286,22 @@ def _make_family(
         kwargs["max_episode_steps"] = config.max_episode_steps
     if config.reward_type != "sparse":
         kwargs["reward_type"] = config.reward_type
+    num_workers = min(config.num_workers, config.num_envs)
     if not _steps_chunks(task):
-        from robo_razor.rollout.serial_env import make_serial_env
-
-        return make_serial_env(tasks, config, chunk_size=chunk_size, env_kwargs=kwargs)
+        make: Any = load_env_creator(OWN_VECTOR_ENV)
+        return make(
+            tasks,
+            config.num_envs,
+            chunk_size=chunk_size,
+            num_workers=num_workers,
+            max_episode_steps=config.max_episode_steps,
+            arguments=kwargs,
+        )
     return gym.make_vec(
         task,
         num_envs=config.num_envs,
         vectorization_mode="vector_entry_point",
-        num_workers=min(config.num_workers, config.num_envs),
+        num_workers=num_workers,
         chunk_size=chunk_size,
         image_size=config.image_size,
         **kwargs,
@@ -304,6 +319,12 @@ def _try_tasks(tasks: Sequence[str], env: Any) -> None:
     for task in reversed(tasks):  # the first one last: that is the one they are to be left with
         if trouble := seed_trouble(env, task):
             logger.warning("%s %s", task, trouble)
+        if _family(task) == OWN_VECTOR_ENV and not env.call("tells_limit")[0]:
+            logger.warning(
+                "The environment %r tells no time limit. Where it has none, an episode that fails "
+                "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",
+                task,
+            )
 
 
 def seed_trouble(env: Any, task: str) -> str | None:
@@ -397,8 +418,9 @@ def worker_errors(what: str | Callable[[], str] = "The environment failed") -> I
         if kind == "StartError":
             raise EnvError(text) from None  # it is the script's fault: where it came from is noise
         if kind == "WorkerError":
-            text = re.sub(r"\nTraceback.*\n(?=\. Its episodes)", "", text, flags=re.DOTALL)
-            remedy = "`robo-razor doctor` checks OpenGL and memory."
+            text = re.sub(r"\nTraceback.*\n(?=\.)", "", text, flags=re.DOTALL)
+            if "raised EnvironmentFault: " not in text:
+                remedy = "`robo-razor doctor` checks OpenGL and memory."
         elif kind != "EnvironmentFault":
             text = f"{what if isinstance(what, str) else what()}: {kind}: {text}"
         raise EnvError(text + gl_trouble(text), remedy=remedy) from error
@@ -531,10 +553,12 @@ def _rows(infos: dict[str, Any], env_ids: NDArray[np.int64], n: int) -> dict[str
     return {key: value[env_ids] for key, value in arrays.items() if _is_per_env(value, n)}
 
 
-def _package(spec: Any) -> str:
+def _is_of(spec: Any, packages: Sequence[str]) -> bool:
+    """Tell whether a task is of one of the packages: its `package`, else that of its maker."""
     entry = spec.entry_point or spec.vector_entry_point
     module = entry.split(":")[0] if isinstance(entry, str) else entry.__module__
-    return str(module).split(".")[0]
+    owner = str(spec.kwargs.get("package") or module).split(".")[0]
+    return owner in {name.split(".")[0] for name in packages}
 
 
 def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:
@@ -573,8 +597,8 @@ def map_arrays(function: Any, tree: Any) -> Any:
 def workers_beside(env: Any) -> int:
     """Return how many workers of an environment may move while the policy thinks.
 
-    None do with a single group, as with one sub-environment or in `serial_env`: then the policy and
-    the environment wait for one another.
+    None do with a single group, as with one sub-environment: then the policy and the environment
+    wait for one another.
     """
     groups = len(GroupDriver(env).groups)
     return groups if groups > 1 else 0

@@ -35,7 +35,7 @@ from robo_razor.core.settings.conversion import parse_mapping
 logger = logging.getLogger(__name__)
 
 PREFIX = "lerobot:"
-VECTOR_ENV = "gym_razor.adapters.foreign:make_foreign_vector_env"
+VECTOR_ENV = "gym_razor.adapters.contract:make_contract_vector_env"
 OWN_PLUGINS = ("robo_razor.lerobot_env",)
 """Modules of ours that register environment types with LeRobot."""
 

@@ -269,7 +269,8 @@ class Pretraining:
         if not hasattr(env, "expert_actions"):
             raise EnvError(
                 f"The environment of {self.tasks[0]!r} has no scripted expert to clone.",
-                remedy="Choose tasks of gym_razor.",
+                remedy="Choose tasks of gym_razor, or give your environment a method "
+                "`expert_actions(style, length)` (docs/environments.md).",
             )
         try:
             self.landmark_names = env.metadata["landmark_names"]

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gym_razor.suite import scene
+from gym_razor.suite.action import ACTION_DIM
 from gym_razor.suite.episode import Episode
 from gym_razor.suite.render import POLICY_CAMERAS, Renderer
-from gym_razor.suite.tasks import TASKS
-from gym_razor.suite.world import ACTION_DIM, STATE_DIM, World
+from gym_razor.suite.tasks import STYLES, TASKS
+from gym_razor.suite.world import STATE_DIM, World
 
 Observation = dict[str, Any]
 
@@ -44,14 +45,12 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     Action: float32 [5] in [-1, 1] at 10 Hz: tip displacement dx, dy, dz (1 is 0.05 m), dyaw (1 is
         0.3 rad), gripper (+1 closes, -1 opens).
     Randomisation: object pair, colours, positions and yaws, fixture positions, drawer opening,
-    start pose, wording; a
-        pure function of (task, seed). `reset()` without a seed draws one from the environment's own
-        generator.
-    Success: `info["is_success"]`; it must last a few steps to count. The reward is 1 then, else 0
-    (`sparse`), or adds
-        the change of a potential (`shaped`).
-    Termination: at success, or when the physics diverges (`info["physics_error"]`). Truncation: at
-    the time limit only.
+        start pose and wording are a pure function of (task, seed). `reset()` without a seed draws
+        one from the environment's own generator.
+    Success: `info["is_success"]`; the goal must hold for a few steps to count.
+    Reward: `sparse`: 1 at success, else 0. `shaped`: that, plus the change of a potential.
+    Termination: at success, or when the physics diverges (`info["physics_error"]`).
+    Truncation: at the time limit only.
 
     Args:
         task: Gymnasium id of the task, set by the registration.
@@ -61,8 +60,11 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         reward_type: `sparse` or `shaped`.
         render_mode: `rgb_array` or None.
         render_size: Edge of what `render()` returns, in pixels.
-        role: Of the task; only there so that `gym.spec(id).kwargs` tells it.
+        role: Of the task; like `package`, only there so that `gym.spec(id).kwargs` tells it.
+        package: Whose task it is.
     """
+
+    expert_styles = tuple(STYLES)
 
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
@@ -79,7 +81,9 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         render_mode: str | None = None,
         render_size: int = 256,
         role: str | None = None,
+        package: str | None = None,
     ) -> None:
+        del package
         if task not in TASKS:
             raise ValueError(f"Unknown task {task!r}; the suite has {', '.join(TASKS)}.")
         self.task = task

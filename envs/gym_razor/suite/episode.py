@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gym_razor.suite.action import ACTION_DIM
 from gym_razor.suite.tasks import TASKS
 from gym_razor.suite.tasks.base import Task
-from gym_razor.suite.world import ACTION_DIM, PhysicsError, World
+from gym_razor.suite.world import PhysicsError, World
 
 WorldFactory = Callable[[tuple[str, str]], World]
 

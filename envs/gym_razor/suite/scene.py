@@ -324,21 +324,7 @@ def _button() -> str:
 </body>"""
 
 
-def scene_xml(pair: tuple[str, str]) -> str:
-    """Return the MJCF of the scene with the two movable objects in `pair` (names in `OBJECTS`)."""
-    meshes = "".join(f'<mesh name="{name}" file="{name}.stl"/>' for name in _mesh_names())
-    arm_gains = (2500, 2500, 2500, 2500, 1200, 1200, 800)
-    motors = "".join(
-        f'<position name="joint{i + 1}" joint="joint{i + 1}" kp="{gain}" dampratio="1" '
-        f'forcerange="-{force} {force}" ctrlrange="-3.1 3.8"/>'
-        for i, (gain, force) in enumerate(
-            zip(arm_gains, (120, 120, 120, 120, 40, 40, 40), strict=True)
-        )
-    )
-    return f"""
-<mujoco model="gym_razor">
-  <compiler angle="radian" meshdir="{MESH_DIR}" autolimits="true"/>
-  <option timestep="{PHYSICS_DT_S}" integrator="implicitfast" cone="elliptic" iterations="12" ls_iterations="8" tolerance="1e-6">
+_OPTIONS = f"""  <option timestep="{PHYSICS_DT_S}" integrator="implicitfast" cone="elliptic" iterations="12" ls_iterations="8" tolerance="1e-6">
     <flag nativeccd="enable" multiccd="disable"/>
   </option>
   <size memory="4M"/>
@@ -348,7 +334,10 @@ def scene_xml(pair: tuple[str, str]) -> str:
     <headlight ambient=".45 .45 .45" diffuse=".35 .35 .35" specular=".05 .05 .05"/>
     <map znear=".01" zfar="20"/>
   </visual>
-  <default>
+"""
+"""Physics and rendering."""
+
+_CLASSES = """  <default>
     <default class="fine"><geom type="mesh" group="2" contype="0" conaffinity="0" mass="0"/></default>
     <default class="coarse"><geom type="mesh" group="3" contype="0" conaffinity="0" mass="0"/></default>
     <default class="shell"><geom group="0" contype="1" conaffinity="2" friction=".6 .005 .0001" rgba="1 0 0 .2"/></default>
@@ -372,13 +361,24 @@ def scene_xml(pair: tuple[str, str]) -> str:
     <default class="arm"><joint armature=".1" damping=".5"/></default>
     <default class="finger"><joint type="slide" armature=".4" damping="40" frictionloss=".5"/></default>
   </default>
-  <asset>
+"""
+"""Defaults of geoms and joints by class; contacts are between types and affinities."""
+
+
+def _assets() -> str:
+    meshes = "".join(f'<mesh name="{name}" file="{name}.stl"/>' for name in _mesh_names())
+    return f"""  <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".80 .86 .92" rgb2=".55 .62 .70" width="32" height="192"/>
     <texture name="wood" type="2d" builtin="flat" rgb1=".78 .74 .68" width="8" height="8"/>
     <material name="table" texture="wood" specular="0" shininess="0"/>
     {meshes}
   </asset>
-  <worldbody>
+"""
+
+
+def _world(pair: tuple[str, str]) -> str:
+    """Return everything that stands somewhere."""
+    return f"""  <worldbody>
     <light pos=".6 -.4 1.6" dir="-.1 .3 -1" directional="true" diffuse=".45 .45 .45" specular=".1 .1 .1" castshadow="false"/>
     <camera name="front" pos="1.12 0 .66" xyaxes="0 1 0 -.72 0 .69" fovy="50"/>
     <camera name="show" pos="1.42 -.70 .86" xyaxes=".62 .78 0 -.42 .33 .84" fovy="42"/>
@@ -390,12 +390,31 @@ def scene_xml(pair: tuple[str, str]) -> str:
     </body>
     {"".join(_object(OBJECTS[name]) for name in pair)}
   </worldbody>
-  <contact>
-    <exclude body1="cabinet" body2="drawer"/><exclude body1="button" body2="cap"/>
-  </contact>
-  <actuator>
+"""
+
+
+def _actuators() -> str:
+    gains = (2500, 2500, 2500, 2500, 1200, 1200, 800)
+    forces = (120, 120, 120, 120, 40, 40, 40)
+    motors = "".join(
+        f'<position name="joint{i}" joint="joint{i}" kp="{gain}" dampratio="1" '
+        f'forcerange="-{force} {force}" ctrlrange="-3.1 3.8"/>'
+        for i, (gain, force) in enumerate(zip(gains, forces, strict=True), 1)
+    )
+    return f"""  <actuator>
     {motors}
     <position name="finger_left" joint="finger_left" kp="1200" forcerange="-25 25" ctrlrange="0 .04"/>
     <position name="finger_right" joint="finger_right" kp="1200" forcerange="-25 25" ctrlrange="-.04 0"/>
   </actuator>
-</mujoco>"""
+"""
+
+
+def scene_xml(pair: tuple[str, str]) -> str:
+    """Return the MJCF of the scene with the two movable objects in `pair` (names in `OBJECTS`)."""
+    return f"""
+<mujoco model="gym_razor">
+  <compiler angle="radian" meshdir="{MESH_DIR}" autolimits="true"/>
+{_OPTIONS}{_CLASSES}{_assets()}{_world(pair)}  <contact>
+    <exclude body1="cabinet" body2="drawer"/><exclude body1="button" body2="cap"/>
+  </contact>
+{_actuators()}</mujoco>"""

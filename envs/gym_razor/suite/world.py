@@ -14,28 +14,22 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mujoco
 import numpy as np
 import numpy.typing as npt
 
 from gym_razor.suite import scene
-
-if TYPE_CHECKING:
-    from gym_razor.suite.tasks.base import Layout
+from gym_razor.suite.action import MAX_STEP_M, MAX_TURN_RAD
+from gym_razor.suite.layout import Layout
 
 Array = npt.NDArray[np.float64]
 
 CONTROL_DT_S = scene.PHYSICS_DT_S * scene.SUBSTEPS_PER_CONTROL
-MAX_STEP_M = 0.05
-"""Tip displacement of a translation action of 1, in metres per control step."""
-MAX_TURN_RAD = 0.3
-"""Yaw change of a yaw action of 1, in radians per control step."""
 WORKSPACE = (np.array([0.24, -0.44, 0.012]), np.array([0.72, 0.44, 0.40]))
 _WORKSPACE = tuple(tuple(corner.tolist()) for corner in WORKSPACE)
 YAW_LIMIT_RAD = 1.75
-ACTION_DIM = 5
 STATE_DIM = 7
 FINGER_TRAVEL_M = 0.04
 

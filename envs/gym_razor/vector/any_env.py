@@ -1,46 +1,31 @@
 """A vector of any Gymnasium environments that is stepped by chunks of actions.
 
-`ChunkedVectorEnv` gives environments that have no vector entry point of their own the interface of
-this suite's fast one: `step(actions [N, H, A])` executes H actions per environment and returns the
-last observation, finished environments wait for a reset with a mask, and groups of environments
-can be stepped while others are thought about.
+`ChunkedVectorEnv` gives single environments the interface of the suite's tables: they run in the
+same kind of workers, `step(actions [N, H, A])` executes H actions per environment and returns the
+last observation, and finished environments wait for a reset with a mask.
 
 Axis letters: N environments, H actions per chunk, A action dimensions.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
+import functools
 import os
-import signal
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import CloudpickleWrapper, batch_space, create_empty_array
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from gym_razor.vector.faults import (
-    NO_GUARD,
-    Breach,
-    WorkerError,
-    check_can_start,
-    dump_episodes,
-    starting_workers,
-    unguarded,
-    worker_error,
-)
+from gym_razor.vector.faults import Breach
+from gym_razor.vector.pool import PooledVectorEnv, Request, common_layout
 from gym_razor.vector.success import silent_text, told_success
+from gym_razor.vector.workers import Arrays
 
 EnvFactory = Callable[[], "gym.Env[Any, Any]"]
 Transition = tuple[Any, float, bool, bool, dict[str, Any]]
-StepResult = tuple[
-    NDArray[np.intp], Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
-]
 
 
 def step_chunk(env: gym.Env[Any, Any], actions: NDArray[np.float32]) -> Transition:
@@ -82,162 +67,113 @@ def step_chunk(env: gym.Env[Any, Any], actions: NDArray[np.float32]) -> Transiti
 class _EnvGroup:
     """Some environments of one process."""
 
-    def __init__(self, env_fns: Sequence[EnvFactory]) -> None:
-        self.envs = [env_fn() for env_fn in env_fns]
-        self._told = [False] * len(self.envs)
+    def __init__(self, env_ids: Sequence[int], env_fns: Sequence[EnvFactory]) -> None:
+        self._envs = {i: env_fn() for i, env_fn in zip(env_ids, env_fns, strict=True)}
+        self._told = dict.fromkeys(env_ids, False)
         """Which environments have said in this episode whether they succeeded."""
+        self._leaves = list(_leaves(self._first().observation_space))
+
+    def _first(self) -> gym.Env[Any, Any]:
+        return next(iter(self._envs.values()))
 
     def describe(self) -> dict[str, Any]:
-        env = self.envs[0]
+        env = self._first()
         return {
             "observation_space": env.observation_space,
             "action_space": env.action_space,
-            "metadata": dict(env.metadata),
+            "metadata": dict(env.metadata or {}),
             "render_mode": env.render_mode,
             "switches_tasks": getattr(env, "switches_tasks", False),
+            "expert_styles": self._expert_styles(env),
+            "tasks": self.get(list(self._envs), "task"),
+            "instructions": self.get(list(self._envs), "task_description"),
         }
 
-    def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> dict[int, Any]:
-        started = {}
-        for row, (seed, options) in requests.items():
-            env = self.envs[row]
-            observation, info = env.reset(seed=seed, options=options or None)
-            words = env.get_wrapper_attr("task_description")
-            started[row] = (observation, info, env.get_wrapper_attr("task"), words)
-            self._told[row] = False
+    def attach(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+
+    def reset(self, requests: Sequence[Request]) -> list[tuple[str, str]]:
+        started = []
+        for env_id, seed, task, text, options in requests:
+            env = self._envs[env_id]
+            own = {**options, **({"instruction": text} if text else {})}
+            if task is not None and getattr(env, "switches_tasks", False):
+                own["task"] = task
+            observation, info = env.reset(seed=seed, options=own or None)
+            self._told[env_id] = False
+            self._arrays["reward"][env_id] = 0.0
+            self._arrays["start_state_hash"][env_id] = str(info.get("start_state_hash", ""))
+            self._write(env_id, observation, False, False, info)
+            started.append((env.get_wrapper_attr("task"), env.get_wrapper_attr("task_description")))
         return started
 
-    def step(self, rows: Sequence[int], actions: NDArray[np.float32]) -> dict[int, Transition]:
-        return {row: self._step(row, chunk) for row, chunk in zip(rows, actions, strict=True)}
+    def step(self, env_ids: Sequence[int]) -> None:
+        for env_id in env_ids:
+            env = self._envs[env_id]
+            chunk = self._arrays["actions"][env_id].copy()
+            observation, reward, terminated, truncated, info = step_chunk(env, chunk)
+            self._told[env_id] |= "is_success" in info
+            if (terminated or truncated) and not self._told[env_id]:
+                raise Breach(f"{env.get_wrapper_attr('task')} {silent_text(info)}")
+            self._arrays["reward"][env_id] = reward
+            self._write(env_id, observation, terminated, truncated, info)
 
-    def _step(self, row: int, chunk: NDArray[np.float32]) -> Transition:
-        transition = step_chunk(self.envs[row], chunk)
-        _, _, terminated, truncated, info = transition
-        self._told[row] |= "is_success" in info
-        if (terminated or truncated) and not self._told[row]:
-            raise Breach(f"{self.envs[row].get_wrapper_attr('task')} {silent_text(info)}")
-        return transition
+    def render(self, env_ids: Sequence[int]) -> list[Any]:
+        return [self._envs[env_id].render() for env_id in env_ids]
 
-    def render(self, rows: Sequence[int]) -> dict[int, Any]:
-        return {row: self.envs[row].render() for row in rows}
+    def get(self, env_ids: Sequence[int], name: str) -> list[Any]:
+        return [self._envs[env_id].get_wrapper_attr(name) for env_id in env_ids]
 
-    def get(self, name: str) -> list[Any]:
-        return [env.get_wrapper_attr(name) for env in self.envs]
+    def expert(self, env_ids: Sequence[int], style: str, length: int) -> list[Any]:
+        return [
+            self._envs[env_id].get_wrapper_attr("expert_actions")(style, length)
+            for env_id in env_ids
+        ]
+
+    @staticmethod
+    def _expert_styles(env: gym.Env[Any, Any]) -> tuple[str, ...] | None:
+        """Return the styles of an environment's expert, None if it has no expert."""
+        if not env.has_wrapper_attr("expert_actions"):
+            return None
+        return tuple(
+            env.get_wrapper_attr("expert_styles") if env.has_wrapper_attr("expert_styles") else "a"
+        )
 
     def close(self) -> None:
-        for env in self.envs:
+        for env in self._envs.values():
             env.close()
 
-
-def _work(connection: Any, env_fns: Sequence[CloudpickleWrapper]) -> None:
-    """Serve one `_EnvGroup` until told to close or the parent is gone."""
-    # No threads of software OpenGL: they would fight with the other processes for the cores.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    try:
-        group = _EnvGroup([env_fn.fn for env_fn in env_fns])
-        connection.send(("ok", group.describe()))
-        while True:
-            command, arguments = connection.recv()
-            result = getattr(group, command)(*arguments)
-            connection.send(("ok", result))
-            if command == "close":
-                return
-    except EOFError:
-        return
-    except BaseException as error:
-        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        connection.send(("error", text))
-
-
-class _LocalGroup:
-    """Run an `_EnvGroup` in this process behind the interface of `_RemoteGroup`."""
-
-    def __init__(self, env_fns: Sequence[EnvFactory]) -> None:
-        self.group = _EnvGroup(env_fns)
-        self._results: list[Any] = [self.group.describe()]
-
-    def send(self, command: str, *arguments: Any) -> None:
-        self._results.append(getattr(self.group, command)(*arguments))
-
-    def receive(self) -> Any:
-        return self._results.pop(0)
-
-    def close(self) -> None:
-        self.group.close()
+    def _write(
+        self, env_id: int, observation: Any, terminated: bool, truncated: bool, info: dict[str, Any]
+    ) -> None:
+        """Write into the shared arrays what an environment's reset or step gave."""
+        arrays = self._arrays
+        for name, keys, space in self._leaves:
+            part = np.asarray(functools.reduce(lambda tree, key: tree[key], keys, observation))
+            if part.shape != space.shape or not np.can_cast(
+                part.dtype, arrays[name].dtype, "same_kind"
+            ):
+                raise Breach(
+                    f"{self._envs[env_id].get_wrapper_attr('task')} gives "
+                    f"{' '.join(keys) or 'an observation'} as {part.dtype} of shape {part.shape}, "
+                    f"but its space says {space.dtype} of shape {space.shape}"
+                )
+            arrays[name][env_id] = part
+        arrays["terminated"][env_id], arrays["truncated"][env_id] = terminated, truncated
+        arrays["is_success"][env_id] = bool(info.get("is_success", False))
+        arrays["elapsed_steps"][env_id] = int(info.get("elapsed_steps", 0))
+        for name in ("landmarks", "landmarks_present"):
+            arrays[name][env_id] = info.get(name, 0) if arrays[name].size else 0
 
 
-class _Fault(RuntimeError):
-    """What went wrong with a worker process."""
-
-
-class _RemoteGroup:
-    """An `_EnvGroup` in a worker process."""
-
-    def __init__(self, env_fns: Sequence[EnvFactory], name: str, timeout_s: float) -> None:
-        # Spawn, never fork: a forked OpenGL context or BLAS thread pool hangs.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.name, self.timeout_s = name, timeout_s
-        self.last_request = "the construction of its environments"
-        self.process = context.Process(
-            target=_work,
-            args=(theirs, [CloudpickleWrapper(env_fn) for env_fn in env_fns]),
-            name=name,
-            daemon=True,
-        )
-        with starting_workers():
-            self.process.start()
-        theirs.close()
-
-    def send(self, command: str, *arguments: Any) -> None:
-        self.last_request = f"{command}{arguments[:1]}"
-        try:
-            self.connection.send((command, arguments))
-        except OSError as error:
-            raise self._died() from error
-
-    def receive(self) -> Any:
-        if not self.connection.poll(self.timeout_s):
-            self.process.kill()
-            raise _Fault(
-                f"gave no answer for {self.timeout_s:.0f} s after {self.last_request} (a hung "
-                "OpenGL call?) and was stopped"
-            )
-        try:
-            status, result = self.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise self._died() from error
-        if status == "error":
-            raise _Fault(f"raised {result}")
-        return result
-
-    def close(self) -> None:
-        if self.process.is_alive():
-            try:
-                self.connection.send(("close", ()))
-                self.process.join(timeout=5)
-            except OSError:
-                pass
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join(timeout=5)
-        self.connection.close()
-
-    def _died(self) -> _Fault:
-        self.process.join(timeout=1)
-        code = self.process.exitcode
-        if code == NO_GUARD:
-            raise unguarded() from None
-        why = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
-        return _Fault(f"died with exit code {code}{why} in {self.last_request}")
-
-
-class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
+class ChunkedVectorEnv(PooledVectorEnv):
     """Step N environments by chunks of H actions, without automatic resets.
 
     A finished environment keeps its true final observation and stands still (reward 0, the same
-    flags) until `reset` names it in `reset_mask`.
+    flags) until `reset` names it in `reset_mask`. Environments with `switches_tasks` can change
+    their task at a reset. Where they have a method `expert_actions(style, length)`, which returns
+    the next actions of a scripted expert, float32 [length, A], and changes nothing, this one has
+    `expert_actions(style, env_ids)`; their `expert_styles` (`("a",)` by default) are the styles.
 
     Attributes:
         groups: Environment ids (int arrays) per worker; they can be stepped separately.
@@ -260,207 +196,56 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
             timeout_s: Longest wait for an answer of a worker.
 
         Raises:
-            ValueError: No environment, or a number out of range.
+            ValueError: No environment, a number out of range, or an observation that is not made
+                of arrays.
         """
         factories = list(env_fns)
         if not factories:
             raise ValueError("env_fns is empty: give one factory per environment.")
-        if chunk_size < 1 or num_workers < 0:
-            raise ValueError(
-                f"chunk_size is {chunk_size} and num_workers is {num_workers}: give at least 1 "
-                "and 0."
-            )
-        self.num_envs = len(factories)
-        self.chunk_size = chunk_size
-        shares = np.array_split(np.arange(self.num_envs), max(1, min(num_workers, self.num_envs)))
-        self.groups: list[NDArray[np.intp]] = list(shares)
-        self._workers: list[_LocalGroup | _RemoteGroup] = []
-        self._group_of = np.concatenate(
-            [np.full(len(ids), group) for group, ids in enumerate(self.groups)]
+        described = self._start(
+            lambda ids: functools.partial(_EnvGroup, ids, [factories[i] for i in ids]),
+            len(factories),
+            chunk_size,
+            num_workers,
+            timeout_s=timeout_s,
+            # No threads of software OpenGL: they would fight with other processes for the cores.
+            variables={"LP_NUM_THREADS": os.environ.get("LP_NUM_THREADS", "0")},
         )
-        if num_workers > 0:
-            check_can_start()
-        for number, ids in enumerate(self.groups):
-            share = [factories[env_id] for env_id in ids]
-            if num_workers == 0:
-                self._workers.append(_LocalGroup(share))
-            else:
-                name = f"Worker {number} (environments {ids[0]}-{ids[-1]})"
-                self._workers.append(_RemoteGroup(share, name, timeout_s))
-        self._tasks: list[str] = [""] * self.num_envs
-        self._instructions: list[str] = [""] * self.num_envs
-        self._seeds: list[int | None] = [None] * self.num_envs
-        self._history: list[list[Any]] = [[] for _ in factories]
-        descriptions = [self._receive(group) for group in range(len(self.groups))]
-        self._describe(descriptions[0])
-        self._pending: dict[int, NDArray[np.intp]] = {}
-        self._observations: list[Any] = [None] * self.num_envs
-        self._infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        self._terminated = np.zeros(self.num_envs, np.bool_)
-        self._truncated = np.zeros(self.num_envs, np.bool_)
-        self._tasks = cast("list[str]", self._get("task"))
-        self._instructions = cast("list[str]", self._get("task_description"))
-
-    def _describe(self, described: Mapping[str, Any]) -> None:
+        first = described[0]
         self.metadata = {
             "landmark_names": [],
-            **described["metadata"],
+            **first["metadata"],
             "autoreset_mode": AutoresetMode.DISABLED,
         }
-        self.render_mode = described["render_mode"]
-        self._switches_tasks = bool(described["switches_tasks"])
-        self.single_observation_space = described["observation_space"]
-        action_space = described["action_space"]
-        self._chunk_shape = (self.chunk_size, *action_space.shape)
-        # With chunks of one action the environment looks like any other vector environment.
-        self.single_action_space = (
-            action_space if self.chunk_size == 1 else batch_space(action_space, self.chunk_size)
+        self.render_mode = first["render_mode"]
+        self._switches_tasks = bool(first["switches_tasks"])
+        self.tasks = [task for each in described for task in each["tasks"]]
+        self.instructions = [text for each in described for text in each["instructions"]]
+        if first["expert_styles"] is not None:  # so that `hasattr` says whether there is an expert
+            self.expert_styles = first["expert_styles"]
+            self.expert_actions = self._expert_actions
+        self._describe_spaces(first["observation_space"], first["action_space"])
+        n = self.num_envs
+        leaves = _leaves(self.single_observation_space)
+        self._share(
+            {
+                **{name: ((n, *(space.shape or ())), space.dtype) for name, _, space in leaves},
+                **common_layout(n, self._chunk_shape, len(self.metadata["landmark_names"])),
+                "start_state_hash": ((n,), np.dtype("U64")),
+            }
         )
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-    @property
-    def tasks(self) -> list[str]:
-        """Return the task id of every environment."""
-        return list(self._tasks)
-
-    @property
-    def instructions(self) -> list[str]:
-        """Return the instruction of every environment's current episode."""
-        return list(self._instructions)
+    def _expert_actions(
+        self, style: str = "a", env_ids: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
+        chunks = self._gather(ids, "expert", style, self.chunk_size)
+        return np.stack([np.asarray(chunks[env_id], np.float32) for env_id in ids.tolist()])
 
     def call(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment; nothing may be being stepped."""
-        return tuple(self._get(name))
-
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start episodes.
-
-        Args:
-            seed: One seed per environment; an int gives `seed + i` to environment i.
-            options: `"reset_mask"` (bool [N], True resets; the others keep their observation),
-                `"instructions"` and `"tasks"` (str or None per environment; only environments with
-                `switches_tasks` can change theirs); the rest goes to the environments.
-
-        Returns:
-            Observations and infos of all environments; zeros of those that were never reset.
-        """
-        given = dict(options or {})
-        mask = _as_mask(given.pop("reset_mask", None), self.num_envs, "reset_mask")
-        instructions = given.pop("instructions", None) or [None] * self.num_envs
-        tasks = given.pop("tasks", None) or [None] * self.num_envs
-        self._check_tasks(tasks)
-        seeds = _spread_seed(seed, self.num_envs)
-        # Groups without an environment to reset are left alone: they may be being stepped.
-        asked = [int(group) for group in np.unique(self._group_of[mask])]
-        self._check_idle(asked)
-        for group in asked:
-            requests = {}
-            for row, env_id in enumerate(self.groups[group]):
-                if mask[env_id]:
-                    words = instructions[env_id]
-                    own = {**given, "instruction": words} if words else dict(given)
-                    if self._switches_tasks and tasks[env_id] is not None:
-                        own["task"] = tasks[env_id]
-                    requests[row] = (seeds[env_id], own)
-                    self._seeds[env_id], self._history[env_id] = seeds[env_id], []
-            self._send(group, "reset", requests)
-        for group in asked:
-            for row, started in self._receive(group).items():
-                env_id = self.groups[group][row]
-                self._observations[env_id], self._infos[env_id] = started[:2]
-                self._tasks[env_id], self._instructions[env_id] = started[2:]
-        self._terminated[mask] = False
-        self._truncated[mask] = False
         everyone = np.arange(self.num_envs)
-        return self._stack_observations(everyone), self._stack_infos(everyone)
-
-    def step(
-        self, actions: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
-    ) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Execute one chunk in every environment that is not finished.
-
-        Args:
-            actions: float32 [N, H, A] in [-1, 1], or [N, A] if H is 1.
-            mask: bool [N]; only environments with True move. None moves all.
-
-        Returns:
-            Observations, rewards summed over the chunk [N], terminated [N], truncated [N], infos.
-        """
-        moving = np.flatnonzero(_as_mask(mask, self.num_envs, "mask"))
-        chunks = np.asarray(actions, np.float32)
-        if chunks.shape not in (self.action_space.shape, (self.num_envs, *self._chunk_shape)):
-            raise ValueError(
-                f"The actions have shape {chunks.shape}, expected {self.action_space.shape} "
-                "(environments, chunk, action)."
-            )
-        rewards = np.zeros(self.num_envs)
-        self._check_idle(range(len(self.groups)))
-        self._check_reset(np.arange(self.num_envs))
-        self.step_async(chunks[moving], moving)
-        while self._pending:
-            env_ids, _, group_rewards, _, _, _ = self.step_wait()
-            rewards[env_ids] = group_rewards
-        everyone = np.arange(self.num_envs)
-        return (
-            self._stack_observations(everyone),
-            rewards,
-            self._terminated.copy(),
-            self._truncated.copy(),
-            self._stack_infos(everyone),
-        )
-
-    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.intp]) -> None:
-        """Start a chunk in some environments; `step_wait` collects the results by group.
-
-        Args:
-            actions: float32 [n, H, A] (or [n, A] if H is 1), one chunk per id.
-            env_ids: int [n]; whole groups, or parts of them, that are not being stepped already.
-        """
-        ids = np.asarray(env_ids, np.intp)
-        chunks = np.asarray(actions, np.float32).reshape(len(ids), *self._chunk_shape)
-        groups = [int(group) for group in np.unique(self._group_of[ids])]
-        self._check_idle(groups)
-        self._check_reset(ids)
-        for group in groups:
-            asked = ids[self._group_of[ids] == group]
-            own_chunks = chunks[self._group_of[ids] == group]
-            active = ~(self._terminated[asked] | self._truncated[asked])
-            first = self.groups[group][0]
-            for env_id, chunk in zip(asked[active], own_chunks[active], strict=True):
-                self._history[env_id].append(chunk.tolist())
-            self._send(group, "step", (asked[active] - first).tolist(), own_chunks[active])
-            self._pending[group] = asked
-
-    def step_wait(self) -> StepResult:
-        """Return (env_ids, observations, rewards, terminated, truncated, infos) of a ready group.
-
-        The rows belong to `env_ids`, which `step_async` was given for that group.
-        """
-        if not self._pending:
-            raise RuntimeError("Nothing is being stepped: call step_async first.")
-        group = self._next_ready_group()
-        asked = self._pending.pop(group)
-        ids = self.groups[group]
-        rewards = np.zeros(self.num_envs)
-        for row, transition in self._receive(group).items():
-            env_id = ids[row]
-            self._observations[env_id], rewards[env_id] = transition[0], transition[1]
-            self._terminated[env_id], self._truncated[env_id] = transition[2], transition[3]
-            self._infos[env_id] = transition[4]
-        return (
-            asked,
-            self._stack_observations(asked),
-            rewards[asked],
-            self._terminated[asked],
-            self._truncated[asked],
-            self._stack_infos(asked),
-        )
+        return tuple(self._gather(everyone, "get", name).values())
 
     def render(  # type: ignore[override]
         self, env_ids: Sequence[int] | None = None, size: int | None = None
@@ -473,68 +258,16 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
                 sampled from that (nearest pixel).
         """
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
-        groups = [int(group) for group in np.unique(self._group_of[ids])]
-        self._check_idle(groups)
-        frames: dict[int, Any] = {}
-        for group in groups:
-            members = self.groups[group]
-            rows = (ids[self._group_of[ids] == group] - members[0]).tolist()
-            self._send(group, "render", rows)
-            frames.update({int(members[row]): frame for row, frame in self._receive(group).items()})
-        pictures = np.stack([frames[int(env_id)] for env_id in ids])
+        frames = self._gather(ids, "render")
+        pictures = np.stack([frames[env_id] for env_id in ids.tolist()])
         if size is None or size == pictures.shape[1]:
             return pictures
         at = (np.arange(size) + 0.5) * pictures.shape[1] / size
         rows_at = at.astype(np.intp)
         return np.ascontiguousarray(pictures[:, rows_at][:, :, rows_at])
 
-    def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments and stop the workers."""
-        del kwargs
-        for worker in self._workers:
-            worker.close()
-
-    def _check_idle(self, groups: Iterable[int]) -> None:
-        busy = sorted(set(groups) & set(self._pending))
-        if busy:
-            raise RuntimeError(f"Groups {busy} are being stepped: call step_wait first.")
-
-    def _get(self, name: str) -> list[Any]:
-        self._check_idle(range(len(self.groups)))
-        groups = range(len(self.groups))
-        for group in groups:
-            self._send(group, "get", name)
-        return [value for group in groups for value in self._receive(group)]
-
-    def _send(self, group: int, command: str, *arguments: Any) -> None:
-        try:
-            self._workers[group].send(command, *arguments)
-        except _Fault as fault:
-            raise self._worker_error(group, str(fault)) from fault
-
-    def _receive(self, group: int) -> Any:
-        try:
-            return self._workers[group].receive()
-        except _Fault as fault:
-            raise self._worker_error(group, str(fault)) from fault
-
-    def _worker_error(self, group: int, what: str) -> WorkerError:
-        """Dump what is needed to replay a faulty worker's episodes, and say so."""
-        episodes = [
-            {
-                "env": int(env_id),
-                "task": self._tasks[env_id],
-                "seed": self._seeds[env_id],
-                "instruction": self._instructions[env_id],
-                "actions": self._history[env_id],
-            }
-            for env_id in self.groups[group]
-        ]
-        worker = self._workers[group]
-        name = worker.name if isinstance(worker, _RemoteGroup) else "The environment"
-        return WorkerError(worker_error(name, what, episodes, dump_episodes(what, episodes)))
-
-    def _check_tasks(self, tasks: Sequence[str | None]) -> None:
+    def _check_tasks(self, tasks: Sequence[str | None], mask: NDArray[np.bool_]) -> None:
+        del mask
         wanted = [task for task in tasks if task is not None]
         if not self._switches_tasks and any(
             task not in (None, own) for task, own in zip(tasks, self.tasks, strict=True)
@@ -544,79 +277,31 @@ class ChunkedVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[Any]]):
                 f"asked for {sorted(set(wanted))}. Make one vector environment per task."
             )
 
-    def _next_ready_group(self) -> int:
-        for group in self._pending:
-            if isinstance(self._workers[group], _LocalGroup):
-                return group
-        waiting = {
-            cast("_RemoteGroup", self._workers[group]).connection: group for group in self._pending
-        }
-        ready = multiprocessing.connection.wait(list(waiting), self._longest_timeout_s())
-        # With none ready, `receive` of the first reports the timeout.
-        return waiting[cast("Any", ready[0])] if ready else next(iter(self._pending))
+    def _make_observations(self, ids: NDArray[np.intp] | None) -> Any:
+        return self._tree(self.single_observation_space, (), ids)
 
-    def _longest_timeout_s(self) -> float:
-        return max(w.timeout_s for w in self._workers if isinstance(w, _RemoteGroup))
-
-    def _check_reset(self, env_ids: NDArray[np.intp]) -> None:
-        missing = [int(env_id) for env_id in env_ids if self._observations[env_id] is None]
-        if missing:
-            raise gym.error.ResetNeeded(
-                f"Environments {missing} have not been reset: call reset before step."
-            )
-
-    def _stack_observations(self, env_ids: NDArray[np.intp]) -> Any:
-        return _stack(self.single_observation_space, [self._observations[i] for i in env_ids])
-
-    def _stack_infos(self, env_ids: NDArray[np.intp]) -> dict[str, Any]:
-        infos = [self._infos[env_id] for env_id in env_ids]
-        stacked: dict[str, Any] = {
-            "is_success": np.array([bool(info.get("is_success", False)) for info in infos]),
-            "elapsed_steps": np.array([int(info.get("elapsed_steps", 0)) for info in infos]),
-        }
-        if any("start_state_hash" in info for info in infos):
-            hashes = [str(info.get("start_state_hash", "")) for info in infos]
-            stacked["start_state_hash"] = np.array(hashes)
-        landmarks = len(self.metadata["landmark_names"])
-        for name, shape, dtype in (
-            ("landmarks", (landmarks, 3), np.float32),
-            ("landmarks_present", (landmarks,), np.bool_),
-        ):
-            rows = [np.asarray(info.get(name, np.zeros(shape)), dtype) for info in infos]
-            stacked[name] = np.stack(rows) if rows else np.zeros((0, *shape), dtype)
-        return stacked
+    def _tree(
+        self, space: gym.Space[Any], keys: tuple[str, ...], ids: NDArray[np.intp] | None
+    ) -> Any:
+        if isinstance(space, gym.spaces.Dict):
+            return {key: self._tree(part, (*keys, key), ids) for key, part in space.items()}
+        return self._copy(_array_name(keys), ids)
 
 
-def _stack(space: gym.Space[Any], rows: Sequence[Any]) -> Any:
-    """Stack observations of a (nested) space into new arrays, zeros for those that are None."""
+def _array_name(keys: tuple[str, ...]) -> str:
+    return "/".join(("observation", *keys))
+
+
+def _leaves(
+    space: gym.Space[Any], keys: tuple[str, ...] = ()
+) -> Iterator[tuple[str, tuple[str, ...], gym.Space[Any]]]:
+    """Yield name among the shared arrays, keys and space of the arrays that a space consists of."""
     if isinstance(space, gym.spaces.Dict):
-        return {
-            key: _stack(space[key], [None if row is None else row[key] for row in rows])
-            for key in space
-        }
-    if not rows:
-        return create_empty_array(space, 0)
-    blank = cast("Any", create_empty_array(space, 1))[0]
-    return np.stack([blank if row is None else row for row in rows])
-
-
-def _as_mask(mask: Any, num_envs: int, name: str) -> NDArray[np.bool_]:
-    if mask is None:
-        return np.ones(num_envs, np.bool_)
-    array = np.asarray(mask)
-    if array.shape != (num_envs,) or array.dtype != np.bool_:
+        for key, part in space.items():
+            yield from _leaves(part, (*keys, key))
+    elif space.shape is None or space.dtype is None or space.dtype.kind not in "biuf":
         raise ValueError(
-            f"{name} has shape {array.shape} and type {array.dtype}: give bool [{num_envs}]."
+            f"The observation {' '.join(keys)} is {space}: only arrays of numbers can be observed."
         )
-    return array
-
-
-def _spread_seed(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int | np.integer):
-        return [int(seed) + env_id for env_id in range(num_envs)]
-    seeds = [None if value is None else int(value) for value in seed]
-    if len(seeds) != num_envs:
-        raise ValueError(f"{len(seeds)} seeds for {num_envs} environments: give one for each.")
-    return seeds
+    else:
+        yield _array_name(keys), keys, space

@@ -1,12 +1,14 @@
 """The suite's tasks: scripted experts, start states, success, faults."""
 
+import gymnasium as gym
+import my_tasks  # noqa: F401 - registers the task of docs/environments.md
 import numpy as np
 import pytest
 
 import gym_razor
 from gym_razor.suite import scene
 from gym_razor.suite.episode import Episode
-from gym_razor.suite.tasks import STYLES, TASKS
+from gym_razor.suite.tasks import OWN_TASKS, STYLES, TASKS
 from gym_razor.suite.world import World
 
 WORLDS: dict[tuple[str, str], World] = {}
@@ -25,8 +27,12 @@ def play(task: str, seed: int, style: str) -> Episode:
 
 
 def test_registered_ids_are_the_suite() -> None:
-    assert set(gym_razor.PRIOR_TASKS + gym_razor.NEW_TASKS) == set(TASKS)
-    assert {task.id for task in TASKS.values() if task.role == "new"} == set(gym_razor.NEW_TASKS)
+    assert [*gym_razor.PRIOR_TASKS, *gym_razor.NEW_TASKS] == [task.id for task in OWN_TASKS]
+    assert {task.id for task in OWN_TASKS if task.role == "new"} == set(gym_razor.NEW_TASKS)
+    for task in TASKS.values():
+        spec = gym.spec(task.id)
+        assert spec.max_episode_steps == task.max_episode_steps
+        assert spec.kwargs["role"] == task.role
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))

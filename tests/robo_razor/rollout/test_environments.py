@@ -118,7 +118,7 @@ env.close()
 
 
 def run(*arguments, **given):
-    path = os.pathsep.join([str(ROOT / "envs"), str(ROOT / "tests" / "gym_razor")])
+    path = os.pathsep.join([str(ROOT / "envs"), str(ROOT / "tests" / "toys")])
     return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path},

@@ -200,8 +200,11 @@ def test_a_skills_name_stands_for_its_task():
         assert task_id(name, ("toy_env",)) == name
 
 
+OWN = {"env_packages": ("own_envs",)}
+
+
 def test_a_vector_env_of_another_kind_is_not_asked_for_chunks():
-    env = make_env("CartPole-v1", EnvConfig(num_envs=2, env_packages=()), chunk_size=2)
+    env = make_env("plain/OtherKind-v0", EnvConfig(num_envs=2, **OWN), chunk_size=2)
     assert env.num_envs == 2
     env.close()
 

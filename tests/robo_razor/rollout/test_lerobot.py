@@ -254,9 +254,9 @@ def test_episodes_depend_on_their_seeds_only(make):
 
 
 def test_the_callers_own_generators_are_left_alone():
-    from gym_razor.adapters.foreign import make_foreign_vector_env
+    from gym_razor.adapters.contract import make_contract_vector_env
 
-    env = make_foreign_vector_env({"a": Line}, 1)
+    env = make_contract_vector_env({"a": Line}, 1)
     np.random.seed(7)  # noqa: NPY002
     expected = np.random.random(3)  # noqa: NPY002
     np.random.seed(7)  # noqa: NPY002
@@ -282,7 +282,7 @@ def test_an_environment_that_takes_no_seed_is_told_of(make, caplog, name, text):
 def test_fast_images_are_without_shadows_at_any_size(shape):
     from types import SimpleNamespace
 
-    from gym_razor.adapters.foreign import ContractEnv
+    from gym_razor.adapters.contract import ContractEnv
 
     class Simulated(Line):
         def __init__(self):

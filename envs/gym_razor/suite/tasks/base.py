@@ -7,15 +7,18 @@ preferences, so they can label any state a policy gets into, not only those on t
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gym_razor import TIME_LIMITS
 from gym_razor.suite import scene
-from gym_razor.suite.world import MAX_STEP_M, MAX_TURN_RAD, Array, World
+from gym_razor.suite.action import MAX_STEP_M, MAX_TURN_RAD
+from gym_razor.suite.layout import Layout
+
+if TYPE_CHECKING:  # MuJoCo is not needed to know which tasks there are
+    from gym_razor.suite.world import Array, World
 
 Role = Literal["prior", "new"]
 Action = npt.NDArray[np.float32]
@@ -58,29 +61,6 @@ STYLES: dict[str, Style] = {
 }
 
 
-@dataclass
-class Layout:
-    """A start state: positions in metres on the table, yaws in radians.
-
-    Attributes:
-        fixtures: Name -> x, y, yaw.
-        objects: Kind -> x, y, yaw.
-        colours: Kind -> colour.
-        drawer_m: How far the drawer is open.
-        tip: Gripper tip x, y, z.
-        tip_yaw: Gripper yaw.
-        raised_m: Fixture -> height of the stand under it; the others stand on the table.
-    """
-
-    fixtures: dict[str, tuple[float, float, float]]
-    objects: dict[str, tuple[float, float, float]]
-    colours: dict[str, str]
-    drawer_m: float
-    tip: tuple[float, float, float]
-    tip_yaw: float
-    raised_m: dict[str, float] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Task:
     """A skill on the table. Subclasses give randomisation, success, reward and the scripted expert.
@@ -90,27 +70,25 @@ class Task:
         role: `prior` tasks are in the pretraining data, `new` ones are not.
         pairs: Pairs of movable objects its scenes are drawn from.
         templates: Instruction variants; `{colour}` is replaced where it stands.
+        max_episode_steps: Time limit in control steps of 0.1 s.
         target: The movable object that the instruction names, if any.
         hold_steps: Control steps for which success must last.
+        namespace: First part of the id: the package that the task belongs to.
     """
 
     name: str
     role: Role
     pairs: tuple[tuple[str, str], ...]
     templates: tuple[str, ...]
+    max_episode_steps: int
     target: str = ""
     hold_steps: int = 3
-    entry: ClassVar[str] = "gym_razor.suite.env:TableEnv"
+    namespace: str = "gym_razor"
 
     @property
     def id(self) -> str:
         """Gymnasium id."""
-        return f"gym_razor/{self.name}-v0"
-
-    @property
-    def max_episode_steps(self) -> int:
-        """Time limit in control steps of 0.1 s."""
-        return TIME_LIMITS[self.role][self.name]
+        return f"{self.namespace}/{self.name}-v0"
 
     def rng(self, seed: int) -> np.random.Generator:
         """Return the generator of a start state: a function of (task, seed) only."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gym_razor.suite import scene
 from gym_razor.suite.tasks.base import CLOSED, Action, Style, Task, descend_beside, towards
-from gym_razor.suite.world import World
+
+if TYPE_CHECKING:
+    from gym_razor.suite.world import World
 
 PRESSED_M = 0.009
 
@@ -40,5 +43,6 @@ PRESS_BUTTON = PressButton(
     role="prior",
     pairs=scene.OBJECT_PAIRS,
     templates=("press the button", "push the button", "push down the button"),
+    max_episode_steps=40,
     hold_steps=2,
 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gym_razor.suite import scene
-from gym_razor.suite.tasks.base import CLOSED, Action, Layout, Style, Task, descend_beside, towards
-from gym_razor.suite.world import World
+from gym_razor.suite.layout import Layout
+from gym_razor.suite.tasks.base import CLOSED, Action, Style, Task, descend_beside, towards
+
+if TYPE_CHECKING:
+    from gym_razor.suite.world import World
 
 OPENED_M = 0.08
 SHUT_M = 0.012
@@ -78,10 +82,12 @@ OPEN_DRAWER = OpenDrawer(
     role="prior",
     pairs=_ALL_PAIRS,
     templates=("open the drawer", "pull the drawer open", "slide the drawer open"),
+    max_episode_steps=60,
 )
 CLOSE_DRAWER = CloseDrawer(
     name="CloseDrawer",
     role="prior",
     pairs=_ALL_PAIRS,
     templates=("close the drawer", "push the drawer shut", "shut the drawer"),
+    max_episode_steps=60,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from gym_razor.suite.tasks.base import (
     pick,
     towards,
 )
-from gym_razor.suite.world import World
+
+if TYPE_CHECKING:
+    from gym_razor.suite.world import World
 
 LIFT_HEIGHT_M = 0.08
 TEMPLATES = (
@@ -58,6 +61,7 @@ def lift_task(kind: str) -> Lift:
         role="prior",
         pairs=tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
         templates=tuple(template.format(kind=kind) for template in TEMPLATES),
+        max_episode_steps=48,
         target=kind,
         hold_steps=5,
     )

@@ -8,15 +8,15 @@ it hits the rim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gym_razor.suite import scene
+from gym_razor.suite.layout import Layout
 from gym_razor.suite.tasks.base import (
     OPEN,
     Action,
-    Layout,
     Role,
     Style,
     Task,
@@ -26,7 +26,9 @@ from gym_razor.suite.tasks.base import (
     pick,
     towards,
 )
-from gym_razor.suite.world import Array, World
+
+if TYPE_CHECKING:
+    from gym_razor.suite.world import Array, World
 
 ON_THE_TABLE = (0.0, 0.0)
 RAISED_BIN_M = (0.04, 0.10)
@@ -184,6 +186,7 @@ def _description(kind: str, role: Role, where: str, templates: tuple[str, ...]) 
         "role": role,
         "pairs": tuple(pair for pair in scene.OBJECT_PAIRS if kind in pair),
         "templates": tuple(template.format(kind=kind) for template in templates),
+        "max_episode_steps": 80,
         "target": kind,
         "fixture": {"InBin": "bin", "OnShelf": "cabinet"}[where],
     }

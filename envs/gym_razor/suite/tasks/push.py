@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gym_razor.suite import scene
+from gym_razor.suite.layout import Layout
 from gym_razor.suite.tasks.base import (
     CLOSED,
     MIN_OBJECT_GAP_M,
     OBJECT_AREA,
     SAFE_HEIGHT_M,
     Action,
-    Layout,
     Style,
     Task,
     towards,
 )
-from gym_razor.suite.world import World
+
+if TYPE_CHECKING:
+    from gym_razor.suite.world import World
 
 ON_ZONE_M = 0.04
 
@@ -84,5 +87,6 @@ PUSH_BLOCK = PushBlock(
         "slide the block to the target area",
         "move the block onto the zone",
     ),
+    max_episode_steps=64,
     target="block",
 )

@@ -1,4 +1,4 @@
-"""Foreign Gymnasium environments behind the observation and episode contract of this suite.
+"""Any Gymnasium environments behind the observation and episode contract of this suite.
 
 `ContractEnv` takes single environments that follow LeRobot's conventions (`pixels` as one image or
 a dictionary of cameras, `agent_pos`, `task_description`, `info["is_success"]`) and gives what this
@@ -121,7 +121,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self._open(next(iter(self._factories)))
         self._space, self._cameras = self._offered()
         self.observation_space = self._space
-        self.action_space = self._inner().action_space
+        self.action_space = self._actions()
         theirs = {k: v for k, v in (self._inner().metadata or {}).items() if k != "landmark_names"}
         self.metadata = {**self.metadata, **theirs}
 
@@ -236,6 +236,10 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 )
             return into_square(frame, self._render_size)
 
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Say whether this environment or the foreign one has an attribute."""
+        return hasattr(self, name) or self._inner().has_wrapper_attr(name)
+
     def get_wrapper_attr(self, name: str) -> Any:
         """Return an attribute of this environment, else of the foreign one."""
         if hasattr(self, name):
@@ -263,7 +267,9 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self._env = self._factories[task]()
         if self._given_limit is not None:
             self._allow(self._given_limit)
-        limit = self._given_limit or _attribute(self._env, "_max_episode_steps")
+        own_limit = _attribute(self._env, "_max_episode_steps")
+        self.tells_limit = own_limit is not None
+        limit = self._given_limit or own_limit
         self._limit: int | None = int(limit) if limit and math.isfinite(limit) else None
 
     def _allow(self, limit: int) -> None:
@@ -274,16 +280,28 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 layer._max_episode_steps = max(limit, layer._max_episode_steps)
             layer = layer.env
 
+    def _actions(self) -> spaces.Space[Any]:
+        """Return the space of actions, a `Box` that policies can fill with numbers."""
+        space = self._inner().action_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise EnvironmentFault(
+                f"{self.task} takes actions of {space}. Policies give numbers: a Box of shape "
+                "(size,) is needed. Put a gymnasium.ActionWrapper around the environment that has "
+                "such an action_space and makes the environment's own action of the numbers"
+            )
+        return space
+
     def _switch(self, task: str) -> None:
         before = self.task
         self._open(task)
         space, self._cameras = self._offered()
-        found = (space, self._inner().action_space)
-        if found != (self._space, self.action_space):
+        offered = (space, self._inner().action_space)
+        if offered != (self._space, self.action_space):
+            own = _in_words(self._space, self.action_space)
             raise EnvironmentFault(
-                f"{task} and {before} give or take other things: {_told(*found)} against "
-                f"{_told(self._space, self.action_space)}. No policy fits both; choose tasks with "
-                "the same cameras, state and actions."
+                f"{task} and {before} give or take other things: {_in_words(*offered)} against "
+                f"{own}. No policy fits both; choose tasks with the same cameras, state and "
+                "actions."
             )
 
     @contextlib.contextmanager
@@ -366,7 +384,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             _set_generators(others)
 
 
-def make_foreign_vector_env(
+def make_contract_vector_env(
     factories: Mapping[str, EnvFactory],
     num_envs: int,
     *,
@@ -464,7 +482,7 @@ def _hint(error: BaseException) -> str:
     return ""
 
 
-def _told(space: spaces.Space[Any], action: spaces.Space[Any]) -> str:
+def _in_words(space: spaces.Space[Any], action: spaces.Space[Any]) -> str:
     """Return what an environment gives and takes, in words."""
 
     def parts(name: str, space: spaces.Space[Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,30 +13,6 @@ from gym_razor.vector.faults import WorkerError
 from robo_razor.core.errors import EnvError
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.rollout.environments import GroupDriver, make_env
-
-
-class Plain(gym.Env):
-    """Takes no argument, and never ends."""
-
-    observation_space = gym.spaces.Dict({"agent_pos": gym.spaces.Box(-1, 1, (2,), np.float32)})
-    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return {"agent_pos": self.np_random.uniform(-1, 1, 2).astype(np.float32)}, {}
-
-    def step(self, action):
-        return {"agent_pos": np.zeros(2, np.float32)}, 0.0, False, False, {"success": False}
-
-
-class Declared(Plain):
-    """Tells its time limit as LeRobot's environments do, and leaves it to others."""
-
-    _max_episode_steps = 7
-
-
-for _class in (Plain, Declared):
-    gym.register(f"plain/{_class.__name__}-v0", _class)
 
 
 def steps_of(env, chunk=5, most=100):
@@ -49,8 +27,12 @@ def steps_of(env, chunk=5, most=100):
     return int(infos["elapsed_steps"][0])
 
 
-def make(name, **settings):
-    return make_env(f"plain/{name}-v0", EnvConfig(num_envs=1, **settings), chunk_size=5)
+OWN = {"env_packages": ("own_envs",)}
+
+
+def make(name, num_envs=1, **settings):
+    config = EnvConfig(num_envs=num_envs, **OWN, **settings)
+    return make_env(f"plain/{name}-v0", config, chunk_size=5)
 
 
 def test_a_time_limit_that_is_only_told_is_kept(caplog):
@@ -64,7 +46,7 @@ def test_an_environment_without_a_time_limit_is_warned_of(caplog):
     assert steps_of(make("Plain"), most=50) == 50
     assert caplog.text.count("tells no time limit") == 1
     caplog.clear()
-    make_env("plain/Plain-v0", EnvConfig(num_envs=3), chunk_size=5)
+    make("Plain", num_envs=3)
     assert caplog.text.count("tells no time limit") == 1
 
 
@@ -87,70 +69,6 @@ def test_a_worker_that_is_found_dead_when_it_is_given_work_is_an_error_of_the_en
 
     with pytest.raises(EnvError, match="worker 0 died"):
         GroupDriver(Dead()).submit(np.zeros((1, 5, 1), np.float32), np.array([0]))
-
-
-class Scripted(Plain):
-    """Does what a test asks for; begins anew from its seed and ends after three actions."""
-
-    def reset(self, *, seed=None, options=None):
-        self.steps = 0
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action):
-        self.steps += 1
-        observation = {"agent_pos": np.zeros(2, np.float32)}
-        return observation, 1.0, self.steps == 3, False, self.info()
-
-
-class DropsIt(Scripted):
-    def info(self):
-        return {"success": False}
-
-
-class Solved(Scripted):
-    def info(self):
-        return {"success": self.steps == 1}
-
-
-class Silent(Scripted):
-    def info(self):
-        return {}
-
-
-class Seedless(DropsIt):
-    def reset(self, *, seed=None, options=None):
-        return super().reset()
-
-
-class Alike(DropsIt):
-    def reset(self, *, seed=None, options=None):
-        return super().reset(seed=1)
-
-
-class Wider(DropsIt):
-    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
-
-
-class Lone(DropsIt):
-    observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.np_random.integers(0, 256, (8, 8, 3), dtype=np.uint8), {}
-
-
-class NoAsset(Plain):
-    def __init__(self):
-        raise FileNotFoundError("arm.xml")
-
-
-class NeedsOptions(Plain):
-    def reset(self, *, seed=None, options=None):
-        return options["goal"], {}
-
-
-for _class in (DropsIt, Solved, Silent, Seedless, Alike, Wider, Lone, NoAsset, NeedsOptions):
-    gym.register(f"plain/{_class.__name__}-v0", _class, max_episode_steps=9)
 
 
 def outcome(name):
@@ -177,7 +95,7 @@ def test_one_control_step_of_success_is_enough_and_ends_nothing():
     [("Seedless", "does not begin twice in the same way"), ("Alike", "whatever the seed")],
 )
 def test_a_seed_that_is_ignored_is_warned_of_once(caplog, name, text):
-    make_env(f"plain/{name}-v0", EnvConfig(num_envs=3), chunk_size=5)
+    make(name, num_envs=3)
     assert caplog.text.count(text) == 1
     assert f"plain/{name}-v0 " in caplog.text
 
@@ -186,7 +104,7 @@ def test_a_seed_that_is_ignored_is_warned_of_once(caplog, name, text):
 def test_every_task_of_a_run_is_checked_against_the_first(other):
     tasks = ("plain/DropsIt-v0", f"plain/{other}-v0")
     with pytest.raises(EnvError, match=f"{tasks[1]} and {tasks[0]} give or take other things"):
-        make_env(tasks[0], EnvConfig(num_envs=1), chunk_size=5, tasks=tasks)
+        make_env(tasks[0], EnvConfig(num_envs=1, **OWN), chunk_size=5, tasks=tasks)
 
 
 def test_a_lone_picture_is_served_as_lerobot_names_it():
@@ -204,3 +122,53 @@ def test_a_lone_picture_is_served_as_lerobot_names_it():
 def test_an_environment_that_cannot_begin_is_an_error_before_any_work(name, text):
     with pytest.raises(EnvError, match=text):
         make(name)
+
+
+def test_environments_of_a_package_that_is_named_run_in_worker_processes():
+    env = make("Solved", num_envs=3, num_workers=2)
+    processes = env.call("process_id")
+    assert len(set(processes)) == 2
+    assert os.getpid() not in processes
+
+
+def test_an_environment_that_only_this_process_knows_runs_here_with_the_same_results(caplog):
+    from own_envs import Solved
+
+    gym.register("plain/Lambda-v0", lambda: Solved(), max_episode_steps=9)
+    here, there = make("Lambda", num_envs=2), make("Solved", num_envs=2)
+    assert set(here.call("process_id")) == {os.getpid()}
+    assert "plain/Lambda-v0 can be made in this process only" in caplog.text
+    chunk = np.zeros((2, 5, 1), np.float32)
+    for one, other in (
+        (here.reset(seed=[3, 4]), there.reset(seed=[3, 4])),
+        (here.step(chunk), there.step(chunk)),
+    ):
+        np.testing.assert_array_equal(one[0]["agent_pos"], other[0]["agent_pos"])
+        assert [np.asarray(x).tolist() for x in one[1:-1]] == [
+            np.asarray(x).tolist() for x in other[1:-1]
+        ]
+        assert one[-1]["elapsed_steps"].tolist() == other[-1]["elapsed_steps"].tolist()
+
+
+def test_what_an_environment_raises_in_a_worker_is_told_with_its_episode():
+    with pytest.raises(EnvError) as caught:
+        outcome("Breaks")
+    text = str(caught.value)
+    assert "plain/Breaks-v0 (seed 5, control step 1) raised ZeroDivisionError" in text
+    assert "the gripper has no width" in text
+    assert "Its episodes (plain/Breaks-v0 seed 5)" in text
+    assert "Traceback" not in text
+
+
+def test_actions_that_are_no_numbers_are_refused_with_what_to_do():
+    with pytest.raises(EnvError, match=r"plain/Buttons-v0 takes actions of Discrete\(4\).*Box"):
+        make("Buttons")
+    with pytest.raises(EnvError, match=r"CartPole-v1 takes actions of Discrete\(2\)"):
+        make_env("CartPole-v1", EnvConfig(num_envs=2, env_packages=()), chunk_size=2)
+
+
+def test_a_scripted_expert_of_an_environment_can_be_asked():
+    env = make("Taught", num_envs=2)
+    env.reset(seed=[0, 1])
+    assert env.expert_actions(env_ids=np.array([1])).tolist() == [[[0.25]] * 5]
+    assert not hasattr(make("Solved"), "expert_actions")

@@ -8,7 +8,7 @@ import pytest
 from counter import toy_factory
 from gymnasium import spaces
 
-from gym_razor.adapters.foreign import LONE_CAMERA, ContractEnv, make_foreign_vector_env
+from gym_razor.adapters.contract import LONE_CAMERA, ContractEnv, make_contract_vector_env
 from gym_razor.adapters.pictures import resize
 from gym_razor.vector.faults import EnvironmentFault, WorkerError
 
@@ -111,7 +111,7 @@ def test_tasks_that_give_other_things_are_told():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_tasks_can_be_switched_one_by_one(num_workers):
     factories = {"low": toy_factory(goal=1.0), "high": toy_factory(goal=3.0)}
-    env = make_foreign_vector_env(factories, 3, chunk_size=2, num_workers=num_workers)
+    env = make_contract_vector_env(factories, 3, chunk_size=2, num_workers=num_workers)
     try:
         env.reset(seed=[0, 0, 0], options={"tasks": ["high", None, "low"]})
         assert env.tasks == ["high", "low", "low"]
@@ -126,7 +126,7 @@ def test_tasks_can_be_switched_one_by_one(num_workers):
 
 
 def test_a_first_reset_may_leave_some_out():
-    env = make_foreign_vector_env({"a": toy_factory()}, 2)
+    env = make_contract_vector_env({"a": toy_factory()}, 2)
     mask = np.array([False, True])
     observation, infos = env.reset(seed=[1, 1], options={"reset_mask": mask})
     assert observation["agent_pos"].tolist() == [[0, 0], [1, 0]]
