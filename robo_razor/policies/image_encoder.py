@@ -15,16 +15,3 @@ def image_encoder(module: Any) -> nn.Module | None:
     path = ENCODERS.get(module.config.type)
     encoder: nn.Module | None = None if path is None else module.get_submodule(path)
     return encoder
-
-
-def freeze_encoder(encoder: nn.Module) -> None:
-    """Stop training an encoder, and let it normalise by what it learnt before."""
-    encoder.requires_grad_(False)
-    for layer in encoder.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.register_forward_pre_hook(_keep_statistics)
-
-
-def _keep_statistics(layer: nn.Module, _: Any) -> None:
-    """Let a frozen layer normalise by its statistics, whatever mode the policy is in."""
-    layer.training = False

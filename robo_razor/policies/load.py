@@ -43,7 +43,7 @@ from robo_razor.policies.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.inputs import image_key
 from robo_razor.policies.normalisation import check_held_statistics
-from robo_razor.policies.policy import Policy
+from robo_razor.policies.policy import LeRobotModule, Policy
 from robo_razor.policies.tokens import TokenPolicy
 from robo_razor.policies.weights import (
     WeightsHeader,
@@ -146,17 +146,17 @@ def load_policy(
     try:
         with without_remote_code():
             parts = _load_from_directory(directory, header, device)
-            handle = _make_handle(*parts, str(name_or_path), device)
-            handle.load_extras(directory)
+            policy = _wrap(*parts, str(name_or_path), device)
+            policy.load_extras(directory)
     except (PolicyError, CheckpointError):
         raise
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
         raise _not_loaded(directory, error) from error
-    check_kinds(handle.module, header)
-    check_finite(handle.module, directory)
-    check_held_statistics(handle, directory, complete=not may_lack_statistics)
-    handle.try_out()
-    return handle
+    check_kinds(policy.module, header)
+    check_finite(policy.module, directory)
+    check_held_statistics(policy, directory, complete=not may_lack_statistics)
+    policy.try_out()
+    return policy
 
 
 def _not_loaded(directory: Path, error: Exception) -> PolicyError | CheckpointError:
@@ -224,13 +224,13 @@ def create_policy(
     }
     module = get_policy_class(policy_type)(config)
     preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=statistics)
-    return _make_handle(module, preprocessor, postprocessor, policy_type, device)
+    return _wrap(module, preprocessor, postprocessor, policy_type, device)
 
 
-def _make_handle(
-    module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str
+def _wrap(
+    module: LeRobotModule, preprocessor: Any, postprocessor: Any, name: str, device: str
 ) -> Policy:
-    """Choose the handle by what the policy offers."""
+    """Choose the kind of policy by what the module offers."""
     has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
     kind: type[Policy] = TokenPolicy if has_tokens else Policy
     looks = int(getattr(module.config, "n_obs_steps", 1))

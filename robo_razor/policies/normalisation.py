@@ -21,7 +21,7 @@ import copy
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.policies.image_encoder import ENCODERS
 from robo_razor.policies.inputs import STATE
+
+if TYPE_CHECKING:
+    from robo_razor.policies.policy import Policy
 
 ACTION = "action"
 NEEDED = {
@@ -52,11 +55,11 @@ Statistics = dict[str, dict[str, Tensor]]
 """Key of the policy -> name of a statistic -> float32 [n]."""
 
 
-def check_statistics(policy: Any, config: FinetuneConfig) -> None:
+def check_statistics(policy: Policy, config: FinetuneConfig) -> None:
     """Check that what a policy normalises has statistics, and that those asked for can be used.
 
     Args:
-        policy: `Policy` of the base.
+        policy: The base.
         config: The run's settings.
 
     Raises:
@@ -71,7 +74,7 @@ def check_statistics(policy: Any, config: FinetuneConfig) -> None:
         _check_targets(policy)
 
 
-def _check_targets(policy: Any) -> None:
+def _check_targets(policy: Policy) -> None:
     """Check that actions can be normalised: a policy that is cloned learns them so."""
     for step in _normalisers(policy.preprocessor):
         found = _held(step).get(ACTION, {})
@@ -89,11 +92,11 @@ def _check_targets(policy: Any) -> None:
             )
 
 
-def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> None:
+def check_held_statistics(policy: Policy, directory: Path, *, complete: bool) -> None:
     """Check the statistics that a policy came with, before it normalises anything by them.
 
     Args:
-        policy: `Policy`, just loaded.
+        policy: The policy, just loaded.
         directory: Its folder, for the errors.
         complete: Whether none may be missing.
 
@@ -122,7 +125,7 @@ def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> No
                 _check_held(policy, step, key, where, divides)
 
 
-def _check_modes(policy: Any, directory: Path) -> None:
+def _check_modes(policy: Policy, directory: Path) -> None:
     """Check that the pipelines normalise what the configuration says, where that is known."""
     if not policy.has_density and policy.config.type not in ENCODERS:
         return  # others of LeRobot's have steps of their own for it
@@ -155,7 +158,7 @@ def _check_eps(step: Any, where: str) -> None:
         )
 
 
-def _check_held(policy: Any, step: Any, key: str, where: str, divides: bool) -> None:
+def _check_held(policy: Policy, step: Any, key: str, where: str, divides: bool) -> None:
     """Check the statistics that one step holds of one value."""
     mode = _mode(step, key)
     found = _held(step).get(key, {})
@@ -206,7 +209,7 @@ def _what(mode: str) -> str:
     return high if mode == "MEAN_STD" else f"{high} - {low}"
 
 
-def _shape(policy: Any, key: str) -> tuple[int, ...]:
+def _shape(policy: Policy, key: str) -> tuple[int, ...]:
     """Return the shape that a policy's configuration gives a value."""
     features = {**(policy.config.input_features or {}), **(policy.config.output_features or {})}
     return tuple(features[key].shape)
@@ -234,7 +237,7 @@ def _first(values: Tensor, chosen: Tensor) -> str:
     return f"{number:g} in dimension {where}"
 
 
-def _check_complete(policy: Any, replaced: Collection[str]) -> None:
+def _check_complete(policy: Policy, replaced: Collection[str]) -> None:
     """Check that no statistics of what a policy normalises are missing, but for some."""
     for key, mode, lacking, there in _gaps(policy):
         if key in replaced:
@@ -258,7 +261,7 @@ def _remedy(key: str) -> str:
     )
 
 
-def replaceable(policy: Any) -> tuple[str, ...]:
+def replaceable(policy: Policy) -> tuple[str, ...]:
     """Return which of state and action a policy normalises, and so can with other statistics.
 
     Raises:
@@ -275,7 +278,7 @@ def replaceable(policy: Any) -> tuple[str, ...]:
     return keys
 
 
-def demonstration_statistics(demonstrations: DemonstrationSet, policy: Any) -> Statistics:
+def demonstration_statistics(demonstrations: DemonstrationSet, policy: Policy) -> Statistics:
     """Return the statistics of what a policy normalises, over all frames of demonstrations."""
     values = {STATE: demonstrations.state, ACTION: demonstrations.actions}
     return {key: statistics_of(values[key]) for key in replaceable(policy)}
@@ -326,7 +329,7 @@ def _normalisers(pipeline: Any) -> list[Any]:
     return [step for step in pipeline.steps if _is_normaliser(step)]
 
 
-def _numbers(policy: Any) -> list[str]:
+def _numbers(policy: Policy) -> list[str]:
     return [*([STATE] if policy.state_dim else []), ACTION]
 
 
@@ -345,7 +348,7 @@ def _mode(step: Any, key: str) -> str | None:
     return None if mode == "IDENTITY" or left_out else mode
 
 
-def _gaps(policy: Any) -> Iterator[tuple[str, str, list[str], dict[str, list[str]]]]:
+def _gaps(policy: Policy) -> Iterator[tuple[str, str, list[str], dict[str, list[str]]]]:
     """Yield key, mode, what is missing, and all that there is, where a step lacks statistics."""
     inputs = [*_numbers(policy), *policy.sources.image_keys]
     for pipeline, keys in ((policy.preprocessor, inputs), (policy.postprocessor, [ACTION])):

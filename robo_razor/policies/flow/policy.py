@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from robo_razor.core.errors import CheckpointError, ConfigError, shown
 from robo_razor.core.files import read_json, write_bytes, write_json
 from robo_razor.core.settings.config import FlowConfig, from_dict, to_dict
-from robo_razor.policies.checks import check_finite_output
 from robo_razor.policies.flow.backbone_files import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
 from robo_razor.policies.flow.distribution import FlowChunkDistribution
 from robo_razor.policies.flow.encoding import KEY, Observations, policy_batch
@@ -48,9 +47,9 @@ from robo_razor.policies.flow.precision import (
     warn_of_float32,
 )
 from robo_razor.policies.flow.value_head import ValueHead
+from robo_razor.policies.inputs import prepare_bytes
 from robo_razor.policies.lora import LowRankLinear
-from robo_razor.policies.policy import Policy
-from robo_razor.policies.preparation import prepare_bytes
+from robo_razor.policies.policy import LeRobotModule, Policy
 
 VALUE_HEAD = "value_head"
 NOISE_NETWORK = "noise_network"
@@ -72,7 +71,12 @@ class FlowPolicy(Policy):
     reads_temperature = False
 
     def __init__(
-        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
+        self,
+        module: LeRobotModule,
+        preprocessor: Any,
+        postprocessor: Any,
+        name: str,
+        device: str = "cpu",
     ) -> None:
         super().__init__(module, preprocessor, postprocessor, name, device)
         self.flow = FlowConfig()
@@ -130,8 +134,9 @@ class FlowPolicy(Policy):
             )
         self.flow = flow
         self._set_noise(flow)
-        if flow.checkpointing and hasattr(self.module.model, "gradient_checkpointing_enable"):
-            self.module.model.gradient_checkpointing_enable()  # of LeRobot's own loss: pi0, pi0.5
+        network: Any = self.module.model
+        if flow.checkpointing and hasattr(network, "gradient_checkpointing_enable"):
+            network.gradient_checkpointing_enable()  # of LeRobot's own loss: pi0, pi0.5
         for name, parameter in self.module.named_parameters():
             if name in self._own_training:
                 parameter.requires_grad_(self._own_training[name] or flow.train == "all")
@@ -181,7 +186,7 @@ class FlowPolicy(Policy):
 
     def _chunk_to_actions(self, chunk: Tensor) -> Tensor:
         actions: Tensor = self.postprocessor(chunk[:, : self.chunk_size])
-        check_finite_output(self, "actions", chunk, actions)
+        self.check_finite("actions", chunk, actions)
         return actions
 
     # Densities ------------------------------------------------------------------------------
@@ -208,7 +213,7 @@ class FlowPolicy(Policy):
 
         (value,) = observations.run(evaluate)
         if not torch.is_grad_enabled():
-            check_finite_output(self, "values", value, inputs=batch)
+            self.check_finite("values", value, inputs=batch)
         return self._distribution(observations), value
 
     def _distribution(self, observations: Observations) -> FlowChunkDistribution:
