@@ -270,7 +270,8 @@ def test_cheap_modules_import_nothing_heavy(module):
 
 POLICY_IMPORTERS = {
     "robo_razor.policies.load": "loads and makes policies",
-    "robo_razor.policies.flow.families": "builds attention masks as LeRobot's own samplers do",
+    "robo_razor.policies.families.pi0": "builds attention masks as LeRobot's own sampler does",
+    "robo_razor.policies.families.smolvla": "builds attention masks as LeRobot's own sampler does",
 }
 """Which module may import LeRobot's policy API, and what for."""
 

@@ -148,7 +148,7 @@ def _check_left_out(full: Mapping[str, str], policy: Policy) -> None:
     """Check that a policy can go without the cameras that a full rename map leaves out."""
     out = [new for old, new in full.items() if old == _left_out(new)]
     listed = ", ".join(out)
-    if not policy.masks_cameras or STATE in out:
+    if not policy.family.masks_cameras or STATE in out:
         raise PolicyError(
             f"`rename` leaves {listed} out, which the policy {policy.name!r} (type "
             f"{policy.config.type!r}) needs",
@@ -399,7 +399,7 @@ def _remedy(policy: Policy, missing: Sequence[str], cameras: Mapping[str, Any]) 
     taken = {sources.camera(key, cameras) for key in sources.image_keys}
     free = [image_key(name) for name in cameras if name not in taken]
     without = ""
-    if absent and policy.masks_cameras and len(absent) < len(sources.image_keys):
+    if absent and policy.family.masks_cameras and len(absent) < len(sources.image_keys):
         out = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
         without = f" The policy can also go without: --rename '{{{NOTHING}: {out}}}'."
     if absent and len(absent) <= len(free) and set(missing) == set(absent):

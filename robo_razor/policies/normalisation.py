@@ -31,7 +31,6 @@ from torch import Tensor
 from robo_razor.core.errors import CheckpointError, ConfigError, PolicyError, shown
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet
-from robo_razor.policies.image_encoder import ENCODERS
 from robo_razor.policies.inputs import STATE
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def check_held_statistics(policy: Policy, directory: Path, *, complete: bool) ->
 
 def _check_modes(policy: Policy, directory: Path) -> None:
     """Check that the pipelines normalise what the configuration says, where that is known."""
-    if not policy.has_density and policy.config.type not in ENCODERS:
+    if not policy.has_density and not policy.family.normalises_as_configured:
         return  # others of LeRobot's have steps of their own for it
     asked = {
         getattr(kind, "value", kind): mode.value

@@ -15,8 +15,9 @@ import copy
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +29,6 @@ from robo_razor.core.errors import PolicyError, shown
 from robo_razor.core.settings.config import FlowConfig
 from robo_razor.core.settings.conversion import parse_mapping
 from robo_razor.policies.distributions import ActionDistribution
-from robo_razor.policies.flow.families import OWN_ACTIONS, masks_cameras
-from robo_razor.policies.image_encoder import image_encoder
 from robo_razor.policies.inputs import (
     InputSources,
     check_fit,
@@ -41,9 +40,11 @@ from robo_razor.policies.inputs import (
     with_time,
 )
 from robo_razor.policies.lora import add_lora, has_lora, merge_lora
-from robo_razor.policies.loss_weight import loss_weight
 from robo_razor.policies.normalisation import Statistics, with_statistics
 from robo_razor.policies.reproducible import fixed_noise, in_blocks
+
+if TYPE_CHECKING:
+    from robo_razor.policies.families import PolicyFamily
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class LeRobotModule(nn.Module):
 
     config: Any
     """LeRobot's `PreTrainedConfig`."""
+    model: Any
+    """The network, where the policy calls it so."""
     value_parameters: Callable[[], Iterator[nn.Parameter]]
     """Where there is a critic: what only the value depends on."""
 
@@ -68,6 +71,27 @@ class LeRobotModule(nn.Module):
     def save_pretrained(self, directory: Path) -> None:
         """Write configuration and weights."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A LeRobot policy with its processors, as it was loaded or made.
+
+    Attributes:
+        module: The LeRobot policy, in evaluation mode.
+        preprocessor: Pipeline from host batches to policy batches.
+        postprocessor: Pipeline from policy actions to environment actions.
+        name: What the user called the policy.
+        device: Torch device.
+        family: What is particular to its type.
+    """
+
+    module: LeRobotModule
+    preprocessor: Any
+    postprocessor: Any
+    name: str
+    device: str
+    family: PolicyFamily
 
 
 class Policy:
@@ -82,13 +106,11 @@ class Policy:
     have defaults, so a small one need not call `Policy.__init__`.
 
     Args:
-        module: The LeRobot policy.
-        preprocessor: Pipeline from host batches to policy batches.
-        postprocessor: Pipeline from policy actions to environment actions.
-        name: What the user called the policy.
-        device: Torch device.
+        loaded: The LeRobot policy and what came with it.
     """
 
+    family: PolicyFamily
+    """What is particular to its type."""
     module: LeRobotModule
     """The LeRobot policy; `nn.Module`."""
     preprocessor: Any
@@ -117,36 +139,27 @@ class Policy:
     """S; 0 for a policy that reads no state."""
     inference_batch: int = 16
     """Rows of one inference, filled up where there are fewer."""
-    masks_cameras: bool = False
-    """Whether any camera may be missing: LeRobot's code masks it."""
 
-    def __init__(
-        self,
-        module: LeRobotModule,
-        preprocessor: Any,
-        postprocessor: Any,
-        name: str,
-        device: str = "cpu",
-    ) -> None:
-        self.module = module.to(device)
-        self.preprocessor = preprocessor
-        self.postprocessor = postprocessor
-        self.name = name
-        self.device = torch.device(device)
+    def __init__(self, loaded: Loaded) -> None:
+        self.family = loaded.family
+        self.module = loaded.module.to(loaded.device)
+        self.preprocessor = loaded.preprocessor
+        self.postprocessor = loaded.postprocessor
+        self.name = loaded.name
+        self.device = torch.device(loaded.device)
         # An accelerator wants many rows.
         self.inference_batch = 16 if self.device.type == "cpu" else 32
-        config = module.config
+        config = self.module.config
         cameras = real_cameras(config)
         if config.image_features and not cameras:
             raise PolicyError(
-                f"The policy {name!r} has no camera but the empty ones of `empty_cameras`.",
+                f"The policy {self.name!r} has no camera but the empty ones of `empty_cameras`.",
                 allowed="policies with at least one camera of their own",
             )
-        step = rename_step(preprocessor)
+        step = rename_step(self.preprocessor)
         self.sources = InputSources(cameras, step.rename_map if step else {})
         self.renamed: dict[str, str] = {}
         """The part of the rename map that an environment or data set must have names of."""
-        self.masks_cameras = masks_cameras(config)
         self.encoder_frozen = False
         self._warnings_given = 0
         self._known_instructions: set[str] = set()
@@ -475,21 +488,23 @@ class Policy:
 
     def _check_own_actions(self) -> None:
         """Check that the policy does not change actions by itself, unknown to training here."""
-        for setting, reason in OWN_ACTIONS.items():
-            if getattr(self.config, setting, False):
-                raise PolicyError(
-                    f"The policy {self.name!r} (type {self.config.type!r}) cannot be fine-tuned "
-                    f"here with its `{setting}: true`: {reason}",
-                    allowed=f"`{setting}: false`; evaluation takes both",
-                    remedy="Fine-tune a checkpoint that was trained without it, or this one with "
-                    "`lerobot-train`; `robo-razor evaluate` measures the result.",
-                )
+        refused = self.family.refused(self.config)
+        if refused is None:
+            return
+        setting, reason = refused
+        raise PolicyError(
+            f"The policy {self.name!r} (type {self.config.type!r}) cannot be fine-tuned here with "
+            f"its `{setting}: true`: {reason}",
+            allowed=f"`{setting}: false`; evaluation takes both",
+            remedy="Fine-tune a checkpoint that was trained without it, or this one with "
+            "`lerobot-train`; `robo-razor evaluate` measures the result.",
+        )
 
     def freeze_vision(self) -> None:
         """Stop training the image encoder; warn where the policy has one that is not known."""
         if not self.sources.image_keys:
             return
-        encoder = image_encoder(self.module)
+        encoder = self.family.image_encoder(self.module)
         if encoder is None:
             logger.warning(
                 "`freeze_vision` does nothing: where a policy of type %s has its image encoder is "
@@ -513,12 +528,13 @@ class Policy:
         return loss, dict(info or {})
 
     def loss_weight(self, is_pad: NDArray[np.bool_]) -> int:
-        """Return the weight of a batch in a mean of `bc_loss` over several.
+        """Return the weight of a batch in a mean of `bc_loss` over several: actions or decisions.
 
         Args:
             is_pad: bool [B, H], True where an action of the batch is padding.
         """
-        return loss_weight(self.config, is_pad)
+        over_actions = self.family.loss_mean_over(self.config) == "actions"
+        return int((~is_pad).sum()) if over_actions else len(is_pad)
 
     def _normalize_action(self, actions: Tensor) -> Tensor:
         from lerobot.processor import NormalizerProcessorStep
@@ -566,7 +582,7 @@ class Policy:
         targets = getattr(self.module, "lora_targets", None)
         if targets is not None:
             return list(targets())
-        encoder = image_encoder(self.module) if self.encoder_frozen else None
+        encoder = self.family.image_encoder(self.module) if self.encoder_frozen else None
         kept = set() if encoder is None else set(encoder.modules())
         layers = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
         return [layer for layer in layers if layer not in kept]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robo_razor.core.errors import PolicyError, shown
 from robo_razor.policies.distributions import TokenChunkDistribution
 from robo_razor.policies.inputs import check_unit_actions, prepare_bytes
-from robo_razor.policies.policy import LeRobotModule, Policy
+from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
 from robo_razor.policies.reproducible import in_blocks
 
 
@@ -60,15 +60,8 @@ class TokenPolicy(Policy):
 
     module: TokenModule
 
-    def __init__(
-        self,
-        module: TokenModule,
-        preprocessor: Any,
-        postprocessor: Any,
-        name: str,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(module, preprocessor, postprocessor, name, device)
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
         self._check_tokens()
         for tokenizer in self.word_tokenizers():
             self._check_vocabulary(tokenizer)

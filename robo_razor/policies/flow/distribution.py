@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from robo_razor.core.errors import PolicyError
 from robo_razor.core.seeding import generator
 from robo_razor.policies.distributions import KLKind
+from robo_razor.policies.flow.adapter import Prefix
 from robo_razor.policies.flow.encoding import Observations
-from robo_razor.policies.flow.families import Prefix
 from robo_razor.policies.flow.kernels import (
     Schedule,
     gaussian_entropy,

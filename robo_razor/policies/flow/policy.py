@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,16 @@ from torch import Tensor, nn
 from robo_razor.core.errors import CheckpointError, ConfigError, shown
 from robo_razor.core.files import read_json, write_bytes, write_json
 from robo_razor.core.settings.config import FlowConfig, from_dict, to_dict
-from robo_razor.policies.flow.backbone_files import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
-from robo_razor.policies.flow.distribution import FlowChunkDistribution
-from robo_razor.policies.flow.encoding import KEY, Observations, policy_batch
-from robo_razor.policies.flow.families import (
+from robo_razor.policies.flow.adapter import (
     TOKEN_MASK,
     TOKENS,
     FlowAdapter,
     Prefix,
-    make_adapter,
     parameters_of,
 )
+from robo_razor.policies.flow.backbone_files import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
+from robo_razor.policies.flow.distribution import FlowChunkDistribution
+from robo_razor.policies.flow.encoding import KEY, Observations, policy_batch
 from robo_razor.policies.flow.kernels import Schedule, make_schedule
 from robo_razor.policies.flow.noise_network import NoiseNetwork
 from robo_razor.policies.flow.precision import (
@@ -49,7 +48,7 @@ from robo_razor.policies.flow.precision import (
 from robo_razor.policies.flow.value_head import ValueHead
 from robo_razor.policies.inputs import prepare_bytes
 from robo_razor.policies.lora import LowRankLinear
-from robo_razor.policies.policy import LeRobotModule, Policy
+from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
 
 VALUE_HEAD = "value_head"
 NOISE_NETWORK = "noise_network"
@@ -65,34 +64,36 @@ class FlowPolicy(Policy):
 
     Greedy actions are those of the policy's own sampler from zero noise. `temperature` is not read:
     how far samples spread is `FlowConfig.noise`.
+
+    Args:
+        loaded: The LeRobot policy and what came with it.
+        make_adapter: Makes of the module what the sampler sees.
     """
 
     has_density = True
     reads_temperature = False
 
     def __init__(
-        self,
-        module: LeRobotModule,
-        preprocessor: Any,
-        postprocessor: Any,
-        name: str,
-        device: str = "cpu",
+        self, loaded: Loaded, make_adapter: Callable[[LeRobotModule], FlowAdapter]
     ) -> None:
-        super().__init__(module, preprocessor, postprocessor, name, device)
+        super().__init__(loaded)
+        self._make_adapter = make_adapter
         self.flow = FlowConfig()
+        module = self.module
         self._own_training = {n: p.requires_grad for n, p in module.named_parameters()}
         head = ValueHead(self.adapter.feature_dim).to(self.device)
         module.add_module(VALUE_HEAD, head)
         module.value_parameters = head.parameters  # as token policies have it
         visual = module.config.normalization_mapping.get("VISUAL")
-        vlm = named_vlm(module.config) or cached_vlm(module.config)
+        backbone = self.family.backbone(module.config)
+        vlm = named_vlm(backbone) or cached_vlm(backbone)
         self._vlm_files = {} if vlm is None else read_vlm(vlm)
         self._keep_bytes = getattr(visual, "value", "IDENTITY") == "IDENTITY"
 
     @property
     def adapter(self) -> FlowAdapter:
         """Return the policy as the sampler sees it."""
-        return make_adapter(self.module)
+        return self._make_adapter(self.module)
 
     @property
     def value_head(self) -> ValueHead:
@@ -257,10 +258,6 @@ class FlowPolicy(Policy):
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the policy's own flow-matching loss and its parts; see `Policy.bc_loss`."""
         return super().bc_loss(policy_batch(batch))
-
-    def freeze_vision(self) -> None:
-        """Stop training the image encoder."""
-        self.adapter.vision().requires_grad_(False)
 
     def add_lora(self, rank: int, scale: float = 1.0) -> list[nn.Parameter]:
         """Train low-rank updates instead of the weights, and the noise; see `Policy`."""

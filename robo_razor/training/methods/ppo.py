@@ -39,7 +39,7 @@ from robo_razor.core.seeding import generator
 from robo_razor.core.settings.config import FinetuneConfig, PPOConfig
 from robo_razor.core.types import DecisionRecord, EpisodeBatch
 from robo_razor.policies.distributions import log_prob_steps
-from robo_razor.policies.flow.families import has_low_precision
+from robo_razor.policies.flow.precision import has_low_precision
 from robo_razor.training.advantages import (
     discounted_returns,
     episode_gae,
