@@ -269,7 +269,7 @@ def _only_observations(batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def resizes_images(config: Any) -> bool:
-    """Tell whether a policy brings images of any size to its own, as LeRobot's VLAs do."""
+    """Return whether a policy brings images of any size to its own, as LeRobot's VLAs do."""
     names = ("resize_imgs_with_padding", "image_resolution", "resize_shape")
     return any(getattr(config, name, None) for name in names)
 
@@ -355,7 +355,7 @@ def _check_named(policy: Policy, offered: Sequence[str]) -> None:
 
 
 def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
-    """Check that an environment's actions have the range [-1, 1], as far as it tells one.
+    """Check that an environment's actions have the range [-1, 1], as far as it has one.
 
     Raises:
         PolicyEnvMismatchError: If not.

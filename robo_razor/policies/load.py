@@ -71,12 +71,12 @@ POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distr
 
 def shipped_policies() -> dict[str, Path]:
     """Return the policies whose weights came with the installation, by name."""
-    found: dict[str, Path] = {}
+    shipped: dict[str, Path] = {}
     for package in POLICY_PACKAGES:
         folder = Path(str(files(package).joinpath("weights")))
         if folder.is_dir():
-            found |= {p.name: p for p in sorted(folder.iterdir()) if (p / CONFIG_FILE).is_file()}
-    return found
+            shipped |= {p.name: p for p in sorted(folder.iterdir()) if (p / CONFIG_FILE).is_file()}
+    return shipped
 
 
 def locate_policy(name_or_path: str | Path) -> Path | None:
@@ -90,7 +90,7 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
         The directory, or None if the name can only be a hub id (`owner/name`).
 
     Raises:
-        UnknownNameError: If it is no shipped policy, no path and no hub id.
+        UnknownNameError: If it is not a shipped policy, a path or a hub id.
         CheckpointError: If it is a directory without a policy.
     """
     name = str(name_or_path)
@@ -350,8 +350,8 @@ def _build(
             _build_without_memory(policy_class, config)
         # LeRobot prints where the weights come from.
         module: LeRobotModule = policy_class.from_pretrained(folder, config=config, strict=True)
-    _, found, reason = printed.getvalue().partition("ould not load state dict")
-    if found:  # pi0 and pi0.5 print this and go on with random weights.
+    _, is_wrong, reason = printed.getvalue().partition("ould not load state dict")
+    if is_wrong:  # pi0 and pi0.5 print this and go on with random weights.
         raise CheckpointError(
             f"The weights in {header.path.parent} do not fit the policy: "
             f"{misfit(reason) or reason.strip(': ')[:300]}",

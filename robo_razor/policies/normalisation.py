@@ -76,11 +76,11 @@ def check_statistics(policy: Policy, config: FinetuneConfig) -> None:
 def _check_targets(policy: Policy) -> None:
     """Check that actions can be normalised: a policy that is cloned learns them so."""
     for step in _normalisers(policy.preprocessor):
-        found = _held(step).get(ACTION, {})
+        held = _held(step).get(ACTION, {})
         mode = _mode(step, ACTION)
-        if mode is None or any(name not in found for name in NEEDED[mode]):
+        if mode is None or any(name not in held for name in NEEDED[mode]):
             continue
-        flat = (_width(mode, found) <= step.eps).flatten()
+        flat = (_width(mode, held) <= step.eps).flatten()
         if flat.any():
             raise PolicyError(
                 f"The policy {policy.name!r} was made from actions that never change in dimension "
@@ -138,10 +138,10 @@ def _check_modes(policy: Policy, directory: Path) -> None:
             wanted = asked.get(_kind(key), "IDENTITY")
             modes = [mode for step in _normalisers(pipeline) if (mode := _mode(step, key))]
             if modes != [wanted] * (wanted != "IDENTITY"):
-                found = " and ".join(modes) or "IDENTITY"
+                actual = " and ".join(modes) or "IDENTITY"
                 raise CheckpointError(
                     f"The policy in {directory} normalises {key!r} by {wanted}, as its config.json "
-                    f"says, but the pipeline {pipeline.name!r} by {found}",
+                    f"says, but the pipeline {pipeline.name!r} by {actual}",
                     remedy="Its files are of different policies: take another checkpoint.",
                 )
 
@@ -160,12 +160,12 @@ def _check_eps(step: Any, where: str) -> None:
 def _check_held(policy: Policy, step: Any, key: str, where: str, divides: bool) -> None:
     """Check the statistics that one step holds of one value."""
     mode = _mode(step, key)
-    found = _held(step).get(key, {})
-    if mode is None or any(name not in found for name in NEEDED[mode]):
+    held = _held(step).get(key, {})
+    if mode is None or any(name not in held for name in NEEDED[mode]):
         return
     shape = _shape(policy, key)
     for name in NEEDED[mode]:
-        values = found[name]
+        values = held[name]
         _check_shape(f"{name} of {key!r} in {where}", values, shape)
         bad = ~torch.isfinite(values)
         if bad.any():
@@ -174,7 +174,7 @@ def _check_held(policy: Policy, step: Any, key: str, where: str, divides: bool) 
                 "number: all that is normalised by it would be lost",
                 remedy="Take another checkpoint, or compute the statistics again and save it.",
             )
-    width = _width(mode, found)
+    width = _width(mode, held)
     eps = float(step.eps)
     if (width < 0).any():
         raise CheckpointError(
@@ -197,9 +197,9 @@ def _held(step: Any) -> Statistics:
     return held
 
 
-def _width(mode: str, found: dict[str, Tensor]) -> Tensor:
+def _width(mode: str, held: dict[str, Tensor]) -> Tensor:
     """Return what a mode of normalisation divides by, without LeRobot's `eps`."""
-    low, high = (found[name].float() for name in NEEDED[mode])
+    low, high = (held[name].float() for name in NEEDED[mode])
     return high if mode == "MEAN_STD" else high - low
 
 
@@ -288,18 +288,20 @@ def statistics_of(values: NDArray[np.float32]) -> dict[str, Tensor]:
     exact = values.astype(np.float64)
     low, high = exact.min(0), exact.max(0)
     still = low == high
-    found = {
+    columns = {
         "mean": np.where(still, low, exact.mean(0)),
         "std": np.where(still, 1.0, exact.std(0)),
         "min": np.where(still, low - 1.0, low),
         "max": np.where(still, high + 1.0, high),
     }
-    found |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
+    columns |= dict(
+        zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True)
+    )
     for lower, upper in (("q01", "q99"), ("q10", "q90")):
-        same = found[lower] == found[upper]
-        found[lower] = np.where(same, found["min"], found[lower])
-        found[upper] = np.where(same, found["max"], found[upper])
-    return {name: torch.from_numpy(column.astype(np.float32)) for name, column in found.items()}
+        same = columns[lower] == columns[upper]
+        columns[lower] = np.where(same, columns["min"], columns[lower])
+        columns[upper] = np.where(same, columns["max"], columns[upper])
+    return {name: torch.from_numpy(column.astype(np.float32)) for name, column in columns.items()}
 
 
 def with_statistics(pipeline: Any, statistics: Statistics) -> Any:

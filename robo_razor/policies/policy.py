@@ -232,17 +232,17 @@ class Policy:
         Raises:
             RoboRazorError: It is not such a map, or names an input that the policy does not have.
         """
-        given = full_rename_map(parse_mapping("rename", text), self)
-        if not given:
+        names = full_rename_map(parse_mapping("rename", text), self)
+        if not names:
             return
-        self.renamed = given if strict else {}
+        self.renamed = names if strict else {}
         step = rename_step(self.preprocessor)
         if step is None:
             logger.warning("The preprocessor of %s keeps no names: give `rename` again", self.name)
-            self.sources = InputSources(self.sources.cameras, given)
+            self.sources = InputSources(self.sources.cameras, names)
             return
-        known = {old: new for old, new in step.rename_map.items() if new not in given.values()}
-        step.rename_map = known | given
+        known = {old: new for old, new in step.rename_map.items() if new not in names.values()}
+        step.rename_map = known | names
         self.sources = InputSources(self.sources.cameras, step.rename_map)
 
     def configure(self, flow: FlowConfig) -> None:
@@ -583,9 +583,9 @@ class Policy:
         if targets is not None:
             return list(targets())
         encoder = self.family.image_encoder(self.module) if self.encoder_frozen else None
-        kept = set() if encoder is None else set(encoder.modules())
+        frozen = set() if encoder is None else set(encoder.modules())
         layers = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
-        return [layer for layer in layers if layer not in kept]
+        return [layer for layer in layers if layer not in frozen]
 
     def merge_lora(self) -> None:
         """Write the low-rank updates into the weights."""
@@ -656,7 +656,7 @@ def _keep_statistics(layer: nn.Module, _: Any) -> None:
 
 def _unread_pieces(tokenizer: Any, text: str, length: int) -> tuple[list[str], list[str]]:
     """Return unknown and cut words of a tokenizer of transformers that reads `length` pieces."""
-    if not getattr(tokenizer, "is_fast", False):  # others do not tell where a piece stands
+    if not getattr(tokenizer, "is_fast", False):  # others do not say where a piece stands
         return [], []
     encoded = tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
     pieces = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))

@@ -122,7 +122,7 @@ class FlowPolicy(Policy):
         """Take over how the policy is sampled, and which of its parts are trained.
 
         Raises:
-            ConfigError: If that is no sampler, or none of its steps has noise.
+            ConfigError: If that is not a sampler, or none of its steps has noise.
         """
         num_steps = flow.num_steps or self.adapter.num_steps
         if not make_schedule(flow.kernel, num_steps, flow.noise).live:
@@ -249,9 +249,9 @@ class FlowPolicy(Policy):
             return tuple(parts.values())
 
         observations = self._views(batch)
-        found = observations.run(take)
-        key = torch.tensor(observations.keys, dtype=torch.int64, device=found[0].device)
-        return dict(zip(names, found, strict=True)) | {KEY: key}
+        tensors = observations.run(take)
+        key = torch.tensor(observations.keys, dtype=torch.int64, device=tensors[0].device)
+        return dict(zip(names, tensors, strict=True)) | {KEY: key}
 
     # Training -------------------------------------------------------------------------------
 
@@ -301,24 +301,24 @@ class FlowPolicy(Policy):
         is_raised = trains_low_encoder(self.adapter, self.policy_parameters())
         before = held_bytes(self.module, base.module)
         self.adapter.to_float32(self.policy_parameters())
-        mine = dict(self.module.named_parameters())
+        own = dict(self.module.named_parameters())
         base.adapter.to_float32(
-            p for name, p in base.module.named_parameters() if mine[name].dtype != p.dtype
+            p for name, p in base.module.named_parameters() if own[name].dtype != p.dtype
         )
         self._share(base)  # what was frozen beside it
         if is_raised:
             warn_of_float32(self.config.type, before, held_bytes(self.module, base.module))
 
     def _share(self, base: Policy) -> None:
-        theirs = dict(base.module.named_parameters())
-        for name, mine in self.module.named_parameters():
-            if mine.requires_grad:
+        others = dict(base.module.named_parameters())
+        for name, own in self.module.named_parameters():
+            if own.requires_grad:
                 continue
-            other = theirs[name]
-            if mine.dtype != other.dtype or mine.data_ptr() == other.data_ptr():
+            other = others[name]
+            if own.dtype != other.dtype or own.data_ptr() == other.data_ptr():
                 continue
-            if torch.equal(mine, other):
-                mine.data = other.data
+            if torch.equal(own, other):
+                own.data = other.data
 
     def save(self, directory: str | Path) -> None:
         """Write the policy in LeRobot's layout and our files beside it."""

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from robo_razor.core.run.directory import WEIGHTS
 from robo_razor.policies.flow.adapter import FlowAdapter, parameters_of
-from robo_razor.policies.weights import WEIGHTS_FILE, without_wrappers
+from robo_razor.policies.weights import without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def restore_float32(module: nn.Module, adapter: FlowAdapter, directory: Path, ou
     parameters = dict(module.named_parameters())
     expert = parameters_of(adapter.expert_modules()) if adapter.float32_expert else []
     allowed = {id(p) for p in (parameters.values() if ours else expert)}
-    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+    with safe_open(directory / WEIGHTS, framework="pt") as file:
         rounded = {
             name: stored
             for stored, name in without_wrappers(file.keys()).items()
@@ -72,7 +73,7 @@ def held_bytes(*modules: nn.Module) -> int:
 
 
 def warn_of_float32(kind: str, before: int, after: int) -> None:
-    """Tell how much memory it takes that a vision-language model is trained in float32.
+    """Warn how much memory it takes that a vision-language model is trained in float32.
 
     Args:
         kind: LeRobot's type of the policy.
