@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from robo_razor.core.errors import CheckpointError, PolicyError, shown, unknown_name
+from robo_razor.core.errors import CheckpointError, PolicyError, RegistryError, shown, unknown_name
 from robo_razor.core.run.directory import BEST, LAST, find_pretrained_model
 from robo_razor.policies.families import PolicyFamily, family_of
 from robo_razor.policies.files import (
@@ -133,6 +133,7 @@ def load_policy(
         CheckpointError: If its files are missing, truncated, do not fit together, ask for what a
             checkpoint may not do, or hold numbers that are not finite.
         PolicyError: If the hub cannot be reached, or LeRobot does not know the type of the policy.
+        RegistryError: If an installed package that offers families cannot be imported.
     """
     located = locate_policy(name_or_path)
     directory = _download(str(name_or_path)) if located is None else located
@@ -145,7 +146,7 @@ def load_policy(
         with without_remote_code():
             policy = _wrap(_load_from_directory(directory, header, str(name_or_path), device))
             policy.load_extras(directory)
-    except (PolicyError, CheckpointError):
+    except (PolicyError, CheckpointError, RegistryError):
         raise
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
         raise _not_loaded(directory, error) from error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from robo_razor.core.errors import PolicyError
+from robo_razor.core.errors import PolicyError, RegistryError
 from robo_razor.core.plugins import FAMILIES, load_plugins
 from robo_razor.policies.families import PolicyFamily, family_of
 from robo_razor.policies.load import create_policy, load_policy
@@ -232,6 +232,16 @@ def test_an_installed_package_brings_a_family(folder, families, tmp_path, monkey
     assert "linear" in families
     _check_family(folder)
     monkeypatch.delitem(sys.modules, "installed_linear")
+
+
+def test_a_package_whose_family_cannot_be_imported_is_named(folder, families, monkeypatch):
+    point = importlib.metadata.EntryPoint("linear", "not_there:Family", "robo_razor.families")
+    installed = importlib.metadata.EntryPoints([point])
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda *, group: installed.select(group=group)
+    )
+    with pytest.raises(RegistryError, match="policy family 'linear' cannot be imported"):
+        load_policy(folder)
 
 
 def _check_family(folder):
