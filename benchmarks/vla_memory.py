@@ -49,9 +49,10 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from robo_razor.policies.families import family_of
+from robo_razor.policies.flow.adapter import FlowAdapter, Prefix, parameters_of
 from robo_razor.policies.flow.distribution import FlowChunkDistribution
 from robo_razor.policies.flow.encoding import Observations
-from robo_razor.policies.flow.families import FlowAdapter, Prefix, make_adapter, parameters_of
 from robo_razor.policies.flow.kernels import make_schedule
 from robo_razor.policies.flow.value_head import ValueHead
 from robo_razor.training.trainer import SNAPSHOT_PARAMETERS
@@ -137,6 +138,11 @@ def _local_backbone() -> Iterator[None]:
 def size(parameters: Iterable[Tensor]) -> int:
     """Return bytes."""
     return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def make_adapter(policy: Any) -> FlowAdapter:
+    """Return a LeRobot policy as the sampler sees it."""
+    return family_of(policy.config.type).adapter(policy)
 
 
 def parts(policy: Any, adapter: FlowAdapter) -> dict[str, int]:

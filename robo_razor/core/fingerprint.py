@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from robo_razor.core.settings.conversion import Settings, flatten, to_dict
 
@@ -109,7 +109,34 @@ def _git(checkout: Path, *words: str) -> str | None:
     return done.stdout.strip()
 
 
-def policy_hash(policy: Any) -> str:
+class HashedModule(Protocol):
+    """What is read of a policy's module: a torch module has it."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return name -> tensor of all weights."""
+
+
+class HashedPolicy(Protocol):
+    """What is read of a `Policy`, of which the core knows nothing more."""
+
+    @property
+    def module(self) -> HashedModule:
+        """Return what has the weights."""
+
+    @property
+    def preprocessor(self) -> Any:
+        """Return LeRobot's pipeline to the policy."""
+
+    @property
+    def postprocessor(self) -> Any:
+        """Return LeRobot's pipeline from the policy."""
+
+    @property
+    def device(self) -> object:
+        """Return where it computes."""
+
+
+def policy_hash(policy: HashedPolicy) -> str:
     """Return the SHA-256 of a policy's weights and of its processors' statistics.
 
     Equal for equal numbers, wherever they were loaded from and however they are stored.
@@ -129,7 +156,7 @@ def policy_hash(policy: Any) -> str:
     return digest.hexdigest()
 
 
-def _tensors(policy: Any) -> Iterator[tuple[str, Any]]:
+def _tensors(policy: HashedPolicy) -> Iterator[tuple[str, Any]]:
     yield from sorted(policy.module.state_dict().items())
     for part in ("preprocessor", "postprocessor"):
         for i, step in enumerate(getattr(getattr(policy, part), "steps", ())):
@@ -139,7 +166,10 @@ def _tensors(policy: Any) -> Iterator[tuple[str, Any]]:
 
 
 def fingerprint(
-    *, policy: Any = None, env: Any = None, config: Settings | None = None
+    *,
+    policy: HashedPolicy | None = None,
+    env: object = None,
+    config: Settings | None = None,
 ) -> dict[str, Any]:
     """Return what should be the same for two results to be comparable.
 

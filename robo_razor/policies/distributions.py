@@ -53,8 +53,8 @@ def log_prob_steps(distribution: Any, sample: Tensor) -> Tensor:
         float [B, K], or [B] for a distribution that draws the chunk at once.
     """
     steps = getattr(distribution, "log_prob_steps", distribution.log_prob)
-    found: Tensor = steps(sample)
-    return found
+    log_probs: Tensor = steps(sample)
+    return log_probs
 
 
 class TokenChunkDistribution:
@@ -107,7 +107,7 @@ class TokenChunkDistribution:
         """Return KL(self || other) [B].
 
         Raises:
-            PolicyError: If `other` is no categorical distribution over the same bins.
+            PolicyError: If `other` is not a categorical distribution over the same bins.
         """
         return self.kl_terms(other).sum((-2, -1))
 

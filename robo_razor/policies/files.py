@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 from robo_razor.core.errors import CheckpointError, PolicyError, shown, unknown_name
 from robo_razor.core.files import parse_json, read_json, read_text
+from robo_razor.core.run.directory import ADAPTER
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
-ADAPTER_FILE = "adapter_config.json"
 BACKBONE_FILES = (
     "config.json",
     "tokenizer_config.json",
@@ -85,9 +85,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise unknown_name(
             "policy type", name, known, remedy=f"{path} asks for it; install its plugin."
         )
-    if config.get("use_peft") and (directory / ADAPTER_FILE).is_file():
+    if config.get("use_peft") and (directory / ADAPTER).is_file():
         raise PolicyError(
-            f"{directory} is a PEFT adapter ({ADAPTER_FILE}), not a whole policy.",
+            f"{directory} is a PEFT adapter ({ADAPTER}), not a whole policy.",
             remedy="Merge the adapter into its base and save that.",
         )
     _check_code(path, config)
@@ -139,17 +139,17 @@ def allowed_steps(policy_type: str) -> dict[str, type]:
 
     _import_processors(PreTrainedConfig.get_choice_class(policy_type))
     package = PreTrainedConfig.get_choice_class(policy_type).__module__.rpartition(".")[0]
-    found: dict[str, type] = {}
+    allowed: dict[str, type] = {}
     for name in ProcessorStepRegistry.list():
         step: type = ProcessorStepRegistry.get(name)
         places = ("lerobot.processor.", f"{package}.", "lerobot_policy_")
         if name in REFUSED_STEPS or not issubclass(step, ProcessorStep):
             continue
         if f"{step.__module__}.".startswith(places):
-            found |= {name: step, f"{step.__module__}.{step.__qualname__}": step}
+            allowed |= {name: step, f"{step.__module__}.{step.__qualname__}": step}
             if getattr(lerobot.processor, step.__name__, None) is step:
-                found[f"lerobot.processor.{step.__name__}"] = step
-    return found
+                allowed[f"lerobot.processor.{step.__name__}"] = step
+    return allowed
 
 
 def _import_processors(config_class: type) -> None:
@@ -249,8 +249,8 @@ def check_names(directory: Path, from_hub: bool) -> None:
         path = directory / file
         if not path.is_file():
             continue
-        found = read_json(path)  # a pipeline's own name is no place
-        for key, name in _names(found if file == CONFIG_FILE else found["steps"]):
+        data = read_json(path)  # a pipeline's own name is not a place
+        for key, name in _names(data if file == CONFIG_FILE else data["steps"]):
             replaced = beside.is_dir() and key in ("vlm_model_name", "tokenizer_name")
             if not replaced:
                 _check_name(f"`{key}` in {path}", name, from_hub)
@@ -263,12 +263,12 @@ def _names(value: Any) -> Iterator[tuple[str, str]]:
     """Yield key and text of everything nested in JSON that may name a place."""
     todo = [value]
     while todo:
-        found = todo.pop()
-        if isinstance(found, list):
-            todo += found
-        if not isinstance(found, dict):
+        part = todo.pop()
+        if isinstance(part, list):
+            todo += part
+        if not isinstance(part, dict):
             continue
-        for key, item in found.items():
+        for key, item in part.items():
             if isinstance(item, str) and _NAMES.search(key) and key not in _UNUSED_NAMES:
                 yield key, item
             elif isinstance(item, dict | list):
@@ -299,13 +299,13 @@ def _check_code(path: Path, value: Any) -> None:
     """Refuse what asks transformers to import code of a repository."""
     todo = [value]
     while todo:
-        found = todo.pop()
-        if isinstance(found, dict):
-            if found.get("auto_map"):
-                raise asks_for_code(str(path), f"`auto_map`: {shown(found['auto_map'])}")
-            todo += [item for item in found.values() if isinstance(item, dict | list)]
-        elif isinstance(found, list):
-            todo += [item for item in found if isinstance(item, dict | list)]
+        part = todo.pop()
+        if isinstance(part, dict):
+            if part.get("auto_map"):
+                raise asks_for_code(str(path), f"`auto_map`: {shown(part['auto_map'])}")
+            todo += [item for item in part.values() if isinstance(item, dict | list)]
+        elif isinstance(part, list):
+            todo += [item for item in part if isinstance(item, dict | list)]
 
 
 def _check_features(path: Path, config: dict[str, Any]) -> None:

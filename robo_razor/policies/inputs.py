@@ -1,4 +1,4 @@
-"""Which of an environment's cameras and states a policy's inputs are read from.
+"""From host observations to a policy's inputs: what they are read from, and prepared.
 
 Names follow LeRobot: camera `front` of a host observation is `observation.images.front`, its
 `agent_pos` is `observation.state`, any other entry `x` is `observation.x`. A rename map, from those
@@ -8,17 +8,32 @@ its map from `--rename_map` all the same).
 
 Cameras that LeRobot adds to a policy by `empty_cameras` are fed by nothing: its code masks them.
 Others that it would mask can be left out by the name `none` in the map.
+
+A host observation is `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos": float [N, S]}`. The
+inputs that are made of it share no memory with it.
+
+Axis letters: N environments, W width of an image, S state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from torch import Tensor, nn
 
-from robo_razor.core.errors import PolicyEnvMismatchError, PolicyError, did_you_mean
+from robo_razor.core.errors import (
+    PolicyEnvMismatchError,
+    PolicyError,
+    RoboRazorError,
+    did_you_mean,
+)
+
+if TYPE_CHECKING:
+    from robo_razor.policies.policy import Policy
 
 PREFIX = "observation."
 IMAGE_PREFIX = "observation.images."
@@ -91,23 +106,23 @@ def rename_step(preprocessor: Any) -> Any | None:
     return next((step for step in preprocessor.steps if hasattr(step, "rename_map")), None)
 
 
-def full_rename_map(given: Mapping[str, Any], policy: Any) -> dict[str, str]:
+def full_rename_map(given: Mapping[str, Any], policy: Policy) -> dict[str, str]:
     """Return a user's rename map with LeRobot's names; cameras may be named without a prefix.
 
     Raises:
         PolicyError: It names an input that the policy does not have, or leaves out one that the
             policy needs.
     """
-    found: dict[str, str] = {}
+    full: dict[str, str] = {}
     for old, new in given.items():
         if old == NOTHING:
             keys = [_input(name, policy) for name in (new if isinstance(new, list) else [new])]
-            found |= {_left_out(key): key for key in keys}
+            full |= {_left_out(key): key for key in keys}
         else:
-            found[image_key(old)] = _input(new, policy)
-    if any(old == _left_out(new) for old, new in found.items()):
-        _check_left_out(found, policy)
-    return found
+            full[image_key(old)] = _input(new, policy)
+    if any(old == _left_out(new) for old, new in full.items()):
+        _check_left_out(full, policy)
+    return full
 
 
 def _left_out(key: str) -> str:
@@ -115,7 +130,7 @@ def _left_out(key: str) -> str:
     return f"{NOTHING}:{key}"
 
 
-def _input(name: Any, policy: Any) -> str:
+def _input(name: Any, policy: Policy) -> str:
     """Return LeRobot's name of a policy's input."""
     wanted = [*policy.sources.cameras, *([STATE] if policy.state_dim else [])]
     key = name if name in wanted else image_key(str(name))
@@ -129,18 +144,18 @@ def _input(name: Any, policy: Any) -> str:
     return key
 
 
-def _check_left_out(found: Mapping[str, str], policy: Any) -> None:
+def _check_left_out(full: Mapping[str, str], policy: Policy) -> None:
     """Check that a policy can go without the cameras that a full rename map leaves out."""
-    out = [new for old, new in found.items() if old == _left_out(new)]
+    out = [new for old, new in full.items() if old == _left_out(new)]
     listed = ", ".join(out)
-    if not policy.masks_cameras or STATE in out:
+    if not policy.family.masks_cameras or STATE in out:
         raise PolicyError(
             f"`rename` leaves {listed} out, which the policy {policy.name!r} (type "
             f"{policy.config.type!r}) needs",
             allowed=f"`{NOTHING}` for cameras of flow-matching policies (smolvla, pi0, pi05): "
             "LeRobot masks those that are missing",
         )
-    renamed = [new for old, new in found.items() if new in out and old != _left_out(new)]
+    renamed = [new for old, new in full.items() if new in out and old != _left_out(new)]
     if renamed:
         raise PolicyError(f"`rename` leaves {renamed[0]} out and gives it a camera")
     if set(policy.sources.cameras) <= set(out):
@@ -150,14 +165,117 @@ def _check_left_out(found: Mapping[str, str], policy: Any) -> None:
         )
 
 
+def prepare(
+    policy: Policy, observation: dict[str, Any], instructions: Sequence[str]
+) -> dict[str, Tensor]:
+    """Prepare everything, images as float32 [N, 3, W, W] that the preprocessor may normalise.
+
+    Args:
+        policy: Whose inputs these become.
+        observation: Host observations of N environments.
+        instructions: One instruction per environment.
+    """
+    host = _host_batch(policy, observation, instructions)
+    for key in policy.sources.image_keys:
+        images = torch.from_numpy(np.asarray(_images(policy, observation, key)))
+        host[_fed(policy, key)] = images.permute(0, 3, 1, 2).float().div_(255.0)
+    return _only_observations(_preprocessed(policy, host))
+
+
+def prepare_bytes(
+    policy: Policy, observation: dict[str, Any], instructions: Sequence[str]
+) -> dict[str, Tensor]:
+    """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep.
+
+    Args:
+        policy: Whose inputs these become.
+        observation: Host observations of N environments.
+        instructions: One instruction per environment.
+    """
+    batch = _only_observations(
+        _preprocessed(policy, _host_batch(policy, observation, instructions))
+    )
+    for key in policy.sources.image_keys:
+        images = np.array(_images(policy, observation, key))
+        batch[key] = torch.from_numpy(images).to(policy.device)
+    return batch
+
+
+def _preprocessed(policy: Policy, host: dict[str, Any]) -> dict[str, Any]:
+    """Return what a policy's preprocessor makes of a batch.
+
+    Raises:
+        PolicyError: If it fails: its steps may be of another policy, or in another order.
+    """
+    try:
+        batch: dict[str, Any] = policy.preprocessor(host)
+    except RoboRazorError:
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise PolicyError(
+            f"The preprocessor of the policy {policy.name!r} fails on an observation: "
+            f"{type(error).__name__}: {text}",
+            remedy="Its `policy_preprocessor.json` does not fit the policy: take another "
+            "checkpoint.",
+        ) from error
+    return batch
+
+
+def with_time(module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return observations with an axis of time where a LeRobot policy's own code wants one."""
+    if not _looks_back(module):
+        return batch
+    return {
+        key: value[:, None] if key.startswith("observation.") else value
+        for key, value in batch.items()
+    }
+
+
+def _looks_back(module: nn.Module) -> bool:
+    """Say whether a LeRobot policy queues observations, and so wants them with an axis of time."""
+    queues = getattr(module, "_queues", None) or {}
+    return any(key.startswith("observation.") for key in queues)
+
+
+def _host_batch(
+    policy: Policy, observation: dict[str, Any], instructions: Sequence[str]
+) -> dict[str, Any]:
+    """Return all but the images, as a preprocessor wants it."""
+    host: dict[str, Any] = {"task": list(instructions)}
+    if policy.state_dim:
+        state = np.array(observation[policy.sources.state(observation)], dtype=np.float32)
+        host[_fed(policy, STATE)] = torch.from_numpy(state)
+    return host
+
+
+def _images(policy: Policy, observation: dict[str, Any], key: str) -> Any:
+    """Return the images of a host observation that an input is read from."""
+    pixels = observation["pixels"]
+    return pixels[policy.sources.camera(key, pixels)]
+
+
+def _fed(policy: Policy, key: str) -> str:
+    """Return the name under which the preprocessor must be given an input."""
+    return key if rename_step(policy.preprocessor) is None else policy.sources.fed(key)
+
+
+def _only_observations(batch: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in batch.items()
+        if key.startswith("observation.") and isinstance(value, Tensor)
+    }
+
+
 def resizes_images(config: Any) -> bool:
-    """Tell whether a policy brings images of any size to its own, as LeRobot's VLAs do."""
+    """Return whether a policy brings images of any size to its own, as LeRobot's VLAs do."""
     names = ("resize_imgs_with_padding", "image_resolution", "resize_shape")
     return any(getattr(config, name, None) for name in names)
 
 
 def check_fit(
-    policy: Any,
+    policy: Policy,
     observation: spaces.Space[Any],
     action: spaces.Space[Any],
     also: Collection[str] = (),
@@ -165,7 +283,7 @@ def check_fit(
     """Check that a policy's cameras, state and actions are those of an environment.
 
     Args:
-        policy: `Policy`.
+        policy: The policy.
         observation: Space of one environment's observations.
         action: Space of its actions.
         also: LeRobot's names of what a data set offers beside the environment: a rename map may
@@ -207,7 +325,7 @@ def check_fit(
     )
 
 
-def _check_one_size(policy: Any) -> None:
+def _check_one_size(policy: Policy) -> None:
     """Check that a policy that takes images as they are wants all of one size."""
     shapes = {key: policy.config.image_features[key].shape for key in policy.sources.image_keys}
     if len({shape[1:] for shape in shapes.values()}) > 1:
@@ -220,7 +338,7 @@ def _check_one_size(policy: Any) -> None:
         )
 
 
-def _check_named(policy: Any, offered: Sequence[str]) -> None:
+def _check_named(policy: Policy, offered: Sequence[str]) -> None:
     """Check that for every input that the user renamed one of the names given is offered.
 
     Without it a misspelt name would go unnoticed wherever the policy's own name is there too.
@@ -237,7 +355,7 @@ def _check_named(policy: Any, offered: Sequence[str]) -> None:
 
 
 def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
-    """Check that an environment's actions have the range [-1, 1], as far as it tells one.
+    """Check that an environment's actions have the range [-1, 1], as far as it has one.
 
     Raises:
         PolicyEnvMismatchError: If not.
@@ -268,9 +386,9 @@ def offered_inputs(
     return {name: tuple(space.shape or ()) for name, space in images.items()}, numbers
 
 
-def _remedy(policy: Any, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
+def _remedy(policy: Policy, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
     """Say what to do: a rename map where cameras are only called otherwise."""
-    sources: InputSources = policy.sources
+    sources = policy.sources
     if any(_channels_first(shape) for shape in cameras.values()):
         return (
             "Pictures must be [height, width, 3]: put a wrapper around the environment that moves "
@@ -281,7 +399,7 @@ def _remedy(policy: Any, missing: Sequence[str], cameras: Mapping[str, Any]) -> 
     taken = {sources.camera(key, cameras) for key in sources.image_keys}
     free = [image_key(name) for name in cameras if name not in taken]
     without = ""
-    if absent and policy.masks_cameras and len(absent) < len(sources.image_keys):
+    if absent and policy.family.masks_cameras and len(absent) < len(sources.image_keys):
         out = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
         without = f" The policy can also go without: --rename '{{{NOTHING}: {out}}}'."
     if absent and len(absent) <= len(free) and set(missing) == set(absent):

@@ -1,7 +1,7 @@
 """From a name, a checkpoint or a hub id to a policy, and from settings to a new one.
 
-With `flow.families`, the only module that imports LeRobot's policy API. LeRobot is imported inside
-the functions, because that takes seconds.
+With the families of flow-matching policies, the only module that imports LeRobot's policy API.
+LeRobot is imported inside the functions, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from robo_razor.core.errors import CheckpointError, PolicyError, shown, unknown_name
+from robo_razor.core.errors import CheckpointError, PolicyError, RegistryError, shown, unknown_name
 from robo_razor.core.run.directory import BEST, LAST, find_pretrained_model
+from robo_razor.policies.families import PolicyFamily, family_of
 from robo_razor.policies.files import (
     CONFIG_FILE,
     PROCESSOR_FILES,
@@ -34,16 +35,13 @@ from robo_razor.policies.files import (
 )
 from robo_razor.policies.flow.backbone_files import (
     VLM_FOLDER,
-    backbone,
     local_vlm,
-    match_precision,
     missing_vlm,
 )
-from robo_razor.policies.flow.families import ADAPTERS, is_flow_policy
 from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.inputs import image_key
 from robo_razor.policies.normalisation import check_held_statistics
-from robo_razor.policies.policy import Policy
+from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
 from robo_razor.policies.tokens import TokenPolicy
 from robo_razor.policies.weights import (
     WeightsHeader,
@@ -73,12 +71,12 @@ POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distr
 
 def shipped_policies() -> dict[str, Path]:
     """Return the policies whose weights came with the installation, by name."""
-    found: dict[str, Path] = {}
+    shipped: dict[str, Path] = {}
     for package in POLICY_PACKAGES:
         folder = Path(str(files(package).joinpath("weights")))
         if folder.is_dir():
-            found |= {p.name: p for p in sorted(folder.iterdir()) if (p / CONFIG_FILE).is_file()}
-    return found
+            shipped |= {p.name: p for p in sorted(folder.iterdir()) if (p / CONFIG_FILE).is_file()}
+    return shipped
 
 
 def locate_policy(name_or_path: str | Path) -> Path | None:
@@ -92,7 +90,7 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
         The directory, or None if the name can only be a hub id (`owner/name`).
 
     Raises:
-        UnknownNameError: If it is no shipped policy, no path and no hub id.
+        UnknownNameError: If it is not a shipped policy, a path or a hub id.
         CheckpointError: If it is a directory without a policy.
     """
     name = str(name_or_path)
@@ -122,7 +120,7 @@ def load_policy(
     """Load a policy with its processors, in evaluation mode.
 
     Nothing in its files is run, and nothing outside of its folder is read but the settings and the
-    tokenizer of a backbone that it names (see `policy_files`).
+    tokenizer of a backbone that it names (see `files`).
 
     Args:
         name_or_path: See `locate_policy`.
@@ -135,6 +133,7 @@ def load_policy(
         CheckpointError: If its files are missing, truncated, do not fit together, ask for what a
             checkpoint may not do, or hold numbers that are not finite.
         PolicyError: If the hub cannot be reached, or LeRobot does not know the type of the policy.
+        RegistryError: If an installed package that offers families cannot be imported.
     """
     located = locate_policy(name_or_path)
     directory = _download(str(name_or_path)) if located is None else located
@@ -145,18 +144,17 @@ def load_policy(
     check_names(directory, from_hub=located is None)
     try:
         with without_remote_code():
-            parts = _load_from_directory(directory, header, device)
-            handle = _make_handle(*parts, str(name_or_path), device)
-            handle.load_extras(directory)
-    except (PolicyError, CheckpointError):
+            policy = _wrap(_load_from_directory(directory, header, str(name_or_path), device))
+            policy.load_extras(directory)
+    except (PolicyError, CheckpointError, RegistryError):
         raise
     except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
         raise _not_loaded(directory, error) from error
-    check_kinds(handle.module, header)
-    check_finite(handle.module, directory)
-    check_held_statistics(handle, directory, complete=not may_lack_statistics)
-    handle.try_out()
-    return handle
+    check_kinds(policy.module, header)
+    check_finite(policy.module, directory)
+    check_held_statistics(policy, directory, complete=not may_lack_statistics)
+    policy.try_out()
+    return policy
 
 
 def _not_loaded(directory: Path, error: Exception) -> PolicyError | CheckpointError:
@@ -224,15 +222,13 @@ def create_policy(
     }
     module = get_policy_class(policy_type)(config)
     preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=statistics)
-    return _make_handle(module, preprocessor, postprocessor, policy_type, device)
+    family = family_of(config.type)
+    return _wrap(Loaded(module, preprocessor, postprocessor, policy_type, device, family))
 
 
-def _make_handle(
-    module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str
-) -> Policy:
-    """Choose the handle by what the policy offers."""
-    has_tokens = all(hasattr(module, part) for part in ("action_logits", "predict", "bin_centers"))
-    kind: type[Policy] = TokenPolicy if has_tokens else Policy
+def _wrap(loaded: Loaded) -> Policy:
+    """Return a policy of the kind that its family says, in evaluation mode."""
+    module, name = loaded.module.eval(), loaded.name
     looks = int(getattr(module.config, "n_obs_steps", 1))
     if looks > 1:
         raise PolicyError(
@@ -249,9 +245,7 @@ def _make_handle(
             "averages each action over the chunks of the steps before; here it is the first of its "
             "own chunk, for `n_action_steps` is 1 with that setting.",
         )
-    if is_flow_policy(module):
-        kind = FlowPolicy
-    return kind(module.eval(), preprocessor, postprocessor, name, device)
+    return loaded.family.wrap(loaded)
 
 
 @functools.cache  # looking through all installed distributions takes a while
@@ -265,9 +259,7 @@ def _register_policies() -> None:
     register_third_party_plugins()
 
 
-def _load_from_directory(
-    directory: Path, header: WeightsHeader, device: str
-) -> tuple[Any, Any, Any]:
+def _load_from_directory(directory: Path, header: WeightsHeader, name: str, device: str) -> Loaded:
     """Load module, preprocessor and postprocessor."""
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
@@ -276,17 +268,19 @@ def _load_from_directory(
     config.device = device
     config.pretrained_path = None  # Where it was when LeRobot trained it: not read from here on.
     config.use_peft = False  # `model.safetensors` is whole, whatever was trained of it.
-    if config.type in ADAPTERS and getattr(config, "compile_model", False):
+    family = family_of(config.type)
+    backbone = family.backbone(config)
+    if not family.samples_itself and getattr(config, "compile_model", False):
         # What would be compiled is LeRobot's own sampler, which the one here replaces.
         config.compile_model = False
         _say_once(logging.INFO, f"{directory}: `compile_model` is switched off.")
     override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
-    missing = missing_vlm(config, directory)
+    missing = missing_vlm(backbone, directory)
     with local_vlm(config, directory) as vlm, _without_first_weights(config):
         if vlm is not None:
             override["tokenizer_processor"] = {"tokenizer_name": vlm}
         try:
-            module = _build(get_policy_class(config.type), header, config)
+            module = _build(get_policy_class(config.type), header, config, family)
             preprocessor, postprocessor = make_pre_post_processors(
                 config, pretrained_path=str(directory), preprocessor_overrides=override
             )
@@ -301,11 +295,11 @@ def _load_from_directory(
     # They are saved under their names, which a file may have set to that of another file.
     preprocessor.name, postprocessor.name = (Path(name).stem for name in PROCESSOR_FILES)
     if vlm is not None:
-        match_precision(module)
+        family.match_backbone(module)
         for step in preprocessor.steps:  # what is saved again names the folder that it named
             if getattr(step, "tokenizer_name", None):
-                step.tokenizer_name = backbone(config)
-    return module, preprocessor, postprocessor
+                step.tokenizer_name = backbone
+    return Loaded(module, preprocessor, postprocessor, name, device, family)
 
 
 @contextlib.contextmanager
@@ -343,7 +337,9 @@ def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:
     )
 
 
-def _build(policy_class: Any, header: WeightsHeader, config: Any) -> Any:
+def _build(
+    policy_class: Any, header: WeightsHeader, config: Any, family: PolicyFamily
+) -> LeRobotModule:
     """Return a policy with its weights.
 
     Raises:
@@ -351,12 +347,12 @@ def _build(policy_class: Any, header: WeightsHeader, config: Any) -> Any:
     """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), bounded_by(header), plain_keys(header) as folder:
-        if config.type not in ADAPTERS:
+        if family.builds_without_memory:
             _build_without_memory(policy_class, config)
         # LeRobot prints where the weights come from.
-        module = policy_class.from_pretrained(folder, config=config, strict=True)
-    _, found, reason = printed.getvalue().partition("ould not load state dict")
-    if found:  # pi0 and pi0.5 print this and go on with random weights.
+        module: LeRobotModule = policy_class.from_pretrained(folder, config=config, strict=True)
+    _, is_wrong, reason = printed.getvalue().partition("ould not load state dict")
+    if is_wrong:  # pi0 and pi0.5 print this and go on with random weights.
         raise CheckpointError(
             f"The weights in {header.path.parent} do not fit the policy: "
             f"{misfit(reason) or reason.strip(': ')[:300]}",

@@ -21,7 +21,7 @@ import copy
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ from torch import Tensor
 from robo_razor.core.errors import CheckpointError, ConfigError, PolicyError, shown
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet
-from robo_razor.policies.image_encoder import ENCODERS
 from robo_razor.policies.inputs import STATE
+
+if TYPE_CHECKING:
+    from robo_razor.policies.policy import Policy
 
 ACTION = "action"
 NEEDED = {
@@ -52,11 +54,11 @@ Statistics = dict[str, dict[str, Tensor]]
 """Key of the policy -> name of a statistic -> float32 [n]."""
 
 
-def check_statistics(policy: Any, config: FinetuneConfig) -> None:
+def check_statistics(policy: Policy, config: FinetuneConfig) -> None:
     """Check that what a policy normalises has statistics, and that those asked for can be used.
 
     Args:
-        policy: `Policy` of the base.
+        policy: The base.
         config: The run's settings.
 
     Raises:
@@ -71,14 +73,14 @@ def check_statistics(policy: Any, config: FinetuneConfig) -> None:
         _check_targets(policy)
 
 
-def _check_targets(policy: Any) -> None:
+def _check_targets(policy: Policy) -> None:
     """Check that actions can be normalised: a policy that is cloned learns them so."""
     for step in _normalisers(policy.preprocessor):
-        found = _held(step).get(ACTION, {})
+        held = _held(step).get(ACTION, {})
         mode = _mode(step, ACTION)
-        if mode is None or any(name not in found for name in NEEDED[mode]):
+        if mode is None or any(name not in held for name in NEEDED[mode]):
             continue
-        flat = (_width(mode, found) <= step.eps).flatten()
+        flat = (_width(mode, held) <= step.eps).flatten()
         if flat.any():
             raise PolicyError(
                 f"The policy {policy.name!r} was made from actions that never change in dimension "
@@ -89,11 +91,11 @@ def _check_targets(policy: Any) -> None:
             )
 
 
-def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> None:
+def check_held_statistics(policy: Policy, directory: Path, *, complete: bool) -> None:
     """Check the statistics that a policy came with, before it normalises anything by them.
 
     Args:
-        policy: `Policy`, just loaded.
+        policy: The policy, just loaded.
         directory: Its folder, for the errors.
         complete: Whether none may be missing.
 
@@ -122,9 +124,9 @@ def check_held_statistics(policy: Any, directory: Path, *, complete: bool) -> No
                 _check_held(policy, step, key, where, divides)
 
 
-def _check_modes(policy: Any, directory: Path) -> None:
+def _check_modes(policy: Policy, directory: Path) -> None:
     """Check that the pipelines normalise what the configuration says, where that is known."""
-    if not policy.has_density and policy.config.type not in ENCODERS:
+    if not policy.has_density and not policy.family.normalises_as_configured:
         return  # others of LeRobot's have steps of their own for it
     asked = {
         getattr(kind, "value", kind): mode.value
@@ -136,10 +138,10 @@ def _check_modes(policy: Any, directory: Path) -> None:
             wanted = asked.get(_kind(key), "IDENTITY")
             modes = [mode for step in _normalisers(pipeline) if (mode := _mode(step, key))]
             if modes != [wanted] * (wanted != "IDENTITY"):
-                found = " and ".join(modes) or "IDENTITY"
+                actual = " and ".join(modes) or "IDENTITY"
                 raise CheckpointError(
                     f"The policy in {directory} normalises {key!r} by {wanted}, as its config.json "
-                    f"says, but the pipeline {pipeline.name!r} by {found}",
+                    f"says, but the pipeline {pipeline.name!r} by {actual}",
                     remedy="Its files are of different policies: take another checkpoint.",
                 )
 
@@ -155,15 +157,15 @@ def _check_eps(step: Any, where: str) -> None:
         )
 
 
-def _check_held(policy: Any, step: Any, key: str, where: str, divides: bool) -> None:
+def _check_held(policy: Policy, step: Any, key: str, where: str, divides: bool) -> None:
     """Check the statistics that one step holds of one value."""
     mode = _mode(step, key)
-    found = _held(step).get(key, {})
-    if mode is None or any(name not in found for name in NEEDED[mode]):
+    held = _held(step).get(key, {})
+    if mode is None or any(name not in held for name in NEEDED[mode]):
         return
     shape = _shape(policy, key)
     for name in NEEDED[mode]:
-        values = found[name]
+        values = held[name]
         _check_shape(f"{name} of {key!r} in {where}", values, shape)
         bad = ~torch.isfinite(values)
         if bad.any():
@@ -172,7 +174,7 @@ def _check_held(policy: Any, step: Any, key: str, where: str, divides: bool) -> 
                 "number: all that is normalised by it would be lost",
                 remedy="Take another checkpoint, or compute the statistics again and save it.",
             )
-    width = _width(mode, found)
+    width = _width(mode, held)
     eps = float(step.eps)
     if (width < 0).any():
         raise CheckpointError(
@@ -195,9 +197,9 @@ def _held(step: Any) -> Statistics:
     return held
 
 
-def _width(mode: str, found: dict[str, Tensor]) -> Tensor:
+def _width(mode: str, held: dict[str, Tensor]) -> Tensor:
     """Return what a mode of normalisation divides by, without LeRobot's `eps`."""
-    low, high = (found[name].float() for name in NEEDED[mode])
+    low, high = (held[name].float() for name in NEEDED[mode])
     return high if mode == "MEAN_STD" else high - low
 
 
@@ -206,7 +208,7 @@ def _what(mode: str) -> str:
     return high if mode == "MEAN_STD" else f"{high} - {low}"
 
 
-def _shape(policy: Any, key: str) -> tuple[int, ...]:
+def _shape(policy: Policy, key: str) -> tuple[int, ...]:
     """Return the shape that a policy's configuration gives a value."""
     features = {**(policy.config.input_features or {}), **(policy.config.output_features or {})}
     return tuple(features[key].shape)
@@ -234,7 +236,7 @@ def _first(values: Tensor, chosen: Tensor) -> str:
     return f"{number:g} in dimension {where}"
 
 
-def _check_complete(policy: Any, replaced: Collection[str]) -> None:
+def _check_complete(policy: Policy, replaced: Collection[str]) -> None:
     """Check that no statistics of what a policy normalises are missing, but for some."""
     for key, mode, lacking, there in _gaps(policy):
         if key in replaced:
@@ -258,7 +260,7 @@ def _remedy(key: str) -> str:
     )
 
 
-def replaceable(policy: Any) -> tuple[str, ...]:
+def replaceable(policy: Policy) -> tuple[str, ...]:
     """Return which of state and action a policy normalises, and so can with other statistics.
 
     Raises:
@@ -275,7 +277,7 @@ def replaceable(policy: Any) -> tuple[str, ...]:
     return keys
 
 
-def demonstration_statistics(demonstrations: DemonstrationSet, policy: Any) -> Statistics:
+def demonstration_statistics(demonstrations: DemonstrationSet, policy: Policy) -> Statistics:
     """Return the statistics of what a policy normalises, over all frames of demonstrations."""
     values = {STATE: demonstrations.state, ACTION: demonstrations.actions}
     return {key: statistics_of(values[key]) for key in replaceable(policy)}
@@ -286,18 +288,20 @@ def statistics_of(values: NDArray[np.float32]) -> dict[str, Tensor]:
     exact = values.astype(np.float64)
     low, high = exact.min(0), exact.max(0)
     still = low == high
-    found = {
+    columns = {
         "mean": np.where(still, low, exact.mean(0)),
         "std": np.where(still, 1.0, exact.std(0)),
         "min": np.where(still, low - 1.0, low),
         "max": np.where(still, high + 1.0, high),
     }
-    found |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
+    columns |= dict(
+        zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True)
+    )
     for lower, upper in (("q01", "q99"), ("q10", "q90")):
-        same = found[lower] == found[upper]
-        found[lower] = np.where(same, found["min"], found[lower])
-        found[upper] = np.where(same, found["max"], found[upper])
-    return {name: torch.from_numpy(column.astype(np.float32)) for name, column in found.items()}
+        same = columns[lower] == columns[upper]
+        columns[lower] = np.where(same, columns["min"], columns[lower])
+        columns[upper] = np.where(same, columns["max"], columns[upper])
+    return {name: torch.from_numpy(column.astype(np.float32)) for name, column in columns.items()}
 
 
 def with_statistics(pipeline: Any, statistics: Statistics) -> Any:
@@ -326,7 +330,7 @@ def _normalisers(pipeline: Any) -> list[Any]:
     return [step for step in pipeline.steps if _is_normaliser(step)]
 
 
-def _numbers(policy: Any) -> list[str]:
+def _numbers(policy: Policy) -> list[str]:
     return [*([STATE] if policy.state_dim else []), ACTION]
 
 
@@ -345,7 +349,7 @@ def _mode(step: Any, key: str) -> str | None:
     return None if mode == "IDENTITY" or left_out else mode
 
 
-def _gaps(policy: Any) -> Iterator[tuple[str, str, list[str], dict[str, list[str]]]]:
+def _gaps(policy: Policy) -> Iterator[tuple[str, str, list[str], dict[str, list[str]]]]:
     """Yield key, mode, what is missing, and all that there is, where a step lacks statistics."""
     inputs = [*_numbers(policy), *policy.sources.image_keys]
     for pipeline, keys in ((policy.preprocessor, inputs), (policy.postprocessor, [ACTION])):

@@ -1,21 +1,23 @@
 """What the toolkit needs of a policy: to prepare, act, give densities, train, copy and save.
 
-A LeRobot module that has `action_logits`, `predict` and `bin_centers` (categorical action tokens)
-gets a `token_handle` with exact densities, a flow-matching one a `flow.handle` with those of its
-denoising paths; every other LeRobot policy gets a `Policy`, which can act and be cloned but
-has no density. Of concrete policies nothing is known here.
+`Policy` is the contract, and what every LeRobot policy fulfils by itself: it can act and be cloned,
+but has no density. A module with `action_logits`, `predict` and `bin_centers` (categorical action
+tokens) becomes a `tokens.TokenPolicy` with exact densities, a flow-matching one a
+`flow.policy.FlowPolicy` with those of its denoising paths.
 
 Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
-S state.
+S state, W width of an image, K action tokens.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,84 +25,149 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robo_razor.core.errors import PolicyError
+from robo_razor.core.errors import PolicyError, shown
 from robo_razor.core.settings.config import FlowConfig
 from robo_razor.core.settings.conversion import parse_mapping
-from robo_razor.policies.blocks import in_blocks
-from robo_razor.policies.checks import (
-    check_finite_output,
-    check_instruction,
-    check_own_actions,
-    no_density,
-    warn_of_unread_words,
-)
 from robo_razor.policies.distributions import ActionDistribution
-from robo_razor.policies.flow.families import masks_cameras
-from robo_razor.policies.image_encoder import freeze_encoder, image_encoder
 from robo_razor.policies.inputs import (
     InputSources,
     check_fit,
     full_rename_map,
+    prepare,
     real_cameras,
     rename_step,
     resizes_images,
+    with_time,
 )
 from robo_razor.policies.lora import add_lora, has_lora, merge_lora
-from robo_razor.policies.loss_weight import loss_weight
 from robo_razor.policies.normalisation import Statistics, with_statistics
-from robo_razor.policies.own_noise import fixed_noise
-from robo_razor.policies.preparation import prepare, with_time
+from robo_razor.policies.reproducible import fixed_noise, in_blocks
+
+if TYPE_CHECKING:
+    from robo_razor.policies.families import PolicyFamily
 
 logger = logging.getLogger(__name__)
 
 ACTION = "action"
+MAX_WARNINGS = 20
+"""Instructions per policy that are warned about; a data set may have thousands."""
+WORD = re.compile(r"\S+")
+
+
+class LeRobotModule(nn.Module):
+    """What is used of LeRobot's `PreTrainedPolicy`: for the type checker, no policy is one."""
+
+    config: Any
+    """LeRobot's `PreTrainedConfig`."""
+    model: Any
+    """The network, where the policy calls it so."""
+    value_parameters: Callable[[], Iterator[nn.Parameter]]
+    """Where there is a critic: what only the value depends on."""
+
+    def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return normalised chunks of at least H actions."""
+        raise NotImplementedError
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write configuration and weights."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A LeRobot policy with its processors, as it was loaded or made.
+
+    Attributes:
+        module: The LeRobot policy, in evaluation mode.
+        preprocessor: Pipeline from host batches to policy batches.
+        postprocessor: Pipeline from policy actions to environment actions.
+        name: What the user called the policy.
+        device: Torch device.
+        family: What is particular to its type.
+    """
+
+    module: LeRobotModule
+    preprocessor: Any
+    postprocessor: Any
+    name: str
+    device: str
+    family: PolicyFamily
 
 
 class Policy:
     """A LeRobot policy with its processors; base class for policies without a density.
 
+    Observations come as the host's: `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos":
+    float [N, S]}`. `prepare` makes of them a *batch*, the policy's inputs: tensors of first axis N
+    or B. All that is computed without gradients is a pure function of weights and observation: it
+    does not depend on the other rows of its batch.
+
+    A policy of another kind is a subclass that overrides what it does otherwise. The attributes
+    have defaults, so a small one need not call `Policy.__init__`.
+
     Args:
-        module: The LeRobot policy.
-        preprocessor: Pipeline from host batches to policy batches.
-        postprocessor: Pipeline from policy actions to environment actions.
-        name: What the user called the policy.
-        device: Torch device.
+        loaded: The LeRobot policy and what came with it.
     """
 
-    has_density = False
-    vision_frozen = False
+    family: PolicyFamily
+    """What is particular to its type."""
+    module: LeRobotModule
+    """The LeRobot policy; `nn.Module`."""
+    preprocessor: Any
+    """LeRobot's pipeline from host batches to policy batches."""
+    postprocessor: Any
+    """LeRobot's pipeline from policy actions to environment actions."""
+    sources: InputSources
+    """Where the cameras and the state are read from."""
+    name: str = "policy"
+    """What the user called the policy."""
+    device: torch.device = torch.device("cpu")
+    """Where the module is; batches and uniform numbers must be there too."""
+    has_density: bool = False
+    """Whether there are `distribution` and `distribution_and_value`, as PPO and KL need them."""
+    temperature: float = 1.0
+    """Divides the logits of action tokens, in (0, inf); read if `reads_temperature`."""
+    reads_temperature: bool = True
+    """False where something else says how far samples spread."""
+    vision_frozen: bool = False
     """True once `freeze_vision` was called: then `encode` may stand for the images."""
+    chunk_size: int = 1
+    """H, the actions that are executed per decision, at least 1."""
+    action_dim: int = 1
+    """A."""
+    state_dim: int = 0
+    """S; 0 for a policy that reads no state."""
+    inference_batch: int = 16
+    """Rows of one inference, filled up where there are fewer."""
 
-    def __init__(
-        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
-    ) -> None:
-        self.module = module.to(device)
-        self.preprocessor = preprocessor
-        self.postprocessor = postprocessor
-        self.name = name
-        self.device = torch.device(device)
-        # Rows of one inference, filled up where there are fewer: an accelerator wants many.
+    def __init__(self, loaded: Loaded) -> None:
+        self.family = loaded.family
+        self.module = loaded.module.to(loaded.device)
+        self.preprocessor = loaded.preprocessor
+        self.postprocessor = loaded.postprocessor
+        self.name = loaded.name
+        self.device = torch.device(loaded.device)
+        # An accelerator wants many rows.
         self.inference_batch = 16 if self.device.type == "cpu" else 32
-        self.temperature = 1.0
-        config = module.config
+        config = self.module.config
         cameras = real_cameras(config)
         if config.image_features and not cameras:
             raise PolicyError(
-                f"The policy {name!r} has no camera but the empty ones of `empty_cameras`.",
+                f"The policy {self.name!r} has no camera but the empty ones of `empty_cameras`.",
                 allowed="policies with at least one camera of their own",
             )
-        step = rename_step(preprocessor)
+        step = rename_step(self.preprocessor)
         self.sources = InputSources(cameras, step.rename_map if step else {})
         self.renamed: dict[str, str] = {}
         """The part of the rename map that an environment or data set must have names of."""
-        self.masks_cameras = masks_cameras(config)
         self.encoder_frozen = False
-        self.warnings_given = 0
-        self._instructions: set[str] = set()  # that were looked at for words that it does not read
-        self.chunk_size: int = getattr(config, "n_action_steps", 1)
-        self.action_dim: int = config.action_feature.shape[0]
+        self._warnings_given = 0
+        self._known_instructions: set[str] = set()
+        """Those whose words were looked at already."""
+        self.chunk_size = getattr(config, "n_action_steps", 1)
+        self.action_dim = config.action_feature.shape[0]
         state = config.robot_state_feature
-        self.state_dim: int = state.shape[0] if state is not None else 0
+        self.state_dim = state.shape[0] if state is not None else 0
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.module.parameters())
@@ -129,14 +196,30 @@ class Policy:
         return None if takes_any else self.image_shape
 
     @property
+    def camera_names(self) -> list[str]:
+        """Return the cameras of a host observation that the policy looks through."""
+        return [self.sources.camera(key) for key in self.sources.image_keys]
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         """Return the shape of the uniform numbers that one sampled decision takes."""
         return self.chunk_size, self.action_dim
 
     @property
-    def camera_names(self) -> list[str]:
-        """Return the cameras of a host observation that the policy looks through."""
-        return [self.sources.camera(key) for key in self.sources.image_keys]
+    def action_bins(self) -> Tensor | None:
+        """Return the actions [K] that tokens stand for, ascending; None without action tokens."""
+        return None
+
+    @property
+    def predicted_actions(self) -> int:
+        """Return how many actions are predicted, and cloned, at once: at least `chunk_size`."""
+        times = getattr(self.config, "action_delta_indices", None)  # as LeRobot's own training does
+        return len(times) if times else int(getattr(self.config, "chunk_size", self.chunk_size))
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Return how much memory what `encode_prefix` makes may take; 0 where it saves no work."""
+        return 0
 
     def rename(self, text: str, strict: bool = True) -> None:
         """Read inputs from where a map says, and keep that with the policy's processors.
@@ -147,19 +230,19 @@ class Policy:
             strict: Let `check_env` refuse names that the environment does not have.
 
         Raises:
-            RoboRazorError: It is no such map, or names an input that the policy does not have.
+            RoboRazorError: It is not such a map, or names an input that the policy does not have.
         """
-        given = full_rename_map(parse_mapping("rename", text), self)
-        if not given:
+        names = full_rename_map(parse_mapping("rename", text), self)
+        if not names:
             return
-        self.renamed = given if strict else {}
+        self.renamed = names if strict else {}
         step = rename_step(self.preprocessor)
         if step is None:
             logger.warning("The preprocessor of %s keeps no names: give `rename` again", self.name)
-            self.sources = InputSources(self.sources.cameras, given)
+            self.sources = InputSources(self.sources.cameras, names)
             return
-        known = {old: new for old, new in step.rename_map.items() if new not in given.values()}
-        step.rename_map = known | given
+        known = {old: new for old, new in step.rename_map.items() if new not in names.values()}
+        step.rename_map = known | names
         self.sources = InputSources(self.sources.cameras, step.rename_map)
 
     def configure(self, flow: FlowConfig) -> None:
@@ -182,17 +265,78 @@ class Policy:
         self.warn_of_unread_words(instructions)
         return prepare(self, observation, instructions)
 
-    def warn_of_unread_words(self, instructions: Sequence[str]) -> None:
-        """Warn of the words of instructions that the policy does not read, once for each."""
-        warn_of_unread_words(self, instructions, self._instructions)
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace images by what a frozen image encoder makes of them, where that saves work.
+
+        Only asked for when `vision_frozen`. The result can be used in place of `batch`.
+        """
+        return batch
+
+    def encode_prefix(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what can be used in place of `batch` while no encoder changes.
+
+        Only asked for when `prefix_bytes` > 0.
+        """
+        return batch
 
     def check_instruction(self, instruction: str) -> None:
         """Check that an instruction of the user's own says anything to the policy.
 
         Raises:
-            PolicyError: If it has no word that the policy knows.
+            PolicyError: If it has no word that the policy knows, among those that it reads.
         """
-        check_instruction(self, instruction)
+        readers = [tokenizer.read_words for tokenizer in self.word_tokenizers()]
+        if not instruction.strip() or any(not read(instruction) for read in readers):
+            raise PolicyError(
+                f"The policy {self.name!r} knows no word of the instruction {instruction!r}.",
+                allowed="words as in the tasks' own instructions (robo-razor list)",
+                remedy='Say it in other words, such as "pick up the red can".',
+            )
+
+    def word_tokenizers(self) -> list[Any]:
+        """Return the policy's own tokenizers that can tell which words they know."""
+        tokenizers = [getattr(step, "tokenizer", None) for step in self.preprocessor.steps]
+        return [tokenizer for tokenizer in tokenizers if hasattr(tokenizer, "read_words")]
+
+    def warn_of_unread_words(self, instructions: Sequence[str]) -> None:
+        """Warn of the words of instructions that the policy does not read, once for each.
+
+        Those that its tokenizer does not know, and those that its longest instruction cuts off.
+        """
+        known = self._known_instructions
+        for text in dict.fromkeys(instructions):
+            if text in known or len(known) >= 100 * MAX_WARNINGS:
+                continue
+            known.add(text)
+            unknown, cut = self.unread_words(text)
+            if not unknown and not cut:
+                continue
+            self._warnings_given += 1
+            if self._warnings_given > MAX_WARNINGS:
+                continue
+            parts = [f"it never learnt: {', '.join(unknown)}"] * bool(unknown)
+            parts += [f"it cuts off, as they are too many: {', '.join(cut)}"] * bool(cut)
+            logger.warning(
+                "The policy %s does not read all words of the instruction %s. Words that %s.%s",
+                self.name,
+                shown(text),
+                "; words that ".join(parts),
+                " Further instructions are not told." * (self._warnings_given == MAX_WARNINGS),
+            )
+
+    def unread_words(self, instruction: str) -> tuple[list[str], list[str]]:
+        """Return the words of an instruction that the policy does not know, and those it cuts off.
+
+        Only with a tokenizer of transformers; one of words, as razor has it, warns itself.
+        """
+        unknown: list[str] = []
+        cut: list[str] = []
+        for step in self.preprocessor.steps:
+            if getattr(step, "input_tokenizer", None) is not None:
+                length = int(getattr(step, "max_length", 0) or 0)
+                more_unknown, more_cut = _unread_pieces(step.input_tokenizer, instruction, length)
+                unknown, cut = unknown + more_unknown, cut + more_cut
+        return [word for word in unknown if word not in cut], cut
 
     # Acting ---------------------------------------------------------------------------------
 
@@ -228,7 +372,7 @@ class Policy:
             numbers = torch.as_tensor(uniforms, device=self.device)
             return self.to_actions(distribution.sample(numbers))
         chunk = self.postprocessor(self.chunks(batch))
-        check_finite_output(self, "actions", chunk)
+        self.check_finite("actions", chunk)
         return np.asarray(chunk.float().cpu().numpy(), dtype=np.float32)
 
     @torch.no_grad()
@@ -243,9 +387,9 @@ class Policy:
             with fixed_noise():
                 return (self.module.predict_action_chunk(rows)[:, : self.chunk_size],)
 
-        (found,) = in_blocks(predict, with_time(self.module, batch), self.inference_batch)
-        check_finite_output(self, "actions", found, inputs=batch)
-        return found
+        (actions,) = in_blocks(predict, with_time(self.module, batch), self.inference_batch)
+        self.check_finite("actions", actions, inputs=batch)
+        return actions
 
     def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
         """Return the chunks to execute, float32 [B, H, A] in the environment's units.
@@ -258,20 +402,70 @@ class Policy:
     def distribution(self, batch: dict[str, Tensor]) -> ActionDistribution:
         """Return the distribution of the executed chunk.
 
+        Args:
+            batch: Prepared observations of B rows.
+
         Raises:
             PolicyError: If the policy has no density.
         """
-        raise no_density(self)
+        raise self._no_density()
 
     def distribution_and_value(
         self, batch: dict[str, Tensor], value_detach: bool = True
     ) -> tuple[ActionDistribution, Tensor]:
         """Return the distribution of the executed chunk and the value [B].
 
+        The value is the return that is to be expected, in the units of the reward.
+
+        Args:
+            batch: Prepared observations of B rows.
+            value_detach: Let no gradient of the value reach what the actions depend on.
+
         Raises:
             PolicyError: If the policy has no density.
         """
-        raise no_density(self)
+        raise self._no_density()
+
+    def _no_density(self) -> PolicyError:
+        return PolicyError(
+            f"The policy {self.name!r} (type {self.config.type!r}) has no action density, so it "
+            "has no log-probability, no KL divergence and no PPO.",
+            allowed="policies with categorical action tokens, such as razor-base, and "
+            "flow-matching ones (smolvla, pi0, pi05)",
+            remedy="Fine-tune it with --method bc, or choose another --policy.",
+        )
+
+    def check_finite(
+        self, what: str, *outputs: Tensor, inputs: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Check that what the policy computed is finite: of NaN the largest is the first.
+
+        Args:
+            what: What was computed, in the plural.
+            *outputs: What was computed.
+            inputs: Prepared observations that it was computed from, where they are at hand.
+
+        Raises:
+            PolicyError: A number is NaN or infinite.
+        """
+        if all(bool(torch.isfinite(output).all()) for output in outputs):
+            return
+        for key, value in (inputs or {}).items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise PolicyError(
+                    f"The policy {self.name!r} was given NaN or infinity as {key!r}, and makes "
+                    f"{what} of it that are not finite either.",
+                    remedy="The observation is not finite, or far from what the policy normalises: "
+                    "look at the environment or the data set.",
+                )
+        count = sum(int((~torch.isfinite(output)).sum()) for output in outputs)
+        raise PolicyError(
+            f"The policy {self.name!r} computed {what} of which {count:,} of "
+            f"{sum(output.numel() for output in outputs):,} are NaN or infinite: its weights "
+            "or its statistics are far too large.",
+            remedy="Training diverged, or its file is damaged: take an earlier checkpoint of the "
+            "run.",
+        )
 
     # Training -------------------------------------------------------------------------------
 
@@ -284,7 +478,7 @@ class Policy:
         Raises:
             PolicyError: The policy changes actions by itself, unknown to training here.
         """
-        check_own_actions(self)
+        self._check_own_actions()
         if flow != FlowConfig() and type(self).configure is Policy.configure:
             logger.warning(
                 "The settings `flow.*` do nothing: %s (type %s) is no flow-matching policy.",
@@ -292,11 +486,25 @@ class Policy:
                 self.config.type,
             )
 
+    def _check_own_actions(self) -> None:
+        """Check that the policy does not change actions by itself, unknown to training here."""
+        refused = self.family.refused(self.config)
+        if refused is None:
+            return
+        setting, reason = refused
+        raise PolicyError(
+            f"The policy {self.name!r} (type {self.config.type!r}) cannot be fine-tuned here with "
+            f"its `{setting}: true`: {reason}",
+            allowed=f"`{setting}: false`; evaluation takes both",
+            remedy="Fine-tune a checkpoint that was trained without it, or this one with "
+            "`lerobot-train`; `robo-razor evaluate` measures the result.",
+        )
+
     def freeze_vision(self) -> None:
         """Stop training the image encoder; warn where the policy has one that is not known."""
         if not self.sources.image_keys:
             return
-        encoder = image_encoder(self.module)
+        encoder = self.family.image_encoder(self.module)
         if encoder is None:
             logger.warning(
                 "`freeze_vision` does nothing: where a policy of type %s has its image encoder is "
@@ -305,7 +513,7 @@ class Policy:
                 self.name,
             )
             return
-        freeze_encoder(encoder)
+        _freeze_encoder(encoder)
         self.encoder_frozen = True
 
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -320,12 +528,13 @@ class Policy:
         return loss, dict(info or {})
 
     def loss_weight(self, is_pad: NDArray[np.bool_]) -> int:
-        """Return the weight of a batch in a mean of `bc_loss` over several.
+        """Return the weight of a batch in a mean of `bc_loss` over several: actions or decisions.
 
         Args:
             is_pad: bool [B, H], True where an action of the batch is padding.
         """
-        return loss_weight(self.config, is_pad)
+        over_actions = self.family.loss_mean_over(self.config) == "actions"
+        return int((~is_pad).sum()) if over_actions else len(is_pad)
 
     def _normalize_action(self, actions: Tensor) -> Tensor:
         from lerobot.processor import NormalizerProcessorStep
@@ -338,7 +547,7 @@ class Policy:
         return actions
 
     def use_statistics(self, statistics: Statistics) -> None:
-        """Normalise with other statistics; copies of this handle keep theirs."""
+        """Normalise with other statistics; copies of this policy keep theirs."""
         self.preprocessor = with_statistics(self.preprocessor, statistics)
         self.postprocessor = with_statistics(self.postprocessor, statistics)
 
@@ -373,10 +582,10 @@ class Policy:
         targets = getattr(self.module, "lora_targets", None)
         if targets is not None:
             return list(targets())
-        encoder = image_encoder(self.module) if self.encoder_frozen else None
-        kept = set() if encoder is None else set(encoder.modules())
+        encoder = self.family.image_encoder(self.module) if self.encoder_frozen else None
+        frozen = set() if encoder is None else set(encoder.modules())
         layers = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
-        return [layer for layer in layers if layer not in kept]
+        return [layer for layer in layers if layer not in frozen]
 
     def merge_lora(self) -> None:
         """Write the low-rank updates into the weights."""
@@ -397,7 +606,7 @@ class Policy:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         module = self.frozen_copy().module if has_lora(self.module) else self.module
-        module.config.pretrained_path = None  # The place it was loaded from is nobody's business.
+        module.config.pretrained_path = None  # Do not publish the path it was loaded from.
         module.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         self.postprocessor.save_pretrained(folder)
@@ -430,3 +639,33 @@ class Policy:
             PolicyEnvMismatchError: If not; the message shows both sides.
         """
         check_fit(self, single_observation_space, single_action_space, also)
+
+
+def _freeze_encoder(encoder: nn.Module) -> None:
+    """Stop training an encoder, and let it normalise by what it learnt before."""
+    encoder.requires_grad_(False)
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.register_forward_pre_hook(_keep_statistics)
+
+
+def _keep_statistics(layer: nn.Module, _: Any) -> None:
+    """Let a frozen layer normalise by its statistics, whatever mode the policy is in."""
+    layer.training = False
+
+
+def _unread_pieces(tokenizer: Any, text: str, length: int) -> tuple[list[str], list[str]]:
+    """Return unknown and cut words of a tokenizer of transformers that reads `length` pieces."""
+    if not getattr(tokenizer, "is_fast", False):  # others do not say where a piece stands
+        return [], []
+    encoded = tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+    pieces = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+    pieces = [(piece, span) for piece, span in pieces if span[0] < span[1]]
+    special = len(encoded["input_ids"]) - len(pieces)
+    read = max(0, length - special)
+    end = pieces[read - 1][1][1] if 0 < read < len(pieces) else (0 if read == 0 else len(text))
+    words = list(WORD.finditer(text))
+    cut = [word.group() for word in words if word.end() > end]
+    lost = [s for piece, s in pieces if piece == tokenizer.unk_token_id]
+    unknown = [w.group() for w in words if any(a < w.end() and b > w.start() for a, b in lost)]
+    return list(dict.fromkeys(unknown)), cut

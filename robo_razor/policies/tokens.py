@@ -1,23 +1,56 @@
 """A policy with categorical action tokens, whose densities and KL divergences are exact.
 
-Axis letters: N environments, B batch, W width of an image.
+Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
+K action tokens, W width of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
-from robo_razor.policies.blocks import in_blocks
-from robo_razor.policies.checks import check_finite_output, check_token_actions, try_out
+from robo_razor.core.errors import PolicyError, shown
 from robo_razor.policies.distributions import TokenChunkDistribution
-from robo_razor.policies.inputs import check_unit_actions
-from robo_razor.policies.policy import Policy
-from robo_razor.policies.preparation import prepare_bytes
+from robo_razor.policies.inputs import check_unit_actions, prepare_bytes
+from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
+from robo_razor.policies.reproducible import in_blocks
+
+
+class TokenOutput(Protocol):
+    """What a `TokenModule` predicts."""
+
+    logits: Tensor
+    """float [B, at least H, A, K]."""
+    value: Tensor
+    """float [B]."""
+
+
+class TokenModule(LeRobotModule):
+    """What a LeRobot policy with action tokens offers: for the type checker, no policy is one."""
+
+    bin_centers: Tensor
+    """Actions [K] that the tokens stand for, ascending."""
+
+    def action_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits of the tokens, [B, at least H, A, K]."""
+        raise NotImplementedError
+
+    def predict(self, batch: dict[str, Tensor], *, value_detach: bool) -> TokenOutput:
+        """Return logits and value."""
+        raise NotImplementedError
+
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace the images of a batch by what the image encoder makes of them."""
+        raise NotImplementedError
+
+    def vision_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of the image encoder."""
+        raise NotImplementedError
 
 
 class TokenPolicy(Policy):
@@ -25,11 +58,55 @@ class TokenPolicy(Policy):
 
     has_density = True
 
-    def __init__(
-        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
-    ) -> None:
-        super().__init__(module, preprocessor, postprocessor, name, device)
-        check_token_actions(self)
+    module: TokenModule
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
+        self._check_tokens()
+        for tokenizer in self.word_tokenizers():
+            self._check_vocabulary(tokenizer)
+
+    @property
+    def action_bins(self) -> Tensor:
+        """Return the actions [K] that tokens stand for, ascending."""
+        return self.module.bin_centers
+
+    def _check_tokens(self) -> None:
+        """Check that the policy's actions are what tokens stand for.
+
+        Raises:
+            PolicyError: If they are normalised, or the actions of the tokens are not ascending.
+        """
+        mapping = self.config.normalization_mapping
+        mode = str(getattr(mapping.get("ACTION"), "value", "IDENTITY"))
+        if mode != "IDENTITY":
+            raise PolicyError(
+                f"The policy {self.name!r} normalises its actions ({mode}), but action tokens "
+                "stand for actions in [-1, 1].",
+                allowed="normalization_mapping ACTION: IDENTITY",
+            )
+        centers = self.module.bin_centers
+        if not bool(torch.isfinite(centers).all()) or not bool((centers.diff() > 0).all()):
+            raise PolicyError(
+                f"The action tokens of the policy {self.name!r} do not stand for ascending "
+                f"actions: {shown(centers.tolist())}",
+                remedy="The settings of its tokens are damaged (`bin_mu` of razor): take another "
+                "checkpoint.",
+            )
+
+    def _check_vocabulary(self, tokenizer: Any) -> None:
+        """Check that the network knows as many words as a tokenizer gives it."""
+        for setting, given in (
+            ("vocab_size", tokenizer.vocab_size),
+            ("max_instruction_tokens", tokenizer.max_length),
+        ):
+            most = getattr(self.config, setting, None)
+            if most is not None and given > most:
+                raise PolicyError(
+                    f"The tokenizer of the policy {self.name!r} gives it {given} tokens, but its "
+                    f"network takes {most} (`{setting}`).",
+                    remedy="The two are of different policies: take another checkpoint.",
+                )
 
     def check_env(
         self,
@@ -53,8 +130,27 @@ class TokenPolicy(Policy):
         return prepare_bytes(self, observation, instructions)
 
     def try_out(self) -> None:
-        """Look once at an observation of zeros: what cannot work, or overflows, fails at once."""
-        try_out(self)
+        """Look once at an observation of zeros: what cannot work, or overflows, fails at once.
+
+        Raises:
+            PolicyError: If the policy cannot compute anything finite of it.
+        """
+        height, width = self.image_shape
+        images = np.zeros((1, height, width, 3), np.uint8)
+        observation: dict[str, Any] = {"pixels": dict.fromkeys(self.camera_names, images)}
+        observation[self.sources.state()] = np.zeros((1, self.state_dim), np.float32)
+        batch = self.prepare(observation, [""])
+        try:
+            with torch.no_grad():
+                self.distribution_and_value(batch)
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            text = (str(error).strip().splitlines() or ["no message"])[0][:300]
+            raise PolicyError(
+                f"The policy {self.name!r} cannot look at an observation: {type(error).__name__}: "
+                f"{text}",
+                remedy="Its settings, processors and weights do not fit together: take another "
+                "checkpoint.",
+            ) from error
 
     def distribution(self, batch: dict[str, Tensor]) -> TokenChunkDistribution:
         """Return the distribution of the executed chunk."""
@@ -111,7 +207,7 @@ class TokenPolicy(Policy):
     def _check_output(self, batch: dict[str, Tensor], what: str, *outputs: Tensor) -> None:
         """Check that outputs are finite, but for those of training: its loss is checked."""
         if not torch.is_grad_enabled():
-            check_finite_output(self, what, *outputs, inputs=batch)
+            self.check_finite(what, *outputs, inputs=batch)
 
     def _infer[T: tuple[Tensor, ...]](
         self, batch: dict[str, Tensor], predict: Callable[[dict[str, Tensor]], T]

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from robo_razor.core.errors import CheckpointError
-from robo_razor.policies.files import ADAPTER_FILE, FLOATS
+from robo_razor.core.run.directory import ADAPTER, WEIGHTS
+from robo_razor.policies.files import FLOATS
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+INDEX = f"{WEIGHTS}.index.json"
 SPARE_NUMBERS = 2**26
 SPARE_TENSORS = 200
 FACTOR = 4
@@ -54,14 +54,14 @@ def read_header(directory: Path) -> WeightsHeader:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = directory / WEIGHTS_FILE
+    path = directory / WEIGHTS
     if not path.is_file():
         raise _no_weights(directory)
     kinds: dict[str, str] = {}
     numbers = 0
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # it is no mapping
+            for name in file.keys():  # noqa: SIM118  # it is not a mapping
                 part = file.get_slice(name)
                 kinds[name] = str(part.get_dtype())
                 numbers += torch.Size(part.get_shape()).numel()
@@ -75,17 +75,17 @@ def read_header(directory: Path) -> WeightsHeader:
 
 
 def _no_weights(directory: Path) -> CheckpointError:
-    if (directory / INDEX_FILE).is_file():
+    if (directory / INDEX).is_file():
         return CheckpointError(
-            f"{directory} has no {WEIGHTS_FILE}, but weights in several files ({INDEX_FILE})",
-            remedy=f"Save them as one {WEIGHTS_FILE}, as LeRobot does.",
+            f"{directory} has no {WEIGHTS}, but weights in several files ({INDEX})",
+            remedy=f"Save them as one {WEIGHTS}, as LeRobot does.",
         )
-    if (directory / ADAPTER_FILE).is_file():
+    if (directory / ADAPTER).is_file():
         return CheckpointError(
-            f"{directory} has no {WEIGHTS_FILE}: it is a PEFT adapter ({ADAPTER_FILE})",
+            f"{directory} has no {WEIGHTS}: it is a PEFT adapter ({ADAPTER})",
             remedy="Merge the adapter into its base and save that.",
         )
-    return CheckpointError(f"{directory} has no {WEIGHTS_FILE}.", remedy=ANOTHER)
+    return CheckpointError(f"{directory} has no {WEIGHTS}.", remedy=ANOTHER)
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def plain_keys(header: WeightsHeader) -> Iterator[Path]:
     )
     with tempfile.TemporaryDirectory(prefix="robo-razor-") as folder:
         tensors = load_file(header.path)
-        save_file({names[key]: t for key, t in tensors.items()}, Path(folder) / WEIGHTS_FILE)
+        save_file({names[key]: t for key, t in tensors.items()}, Path(folder) / WEIGHTS)
         del tensors
         yield Path(folder)
 
@@ -150,10 +150,10 @@ def without_wrappers(names: Iterable[str]) -> dict[str, str]:
     where every name begins with it. Names that would then be equal are left as they are.
     """
     given = list(names)
-    found = {n: ".".join(part for part in n.split(".") if part != "_orig_mod") for n in given}
-    while found and all(new.startswith("module.") for new in found.values()):
-        found = {old: new.removeprefix("module.") for old, new in found.items()}
-    return found if len(set(found.values())) == len(given) else {n: n for n in given}
+    renamed = {n: ".".join(part for part in n.split(".") if part != "_orig_mod") for n in given}
+    while renamed and all(new.startswith("module.") for new in renamed.values()):
+        renamed = {old: new.removeprefix("module.") for old, new in renamed.items()}
+    return renamed if len(set(renamed.values())) == len(given) else {n: n for n in given}
 
 
 def misfit(text: str) -> str | None:
@@ -190,15 +190,15 @@ def check_kinds(module: nn.Module, header: WeightsHeader) -> None:
     Raises:
         CheckpointError: A tensor of integers, say, would be read as weights.
     """
-    mine = module.state_dict()
+    own = module.state_dict()
     names = without_wrappers(header.kinds)
     for old, kind in header.kinds.items():
-        key = names[old] if names[old] in mine else f"model.{names[old]}"
-        if key in mine and mine[key].is_floating_point() and kind not in FLOATS:
+        key = names[old] if names[old] in own else f"model.{names[old]}"
+        if key in own and own[key].is_floating_point() and kind not in FLOATS:
             others = sum(k not in FLOATS for k in header.kinds.values()) - 1
             raise CheckpointError(
                 f"{header.path} has {old!r} as {kind}" + f" (and {others} more)" * bool(others) + ""
-                f", but the policy computes with {str(mine[key].dtype).removeprefix('torch.')}",
+                f", but the policy computes with {str(own[key].dtype).removeprefix('torch.')}",
                 allowed="float32, float16, bfloat16 and float64",
                 remedy="The weights were quantised or damaged: " + ANOTHER[0].lower() + ANOTHER[1:],
             )

@@ -160,7 +160,7 @@ class Clipped(OnPolicy):
         The ratio must be 1 at equal weights: such rounding depends on the batch, and what was
         collected was computed in others than those of the update.
         """
-        from robo_razor.policies.flow.families import has_low_precision
+        from robo_razor.policies.flow.precision import has_low_precision
 
         return self.bf16 or has_low_precision(policy.module)
 

@@ -1,1 +1,1 @@
-"""Flow-matching policies as stochastic policies: kernels, adapters, distribution, handle."""
+"""Flow-matching policies as stochastic policies: kernels, adapters, distribution, policy."""

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robo_razor.core.errors import CheckpointError
 
 VLM_FOLDER = "vlm"
@@ -28,8 +26,6 @@ VLM_FILES = (
 """What is copied: the folder may be any of this machine's, and a checkpoint is passed on."""
 VLM_MARKS = ("tokenizer_config.json", "tokenizer.json", "config.json")
 """Files of which one at least is fetched with any backbone."""
-PALIGEMMA = "google/paligemma-3b-pt-224"
-"""Whose tokenizer LeRobot's pi0 and pi0.5 read; their configurations do not name it."""
 
 
 def read_vlm(folder: Path) -> dict[str, bytes]:
@@ -37,8 +33,8 @@ def read_vlm(folder: Path) -> dict[str, bytes]:
 
     By content: the checkpoint that a policy was loaded from may be gone when it is saved.
     """
-    found = [folder / name for name in VLM_FILES]
-    return {file.name: file.read_bytes() for file in found if file.is_file()}
+    files = [folder / name for name in VLM_FILES]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def check_links(folder: Path) -> None:
@@ -64,46 +60,38 @@ def _is_cache(place: Path) -> bool:
     return place.name == "snapshots" and place.parent.name.startswith("models--")
 
 
-def backbone(config: Any) -> str | None:
-    """Return the folder or hub id that a policy reads its tokenizer from, if it names one."""
-    name: str | None = getattr(config, "vlm_model_name", None)
-    return PALIGEMMA if config.type in ("pi0", "pi05") else name
-
-
-def named_vlm(config: Any) -> Path | None:
-    """Return the local folder that a policy's configuration names, if it is one."""
-    name = backbone(config)
+def named_vlm(name: str | None) -> Path | None:
+    """Return the local folder that a backbone's name is, None for others."""
     return Path(name) if name and Path(name).is_dir() else None
 
 
-def cached_vlm(config: Any) -> Path | None:
-    """Return the folder of the hub's cache that has the backbone that a policy names, if any.
+def cached_vlm(name: str | None) -> Path | None:
+    """Return the folder of the hub's cache that has a backbone, if any.
 
     Right after the policy was built from a hub id it has all that building it takes.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    name = backbone(config)
     for file in VLM_MARKS if name else ():
         try:
-            found = try_to_load_from_cache(str(name), file)
+            path = try_to_load_from_cache(str(name), file)
         except HFValidationError:  # a folder of another time or machine
             return None
-        if isinstance(found, str):
-            return Path(found).parent
+        if isinstance(path, str):
+            return Path(path).parent
     return None
 
 
-def missing_vlm(config: Any, directory: Path) -> str | None:
+def missing_vlm(name: str | None, directory: Path) -> str | None:
     """Return the hub id of a backbone that only the hub has; None if there is none or it is here.
 
     Args:
-        config: The policy's configuration.
+        name: Of the backbone, as `PolicyFamily.backbone` gives it.
         directory: The policy's folder.
     """
-    here = named_vlm(config) is not None or (directory / VLM_FOLDER).is_dir()
-    return None if here else backbone(config)
+    here = named_vlm(name) is not None or (directory / VLM_FOLDER).is_dir()
+    return None if here else name
 
 
 @contextlib.contextmanager
@@ -132,9 +120,3 @@ def local_vlm(config: Any, directory: Path) -> Iterator[str | None]:
         yield str(folder)
     finally:
         config.vlm_model_name, config.load_vlm_weights = before
-
-
-def match_precision(module: Any) -> None:
-    """Give a backbone the precision that LeRobot gives it when it loads its weights: bfloat16."""
-    if getattr(module.config, "load_vlm_weights", False):
-        module.model.vlm_with_expert.vlm.to(torch.bfloat16)

@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from robo_razor.core.errors import PolicyError
 from robo_razor.core.seeding import generator
 from robo_razor.policies.distributions import KLKind
+from robo_razor.policies.flow.adapter import Prefix
 from robo_razor.policies.flow.encoding import Observations
-from robo_razor.policies.flow.families import Prefix
 from robo_razor.policies.flow.kernels import (
     Schedule,
     gaussian_entropy,
@@ -183,11 +183,11 @@ class FlowChunkDistribution:
                 allowed="flow policies of one family with equal `flow` settings, such as a base "
                 "and what was tuned from it",
             )
-        found = []
+        along: list[Tensor] = []
         for index in range(self.num_paths):
             path, mean, std = self._own_path(index)
-            found.append(gaussian_kl(mean, std, *other.moments(path)).sum(-1))
-        divergences = torch.stack(found, -1)
+            along.append(gaussian_kl(mean, std, *other.moments(path)).sum(-1))
+        divergences = torch.stack(along, -1)
         if not torch.is_grad_enabled() and not bool(torch.isfinite(divergences).all()):
             raise PolicyError(
                 "The KL divergence of two flow policies is NaN or infinite: the weights of one of "
@@ -214,10 +214,10 @@ class FlowChunkDistribution:
             noise = _path_noise(self.observations.keys, self.path_shape, index).to(self._device)
             path = self.observations.run(self._sample, noise)[0]
         # Replayed like the other's means, so that equal weights give equal numbers.
-        found = path, *self.moments(path)
+        drawn = path, *self.moments(path)
         if not torch.is_grad_enabled():
-            self._own[index] = found
-        return found
+            self._own[index] = drawn
+        return drawn
 
     # Steps ----------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class FlowChunkDistribution:
         times = [self.schedule.time[k] for k in self.schedule.live]
         rows, steps = x.shape[:2]
         if self.observations.checkpointing and torch.is_grad_enabled():
-            found = [
+            velocities = [
                 checkpoint(
                     self.adapter.velocity,
                     prefix,
@@ -290,7 +290,7 @@ class FlowChunkDistribution:
                 )
                 for i, t in enumerate(times)
             ]
-            return torch.stack(found, 1)
+            return torch.stack(velocities, 1)
         t = torch.tensor(times, device=x.device).repeat(rows)
         velocity = self.adapter.velocity(prefix.repeat(steps), x.flatten(0, 1), t)
         return velocity.view(rows, steps, *velocity.shape[1:])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from robo_razor.policies.blocks import block_rows, join_blocks
-from robo_razor.policies.flow.families import PREFIX, FlowAdapter, Prefix
+from robo_razor.policies.flow.adapter import PREFIX, FlowAdapter, Prefix
+from robo_razor.policies.reproducible import block_rows, join_blocks
 
 Work = Callable[..., tuple[Tensor, ...]]
 

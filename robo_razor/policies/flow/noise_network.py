@@ -67,10 +67,10 @@ class NoiseNetwork(nn.Module):
             joined = torch.cat(
                 [seen[:, None].expand(-1, steps, -1), clock[None].expand(rows, -1, -1)], -1
             )
-            found = self.output(torch.nn.functional.silu(self.hidden(joined)))
+            shift = self.output(torch.nn.functional.silu(self.hidden(joined)))
             share = (math.log(self.level) - math.log(self.low)) / self._width
             start = math.log(share / (1.0 - share))
-            level = torch.exp(math.log(self.low) + self._width * torch.sigmoid(start + found))
+            level = torch.exp(math.log(self.low) + self._width * torch.sigmoid(start + shift))
         return level[:, :, None, :]
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,16 @@ from torch import Tensor, nn
 from robo_razor.core.errors import CheckpointError, ConfigError, shown
 from robo_razor.core.files import read_json, write_bytes, write_json
 from robo_razor.core.settings.config import FlowConfig, from_dict, to_dict
-from robo_razor.policies.checks import check_finite_output
-from robo_razor.policies.flow.backbone_files import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
-from robo_razor.policies.flow.distribution import FlowChunkDistribution
-from robo_razor.policies.flow.encoding import KEY, Observations, policy_batch
-from robo_razor.policies.flow.families import (
+from robo_razor.policies.flow.adapter import (
     TOKEN_MASK,
     TOKENS,
     FlowAdapter,
     Prefix,
-    make_adapter,
     parameters_of,
 )
+from robo_razor.policies.flow.backbone_files import VLM_FOLDER, cached_vlm, named_vlm, read_vlm
+from robo_razor.policies.flow.distribution import FlowChunkDistribution
+from robo_razor.policies.flow.encoding import KEY, Observations, policy_batch
 from robo_razor.policies.flow.kernels import Schedule, make_schedule
 from robo_razor.policies.flow.noise_network import NoiseNetwork
 from robo_razor.policies.flow.precision import (
@@ -48,9 +46,9 @@ from robo_razor.policies.flow.precision import (
     warn_of_float32,
 )
 from robo_razor.policies.flow.value_head import ValueHead
+from robo_razor.policies.inputs import prepare_bytes
 from robo_razor.policies.lora import LowRankLinear
-from robo_razor.policies.policy import Policy
-from robo_razor.policies.preparation import prepare_bytes
+from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
 
 VALUE_HEAD = "value_head"
 NOISE_NETWORK = "noise_network"
@@ -66,29 +64,36 @@ class FlowPolicy(Policy):
 
     Greedy actions are those of the policy's own sampler from zero noise. `temperature` is not read:
     how far samples spread is `FlowConfig.noise`.
+
+    Args:
+        loaded: The LeRobot policy and what came with it.
+        make_adapter: Makes of the module what the sampler sees.
     """
 
     has_density = True
     reads_temperature = False
 
     def __init__(
-        self, module: Any, preprocessor: Any, postprocessor: Any, name: str, device: str = "cpu"
+        self, loaded: Loaded, make_adapter: Callable[[LeRobotModule], FlowAdapter]
     ) -> None:
-        super().__init__(module, preprocessor, postprocessor, name, device)
+        super().__init__(loaded)
+        self._make_adapter = make_adapter
         self.flow = FlowConfig()
+        module = self.module
         self._own_training = {n: p.requires_grad for n, p in module.named_parameters()}
         head = ValueHead(self.adapter.feature_dim).to(self.device)
         module.add_module(VALUE_HEAD, head)
         module.value_parameters = head.parameters  # as token policies have it
         visual = module.config.normalization_mapping.get("VISUAL")
-        vlm = named_vlm(module.config) or cached_vlm(module.config)
+        backbone = self.family.backbone(module.config)
+        vlm = named_vlm(backbone) or cached_vlm(backbone)
         self._vlm_files = {} if vlm is None else read_vlm(vlm)
         self._keep_bytes = getattr(visual, "value", "IDENTITY") == "IDENTITY"
 
     @property
     def adapter(self) -> FlowAdapter:
         """Return the policy as the sampler sees it."""
-        return make_adapter(self.module)
+        return self._make_adapter(self.module)
 
     @property
     def value_head(self) -> ValueHead:
@@ -117,7 +122,7 @@ class FlowPolicy(Policy):
         """Take over how the policy is sampled, and which of its parts are trained.
 
         Raises:
-            ConfigError: If that is no sampler, or none of its steps has noise.
+            ConfigError: If that is not a sampler, or none of its steps has noise.
         """
         num_steps = flow.num_steps or self.adapter.num_steps
         if not make_schedule(flow.kernel, num_steps, flow.noise).live:
@@ -130,8 +135,9 @@ class FlowPolicy(Policy):
             )
         self.flow = flow
         self._set_noise(flow)
-        if flow.checkpointing and hasattr(self.module.model, "gradient_checkpointing_enable"):
-            self.module.model.gradient_checkpointing_enable()  # of LeRobot's own loss: pi0, pi0.5
+        network: Any = self.module.model
+        if flow.checkpointing and hasattr(network, "gradient_checkpointing_enable"):
+            network.gradient_checkpointing_enable()  # of LeRobot's own loss: pi0, pi0.5
         for name, parameter in self.module.named_parameters():
             if name in self._own_training:
                 parameter.requires_grad_(self._own_training[name] or flow.train == "all")
@@ -181,7 +187,7 @@ class FlowPolicy(Policy):
 
     def _chunk_to_actions(self, chunk: Tensor) -> Tensor:
         actions: Tensor = self.postprocessor(chunk[:, : self.chunk_size])
-        check_finite_output(self, "actions", chunk, actions)
+        self.check_finite("actions", chunk, actions)
         return actions
 
     # Densities ------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ class FlowPolicy(Policy):
 
         (value,) = observations.run(evaluate)
         if not torch.is_grad_enabled():
-            check_finite_output(self, "values", value, inputs=batch)
+            self.check_finite("values", value, inputs=batch)
         return self._distribution(observations), value
 
     def _distribution(self, observations: Observations) -> FlowChunkDistribution:
@@ -243,19 +249,15 @@ class FlowPolicy(Policy):
             return tuple(parts.values())
 
         observations = self._views(batch)
-        found = observations.run(take)
-        key = torch.tensor(observations.keys, dtype=torch.int64, device=found[0].device)
-        return dict(zip(names, found, strict=True)) | {KEY: key}
+        tensors = observations.run(take)
+        key = torch.tensor(observations.keys, dtype=torch.int64, device=tensors[0].device)
+        return dict(zip(names, tensors, strict=True)) | {KEY: key}
 
     # Training -------------------------------------------------------------------------------
 
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the policy's own flow-matching loss and its parts; see `Policy.bc_loss`."""
         return super().bc_loss(policy_batch(batch))
-
-    def freeze_vision(self) -> None:
-        """Stop training the image encoder."""
-        self.adapter.vision().requires_grad_(False)
 
     def add_lora(self, rank: int, scale: float = 1.0) -> list[nn.Parameter]:
         """Train low-rank updates instead of the weights, and the noise; see `Policy`."""
@@ -299,24 +301,24 @@ class FlowPolicy(Policy):
         is_raised = trains_low_encoder(self.adapter, self.policy_parameters())
         before = held_bytes(self.module, base.module)
         self.adapter.to_float32(self.policy_parameters())
-        mine = dict(self.module.named_parameters())
+        own = dict(self.module.named_parameters())
         base.adapter.to_float32(
-            p for name, p in base.module.named_parameters() if mine[name].dtype != p.dtype
+            p for name, p in base.module.named_parameters() if own[name].dtype != p.dtype
         )
         self._share(base)  # what was frozen beside it
         if is_raised:
             warn_of_float32(self.config.type, before, held_bytes(self.module, base.module))
 
     def _share(self, base: Policy) -> None:
-        theirs = dict(base.module.named_parameters())
-        for name, mine in self.module.named_parameters():
-            if mine.requires_grad:
+        others = dict(base.module.named_parameters())
+        for name, own in self.module.named_parameters():
+            if own.requires_grad:
                 continue
-            other = theirs[name]
-            if mine.dtype != other.dtype or mine.data_ptr() == other.data_ptr():
+            other = others[name]
+            if own.dtype != other.dtype or own.data_ptr() == other.data_ptr():
                 continue
-            if torch.equal(mine, other):
-                mine.data = other.data
+            if torch.equal(own, other):
+                own.data = other.data
 
     def save(self, directory: str | Path) -> None:
         """Write the policy in LeRobot's layout and our files beside it."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from robo_razor.policies.flow.families import FlowAdapter, parameters_of
-from robo_razor.policies.weights import WEIGHTS_FILE, without_wrappers
+from robo_razor.core.run.directory import WEIGHTS
+from robo_razor.policies.flow.adapter import FlowAdapter, parameters_of
+from robo_razor.policies.weights import without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ SAFETENSORS_FLOAT32 = "F32"
 GIB = 2**30
 
 
-def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bool) -> None:
+def restore_float32(module: nn.Module, adapter: FlowAdapter, directory: Path, ours: bool) -> None:
     """Read again in float32 what the file has in float32 and the policy in less.
 
     Of a file that is not ours only for SmolVLA's expert, which always computes in float32 here: how
@@ -40,9 +40,9 @@ def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bo
     from safetensors import safe_open
 
     parameters = dict(module.named_parameters())
-    expert = parameters_of(adapter.expert_modules()) if module.config.type == "smolvla" else []
+    expert = parameters_of(adapter.expert_modules()) if adapter.float32_expert else []
     allowed = {id(p) for p in (parameters.values() if ours else expert)}
-    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+    with safe_open(directory / WEIGHTS, framework="pt") as file:
         rounded = {
             name: stored
             for stored, name in without_wrappers(file.keys()).items()
@@ -54,6 +54,11 @@ def restore_float32(module: Any, adapter: FlowAdapter, directory: Path, ours: bo
         with torch.no_grad():
             for name, stored in rounded.items():
                 parameters[name].copy_(file.get_tensor(stored))
+
+
+def has_low_precision(module: nn.Module) -> bool:
+    """Say whether any weight of a module has less than float32."""
+    return any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters())
 
 
 def trains_low_encoder(adapter: FlowAdapter, trained: Iterable[nn.Parameter]) -> bool:
@@ -68,7 +73,7 @@ def held_bytes(*modules: nn.Module) -> int:
 
 
 def warn_of_float32(kind: str, before: int, after: int) -> None:
-    """Tell how much memory it takes that a vision-language model is trained in float32.
+    """Warn how much memory it takes that a vision-language model is trained in float32.
 
     Args:
         kind: LeRobot's type of the policy.

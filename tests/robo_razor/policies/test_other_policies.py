@@ -33,6 +33,7 @@ from robo_razor.core.settings.config import (
 )
 from robo_razor.core.types import make_rows
 from robo_razor.evaluation.tracker import Tracker
+from robo_razor.policies.families import PolicyFamily
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.episodes import run_episodes
 from robo_razor.training.imitation import DemonstrationLearner
@@ -215,14 +216,14 @@ def test_statistics_of_a_frozen_encoder_do_not_move(tmp_path):
     assert not [name for name in moved if name.startswith(ENCODERS["diffusion"])]
 
 
-def test_what_does_nothing_is_warned_of(folder, caplog, monkeypatch):
+def test_what_does_nothing_is_warned_of(folder, caplog):
     handle = load_policy(folder)
     handle.check_finetuning(FlowConfig())
     handle.freeze_vision()
     assert not own_warnings(caplog)
     handle.check_finetuning(FlowConfig(train="all"))
     assert "settings `flow.*` do nothing" in caplog.text
-    monkeypatch.setattr("robo_razor.policies.image_encoder.ENCODERS", {})
+    handle.family = PolicyFamily(handle.config.type)
     handle.freeze_vision()
     assert "`freeze_vision` does nothing" in caplog.text
 

@@ -12,7 +12,7 @@ from toy_policy import NEW
 
 from robo_razor.core.settings.config import FinetuneConfig, FlowConfig
 from robo_razor.core.types import make_rows
-from robo_razor.policies.flow.families import PREFIX
+from robo_razor.policies.flow.adapter import PREFIX
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.actors import PolicyActor
 from robo_razor.rollout.episodes import run_actor, run_episodes

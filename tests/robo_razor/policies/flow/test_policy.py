@@ -21,6 +21,7 @@ from robo_razor.evaluation.predictors.divergences import compare
 from robo_razor.evaluation.probes import ProbeSet
 from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
+from robo_razor.policies.policy import Loaded
 from robo_razor.rollout.actors import PolicyActor
 from robo_razor.rollout.episodes import run_episodes
 
@@ -442,12 +443,13 @@ def test_a_missing_package_is_named(folder, monkeypatch):
 
 
 def test_settings_that_change_actions_elsewhere_have_no_density(folder, tmp_path):
-    from robo_razor.policies.flow.families import is_flow_policy
-
-    module = load_policy(folder).module
-    assert is_flow_policy(module)
-    module.config.adapt_to_pi_aloha = True
-    assert not is_flow_policy(module)
+    policy = load_policy(folder)
+    loaded = Loaded(
+        policy.module, policy.preprocessor, policy.postprocessor, "x", "cpu", policy.family
+    )
+    assert isinstance(policy.family.wrap(loaded), FlowPolicy)
+    policy.config.adapt_to_pi_aloha = True
+    assert not isinstance(policy.family.wrap(loaded), FlowPolicy)
 
 
 def test_probes_and_actors_work_with_it(handle, observed):

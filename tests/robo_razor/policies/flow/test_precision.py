@@ -15,7 +15,8 @@ from robo_razor.core.errors import PolicyError
 from robo_razor.core.settings.config import FlowConfig
 from robo_razor.core.types import make_rows
 from robo_razor.policies.flow import precision
-from robo_razor.policies.flow.families import has_low_precision, parameters_of
+from robo_razor.policies.flow.adapter import parameters_of
+from robo_razor.policies.flow.precision import has_low_precision
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.lora import add_lora, merge_lora
 

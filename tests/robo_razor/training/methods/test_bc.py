@@ -15,8 +15,9 @@ from robo_razor.core.errors import ConfigError, DemonstrationError, UnknownNameE
 from robo_razor.core.ranks import ALONE, Ranks
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.core.types import make_rows
+from robo_razor.policies.families import family_of
 from robo_razor.policies.load import load_policy
-from robo_razor.policies.loss_weight import loss_weight
+from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import ExpertActor
 from robo_razor.rollout.demonstrations import collect_demonstrations, demonstrations_for
 from robo_razor.rollout.episodes import make_env, run_episodes
@@ -156,7 +157,10 @@ def test_what_a_loss_is_a_mean_of():
     is_pad = np.array([[False, False, True], [False, True, True]])
 
     def of(kind, **settings):
-        return loss_weight(types.SimpleNamespace(type=kind, **settings), is_pad)
+        policy = Policy.__new__(Policy)
+        policy.family = family_of(kind)
+        policy.module = types.SimpleNamespace(config=types.SimpleNamespace(**settings))
+        return policy.loss_weight(is_pad)
 
     assert [of(kind) for kind in ("act", "smolvla")] == [3, 3]
     assert [of(kind) for kind in ("pi0", "pi05", "razor", "another")] == [2, 2, 2, 2]

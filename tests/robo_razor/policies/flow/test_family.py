@@ -10,8 +10,8 @@ import torch
 from toy_env import ToyVectorEnv
 
 from robo_razor.core.errors import CheckpointError, PolicyError
+from robo_razor.policies.flow.adapter import parameters_of
 from robo_razor.policies.flow.encoding import policy_batch
-from robo_razor.policies.flow.families import make_adapter, parameters_of
 from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
 
@@ -57,7 +57,7 @@ def test_without_noise_it_is_lerobots_own_sampler(handle, batch):
 
 def test_velocity_is_what_cloning_trains(handle, batch):
     """The loss by way of the adapter equals the policy's own for the same noise and time."""
-    adapter = make_adapter(handle.module)
+    adapter = handle.adapter
     rows = policy_batch(batch)
     actions = torch.randn(6, tiny_vla.CHUNK, 8, generator=torch.Generator().manual_seed(2))
     actions[..., tiny_vla.A :] = 0.0

@@ -1,0 +1,262 @@
+"""A policy type is one class in one file, in the tree or out of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from robo_razor.core.errors import PolicyError, RegistryError
+from robo_razor.core.plugins import FAMILIES, load_plugins
+from robo_razor.policies.families import PolicyFamily, family_of
+from robo_razor.policies.load import create_policy, load_policy
+from robo_razor.policies.policy import Policy
+
+LEROBOT_POLICY = {
+    "configuration_linear.py": """
+from dataclasses import dataclass, field
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+
+
+@PreTrainedConfig.register_subclass("linear")
+@dataclass
+class LinearConfig(PreTrainedConfig):
+    chunk_size: int = 2
+    n_action_steps: int = 2
+    image_size: int = 16
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {"STATE": NormalizationMode.MEAN_STD}
+    )
+    observation_delta_indices = reward_delta_indices = None
+
+    @property
+    def action_delta_indices(self):
+        return list(range(self.chunk_size))
+
+    def get_optimizer_preset(self):
+        return None
+
+    def get_scheduler_preset(self):
+        return None
+
+    def validate_features(self):
+        pass
+""",
+    "modeling_linear.py": '''
+import torch
+from configuration_linear import LinearConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import nn
+
+
+class LinearPolicy(PreTrainedPolicy):
+    """The actions of a chunk are a linear function of what is seen."""
+
+    config_class = LinearConfig
+    name = "linear"
+
+    def __init__(self, config, **_):
+        super().__init__(config)
+        self.eye = nn.Conv2d(3, 4, 4, stride=4)
+        self.head = nn.Linear(4 + config.robot_state_feature.shape[0], 2 * 5)
+
+    def predict_action_chunk(self, batch, **_):
+        seen = self.eye(batch["observation.images.front"]).mean((-1, -2))
+        return self.head(torch.cat([seen, batch["observation.state"]], -1)).view(-1, 2, 5)
+
+    def forward(self, batch):
+        return (self.predict_action_chunk(batch) - batch["action"]).square().mean(), {}
+
+    def get_optim_params(self):
+        return self.parameters()
+
+    def reset(self):
+        pass
+
+    def select_action(self, batch, **_):
+        raise NotImplementedError
+''',
+    "processor_linear.py": """
+from lerobot.processor import make_default_policy_processor_steps, make_policy_processor_pipelines
+
+
+def make_linear_pre_post_processors(config, dataset_stats=None):
+    steps = make_default_policy_processor_steps(config, dataset_stats)
+    return make_policy_processor_pipelines(
+        input_steps=[
+            steps.rename_observations, steps.add_batch_dim, steps.to_device, steps.normalize
+        ],
+        output_steps=[steps.unnormalize, steps.to_cpu],
+    )
+""",
+}
+"""What somebody has who made a LeRobot policy of his own."""
+
+FAMILY = '''
+import torch
+
+from robo_razor.core.plugins import FAMILIES
+from robo_razor.policies.distributions import GaussianChunkDistribution
+from robo_razor.policies.families import PolicyFamily
+from robo_razor.policies.policy import Policy
+
+
+class GaussianPolicy(Policy):
+    """The chunk and a noise of 0.1 around it."""
+
+    has_density = True
+
+    def distribution(self, batch):
+        mean = self.module.predict_action_chunk(batch)[:, : self.chunk_size]
+        return GaussianChunkDistribution(mean, torch.tensor(0.1).log())
+
+
+@FAMILIES.register("linear")
+class LinearFamily(PolicyFamily):
+    def wrap(self, loaded):
+        return GaussianPolicy(loaded)
+
+    def image_encoder(self, module):
+        return module.eye
+
+    def loss_mean_over(self, config):
+        return "actions"
+'''
+"""What makes the toolkit know more of it."""
+
+OBSERVED = (
+    {
+        "pixels": {"front": np.full((3, 16, 16, 3), 100, np.uint8)},
+        "agent_pos": np.ones((3, 7), np.float32),
+    },
+    ["go"] * 3,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The saved policy of a type that LeRobot knows from another package."""
+    from lerobot.configs import PreTrainedConfig
+
+    package = tmp_path_factory.mktemp("package")
+    for name, text in LEROBOT_POLICY.items():
+        (package / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(package)
+        patch.setattr(PreTrainedConfig, "_choice_registry", dict(PreTrainedConfig._choice_registry))
+        __import__("configuration_linear")
+        torch.manual_seed(0)
+        policy = create_policy(
+            [0.0] * 7, [1.0] * 7, policy_type="linear", camera_names=("front",), image_size=16
+        )
+        policy.save(package / "policy")
+        yield package / "policy"
+        for name in LEROBOT_POLICY:
+            sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.fixture
+def families(monkeypatch):
+    monkeypatch.setattr(FAMILIES, "_items", dict(FAMILIES._items))
+    monkeypatch.setattr(FAMILIES, "_asked_others", False)
+    return FAMILIES
+
+
+def test_every_file_holds_the_family_of_its_name():
+    assert set(FAMILIES.built_in()) == {"act", "diffusion", "pi0", "pi05", "razor", "smolvla"}
+    for name in FAMILIES.built_in():
+        assert family_of(name).type == name
+        assert type(family_of(name)) is FAMILIES.get(name)
+        assert FAMILIES.get(name).__module__ == f"robo_razor.policies.families.{name}"
+
+
+def test_a_type_that_nobody_described_gets_the_defaults():
+    family = family_of("tdmpc")
+    assert type(family) is PolicyFamily
+    assert family.type == "tdmpc"
+    assert not family.masks_cameras
+    assert family.refused(types.SimpleNamespace(use_relative_actions=False)) is None
+    setting, reason = family.refused(types.SimpleNamespace(use_relative_actions=True))
+    assert setting == "use_relative_actions"
+    assert "relative to the state" in reason
+
+
+def test_only_flow_policies_go_without_a_camera():
+    masking = [name for name in FAMILIES.built_in() if family_of(name).masks_cameras]
+    assert masking == ["pi0", "pi05", "smolvla"]
+
+
+def test_a_backbone_is_what_the_settings_name_or_that_of_pi():
+    config = types.SimpleNamespace(vlm_model_name="owner/model")
+    assert family_of("smolvla").backbone(config) == "owner/model"
+    assert family_of("pi05").backbone(config) == "google/paligemma-3b-pt-224"
+    assert family_of("act").backbone(types.SimpleNamespace()) is None
+
+
+def test_a_foreign_policy_acts_and_is_cloned_without_a_family(folder, caplog):
+    policy = load_policy(folder)
+    assert type(policy) is Policy
+    assert policy.act(*OBSERVED).shape == (3, 2, 5)
+    loss, _ = policy.bc_loss(policy.prepare(*OBSERVED) | {"action": torch.zeros(3, 2, 5)})
+    assert loss > 0
+    assert policy.loss_weight(np.array([[False, True]])) == 1
+    with pytest.raises(PolicyError, match=r"\(type 'linear'\) has no action density"):
+        policy.distribution({})
+    policy.freeze_vision()
+    assert "where a policy of type linear has its image encoder is not known" in caplog.text
+
+
+def test_a_module_of_the_users_brings_a_family(folder, families, tmp_path, monkeypatch):
+    (tmp_path / "linear_family.py").write_text(FAMILY)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins(["linear_family"])
+    _check_family(folder)
+    monkeypatch.delitem(sys.modules, "linear_family")
+
+
+def test_an_installed_package_brings_a_family(folder, families, tmp_path, monkeypatch):
+    (tmp_path / "installed_linear.py").write_text(FAMILY)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint(
+        "linear", "installed_linear:LinearFamily", "robo_razor.families"
+    )
+    points = importlib.metadata.EntryPoints([point])
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda *, group: points.select(group=group)
+    )
+    assert "linear" in families
+    _check_family(folder)
+    monkeypatch.delitem(sys.modules, "installed_linear")
+
+
+def test_a_package_whose_family_cannot_be_imported_is_named(folder, families, monkeypatch):
+    point = importlib.metadata.EntryPoint("linear", "not_there:Family", "robo_razor.families")
+    installed = importlib.metadata.EntryPoints([point])
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda *, group: installed.select(group=group)
+    )
+    with pytest.raises(RegistryError, match="policy family 'linear' cannot be imported"):
+        load_policy(folder)
+
+
+def _check_family(folder):
+    policy = load_policy(folder)
+    assert type(policy).__name__ == "GaussianPolicy"
+    with torch.no_grad():
+        batch = policy.prepare(*OBSERVED)
+        assert policy.distribution(batch).kl(policy.distribution(batch)).tolist() == [0.0] * 3
+    greedy = policy.act(*OBSERVED)
+    assert np.allclose(greedy, policy.chunks(batch))
+    middle = np.full((3, *policy.noise_shape), 0.5)
+    assert np.allclose(policy.act(*OBSERVED, mode="sample", uniforms=middle), greedy)
+    policy.freeze_vision()
+    assert {name for name, p in policy.module.named_parameters() if p.requires_grad} == {
+        "head.weight",
+        "head.bias",
+    }
+    assert policy.loss_weight(np.array([[False, True], [False, False]])) == 3
