@@ -114,7 +114,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor sweep configs/experiments/razor_smoke.yaml --dry-run",
             "robo-razor sweep configs/experiments/razor_smoke.yaml --backend ray --parallel 8",
         ),
-        "robo_razor.sweep.run:run_sweep",
+        "robo_razor.cli.sweep:run_sweep",
         configs.SweepConfig,
     ),
     "doctor": Command(

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from robo_razor.core.machine import cpu_count
 from robo_razor.core.settings.conversion import Settings, flatten, to_dict
 
 AGAINST = " against "
@@ -75,11 +76,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def cpu_count() -> int:
-    """Return the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:

@@ -6,12 +6,11 @@ import graphlib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robo_razor.cli.arguments import with_task_id
 from robo_razor.core.errors import ConfigError, did_you_mean, shown
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.settings.conversion import flatten, from_dict, merged, replace, to_dict
@@ -24,6 +23,9 @@ from robo_razor.sweep.experiment import (
     nested,
     read_experiment,
 )
+
+Complete = Callable[[FinetuneConfig], FinetuneConfig]
+"""Fills in what an experiment file leaves open of a run's settings."""
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
@@ -80,6 +82,20 @@ class Plan:
         """Names of the arms that have runs."""
         return tuple(dict.fromkeys(run.arm for run in self.runs))
 
+    def select(self, arms: str) -> set[str]:
+        """Return the ids of the runs that `arms` means and of all runs they need.
+
+        Args:
+            arms: Names of arms with commas, or `all`.
+
+        Raises:
+            ConfigError: There is no such arm, or none is named.
+        """
+        names = [part.strip() for part in arms.split(",") if part.strip()]
+        if not names:
+            raise ConfigError("`arms` names none", allowed="all, or names of arms with commas")
+        return self.with_needed(self.arms if names == ["all"] else names)
+
     def with_needed(self, arms: Iterable[str]) -> set[str]:
         """Return the ids of some arms' runs and of all runs they need.
 
@@ -104,12 +120,16 @@ class Plan:
         return found
 
 
-def load_plan(file: str | Path, out: str | None = None) -> Plan:
+def load_plan(
+    file: str | Path, out: str | None = None, complete: Complete = lambda config: config
+) -> Plan:
     """Read an experiment file and return all its runs, checked.
 
     Args:
         file: The YAML file.
         out: Directory of all runs; None: the file's choice.
+        complete: Returns a run's settings as the run will keep them (the task by its id, say);
+            otherwise a sweep that goes on would take them for others.
 
     Raises:
         ConfigError: A key is unknown, a value cannot be used, or a reference leads nowhere.
@@ -120,7 +140,9 @@ def load_plan(file: str | Path, out: str | None = None) -> Plan:
     runs: dict[str, list[PlannedRun]] = {}
     for name in _ordered(experiment):
         where = f"{experiment.source}: arm {name!r}"
-        runs[name] = _expand(experiment.arms[name], experiment.base, directory, runs, where)
+        runs[name] = _expand(
+            experiment.arms[name], experiment.base, directory, runs, where, complete
+        )
     packages = {
         name for arm in runs.values() for run in arm for name in run.config.env.env_packages
     }
@@ -176,6 +198,7 @@ def _expand(
     out: Path,
     done: Mapping[str, list[PlannedRun]],
     where: str,
+    complete: Complete,
 ) -> list[PlannedRun]:
     """Return an arm's runs."""
     runs: list[PlannedRun] = []
@@ -187,7 +210,7 @@ def _expand(
         raw = merged({k: v for k, v in base.items() if k not in unused}, own)
         seed = raw.get("seed", FinetuneConfig().seed)
         references = _References(done, seed, where)
-        config = with_task_id(from_dict(FinetuneConfig, references.resolve(raw), source=where))
+        config = complete(from_dict(FinetuneConfig, references.resolve(raw), source=where))
         name = _run_name({**draw, "seed": seed})
         if name in names:
             raise ConfigError(f"{where} has two runs called {name!r}")

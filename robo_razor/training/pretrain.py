@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from robo_razor.core.device import keep_freed_memory
 from robo_razor.core.errors import EnvError
 from robo_razor.core.files import check_writable, write_json
-from robo_razor.core.fingerprint import cpu_count, fingerprint
+from robo_razor.core.fingerprint import fingerprint
+from robo_razor.core.machine import cpu_count, keep_freed_memory
 from robo_razor.core.run.directory import RunDirectory, refuse_used_directory
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.run.training_state import TrainingState

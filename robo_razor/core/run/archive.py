@@ -47,8 +47,8 @@ from robo_razor.core.files import (
 )
 from robo_razor.core.plain_text import printable
 from robo_razor.core.run.directory import RunDirectory
+from robo_razor.core.run.sweep_record import EXPERIMENT, RECORD, is_sweep, read_sweep
 from robo_razor.core.settings.config import ArchiveConfig
-from robo_razor.sweep.run import EXPERIMENT, RECORD, read_sweep
 
 KIND = "robo-razor archive"
 VERSION = 1
@@ -119,7 +119,7 @@ def pack(source: Path) -> tuple[bytes, int]:
     Raises:
         RunDirectoryError: The directory holds neither a sweep nor a run with an evaluation.
     """
-    found = _sweep_files(source) if (source / RECORD).is_file() else _run_files(source)
+    found = _sweep_files(source) if is_sweep(source) else _run_files(source)
     name, files, runs, record = found
     place, made_by = f"runs/{name}", version("robo-razor")
     about = {"kind": KIND, "version": VERSION, "directory": name, "robo_razor": made_by}

@@ -18,14 +18,12 @@ here depends on them, so a copy of a run in which links became folders, text or 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -33,6 +31,7 @@ from robo_razor.core.errors import CheckpointError, ConfigError, RunDirectoryErr
 from robo_razor.core.files import (
     atomic_directory,
     clear_leftovers,
+    lock,
     make_directory,
     raising_os_errors,
     read_link,
@@ -46,17 +45,17 @@ from robo_razor.core.files import (
 )
 from robo_razor.core.metrics import (
     DAMAGED_EVALUATION,
-    read_environment,
+    EpisodeEntry,
+    Summary,
     read_episodes,
     read_summary,
 )
 from robo_razor.core.run.checksums import verify_checksums, write_checksums
+from robo_razor.core.run.provenance import read_environment
 from robo_razor.core.run.selection import best_step, kept_steps, planned_steps, score
 from robo_razor.core.run.training_state import (
     TrainingState,
-    capture_rng,
     load_training_state,
-    restore_rng,
     save_training_state,
 )
 
@@ -67,10 +66,8 @@ __all__ = [
     "DAMAGED_EVALUATION",
     "RunDirectory",
     "TrainingState",
-    "capture_rng",
     "find_pretrained_model",
     "refuse_used_directory",
-    "restore_rng",
     "step_name",
 ]
 
@@ -79,6 +76,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 SUMMARY = "summary.json"
 EPISODES = "episodes.jsonl"
 PRETRAINED_MODEL = "pretrained_model"
@@ -213,7 +211,7 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         """Directory of TensorBoard's event files."""
-        return self.path / "tensorboard"
+        return self.path / TENSORBOARD
 
     @property
     def videos(self) -> Path:
@@ -255,19 +253,14 @@ class RunDirectory:
         steps = self.evaluated_steps()
         if not steps or not self.is_measured(steps[-1]):
             return False
-        summary = self.summary(steps[-1])
-        return summary.get("step") is not None and summary["step"] == summary.get("updates")
+        return self.summary(steps[-1]).is_last
 
     def is_running(self) -> bool:
         """Tell whether a process holds the run's lock."""
         if not (self.path / _LOCK).is_file():
             return False
-        with (self.path / _LOCK).open("rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        with (self.path / _LOCK).open("rb") as file:
+            return lock(file, shared=True) is False
 
     def discard_unstarted(self) -> None:
         """Remove what a run left that was stopped before its first checkpoint.
@@ -293,7 +286,7 @@ class RunDirectory:
             CheckpointError: Its settings or evaluations are damaged.
         """
         steps = self.evaluated_steps()
-        updates = self.summary(steps[-1]).get("updates") if steps else None
+        updates = self.summary(steps[-1]).updates if steps else None
         try:
             return planned_steps(self.config_data().get("tracking"), updates)
         except (TypeError, ValueError, OverflowError, ConfigError) as error:
@@ -406,7 +399,7 @@ class RunDirectory:
             return False
         return True
 
-    def summary(self, step: int) -> dict[str, Any]:
+    def summary(self, step: int) -> Summary:
         """Return a step's evaluation summary.
 
         Raises:
@@ -414,8 +407,8 @@ class RunDirectory:
         """
         return read_summary(self.evaluation(step) / SUMMARY, step)
 
-    def episodes(self, step: int) -> list[dict[str, Any]]:
-        """Return the rows of a step's `episodes.jsonl`.
+    def episodes(self, step: int) -> list[EpisodeEntry]:
+        """Return the lines of a step's `episodes.jsonl`.
 
         Raises:
             CheckpointError: It is missing or damaged.
@@ -425,20 +418,21 @@ class RunDirectory:
             raise CheckpointError(f"{path} does not exist", remedy=DAMAGED_EVALUATION)
         return read_episodes(path)
 
-    def write_summary(self, step: int, summary: Mapping[str, Any]) -> Path:
+    def write_summary(self, step: int, summary: Summary) -> Path:
         """Write a step's evaluation summary, atomically."""
         path = self.evaluation(step) / SUMMARY
-        write_json(path, without_nan(summary))
+        write_json(path, without_nan(summary.to_json()))
         return path
 
-    def write_rows(self, step: int, rows: list[dict[str, Any]], name: str = EPISODES) -> Path:
-        """Write a step's per-episode rows as JSON lines, atomically."""
-        path = self.evaluation(step) / name
-        lines = (json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
+    def write_episodes(self, step: int, episodes: Iterable[EpisodeEntry]) -> Path:
+        """Write a step's episodes as JSON lines, atomically."""
+        path = self.evaluation(step) / EPISODES
+        values = (without_nan(episode.to_json()) for episode in episodes)
+        lines = (json.dumps(value, allow_nan=False) + "\n" for value in values)
         write_text(path, "".join(lines))
         return path
 
-    def summaries(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[Summary]:
         """Return the evaluation summaries of all steps, ascending."""
         return [self.summary(step) for step in self.evaluated_steps()]
 
@@ -460,27 +454,24 @@ class RunDirectory:
     def _acquire(self) -> None:
         try:
             make_directory(self.path)
-            lock = (self.path / _LOCK).open("ab")
+            file = (self.path / _LOCK).open("ab")
         except OSError as error:
             raise RunDirectoryError(
                 f"Cannot write to {self.path} ({error.strerror})",
                 remedy="Choose another output directory with `--out`, or make room.",
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                logger.warning(
-                    "The file system of %s has no locks: let only one process run there.",
-                    self.path,
-                )
-            else:
-                lock.close()
-                raise RunDirectoryError(
-                    f"Another process is running in {self.path}",
-                    remedy="Wait for it, stop it, or choose another output directory.",
-                ) from error
-        self._lock = lock
+        is_ours = lock(file)
+        if is_ours is False:
+            file.close()
+            raise RunDirectoryError(
+                f"Another process is running in {self.path}",
+                remedy="Wait for it, stop it, or choose another output directory.",
+            )
+        if is_ours is None:
+            logger.warning(
+                "The file system of %s has no locks: let only one process run there.", self.path
+            )
+        self._lock = file
 
     def _set_damaged_aside(self) -> None:
         """Rename newest checkpoints that are damaged, until one is whole.
