@@ -93,8 +93,8 @@ def check_packages() -> list[Finding]:
         if version is None:
             findings.append(Finding("wrong", "package", f"{asked} is missing", "`make setup`"))
         elif not requirement.specifier.contains(version, prereleases=True):
-            found = f"{requirement.name} {version} is not {requirement.specifier}"
-            findings.append(Finding("wrong", "package", found, "`make clean setup`"))
+            problem = f"{requirement.name} {version} is not {requirement.specifier}"
+            findings.append(Finding("wrong", "package", problem, "`make clean setup`"))
         else:
             shown.append(requirement.name)
     if _version("opencv-python") and _version("opencv-python-headless"):
@@ -110,7 +110,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_gl() -> list[Finding]:
-    """Render with the backend that environments use; tell what it really is and how fast."""
+    """Render with the backend that environments use; say what it really is and how fast."""
     code = "from robo_razor.cli.doctor import probe_gl; probe_gl()"
     environment = {**os.environ}
     if sys.platform.startswith("linux"):
@@ -139,13 +139,13 @@ def check_gl() -> list[Finding]:
 
 def judge_gl(backend: str, probe: dict[str, Any], has_gpu: bool) -> list[Finding]:
     """Turn what `probe_gl` measured into findings."""
-    found = [_judge_renderer(backend, probe, has_gpu)]
+    findings = [_judge_renderer(backend, probe, has_gpu)]
     step = probe["ms_per_step"]
     if step is None:
         remedy = f"See why: `robo-razor rollout --task {MAIN_TASK} --debug`."
-        return [*found, Finding("wrong", "environment", f"{MAIN_TASK} does not run", remedy)]
+        return [*findings, Finding("wrong", "environment", f"{MAIN_TASK} does not run", remedy)]
     shown = f"{step:.1f} ms per control step of {MAIN_TASK}, two cameras"
-    return [*found, Finding("ok", "environment", shown)]
+    return [*findings, Finding("ok", "environment", shown)]
 
 
 def _judge_renderer(backend: str, probe: dict[str, Any], has_gpu: bool) -> Finding:

@@ -58,7 +58,7 @@ def make_directory(path: Path) -> None:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write `data` as indented JSON, atomically; NaN is refused (it is no JSON)."""
+    """Write `data` as indented JSON, atomically; NaN is refused (JSON has none)."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 

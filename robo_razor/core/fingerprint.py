@@ -69,7 +69,7 @@ def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system tells it."""
+    """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -94,8 +94,8 @@ def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
     return None if commit is None else {"commit": commit, "dirty": bool(changes)}
 
 
-def _git(checkout: Path, *words: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+def _git(checkout: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_GIT_TIME_LIMIT_S, check=True
@@ -142,7 +142,7 @@ def fingerprint(
     Args:
         policy: The `Policy` that was measured; adds its hash and device.
         env: The vector environment that was used, after its first reset; adds the OpenGL renderer,
-            where the environment tells it (`env.gl_renderer`).
+            where the environment gives it (`env.gl_renderer`).
         config: The settings.
     """
     torch = sys.modules.get("torch")
@@ -169,7 +169,7 @@ def differences(
 
     Args:
         first: Fingerprint of one result.
-        second: Fingerprint of the other. What either does not tell does not count.
+        second: Fingerprint of the other. What either does not have does not count.
         harmless: Also list what does not stand in the way of a comparison.
 
     Returns:

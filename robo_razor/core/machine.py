@@ -91,7 +91,7 @@ def resolve_device(device: str) -> str:
 
 
 def available_bytes(info: Path = INFO, group: Path = GROUP) -> int | None:
-    """Return the memory that is free here, bytes; None where the system does not tell.
+    """Return the memory that is free here, bytes; None where the system does not say.
 
     Args:
         info: What Linux says of the machine.
@@ -127,8 +127,8 @@ def _entry(file: Path, name: str, unit: int) -> int | None:
         lines = file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{name} ")]
-    return int(found[0]) * unit if found else None
+    values = [line.split()[1] for line in lines if line.startswith(f"{name} ")]
+    return int(values[0]) * unit if values else None
 
 
 def keep_freed_memory() -> bool:

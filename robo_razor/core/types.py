@@ -119,7 +119,7 @@ class EpisodeBatch:
         truncated: bool [E].
         record: All decisions, if recording was asked for.
         wall_s: Wall time that the batch took, in seconds.
-        start_states: Hash of each start state, None where the environment tells none.
+        start_states: Hash of each start state, None where the environment gives none.
     """
 
     rows: tuple[EpisodeRow, ...]

@@ -30,7 +30,7 @@ class Outcome:
     """Hash of the start state; None in files without it."""
 
     def same_start(self, other: Outcome) -> bool:
-        """Tell whether both began alike, as far as both say what they began from."""
+        """Return whether both began alike, as far as both say what they began from."""
         return all(
             one is None or two is None or one == two
             for one, two in (
@@ -90,7 +90,7 @@ def prior_outcomes(
     Args:
         base: Episodes of the base.
         tuned: Episodes of a checkpoint.
-        new_task: The task that is no prior skill.
+        new_task: The task that is not a prior skill.
     """
     before: dict[str, list[bool]] = {}
     after: dict[str, list[bool]] = {}

@@ -149,7 +149,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     """Read one run's evaluations.
 
     Raises:
-        ReportError: `path` is no run directory or holds no evaluation.
+        ReportError: `path` is not a run directory or holds no evaluation.
     """
     try:
         run = RunDirectory.open(path)

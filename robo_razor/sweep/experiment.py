@@ -1,6 +1,7 @@
 """An experiment file: keys, arms, and the combinations of values they go through.
 
-The format is told in `sweep`. What is wrong with the file is told here, before anything starts.
+`sweep.run` describes the format. What is wrong with the file is reported here, before anything
+starts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From an experiment file to runs: expand, refer, check. The format is told in `sweep`."""
+"""From an experiment file to runs: expand, refer, check. `sweep.run` describes the format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PlannedRun:
 
     Attributes:
         arm: The arm it belongs to.
-        name: What tells it from the arm's other runs; its directory's name.
+        name: What sets it apart from the arm's other runs; its directory's name.
         config: All its settings, `out` included.
         changed: Key -> value of the settings that the arm sets, `seed` included.
         needs: Ids of the runs that must have finished first.
@@ -110,14 +110,14 @@ class Plan:
                     allowed=", ".join(self.arms),
                 )
         by_id = {run.id: run for run in self.runs}
-        found: set[str] = set()
+        needed: set[str] = set()
         queue = [run.id for run in self.runs if run.arm in wanted]
         while queue:
             name = queue.pop()
-            if name not in found:
-                found.add(name)
+            if name not in needed:
+                needed.add(name)
                 queue += by_id[name].needs
-        return found
+        return needed
 
 
 def load_plan(
@@ -219,7 +219,7 @@ def _expand(
         names.add(name)
         values = flatten(to_dict(config))
         keys = dict.fromkeys([*flatten(own), "method", "seed"])
-        needs = references.found | _needed(arm.needs, references.found, done, config.seed)
+        needs = references.runs | _needed(arm.needs, references.runs, done, config.seed)
         runs.append(
             PlannedRun(
                 arm=arm.name,
@@ -239,13 +239,13 @@ def _needed(
 
     An arm that a reference points into is left to the reference.
     """
-    found: set[str] = set()
+    needed: set[str] = set()
     for arm in arms:
         if any(name.startswith(f"{arm}/") for name in referred):
             continue
         same = [run.id for run in done[arm] if run.config.seed == seed]
-        found |= set(same or [run.id for run in done[arm]])
-    return found
+        needed |= set(same or [run.id for run in done[arm]])
+    return needed
 
 
 def _run_name(draw: Mapping[str, Any]) -> str:
@@ -293,7 +293,7 @@ class _References:
 
     def __init__(self, done: Mapping[str, list[PlannedRun]], seed: Any, where: str) -> None:
         self._done, self._seed, self._where = done, seed, where
-        self.found: set[str] = set()
+        self.runs: set[str] = set()
 
     def resolve(self, value: Any) -> Any:
         """Return nested settings without references."""
@@ -324,7 +324,7 @@ class _References:
                 allowed=", ".join(run.name for run in among),
                 remedy="Say which: `${runs.ARM.seed, KEY=VALUE}`." if matching else None,
             )
-        self.found.add(matching[0].id)
+        self.runs.add(matching[0].id)
         return str(matching[0].path)
 
 

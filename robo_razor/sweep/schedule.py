@@ -248,8 +248,8 @@ class Scheduler:
         file = directory.path.with_name(f"{item.run.name}.yaml")
         write_text(file, to_yaml(self._fitted(item.run.config)))
         self._note(f"starting {item.run.id}")
-        words = ["finetune", "--config", str(file), "--out", str(directory.path)]
-        return self._launcher.start(words, item.log)
+        arguments = ["finetune", "--config", str(file), "--out", str(directory.path)]
+        return self._launcher.start(arguments, item.log)
 
     def _fitted(self, config: FinetuneConfig) -> FinetuneConfig:
         """Share the cores out where runs go side by side and the file does not say how."""

@@ -147,7 +147,7 @@ class RunDirectory:
         """Open an existing run for reading.
 
         Raises:
-            RunDirectoryError: `path` is no run directory.
+            RunDirectoryError: `path` is not a run directory.
         """
         run = cls(path)
         if not run.path.is_dir():
@@ -170,7 +170,7 @@ class RunDirectory:
         (`000040.damaged`) with a warning.
 
         Raises:
-            RunDirectoryError: `path` is no run directory or another process is running it.
+            RunDirectoryError: `path` is not a run directory or another process is running it.
             CheckpointError: The run has no checkpoint yet, or none that is whole.
         """
         run = cls.open(path)
@@ -194,9 +194,9 @@ class RunDirectory:
         """Return the fingerprint that `write_environment` kept; empty where there is none."""
         return read_environment(self.path / ENVIRONMENT)
 
-    def write_environment(self, found: Mapping[str, Any]) -> None:
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep a run's fingerprint (see `fingerprint`)."""
-        write_json(self.path / ENVIRONMENT, found)
+        write_json(self.path / ENVIRONMENT, environment)
 
     @property
     def checkpoints(self) -> Path:
@@ -245,18 +245,18 @@ class RunDirectory:
         return steps[-1] if steps else None
 
     def has_config(self) -> bool:
-        """Tell whether the directory is a run's."""
+        """Return whether the directory is a run's."""
         return (self.path / CONFIG).is_file()
 
     def is_finished(self) -> bool:
-        """Tell whether the run made all its updates and measured the last one."""
+        """Return whether the run made all its updates and measured the last one."""
         steps = self.evaluated_steps()
         if not steps or not self.is_measured(steps[-1]):
             return False
         return self.summary(steps[-1]).is_last
 
     def is_running(self) -> bool:
-        """Tell whether a process holds the run's lock."""
+        """Return whether a process holds the run's lock."""
         if not (self.path / _LOCK).is_file():
             return False
         with (self.path / _LOCK).open("rb") as file:
@@ -392,7 +392,7 @@ class RunDirectory:
                 shutil.rmtree(self.evaluation(later))
 
     def is_measured(self, step: int) -> bool:
-        """Tell whether a step's evaluation is on disk and whole; its summary is written last."""
+        """Return whether a step's evaluation is on disk and whole; its summary is written last."""
         try:
             self.summary(step)
         except CheckpointError:
@@ -441,9 +441,9 @@ class RunDirectory:
         kept = [self.path / name for name in (CONFIG, ENVIRONMENT, METRICS)]
         for step in _steps_in(self.path / "eval"):
             kept += [self.path / "eval" / step_name(step) / name for name in (SUMMARY, EPISODES)]
-        found = [file for file in kept if file.is_file()]
+        files = [file for file in kept if file.is_file()]
         best = self.checkpoints / BEST
-        return [*found, best] if best.is_symlink() else found
+        return [*files, best] if best.is_symlink() else files
 
     def close(self) -> None:
         """Release the lock."""
@@ -539,7 +539,7 @@ def find_pretrained_model(path: str | Path) -> Path:
         CheckpointError: There is no policy, or its weights are missing.
     """
     start = Path(path).expanduser()
-    found = next(
+    model = next(
         (
             candidate
             for candidate in (*_linked(start), start, start / PRETRAINED_MODEL, *_newest_of(start))
@@ -547,7 +547,7 @@ def find_pretrained_model(path: str | Path) -> Path:
         ),
         None,
     )
-    if found is None:
+    if model is None:
         raise CheckpointError(
             f"No policy in {str(path)!r}: it does not exist or holds no config.json",
             allowed="a run directory, a checkpoint (`RUN/checkpoints/000040`), or its "
@@ -555,14 +555,14 @@ def find_pretrained_model(path: str | Path) -> Path:
         )
     # Loading says of these what they are instead of a whole policy.
     others = (WEIGHTS, ADAPTER, f"{WEIGHTS}.index.json")
-    if not any((found / name).is_file() for name in others):
+    if not any((model / name).is_file() for name in others):
         raise CheckpointError(
-            f"The checkpoint {found} is incomplete: {WEIGHTS} is missing",
+            f"The checkpoint {model} is incomplete: {WEIGHTS} is missing",
             remedy="Take another checkpoint of the run.",
         )
-    if found.name == PRETRAINED_MODEL:
-        verify_checksums(found.parent, PRETRAINED_MODEL)
-    return found
+    if model.name == PRETRAINED_MODEL:
+        verify_checksums(model.parent, PRETRAINED_MODEL)
+    return model
 
 
 def _linked(path: Path) -> list[Path]:

@@ -48,8 +48,8 @@ def save_training_state(directory: Path, state: TrainingState) -> None:
     tensors: dict[str, torch.Tensor] = {}
     groups: dict[str, Any] = {}
     for name, optimizer in state.optimizers.items():
-        found, scalars = _split_optimizer(name, optimizer["state"])
-        tensors |= found
+        split, scalars = _split_optimizer(name, optimizer["state"])
+        tensors |= split
         groups[name] = {"param_groups": optimizer["param_groups"], "scalars": scalars}
     save_file(tensors, directory / _OPTIMIZER_TENSORS)
     (directory / _OPTIMIZER_GROUPS).write_text(json.dumps(groups), encoding="utf-8")
@@ -119,7 +119,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Tell whether two settings are of one kind, and numbers finite."""
+    """Return whether two settings are of one kind, and numbers finite."""
     if isinstance(one, tuple):
         same = isinstance(other, tuple) and len(one) == len(other)
         return same and all(_alike(a, b) for a, b in zip(one, other, strict=True))

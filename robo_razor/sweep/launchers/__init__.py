@@ -10,8 +10,8 @@ with the methods of `Launcher`::
         def __init__(self, parallel, configs):
             self.parallel, self.threads = parallel or 100, 4
 
-        def start(self, words, log):
-            ...  # submit `robo-razor WORDS`, its output appended to `log`; return a `Handle`
+        def start(self, arguments, log):
+            ...  # submit `robo-razor ARGUMENTS`, its output appended to `log`; return a `Handle`
 
         def close(self): ...
 
@@ -61,11 +61,11 @@ class Launcher(Protocol):
     threads: int
     """CPU threads that a run gets where the experiment does not say."""
 
-    def start(self, words: Sequence[str], log: Path) -> Handle:
-        """Start `robo-razor WORDS` and append what it prints to `log`.
+    def start(self, arguments: Sequence[str], log: Path) -> Handle:
+        """Start `robo-razor ARGUMENTS` and append what it prints to `log`.
 
         Args:
-            words: A command, e.g. `finetune --resume --out runs/x`; paths are relative to the
+            arguments: A command, e.g. `finetune --resume --out runs/x`; paths are relative to the
                 working directory.
             log: File that need not be there yet.
 

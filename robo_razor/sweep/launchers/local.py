@@ -35,13 +35,13 @@ class LocalLauncher:
         self.threads = max(1, cpu_count() // self.parallel)
         self._program = tuple(program)
 
-    def start(self, words: Sequence[str], log: Path) -> ProcessHandle:
-        """Start `robo-razor WORDS` and append what it prints to `log`.
+    def start(self, arguments: Sequence[str], log: Path) -> ProcessHandle:
+        """Start `robo-razor ARGUMENTS` and append what it prints to `log`.
 
         Raises:
             SweepError: A process of the run is still going.
         """
-        return ProcessHandle(start_process([*self._program, *words], log))
+        return ProcessHandle(start_process([*self._program, *arguments], log))
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""

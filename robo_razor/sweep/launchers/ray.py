@@ -110,10 +110,10 @@ class RayLauncher:
         share = math.floor(1e4 * min(1.0, gpus / self.parallel)) / 1e4
         self._task = ray.remote(num_cpus=cores, num_gpus=share, max_retries=0)(_keep)
 
-    def start(self, words: Sequence[str], log: Path) -> RayHandle:
-        """Start `robo-razor WORDS` and append what it prints to `log`."""
+    def start(self, arguments: Sequence[str], log: Path) -> RayHandle:
+        """Start `robo-razor ARGUMENTS` and append what it prints to `log`."""
         directory = os.getcwd()
-        command = [*self._program, *words]
+        command = [*self._program, *arguments]
         return RayHandle(self._task.remote(command, str(Path(directory, log)), directory))
 
     def close(self) -> None:
