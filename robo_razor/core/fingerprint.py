@@ -182,11 +182,6 @@ def differences(
     return [f"{_label(key)}: {one[key]}{AGAINST}{two[key]}" for key in shown]
 
 
-def comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Say whether two results can be compared: no decisive difference between fingerprints."""
-    return not differences(first, second)
-
-
 def _differ(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> bool:
     if key.startswith("config."):  # None is a value there
         return key in one and key in two and one[key] != two[key]
