@@ -12,7 +12,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 from robo_razor.core.errors import shown
@@ -220,7 +220,7 @@ class Record:
     A field with a default need not be in the file. Other keys that a file has are not looked at.
     """
 
-    nulls: frozenset[str] = frozenset()
+    nulls: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys that are written as null; others without a value are left out."""
 
     @classmethod
@@ -294,16 +294,15 @@ def _check_of(record: type[Record]) -> Check:
 
 def _make_check(record: type[Record]) -> Check:
     keys = keys_of(record)
-    fields = [field for field in dataclasses.fields(record) if field.name in keys]
-    needed = {field.name for field in fields if _is_needed(field)}
+    needed = {item.name for item in dataclasses.fields(record) if _is_needed(item)}
     return entries(
         {key.name: key.check for name, key in keys.items() if name in needed},
         {key.name: key.check for name, key in keys.items() if name not in needed},
     )
 
 
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    return field.default is field.default_factory is dataclasses.MISSING
+def _is_needed(item: dataclasses.Field[Any]) -> bool:
+    return item.default is item.default_factory is dataclasses.MISSING
 
 
 def _plain(value: Any) -> Any:

@@ -367,8 +367,7 @@ class SweepConfig(Settings):
     arms: str = "all"
     """Arms to run now (names with commas) and the runs they need, or `all`."""
     backend: str = "local"
-    """Where runs go: `local`, a `ray` cluster whose machines share this file system, or another
-    registered launcher."""
+    """Where runs go: `local`, a `ray` cluster that shares this disk, or another launcher."""
     parallel: int | None = setting(None, low=1, high=10_000)
     """Runs at a time (>= 1); None: the file's `parallel`, else what cores and memory carry."""
     attempts: int = setting(3, low=1, high=1000)
