@@ -50,9 +50,9 @@ class Ranks:
         """Return what every rank gave, in the order of the ranks; all ranks must call it."""
         if self.size == 1:
             return [thing]
-        things: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(things, thing)
-        return things
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, thing)
+        return found
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over the ranks, in place; all ranks must call it."""
@@ -85,18 +85,18 @@ class Ranks:
     def totals(self, values: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
         """Return sums over the ranks, of the keys in `maxima` the largest value.
 
-        A rank that had no rows gives no values; where no rank gives any, none are returned.
+        A rank that had no rows gives no values, and nobody's are an empty dictionary.
         """
         if self.size == 1:
             return dict(values)
-        totals: dict[str, float] = {}
+        found: dict[str, float] = {}
         largest = set(maxima)
         for theirs in self.gather(dict(values)):
             for key, value in theirs.items():
-                if key in totals:
-                    value = max(totals[key], value) if key in largest else totals[key] + value
-                totals[key] = value
-        return totals
+                if key in found:
+                    value = max(found[key], value) if key in largest else found[key] + value
+                found[key] = value
+        return found
 
 
 ALONE = Ranks()
