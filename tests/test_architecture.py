@@ -188,17 +188,12 @@ def test_packages_stay_apart(importer, targets, why):
 
 
 TO_MEND = {
-    ("robo_razor.core.run.archive", "robo_razor.sweep.run"),
-    ("robo_razor.core.run.selection", "robo_razor.statistics.intervals"),
-    ("robo_razor.report.arms", "robo_razor.sweep.run"),
     ("robo_razor.report.videos", "robo_razor.policies.load"),
     ("robo_razor.report.videos", "robo_razor.rollout.actors"),
     ("robo_razor.report.videos", "robo_razor.rollout.environments"),
     ("robo_razor.report.videos", "robo_razor.rollout.episodes"),
     ("robo_razor.report.videos", "robo_razor.rollout.video"),
     ("robo_razor.rollout.video", "robo_razor.statistics.intervals"),
-    ("robo_razor.sweep.plan", "robo_razor.cli.arguments"),
-    ("robo_razor.sweep.run", "robo_razor.rollout.environments"),
 }
 """Arrows that still point the wrong way."""
 

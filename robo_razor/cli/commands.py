@@ -1,4 +1,4 @@
-"""The command `robo-razor`: parse, call, and tell errors in one paragraph."""
+"""The command `robo-razor`: parse, call, and report errors in one paragraph."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor archive runs/razor --out razor.tar.xz",
             "robo-razor compare razor.tar.xz --out report",
         ),
-        "robo_razor.core.run.archive:run_archive",
+        "robo_razor.cli.archive:run_archive",
         configs.ArchiveConfig,
     ),
     "sweep": Command(
@@ -114,7 +114,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor sweep configs/experiments/razor_smoke.yaml --dry-run",
             "robo-razor sweep configs/experiments/razor_smoke.yaml --backend ray --parallel 8",
         ),
-        "robo_razor.sweep.run:run_sweep",
+        "robo_razor.cli.sweep:run_sweep",
         configs.SweepConfig,
     ),
     "doctor": Command(
@@ -136,13 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Words after `robo-razor`; None: those the process was started with.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
     _set_up_logging(debug)
     _let_threads_sleep()
     try:
-        return _dispatch(words)
+        return _dispatch(given)
     except RoboRazorError as error:
         if debug:
             raise
@@ -178,16 +178,16 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview())
         return 0
-    if words[0] in ("-V", "--version"):
+    if arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
 
         sys.stdout.write(f"robo-razor {version('robo-razor')}\n")
         return 0
-    name, rest = words[0], words[1:]
+    name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS, remedy="See `robo-razor --help`.")
     command = COMMANDS[name]
@@ -207,19 +207,19 @@ def _dispatch(words: list[str]) -> int:
     return 0
 
 
-def _run_plain(name: str, command: Command, words: list[str]) -> int:
-    """Run a command that has no settings, only positional words."""
-    if "-h" in words or "--help" in words:
+def _run_plain(name: str, command: Command, arguments: list[str]) -> int:
+    """Run a command that has no settings, only positional arguments."""
+    if "-h" in arguments or "--help" in arguments:
         sys.stdout.write(f"usage: robo-razor {name}\n\n{command.about}\n{_examples(command)}")
         return 0
-    if words and (name != "list" or len(words) > 1 or words[0].startswith("-")):
+    if arguments and (name != "list" or len(arguments) > 1 or arguments[0].startswith("-")):
         raise ConfigError(
-            f"`robo-razor {name}` does not take {words[-1]!r}",
+            f"`robo-razor {name}` does not take {arguments[-1]!r}",
             allowed="tasks, skills, methods, policies or lerobot"
             if name == "list"
             else "no option",
         )
-    return int(_load(command.target)(*words) or 0)
+    return int(_load(command.target)(*arguments) or 0)
 
 
 def _load(target: str) -> Callable[..., Any]:

@@ -23,7 +23,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from robo_razor.core.fingerprint import cpu_count, cpu_name
+from robo_razor.core.fingerprint import cpu_name
+from robo_razor.core.machine import available_bytes, cpu_count, cpu_quota
 from robo_razor.core.settings.config import MAIN_TASK, EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def check_packages() -> list[Finding]:
         if version is None:
             findings.append(Finding("wrong", "package", f"{asked} is missing", "`make setup`"))
         elif not requirement.specifier.contains(version, prereleases=True):
-            found = f"{requirement.name} {version} is not {requirement.specifier}"
-            findings.append(Finding("wrong", "package", found, "`make clean setup`"))
+            problem = f"{requirement.name} {version} is not {requirement.specifier}"
+            findings.append(Finding("wrong", "package", problem, "`make clean setup`"))
         else:
             shown.append(requirement.name)
     if _version("opencv-python") and _version("opencv-python-headless"):
@@ -109,7 +110,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_gl() -> list[Finding]:
-    """Render with the backend that environments use; tell what it really is and how fast."""
+    """Render with the backend that environments use; say what it really is and how fast."""
     code = "from robo_razor.cli.doctor import probe_gl; probe_gl()"
     environment = {**os.environ}
     if sys.platform.startswith("linux"):
@@ -138,13 +139,13 @@ def check_gl() -> list[Finding]:
 
 def judge_gl(backend: str, probe: dict[str, Any], has_gpu: bool) -> list[Finding]:
     """Turn what `probe_gl` measured into findings."""
-    found = [_judge_renderer(backend, probe, has_gpu)]
+    findings = [_judge_renderer(backend, probe, has_gpu)]
     step = probe["ms_per_step"]
     if step is None:
         remedy = f"See why: `robo-razor rollout --task {MAIN_TASK} --debug`."
-        return [*found, Finding("wrong", "environment", f"{MAIN_TASK} does not run", remedy)]
+        return [*findings, Finding("wrong", "environment", f"{MAIN_TASK} does not run", remedy)]
     shown = f"{step:.1f} ms per control step of {MAIN_TASK}, two cameras"
-    return [*found, Finding("ok", "environment", shown)]
+    return [*findings, Finding("ok", "environment", shown)]
 
 
 def _judge_renderer(backend: str, probe: dict[str, Any], has_gpu: bool) -> Finding:
@@ -219,7 +220,7 @@ def _step_time(steps: int = 20) -> float | None:
 
 def check_cpu() -> list[Finding]:
     """Look at cores and thread settings."""
-    cores, quota = cpu_count(), _cpu_quota()
+    cores, quota = cpu_count(), cpu_quota()
     shown = f"{cpu_name()}, {cores} cores usable"
     findings = [Finding("ok", "CPU", shown)]
     if quota is not None and quota < cores:
@@ -254,8 +255,9 @@ def check_gpu() -> list[Finding]:
 def check_memory() -> list[Finding]:
     """Look at the memory that is free, and at the shared memory that workers use."""
     findings = []
-    free = _available_memory_gb()
-    if free is not None:
+    available = available_bytes()
+    if available is not None:
+        free = available / 1e9
         low = free < LOW_MEMORY_GB
         remedy = "Close programs, or use fewer environments (`--env.num-envs 16`)." if low else ""
         findings.append(
@@ -332,21 +334,3 @@ def _gl_remedy(backend: str) -> str:
 
 def _has_nvidia() -> bool:
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
-
-
-def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return how many cores the container may use, None where it is not limited."""
-    try:
-        limit, period = (root / "cpu.max").read_text(encoding="utf-8").split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _available_memory_gb(info: Path = Path("/proc/meminfo")) -> float | None:
-    try:
-        lines = info.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 / 1e9 if found else None

@@ -64,11 +64,11 @@ class CheckpointError(RoboRazorError):
 
 
 class ManifestError(RoboRazorError):
-    """A manifest of start states is missing, damaged, or tells of other start states."""
+    """A manifest of start states is missing, damaged, or has other start states."""
 
 
 class RunDirectoryError(RoboRazorError):
-    """An output directory is in use, or is no run directory."""
+    """An output directory is in use, or is not a run directory."""
 
 
 class DemonstrationError(RoboRazorError):

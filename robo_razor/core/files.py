@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -57,7 +58,7 @@ def make_directory(path: Path) -> None:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write `data` as indented JSON, atomically; NaN is refused (it is no JSON)."""
+    """Write `data` as indented JSON, atomically; NaN is refused (JSON has none)."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
@@ -217,6 +218,25 @@ def clear_leftovers(root: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def lock(file: BinaryIO, *, shared: bool = False) -> bool | None:
+    """Lock an open file for this process without waiting; closing it lets go of the lock.
+
+    Args:
+        file: The file.
+        shared: Other processes may hold a shared lock too.
+
+    Returns:
+        True: the lock is held now. False: another process holds it. None: the file system has no
+        locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        no_locks = error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+        return None if no_locks else False
+    return True
 
 
 def _flush_file(path: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from robo_razor.core.machine import cpu_count
 from robo_razor.core.settings.conversion import Settings, flatten, to_dict
 
 AGAINST = " against "
@@ -68,18 +69,13 @@ def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system tells it."""
+    """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def cpu_count() -> int:
-    """Return the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
@@ -98,8 +94,8 @@ def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
     return None if commit is None else {"commit": commit, "dirty": bool(changes)}
 
 
-def _git(checkout: Path, *words: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+def _git(checkout: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_GIT_TIME_LIMIT_S, check=True
@@ -176,7 +172,7 @@ def fingerprint(
     Args:
         policy: The `Policy` that was measured; adds its hash and device.
         env: The vector environment that was used, after its first reset; adds the OpenGL renderer,
-            where the environment tells it (`env.gl_renderer`).
+            where the environment gives it (`env.gl_renderer`).
         config: The settings.
     """
     torch = sys.modules.get("torch")
@@ -203,7 +199,7 @@ def differences(
 
     Args:
         first: Fingerprint of one result.
-        second: Fingerprint of the other. What either does not tell does not count.
+        second: Fingerprint of the other. What either does not have does not count.
         harmless: Also list what does not stand in the way of a comparison.
 
     Returns:
@@ -214,11 +210,6 @@ def differences(
     decisive = [key for key in keys if _is_decisive(key, one, two)]
     shown = [*decisive, *(key for key in keys if key not in decisive)] if harmless else decisive
     return [f"{_label(key)}: {one[key]}{AGAINST}{two[key]}" for key in shown]
-
-
-def comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Say whether two results can be compared: no decisive difference between fingerprints."""
-    return not differences(first, second)
 
 
 def _differ(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> bool:

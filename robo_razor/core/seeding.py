@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 from robo_razor.core.settings.config import HELD_OUT_SEED
 
 
-def derive(*words: int | str) -> int:
+def derive(*parts: int | str) -> int:
     """Return a 63-bit number derived from integers >= 0 and strings, e.g. (seed, "ppo", update)."""
-    state = np.random.SeedSequence(_numbers(words)).generate_state(1, dtype=np.uint64)
+    state = np.random.SeedSequence(_numbers(parts)).generate_state(1, dtype=np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
-def generator(*words: int | str) -> np.random.Generator:
+def generator(*parts: int | str) -> np.random.Generator:
     """Return a NumPy generator derived from integers >= 0 and strings."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(_numbers(words))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(_numbers(parts))))
 
 
-def training_seeds(n: int, *words: int | str) -> NDArray[np.int64]:
+def training_seeds(n: int, *parts: int | str) -> NDArray[np.int64]:
     """Return `n` start-state seeds int64 [n] below those held out for evaluation.
 
     Seed i does not depend on `n`.
     """
-    return np.array([derive(*words, i) % HELD_OUT_SEED for i in range(n)], dtype=np.int64)
+    return np.array([derive(*parts, i) % HELD_OUT_SEED for i in range(n)], dtype=np.int64)
 
 
 def held_out_seeds(n: int, offset: int = HELD_OUT_SEED) -> NDArray[np.int64]:
@@ -39,5 +39,5 @@ def held_out_seeds(n: int, offset: int = HELD_OUT_SEED) -> NDArray[np.int64]:
     return np.arange(offset, offset + n, dtype=np.int64)
 
 
-def _numbers(words: tuple[int | str, ...]) -> list[int]:
-    return [zlib.crc32(w.encode()) if isinstance(w, str) else int(w) for w in words]
+def _numbers(parts: tuple[int | str, ...]) -> list[int]:
+    return [zlib.crc32(w.encode()) if isinstance(w, str) else int(w) for w in parts]

@@ -13,7 +13,7 @@ observation counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +119,7 @@ class EpisodeBatch:
         truncated: bool [E].
         record: All decisions, if recording was asked for.
         wall_s: Wall time that the batch took, in seconds.
-        start_states: Hash of each start state, None where the environment tells none.
+        start_states: Hash of each start state, None where the environment gives none.
     """
 
     rows: tuple[EpisodeRow, ...]
@@ -253,8 +253,3 @@ def make_rows(
         EpisodeRow(task, int(seed), instruction, first_row_id + i, int(sample))
         for i, (seed, sample) in enumerate(zip(seeds, samples, strict=True))
     ]
-
-
-def renumber(rows: Sequence[EpisodeRow]) -> list[EpisodeRow]:
-    """Return the rows with `row_id` 0, 1, 2, ..."""
-    return [replace(row, row_id=i) for i, row in enumerate(rows)]

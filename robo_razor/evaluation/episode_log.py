@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from robo_razor.core import metrics as records
+from robo_razor.core import records
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.files import parse_json, read_text, without_nan, write_text
 from robo_razor.core.fingerprint import differences

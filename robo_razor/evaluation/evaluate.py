@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robo_razor.core.device import resolve_device, torch_threads
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.files import check_writable, finite, without_nan, write_text
 from robo_razor.core.fingerprint import fingerprint
+from robo_razor.core.machine import resolve_device, torch_threads
+from robo_razor.core.metrics import EpisodeEntry, SkillSummary
 from robo_razor.core.plain_text import literal, printable
 from robo_razor.core.ranks import Ranks, launched
 from robo_razor.core.settings.config import HELD_OUT_SEED, EvaluateConfig, replace
@@ -94,16 +95,17 @@ def evaluate(
     return {skill: skill_result(batch, task) for skill, task in tasks.items()}
 
 
-def result_entry(result: SkillResult) -> dict[str, Any]:
-    """Return a result as plain values: success_rate, n, interval and more."""
-    return {
-        "task": result.task,
-        "role": result.role,
-        "success_rate": result.success_rate,
-        "n": result.n,
-        "interval": list(result.interval),
-        "mean_control_steps": finite(result.mean_control_steps),
-    }
+def result_entry(result: SkillResult) -> SkillSummary:
+    """Return a result as it is written down: success_rate, n, interval and more."""
+    return SkillSummary(
+        task=result.task,
+        role=result.role,
+        success_rate=result.success_rate,
+        n=result.n,
+        interval=result.interval,
+        mean_control_steps=finite(result.mean_control_steps),
+        nulls=frozenset({"mean_control_steps"}),
+    )
 
 
 def episode_entries(
@@ -111,8 +113,8 @@ def episode_entries(
     mode: str,
     new_task: str | None = None,
     skills: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """Return one plain dictionary per episode, for `episodes.jsonl`.
+) -> list[EpisodeEntry]:
+    """Return one entry per episode, for `episodes.jsonl`.
 
     Args:
         batch: The episodes.
@@ -122,23 +124,24 @@ def episode_entries(
     """
     names = {task: skill for skill, task in (skills or {}).items()}
     return [
-        {
-            "row": row.row_id,
-            "skill": names.get(row.task) or skill_name(row.task),
-            "role": role_of(row.task) if new_task is None else _role(row.task, new_task),
-            "task": row.task,
-            "seed": row.seed,
-            "sample": row.sample,
-            "mode": mode,
-            "instruction": batch.instructions[i],
-            "start_state": batch.start_states[i] if batch.start_states else None,
-            "success": bool(batch.success[i]),
-            "return": float(batch.episode_return[i]),
-            "decisions": int(batch.decisions[i]),
-            "control_steps": int(batch.control_steps[i]),
-            "terminated": bool(batch.terminated[i]),
-            "truncated": bool(batch.truncated[i]),
-        }
+        EpisodeEntry(
+            row=row.row_id,
+            skill=names.get(row.task) or skill_name(row.task),
+            role=role_of(row.task) if new_task is None else _role(row.task, new_task),
+            task=row.task,
+            seed=row.seed,
+            sample=row.sample,
+            mode=mode,
+            instruction=batch.instructions[i],
+            start_state=batch.start_states[i] if batch.start_states else None,
+            success=bool(batch.success[i]),
+            episode_return=float(batch.episode_return[i]),
+            decisions=int(batch.decisions[i]),
+            control_steps=int(batch.control_steps[i]),
+            terminated=bool(batch.terminated[i]),
+            truncated=bool(batch.truncated[i]),
+            nulls=frozenset({"start_state"}),
+        )
         for i, row in enumerate(batch.rows)
     ]
 
@@ -394,7 +397,7 @@ def evaluation_json(
     entries = sorted(ledger.of(rows), key=lambda entry: int(entry["row"]))
     seen = Manifest.of_entries(entries)
     return {
-        "skills": {skill: result_entry(result) for skill, result in results.items()},
+        "skills": {skill: result_entry(result).to_json() for skill, result in results.items()},
         "policy": config.policy,
         "mode": config.mode,
         "episodes": max(counts.values()),

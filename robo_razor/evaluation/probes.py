@@ -24,10 +24,10 @@ from torch import Tensor
 
 from robo_razor.core.errors import CheckpointError
 from robo_razor.core.files import write_bytes
+from robo_razor.core.metrics import PRIOR
 from robo_razor.core.run.training_state import load_tensors
 from robo_razor.core.types import DecisionRecord, DemonstrationSet
 
-NEW_BASE, NEW_TUNED, PRIOR = "new_base_visited", "new_tuned_visited", "prior"
 DEMONSTRATIONS = "demonstrations"
 EPISODE = "episode"
 

@@ -14,13 +14,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from robo_razor.core.files import finite, read_json, without_nan, write_json
+from robo_razor.core.metrics import (
+    MAIN_STATES,
+    NEW_BASE,
+    NEW_TUNED,
+    PRIOR,
+    SURROGATE,
+    OnStates,
+    PriorMeans,
+    SampledSuccess,
+    SkillSummary,
+    Summary,
+)
 from robo_razor.core.ranks import ALONE, Ranks
 from robo_razor.core.run.directory import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.core.seeding import derive
@@ -39,9 +51,6 @@ from robo_razor.evaluation.forgetting import (
 from robo_razor.evaluation.predictors.distances import Distances
 from robo_razor.evaluation.probes import (
     DEMONSTRATIONS,
-    NEW_BASE,
-    NEW_TUNED,
-    PRIOR,
     ProbeSet,
     demonstration_probe,
     encode_probe,
@@ -56,8 +65,6 @@ from robo_razor.rollout.shared import run_shared
 
 ACTION_KL = "action_kl.json"
 PROBES = "probes.safetensors"
-MAIN_STATES = (NEW_BASE, NEW_TUNED, PRIOR)
-"""Probe sets whose KL divergences stand in the summary itself."""
 PREDICTORS = (
     "total_variation",
     "total_variation_chunk",
@@ -115,7 +122,7 @@ class Tracker:
         """Read back what step 0 measured."""
         directory = self.run.evaluation(0)
         for row in self.run.episodes(0):
-            self.base_outcomes[row["mode"], row["task"], row["seed"]] = row["success"]
+            self.base_outcomes[row.mode, row.task, row.seed] = row.success
         self.sampled_success = tuple(
             success
             for (mode, task, _), success in self.base_outcomes.items()
@@ -142,7 +149,7 @@ class Tracker:
         final: bool = False,
         extra: Callable[[], dict[str, Any]] = dict,
         progress: Progress | None = None,
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Measure a policy and write `eval/<step>/`.
 
         Args:
@@ -164,25 +171,25 @@ class Tracker:
         visited = greedy if sampled is None and not policy.has_density else sampled
         results = self._measure_probes(policy, visited)
         summary = self._summary(step, greedy, sampled, results)
-        summary["distances"] = self._distances(policy, results)
-        summary["tracking_s"] = time.perf_counter() - start
-        summary |= extra()
+        distances = self._distances(policy, results)
+        tracking_s = time.perf_counter() - start
+        summary = replace(summary, distances=distances, tracking_s=tracking_s, **extra())
         self._write(step, summary, results, [(greedy, "greedy"), (sampled, "sample")])
         return summary
 
-    def alarm(self, summary: dict[str, Any]) -> str | None:
+    def alarm(self, summary: Summary) -> str | None:
         """Return a warning of the prior skills that are certainly below the alarm's retention."""
         threshold = self.config.tracking.alarm_retention
         forgotten = [
-            f"{skill} {entry['base_success_rate']:.0%} -> {entry['success_rate']:.0%}"
-            for skill, entry in summary["prior"].items()
-            if entry.get("retention_interval") and entry["retention_interval"][1] < threshold
+            f"{skill} {entry.base_success_rate:.0%} -> {entry.success_rate:.0%}"
+            for skill, entry in summary.prior.items()
+            if entry.retention_interval and entry.retention_interval[1] < threshold
         ]
         if not forgotten:
             return None
         what = "skill is" if len(forgotten) == 1 else "skills are"
         return (
-            f"{len(forgotten)} of {len(summary['prior'])} prior {what} being forgotten "
+            f"{len(forgotten)} of {len(summary.prior)} prior {what} being forgotten "
             f"(retention below {threshold:g} beyond its 95 % interval): {', '.join(forgotten)}"
         )
 
@@ -271,52 +278,51 @@ class Tracker:
         greedy: EpisodeBatch,
         sampled: EpisodeBatch | None,
         results: dict[str, ProbeResult],
-    ) -> dict[str, Any]:
+    ) -> Summary:
         new = {skill: self._entry(greedy, task, "new") for skill, task in self.new.items()}
         if sampled is not None:
             for skill, task in self.new.items():
                 result = skill_result(sampled, task, "new")
-                new[skill]["sampled"] = {
-                    "success_rate": result.success_rate,
-                    "n": result.n,
-                    "interval": list(result.interval),
-                }
+                success = SampledSuccess(
+                    success_rate=result.success_rate, n=result.n, interval=result.interval
+                )
+                new[skill] = replace(new[skill], sampled=success)
         prior = {skill: self._entry(greedy, task, "prior") for skill, task in self.prior.items()}
-        summary: dict[str, Any] = {
-            "step": step,
-            "method": self.config.method.name,
-            "task": self.config.task,
-            "seed": self.config.seed,
-            "policy": self.config.policy,
-            "new": new,
-            "prior": prior,
-            "prior_mean": _prior_mean(prior),
-        }
+        on_states: dict[str, Any] = {}
         for direction in DIRECTIONS:
-            summary |= _main_states(direction, direction, results)
-        found = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
-        summary["kl_kind"] = next((kl.kind for kl in found if kl is not None), None)
+            on_states |= _main_states(direction, direction, results)
         if not self.base.has_density:
-            summary |= _main_states("surrogate", "chunk_distance", results)
-            summary["surrogate_kind"] = SURROGATE_KIND
-        before = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
-        if before is not None:
-            summary["entropy"] = before + (results[NEW_BASE].mean("entropy_change") or 0.0)
-        return summary
+            on_states |= _main_states(SURROGATE, "chunk_distance", results)
+        found = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
+        entropy = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
+        if entropy is not None:
+            entropy += results[NEW_BASE].mean("entropy_change") or 0.0
+        return Summary(
+            step=step,
+            method=self.config.method.name,
+            task=self.config.task,
+            seed=self.config.seed,
+            policy=self.config.policy,
+            new=new,
+            prior=prior,
+            prior_mean=_prior_mean(prior),
+            **on_states,
+            kl_kind=next((kl.kind for kl in found if kl is not None), None),
+            surrogate_kind=None if self.base.has_density else SURROGATE_KIND,
+            entropy=entropy,
+            nulls=frozenset({"kl_kind"}),
+        )
 
-    def _entry(self, batch: EpisodeBatch, task: str, role: str) -> dict[str, Any]:
+    def _entry(self, batch: EpisodeBatch, task: str, role: str) -> SkillSummary:
         result = skill_result(batch, task, role)
         entry = result_entry(result)
         change = self._change(batch, task, result)
-        if change is not None:
-            numbers = {
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in asdict(change).items()
-            }
-            if role == "new":  # one does not forget what one is learning
-                numbers = {"base_success_rate": change.base_success_rate}
-            entry |= numbers
-        return entry
+        if change is None:
+            return entry
+        if role == "new":  # one does not forget what one is learning
+            return replace(entry, base_success_rate=change.base_success_rate)
+        numbers = asdict(change)
+        return replace(entry, **numbers, nulls=entry.nulls | numbers.keys())
 
     def _change(
         self, batch: EpisodeBatch, task: str, result: SkillResult
@@ -335,7 +341,7 @@ class Tracker:
     def _write(
         self,
         step: int,
-        summary: dict[str, Any],
+        summary: Summary,
         results: dict[str, ProbeResult],
         batches: list[tuple[EpisodeBatch | None, str]],
     ) -> None:
@@ -343,15 +349,14 @@ class Tracker:
         entries_of = [
             episode_entries(batch, mode, task, skills) for batch, mode in batches if batch
         ]
-        rows = [row for entries in entries_of for row in entries]
-        self.run.write_rows(step, rows)
-        total_s = summary["tracking_s"]
+        self.run.write_episodes(step, [entry for entries in entries_of for entry in entries])
+        total_s = float(summary.tracking_s or 0.0)
         entries = {name: probe_entry(result, total_s) for name, result in results.items()}
         write_json(self.run.evaluation(step) / ACTION_KL, without_nan(entries))
         self.run.write_summary(step, summary)  # last: its presence says that the step is measured
 
 
-def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, Any]:
+def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, OnStates]:
     """Return a measure and its standard error on the main probe sets, None where there is none."""
     found = {
         states: results[states].measures.get(name) if states in results else None
@@ -365,19 +370,21 @@ def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[s
     }
 
 
-def _prior_mean(prior: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+def _prior_mean(prior: dict[str, SkillSummary]) -> PriorMeans:
     """Return the means over prior skills of success, retention and forgetting (NBT)."""
-    retentions = [e["retention"] for e in prior.values() if e.get("retention") is not None]
-    return {
-        "success_rate": _mean([e["success_rate"] for e in prior.values()]),
-        "base_success_rate": _mean([e["base_success_rate"] for e in prior.values()]),
-        "retention": _mean(retentions),
-        "forgetting": _mean([e["forgetting"] for e in prior.values()]),
-    }
+    skills = prior.values()
+    return PriorMeans(
+        success_rate=_mean([skill.success_rate for skill in skills]),
+        base_success_rate=_mean([skill.base_success_rate for skill in skills]),
+        retention=_mean([skill.retention for skill in skills]),
+        forgetting=_mean([skill.forgetting for skill in skills]),
+        nulls=frozenset({"success_rate", "base_success_rate", "retention", "forgetting"}),
+    )
 
 
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _hashes(path: Path) -> dict[str, str]:

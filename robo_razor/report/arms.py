@@ -15,9 +15,9 @@ from typing import Any
 
 from robo_razor.core.errors import ReportError, RoboRazorError, did_you_mean
 from robo_razor.core.plain_text import printable
+from robo_razor.core.run.sweep_record import is_sweep, read_sweep
 from robo_razor.core.settings.conversion import flatten
 from robo_razor.report.load import RunSeries, load_run, short_names
-from robo_razor.sweep.run import RECORD, read_sweep
 
 FINISHED = "finished"
 CHECKPOINTS = "checkpoints"
@@ -29,6 +29,7 @@ NO_PART_OF_A_SETTING = (
     "seed",
     "out",
     "resume",
+    "log",
     "device",
     "torch_threads",
     "env.num_envs",
@@ -130,11 +131,6 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
     arms = group(runs)
     _refuse_equal_seeds(arms)
     return RunSet(arms=arms, skipped=tuple(skipped))
-
-
-def is_sweep(path: str | Path) -> bool:
-    """Tell whether a directory is that of a sweep."""
-    return (Path(path) / RECORD).is_file()
 
 
 def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str]]:

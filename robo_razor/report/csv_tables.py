@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from robo_razor.core.files import finite
+from robo_razor.core.metrics import FORWARD_KL
 from robo_razor.core.settings.conversion import flatten
 from robo_razor.report.arms import RunSet, setting_differences
-from robo_razor.report.load import FORWARD_KL
+from robo_razor.report.load import Checkpoint
 
 Cell = str | float | int | bool | None
 FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -31,34 +32,18 @@ def checkpoint_rows(runs: RunSet) -> list[dict[str, Cell]]:
                 "seed": run.seed,
                 **{f"setting/{key}": _cell(flat.get(key)) for key in differing},
             }
-            for checkpoint in run.checkpoints:
-                rows.append(
-                    {
-                        **head,
-                        "step": checkpoint.step,
-                        "new_success_rate": checkpoint.new,
-                        "new_n": checkpoint.new_n,
-                        "new_low": checkpoint.new_interval[0],
-                        "new_high": checkpoint.new_interval[1],
-                        "new_sampled_success_rate": finite(checkpoint.sampled),
-                        "new_sampled_n": checkpoint.sampled_n,
-                        "prior_success_rate": finite(checkpoint.prior),
-                        "prior_low": finite(checkpoint.prior_interval[0]),
-                        "prior_high": finite(checkpoint.prior_interval[1]),
-                        "prior_retention": finite(checkpoint.retention),
-                        "retention_low": finite(checkpoint.retention_interval[0]),
-                        "retention_high": finite(checkpoint.retention_interval[1]),
-                        **{
-                            f"prior/{skill}/success_rate": entry["success_rate"]
-                            for skill, entry in checkpoint.skills.items()
-                        },
-                        **checkpoint.predictors,
-                        "entropy": finite(checkpoint.entropy),
-                        "env_steps": finite(checkpoint.env_steps),
-                        "wall_s": finite(checkpoint.wall_s),
-                    }
-                )
+            rows += [{**head, **point.row, **_intervals(point)} for point in run.checkpoints]
     return rows
+
+
+def _intervals(checkpoint: Checkpoint) -> dict[str, Cell]:
+    """Return the columns that a report computes from a checkpoint's episodes."""
+    return {
+        "prior_low": finite(checkpoint.prior_interval[0]),
+        "prior_high": finite(checkpoint.prior_interval[1]),
+        "retention_low": finite(checkpoint.retention_interval[0]),
+        "retention_high": finite(checkpoint.retention_interval[1]),
+    }
 
 
 def _cell(value: Any) -> Cell:

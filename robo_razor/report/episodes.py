@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from robo_razor.core import metrics as records
+from robo_razor.core import metrics
 from robo_razor.core.errors import CheckpointError, ReportError
+from robo_razor.core.metrics import GREEDY, NEW, PRIOR, EpisodeEntry
 from robo_razor.core.run.directory import EPISODES, step_name
 from robo_razor.statistics.intervals import Estimate, mean_retention_interval, nbt_interval
 
@@ -30,7 +30,7 @@ class Outcome:
     """Hash of the start state; None in files without it."""
 
     def same_start(self, other: Outcome) -> bool:
-        """Tell whether both began alike, as far as both say what they began from."""
+        """Return whether both began alike, as far as both say what they began from."""
         return all(
             one is None or two is None or one == two
             for one, two in (
@@ -51,14 +51,14 @@ def read_rows(path: Path, step: int) -> dict[State, Outcome]:
         ReportError: The file is damaged, e.g. cut while it was copied.
     """
     try:
-        rows = records.read_episodes(path / "eval" / step_name(step) / EPISODES)
+        rows = metrics.read_episodes(path / "eval" / step_name(step) / EPISODES)
     except CheckpointError as error:
         raise ReportError(str(error)) from error
-    return {(r["task"], r["seed"]): _outcome(r) for r in rows if r["mode"] == "greedy"}
+    return {(row.task, row.seed): _outcome(row) for row in rows if row.mode == GREEDY}
 
 
-def _outcome(row: Mapping[str, Any]) -> Outcome:
-    return Outcome(row["success"], row.get("role"), row.get("instruction"), row.get("start_state"))
+def _outcome(row: EpisodeEntry) -> Outcome:
+    return Outcome(row.success, row.role, row.instruction, row.start_state)
 
 
 def read_episodes(path: Path, step: int) -> dict[State, bool]:
@@ -90,13 +90,13 @@ def prior_outcomes(
     Args:
         base: Episodes of the base.
         tuned: Episodes of a checkpoint.
-        new_task: The task that is no prior skill.
+        new_task: The task that is not a prior skill.
     """
     before: dict[str, list[bool]] = {}
     after: dict[str, list[bool]] = {}
     for state, outcome in tuned.items():
-        role = outcome.role or ("new" if state[0] == new_task else "prior")
-        if role == "prior" and state in base and outcome.same_start(base[state]):
+        role = outcome.role or (NEW if state[0] == new_task else PRIOR)
+        if role == PRIOR and state in base and outcome.same_start(base[state]):
             before.setdefault(state[0], []).append(base[state].success)
             after.setdefault(state[0], []).append(outcome.success)
     return PriorOutcomes(before, after)

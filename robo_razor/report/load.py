@@ -15,10 +15,20 @@ from robo_razor.core.errors import (
     RunDirectoryError,
     shown,
 )
-from robo_razor.core.metrics import check_settings, rollout_steps
+from robo_razor.core.files import finite
+from robo_razor.core.metrics import FORWARD_KL as FORWARD_KL
+from robo_razor.core.metrics import REVERSE_KL as REVERSE_KL
+from robo_razor.core.metrics import (
+    SampledSuccess,
+    SkillSummary,
+    Summary,
+    checkpoint_row,
+    rollout_steps,
+)
 from robo_razor.core.plain_text import printable, printable_values
 from robo_razor.core.plugins import METHODS
 from robo_razor.core.run.directory import CONFIG, RunDirectory
+from robo_razor.core.run.provenance import check_settings
 from robo_razor.core.settings.config import DEFAULT_METHOD, FinetuneConfig, to_dict
 from robo_razor.core.settings.conversion import merged
 from robo_razor.report.episodes import (
@@ -31,11 +41,6 @@ from robo_razor.report.episodes import (
 from robo_razor.statistics.intervals import mean_rate_interval, wilson_interval
 
 UNKNOWN = (math.nan, math.nan)
-
-KL_DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
-FORWARD_KL = "kl_base_tuned/new_base_visited"
-"""The paper's predictor: KL(base || tuned) on states that the base visits on the new task."""
-REVERSE_KL = "kl_tuned_base/new_base_visited"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Checkpoint:
     retention: float
     """Mean over prior skills of success / the base's success; NaN where unknown."""
     kl: dict[str, float]
-    """`kl_base_tuned/new_base_visited`, ... in nats per decision; absent where unknown."""
+    """`DIRECTION/STATES` -> nats per decision; absent where unknown."""
     skills: dict[str, dict[str, Any]]
     """Prior skill -> its entry of the summary."""
     distances: dict[str, float] = field(default_factory=dict)
@@ -71,6 +76,8 @@ class Checkpoint:
     """Environment steps of all rollouts so far; NaN for methods without rollouts."""
     wall_s: float = math.nan
     """Seconds since the run began, tracking included; NaN: unknown."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint as a row of a table, see `core.metrics.checkpoint_row`."""
 
     @property
     def predictors(self) -> dict[str, float]:
@@ -143,7 +150,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     """Read one run's evaluations.
 
     Raises:
-        ReportError: `path` is no run directory or holds no evaluation.
+        ReportError: `path` is not a run directory or holds no evaluation.
     """
     try:
         run = RunDirectory.open(path)
@@ -163,7 +170,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     base = read_rows(run.path, 0)
     checkpoints, unplanned = [], []
     for summary in summaries:
-        step = summary["step"]
+        step = summary.step
         if planned is not None and step not in planned:
             unplanned.append(step)
             continue
@@ -184,7 +191,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         arm=None if arm is None else printable(arm),
         unplanned=tuple(unplanned),
         updates=_updates(summaries),
-        kl_kind=next((s["kl_kind"] for s in reversed(summaries) if s.get("kl_kind")), None),
+        kl_kind=next((s.kl_kind for s in reversed(summaries) if s.kl_kind), None),
     )
 
 
@@ -198,66 +205,70 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return merged(defaults, config)
 
 
-def _refuse_other_skills(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _refuse_other_skills(summaries: Sequence[Summary], path: Path) -> None:
     """Refuse means over other skills at every step: they would differ by that alone."""
-    for part in ("new", "prior"):
-        first = summaries[0].get(part, {}).keys()
-        for summary in summaries:
-            if summary.get(part, {}).keys() != first:
+    first = summaries[0]
+    for summary in summaries:
+        for part, skills, others in (
+            ("new", first.new, summary.new),
+            ("prior", first.prior, summary.prior),
+        ):
+            if others.keys() != skills.keys():
                 raise ReportError(
-                    f"The summaries of steps {summaries[0]['step']} and {summary['step']} in "
+                    f"The summaries of steps {first.step} and {summary.step} in "
                     f"{path} are of other {part} skills",
                     remedy="Copy the run again, or leave it out.",
                 )
 
 
-def _updates(summaries: Sequence[Mapping[str, Any]]) -> int | None:
-    return max((s["updates"] for s in summaries if s.get("updates")), default=None)
+def _updates(summaries: Sequence[Summary]) -> int | None:
+    return max((s.updates for s in summaries if s.updates), default=None)
 
 
 def _read_checkpoint(
-    summary: dict[str, Any], steps: Mapping[int, float], pairs: PriorOutcomes
+    summary: Summary, steps: Mapping[int, float], pairs: PriorOutcomes
 ) -> Checkpoint:
-    new, prior = list(summary["new"].values()), summary.get("prior", {})
-    successes = round(sum(entry["success_rate"] * entry["n"] for entry in new))
-    n = sum(entry["n"] for entry in new)
-    retentions = [e["retention"] for e in prior.values() if e.get("retention") is not None]
-    kl = {
-        f"{direction}/{states}": float(value)
-        for direction in KL_DIRECTIONS
-        for states, value in (summary.get(direction) or {}).items()
-        if value is not None
-    }
-    sampled = [entry["sampled"] for entry in new if entry.get("sampled")]
-    sampled_n = sum(entry["n"] for entry in sampled)
-    sampled_wins = round(sum(entry["success_rate"] * entry["n"] for entry in sampled))
-    counts = [(round(e["success_rate"] * e["n"]), e["n"]) for e in prior.values()]
-    done = [count for step, count in steps.items() if step <= summary["step"]]
+    new, prior = list(summary.new.values()), list(summary.prior.values())
+    sampled = [entry.sampled for entry in new if entry.sampled]
     return Checkpoint(
-        step=summary["step"],
-        new=mean([entry["success_rate"] for entry in new]),
-        new_interval=wilson_interval(successes, n),
-        new_n=n,
-        prior=mean([entry["success_rate"] for entry in prior.values()]),
-        retention=mean(retentions),
-        kl=kl,
-        skills=dict(prior),
-        distances={
-            name: float(value)
-            for name, value in (summary.get("distances") or {}).items()
-            if value is not None
-        },
-        prior_interval=mean_rate_interval(*zip(*counts, strict=True)).interval
-        if counts
+        step=summary.step,
+        new=mean([entry.success_rate for entry in new]),
+        new_interval=wilson_interval(*_pooled(new)),
+        new_n=sum(entry.n for entry in new),
+        prior=mean([entry.success_rate for entry in prior]),
+        retention=mean([entry.retention for entry in prior if entry.retention is not None]),
+        kl=summary.kl(),
+        skills={skill: entry.to_json() for skill, entry in summary.prior.items()},
+        distances=summary.known_distances(),
+        prior_interval=mean_rate_interval(
+            [_successes(entry) for entry in prior], [entry.n for entry in prior]
+        ).interval
+        if prior
         else UNKNOWN,
         retention_interval=pairs.retention().interval,
-        sampled=mean([entry["success_rate"] for entry in sampled]),
-        sampled_interval=wilson_interval(sampled_wins, sampled_n) if sampled_n else UNKNOWN,
-        sampled_n=sampled_n,
-        entropy=_number(summary.get("entropy")),
-        env_steps=sum(done) if steps else math.nan,
-        wall_s=_number(summary.get("elapsed_s")),
+        sampled=mean([entry.success_rate for entry in sampled]),
+        sampled_interval=wilson_interval(*_pooled(sampled)) if sampled else UNKNOWN,
+        sampled_n=sum(entry.n for entry in sampled),
+        entropy=_number(summary.entropy),
+        env_steps=_env_steps(summary, steps),
+        wall_s=_number(summary.elapsed_s),
+        row=checkpoint_row(summary, finite(_env_steps(summary, steps))),
     )
+
+
+def _successes(entry: SkillSummary | SampledSuccess) -> int:
+    return round(entry.success_rate * entry.n)
+
+
+def _pooled(entries: Sequence[SkillSummary | SampledSuccess]) -> tuple[int, int]:
+    """Return successes and episodes of some entries together."""
+    rates = sum(entry.success_rate * entry.n for entry in entries)
+    return round(rates), sum(entry.n for entry in entries)
+
+
+def _env_steps(summary: Summary, steps: Mapping[int, float]) -> float:
+    """Return the control steps of all rollouts up to a checkpoint; NaN without rollouts."""
+    return sum(n for step, n in steps.items() if step <= summary.step) if steps else math.nan
 
 
 def read_outcomes(run: RunSeries) -> dict[State, bool]:
@@ -285,5 +296,5 @@ def known_interval(ends: tuple[float, float]) -> list[float] | None:
     return list(ends) if all(math.isfinite(end) for end in ends) else None
 
 
-def _number(value: Any) -> float:
+def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)

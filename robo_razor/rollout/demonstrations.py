@@ -22,7 +22,7 @@ from rich.console import Console
 
 from robo_razor.core.errors import DemonstrationError
 from robo_razor.core.files import check_writable
-from robo_razor.core.memory import available_bytes, local_processes
+from robo_razor.core.machine import available_bytes, local_processes
 from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
@@ -308,7 +308,7 @@ def demonstrations_for(
 
 def _demonstrator(config: FinetuneConfig) -> tuple[Actor, int]:
     """Return who demonstrates and how many control steps one decision of theirs lasts."""
-    from robo_razor.core.device import resolve_device
+    from robo_razor.core.machine import resolve_device
     from robo_razor.policies.load import load_policy
 
     bc = _source(config)
@@ -578,7 +578,7 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
 
 
 def _policy_actor(config: CollectConfig) -> tuple[Any, Actor]:
-    from robo_razor.core.device import resolve_device
+    from robo_razor.core.machine import resolve_device
     from robo_razor.policies.load import load_policy
 
     policy = load_policy(config.policy, resolve_device(config.device))

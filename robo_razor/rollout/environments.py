@@ -33,7 +33,7 @@ from robo_razor.core.errors import (
     shown,
     unknown_name,
 )
-from robo_razor.core.limits import check_descriptors
+from robo_razor.core.machine import check_descriptors
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.types import Observation
 from robo_razor.rollout.boundary import Boundary, check_vector_env

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from robo_razor.core import metrics as records
+from robo_razor.core import records
 from robo_razor.core.errors import ManifestError, did_you_mean, shown
 from robo_razor.core.files import check_writable, parse_json, write_bytes
 from robo_razor.core.seeding import held_out_seeds

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from robo_razor.core.device import resolve_device, torch_threads
 from robo_razor.core.errors import ConfigError, EnvError, shown
 from robo_razor.core.files import check_writable
+from robo_razor.core.machine import resolve_device, torch_threads
 from robo_razor.core.settings.config import RolloutConfig, replace
 from robo_razor.core.types import EpisodeBatch, make_rows
 from robo_razor.rollout.actors import (

@@ -31,12 +31,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robo_razor.core.errors import ReportError
+from robo_razor.core.metrics import FORWARD_KL
 from robo_razor.statistics.bootstrap import cluster_counts, student_estimate
 from robo_razor.statistics.estimate import Estimate
 
 Floats = NDArray[np.float64]
 
-PREDICTOR = "kl_base_tuned/new_base_visited"
+PREDICTOR = FORWARD_KL
 """The paper's predictor, nats per decision: KL(base || tuned) where the base goes on the task."""
 
 BASE = "(base)"

@@ -1,24 +1,23 @@
 """An experiment file: keys, arms, and the combinations of values they go through.
 
-The format is told in `sweep`. What is wrong with the file is told here, before anything starts.
+`sweep.run` describes the format. What is wrong with the file is reported here, before anything
+starts.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from robo_razor.core.errors import ConfigError, did_you_mean, shown
 from robo_razor.core.plugins import METHODS
-from robo_razor.core.settings.config import MAX_SEED, FinetuneConfig
+from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.settings.conversion import (
-    MAX_NUMBER,
     Settings,
     flatten,
     from_dict,
@@ -28,13 +27,12 @@ from robo_razor.core.settings.conversion import (
     setting,
 )
 
-HEAD_KEYS = ("name", "out", "search", "num_samples", "seed", "parallel", "base", "arms")
+HEAD_KEYS = ("name", "out", "parallel", "base", "arms")
 ARM_KEYS = ("name", "settings", "grid", "needs")
-RANGE_KEYS = ("low", "high", "log")
 OWN_KEYS = ("out", "resume")
 """Settings of a run that the sweep chooses."""
-TRIES_PER_SAMPLE = 100
-"""Draws after which a random search stops looking for another combination."""
+RANDOM_KEYS = ("search", "num_samples", "seed")
+"""Keys of the random search that there was once."""
 MAX_RUNS = 2000
 """Runs that an experiment may have, in all arms together."""
 MAX_NAME = 100
@@ -53,12 +51,6 @@ class Head(Settings):
     """Name of the experiment."""
     out: str | None = path(None)
     """Directory of all runs; None: `runs/` and the name."""
-    search: Literal["grid", "random"] = "grid"
-    """All combinations of an arm's values (`grid`), or some (`random`)."""
-    num_samples: int = setting(8, low=1, high=MAX_RUNS)
-    """Combinations drawn per arm with `random`, each run with every seed (>= 1)."""
-    seed: int = setting(0, low=0, high=MAX_SEED)
-    """Seed of `random`."""
     parallel: int | None = setting(None, low=1, high=10_000)
     """Runs at a time (>= 1); None: what the machine carries."""
 
@@ -116,16 +108,16 @@ def read_experiment(file: str | Path) -> ExperimentFile:
     """
     source = str(file)
     data = read_yaml(file, "Check the path of the experiment file.")
+    _refuse_random_search(data, source)
     _check_keys(data, HEAD_KEYS, f"{source}: ")
     plain = {key: value for key, value in data.items() if key not in ("base", "arms")}
     head = from_dict(Head, plain, source=source)
     if not head.name:
         head = replace(head, name=Path(file).stem)
-    _check_search(head, data, source)
     where = f"{source}: base"
     base = nested(_mapping(data.get("base"), where), where)
     _check_base(base, where)
-    return ExperimentFile(source, head, base, _read_arms(data.get("arms"), head, source))
+    return ExperimentFile(source, head, base, _read_arms(data.get("arms"), source))
 
 
 def _check_keys(data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
@@ -139,12 +131,13 @@ def _check_keys(data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -
             )
 
 
-def _check_search(head: Head, data: Mapping[str, Any], file: str | Path) -> None:
-    for key in ("num_samples", "seed"):
-        if head.search == "grid" and key in data:
+def _refuse_random_search(data: Mapping[str, Any], source: str) -> None:
+    for key in RANDOM_KEYS:
+        if key in data:
             raise ConfigError(
-                f"{file}: nothing would read `{key}`, because `search` is `grid`",
-                remedy=f"Remove `{key}`, or set `search: random`.",
+                f"{source}: `{key}` is of random search, which there is not: an arm goes through "
+                "all combinations of its `grid`",
+                remedy=f"Remove `{key}`, and list the values under the arm's `grid`.",
             )
 
 
@@ -163,7 +156,7 @@ def _check_base(base: dict[str, Any], where: str) -> None:
         from_dict(FinetuneConfig, {**shared, "method": method, **section}, source=where)
 
 
-def _read_arms(entries: Any, head: Head, file: str) -> dict[str, Arm]:
+def _read_arms(entries: Any, file: str) -> dict[str, Arm]:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(
             f"{file}: `arms` must be a list with at least one arm",
@@ -186,7 +179,7 @@ def _read_arms(entries: Any, head: Head, file: str) -> dict[str, Arm]:
                 "lower case are the same",
                 remedy="Choose names that differ in more.",
             )
-        arms[name] = _read_arm(name, given, head, f"{file}: arm {name!r}", MAX_RUNS - runs)
+        arms[name] = _read_arm(name, given, f"{file}: arm {name!r}", MAX_RUNS - runs)
         runs += len(arms[name].draws)
     return arms
 
@@ -201,7 +194,7 @@ def _arm_name(name: Any, where: str) -> str:
     return text
 
 
-def _read_arm(name: str, entry: dict[str, Any], head: Head, where: str, room: int) -> Arm:
+def _read_arm(name: str, entry: dict[str, Any], where: str, room: int) -> Arm:
     settings = nested(_mapping(entry.get("settings"), where), where)
     grid = _dotted(_mapping(entry.get("grid"), where))
     for key in (*settings, *grid):
@@ -209,7 +202,7 @@ def _read_arm(name: str, entry: dict[str, Any], head: Head, where: str, room: in
     return Arm(
         name=name,
         settings=settings,
-        draws=tuple(_draws(grid, head, name, where, room)),
+        draws=tuple(_draws(grid, where, room)),
         needs=_names(entry.get("needs"), f"{where}: `needs`"),
     )
 
@@ -239,10 +232,10 @@ def _refuse_own_keys(settings: Mapping[str, Any], where: str) -> None:
 
 
 def _dotted(grid: dict[str, Any]) -> dict[str, Any]:
-    """Return a grid by dotted keys; sections may be nested, a range stays a value."""
+    """Return a grid by dotted keys; sections may be nested."""
     flat: dict[str, Any] = {}
     for key, value in grid.items():
-        if isinstance(value, dict) and not set(value) & set(RANGE_KEYS):
+        if isinstance(value, dict) and not _is_range(value):
             flat |= {f"{key}.{inner}": item for inner, item in _dotted(value).items()}
         else:
             flat[key] = value
@@ -277,93 +270,38 @@ def _put(place: dict[str, Any], name: str, value: Any, key: str, where: str) -> 
 # --- Values --------------------------------------------------------------------------------------
 
 
-def _draws(
-    grid: dict[str, Any], head: Head, arm: str, where: str, room: int
-) -> list[dict[str, Any]]:
+def _draws(grid: dict[str, Any], where: str, room: int) -> list[dict[str, Any]]:
     """Return the combinations of values that an arm goes through, at most `room`."""
     for key, values in grid.items():
-        _check_axis(values, f"{where}: grid `{key}`", head.search)
-    seeds = grid.get("seed", [None])
-    if not isinstance(seeds, list):
-        raise ConfigError(f"{where}: grid `seed` is a range", remedy="List the seeds.")
-    runs = head.num_samples * len(seeds)
-    if head.search == "grid":
-        runs = math.prod(map(len, grid.values()))
+        _check_axis(values, f"{where}: grid `{key}`")
+    runs = math.prod(map(len, grid.values()))
     if runs > room:
         raise ConfigError(
             f"{where} would have {runs} runs, and {room} are left",
             allowed=f"{MAX_RUNS} runs in all arms together",
-            remedy="List fewer values, or draw some (`search: random`).",
+            remedy="List fewer values.",
         )
-    if head.search == "grid":
-        return [
-            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-        ]
-    axes = {key: values for key, values in grid.items() if key != "seed"}
-    samples = _samples(axes, head.num_samples, random.Random(f"{head.seed}/{arm}"))
-    return [
-        {**sample, **({} if seed is None else {"seed": seed})}
-        for sample in samples
-        for seed in seeds
-    ]
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _samples(axes: dict[str, Any], n: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Draw up to n different combinations; a larger n keeps the first ones."""
-    finite = all(isinstance(values, list) for values in axes.values())
-    size = math.prod(len(values) for values in axes.values()) if finite else n
-    samples: dict[str, dict[str, Any]] = {}
-    for _ in range(n * TRIES_PER_SAMPLE):
-        sample = {key: _draw(values, rng) for key, values in axes.items()}
-        samples.setdefault(repr(sample), sample)
-        if len(samples) == min(n, size):
-            break
-    return list(samples.values())
+def _is_range(value: dict[str, Any]) -> bool:
+    return bool(set(value) & {"low", "high", "log"})
 
 
-def _draw(values: Any, rng: random.Random) -> Any:
-    if isinstance(values, list):
-        return rng.choice(values)
-    low, high = values["low"], values["high"]
-    if values.get("log"):
-        drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
-    elif isinstance(low, int) and isinstance(high, int):
-        return rng.randint(low, high)
-    else:
-        drawn = rng.uniform(low, high)
-    return float(f"{drawn:.3g}")  # the name says all of it
-
-
-def _check_axis(values: Any, where: str, search: str) -> None:
-    if isinstance(values, list):
-        if not values:
-            raise ConfigError(f"{where} has no value")
-        if len(values) > MAX_RUNS:
-            raise ConfigError(f"{where} has {len(values)} values", allowed=f"up to {MAX_RUNS}")
-        if any(value in values[:i] for i, value in enumerate(values)):
-            raise ConfigError(f"{where} has a value twice: {shown(values)}")
-        return
-    if not isinstance(values, dict):
+def _check_axis(values: Any, where: str) -> None:
+    if isinstance(values, dict):
+        raise ConfigError(
+            f"{where} is a range, which a grid cannot go through",
+            remedy="List the values.",
+        )
+    if not isinstance(values, list):
         raise ConfigError(
             f"{where} = {shown(values)} is no list of values",
             remedy="Write `[...]`, or put a single value under `settings`.",
         )
-    if search == "grid":
-        raise ConfigError(
-            f"{where} is a range, which a grid cannot go through",
-            remedy="List the values, or set `search: random`.",
-        )
-    _check_keys(values, RANGE_KEYS, f"{where}: ")
-    low, high = values.get("low", math.nan), values.get("high", math.nan)
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (low, high))
-    log = values.get("log", False)
-    if (
-        not numbers
-        or not -MAX_NUMBER <= low < high <= MAX_NUMBER
-        or not isinstance(log, bool)
-        or (log and low <= 0)
-    ):
-        raise ConfigError(
-            f"{where} = {shown(values)} is no range",
-            allowed="{low: 1e-5, high: 1e-3, log: true} with low < high (and 0 < low with log)",
-        )
+    if not values:
+        raise ConfigError(f"{where} has no value")
+    if len(values) > MAX_RUNS:
+        raise ConfigError(f"{where} has {len(values)} values", allowed=f"up to {MAX_RUNS}")
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise ConfigError(f"{where} has a value twice: {shown(values)}")

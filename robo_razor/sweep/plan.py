@@ -1,4 +1,4 @@
-"""From an experiment file to runs: expand, refer, check. The format is told in `sweep`."""
+"""From an experiment file to runs: expand, refer, check. `sweep.run` describes the format."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import graphlib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robo_razor.cli.arguments import with_task_id
 from robo_razor.core.errors import ConfigError, did_you_mean, shown
 from robo_razor.core.plugins import METHODS
 from robo_razor.core.settings.config import DEFAULT_METHOD, FinetuneConfig
@@ -26,6 +25,9 @@ from robo_razor.sweep.experiment import (
     read_experiment,
 )
 
+Complete = Callable[[FinetuneConfig], FinetuneConfig]
+"""Fills in what an experiment file leaves open of a run's settings."""
+
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
 
@@ -36,7 +38,7 @@ class PlannedRun:
 
     Attributes:
         arm: The arm it belongs to.
-        name: What tells it from the arm's other runs; its directory's name.
+        name: What sets it apart from the arm's other runs; its directory's name.
         config: All its settings, `out` included.
         changed: Key -> value of the settings that the arm sets, `seed` included.
         needs: Ids of the runs that must have finished first.
@@ -81,6 +83,20 @@ class Plan:
         """Names of the arms that have runs."""
         return tuple(dict.fromkeys(run.arm for run in self.runs))
 
+    def select(self, arms: str) -> set[str]:
+        """Return the ids of the runs that `arms` means and of all runs they need.
+
+        Args:
+            arms: Names of arms with commas, or `all`.
+
+        Raises:
+            ConfigError: There is no such arm, or none is named.
+        """
+        names = [part.strip() for part in arms.split(",") if part.strip()]
+        if not names:
+            raise ConfigError("`arms` names none", allowed="all, or names of arms with commas")
+        return self.with_needed(self.arms if names == ["all"] else names)
+
     def with_needed(self, arms: Iterable[str]) -> set[str]:
         """Return the ids of some arms' runs and of all runs they need.
 
@@ -95,22 +111,26 @@ class Plan:
                     allowed=", ".join(self.arms),
                 )
         by_id = {run.id: run for run in self.runs}
-        found: set[str] = set()
+        needed: set[str] = set()
         queue = [run.id for run in self.runs if run.arm in wanted]
         while queue:
             name = queue.pop()
-            if name not in found:
-                found.add(name)
+            if name not in needed:
+                needed.add(name)
                 queue += by_id[name].needs
-        return found
+        return needed
 
 
-def load_plan(file: str | Path, out: str | None = None) -> Plan:
+def load_plan(
+    file: str | Path, out: str | None = None, complete: Complete = lambda config: config
+) -> Plan:
     """Read an experiment file and return all its runs, checked.
 
     Args:
         file: The YAML file.
         out: Directory of all runs; None: the file's choice.
+        complete: Returns a run's settings as the run will keep them (the task by its id, say);
+            otherwise a sweep that goes on would take them for others.
 
     Raises:
         ConfigError: A key is unknown, a value cannot be used, or a reference leads nowhere.
@@ -121,7 +141,9 @@ def load_plan(file: str | Path, out: str | None = None) -> Plan:
     runs: dict[str, list[PlannedRun]] = {}
     for name in _ordered(experiment):
         where = f"{experiment.source}: arm {name!r}"
-        runs[name] = _expand(experiment.arms[name], experiment.base, directory, runs, where)
+        runs[name] = _expand(
+            experiment.arms[name], experiment.base, directory, runs, where, complete
+        )
     packages = {
         name for arm in runs.values() for run in arm for name in run.config.env.env_packages
     }
@@ -177,6 +199,7 @@ def _expand(
     out: Path,
     done: Mapping[str, list[PlannedRun]],
     where: str,
+    complete: Complete,
 ) -> list[PlannedRun]:
     """Return an arm's runs."""
     runs: list[PlannedRun] = []
@@ -188,7 +211,7 @@ def _expand(
         raw = merged({k: v for k, v in base.items() if k not in unused}, own)
         seed = raw.get("seed", FinetuneConfig().seed)
         references = _References(done, seed, where)
-        config = with_task_id(from_dict(FinetuneConfig, references.resolve(raw), source=where))
+        config = complete(from_dict(FinetuneConfig, references.resolve(raw), source=where))
         name = _run_name({**draw, "seed": seed})
         if name in names:
             raise ConfigError(f"{where} has two runs called {name!r}")
@@ -197,7 +220,7 @@ def _expand(
         names.add(name)
         values = flatten(to_dict(config))
         keys = dict.fromkeys([*flatten(own), "method", "seed"])
-        needs = references.found | _needed(arm.needs, references.found, done, config.seed)
+        needs = references.runs | _needed(arm.needs, references.runs, done, config.seed)
         runs.append(
             PlannedRun(
                 arm=arm.name,
@@ -217,13 +240,13 @@ def _needed(
 
     An arm that a reference points into is left to the reference.
     """
-    found: set[str] = set()
+    needed: set[str] = set()
     for arm in arms:
         if any(name.startswith(f"{arm}/") for name in referred):
             continue
         same = [run.id for run in done[arm] if run.config.seed == seed]
-        found |= set(same or [run.id for run in done[arm]])
-    return found
+        needed |= set(same or [run.id for run in done[arm]])
+    return needed
 
 
 def _run_name(draw: Mapping[str, Any]) -> str:
@@ -271,7 +294,7 @@ class _References:
 
     def __init__(self, done: Mapping[str, list[PlannedRun]], seed: Any, where: str) -> None:
         self._done, self._seed, self._where = done, seed, where
-        self.found: set[str] = set()
+        self.runs: set[str] = set()
 
     def resolve(self, value: Any) -> Any:
         """Return nested settings without references."""
@@ -302,7 +325,7 @@ class _References:
                 allowed=", ".join(run.name for run in among),
                 remedy="Say which: `${runs.ARM.seed, KEY=VALUE}`." if matching else None,
             )
-        self.found.add(matching[0].id)
+        self.runs.add(matching[0].id)
         return str(matching[0].path)
 
 

@@ -5,7 +5,6 @@ The file (YAML)::
     name: razor              # default: the file's name
     out: runs/razor          # default: runs/ and the name
     parallel: 2              # runs at a time; default: what cores and memory carry
-    search: grid             # or `random`, with `num_samples` per arm and `seed`
     base:                    # settings of `finetune` that all runs share
       tracking: {episodes_new: 100}
       bc: {epochs: 12}       # a method's section counts where an arm uses that method
@@ -25,8 +24,7 @@ The file (YAML)::
         grid: {seed: [0, 1, 2]}
 
 - An arm's runs are all combinations of its `grid`; `settings` override `base`, `grid` overrides
-  both. With `search: random`, an arm draws `num_samples` combinations and runs each with every
-  seed; an axis may be `{low: 1e-5, high: 1e-3, log: true}`. More samples keep the first ones.
+  both.
 - A reference stands for another run's directory, and that run goes first: `${runs.ARM}` or
   `${runs.ARM.seed}` (with the seed of the run that refers), `${runs.ARM.0}` (with seed 0); where
   that is several runs, conditions choose: `${runs.ARM.seed, KEY=VALUE, ...}`.
@@ -40,11 +38,7 @@ What is left::
     OUT/sweep.json  checkpoints.parquet  experiment.yaml
       ARM/NAME/     a run directory         ARM/NAME.yaml  its settings     ARM/NAME.log
 
-`sweep.json` holds `{"kind": "robo-razor sweep", "version": 1, "name", "arms": [], "runs": []}`
-with, per run, `arm`, `name`, `path` (relative to OUT), `state` (pending, running, finished, failed,
-blocked, interrupted), `method`, `seed`, `changed` (key -> value of the settings its arm sets),
-`needs` (`ARM/NAME`), `starts`, `exit_status`, `error`, `wall_s`. The table's columns are told in
-`sweep_table`.
+`sweep.json` is described in `core.run.sweep_record`, the table's columns in `sweep.table`.
 
 The same command goes on with a sweep that was cut: finished runs are skipped, begun ones resumed
 from their last checkpoint. `robo-razor archive` keeps what finished runs measured, to go on
@@ -55,159 +49,131 @@ run that fails is recorded and the others go on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from rich.console import Console
-from rich.table import Table
-
-from robo_razor.core.errors import ConfigError, RunDirectoryError, SweepError, shown
-from robo_razor.core.files import check_writable, read_json, write_json, write_text
-from robo_razor.core.metrics import check_sweep
-from robo_razor.core.plain_text import literal, printable
-from robo_razor.core.run.directory import RunDirectory, refuse_used_directory
-from robo_razor.core.run.log import format_seconds
-from robo_razor.core.settings.config import FinetuneConfig, SweepConfig
-from robo_razor.sweep.launch import Launcher, LocalLauncher, cores_of, machine_limit
-from robo_razor.sweep.plan import Plan, load_plan
+from robo_razor.core.errors import RunDirectoryError, SweepError
+from robo_razor.core.files import check_writable, lock, write_json, write_text
+from robo_razor.core.run.directory import refuse_used_directory
+from robo_razor.core.run.sweep_record import EXPERIMENT, KIND, RECORD, VERSION, is_sweep, read_sweep
+from robo_razor.sweep.launchers import Launcher
+from robo_razor.sweep.plan import Plan
 from robo_razor.sweep.schedule import Progress, Scheduler, State
-from robo_razor.sweep.table import TABLE, checkpoint_rows, read_table, write_table
-
-__all__ = ["load_plan", "read_sweep", "read_table", "run_sweep"]
-
-KIND = "robo-razor sweep"
-VERSION = 1
-RECORD = "sweep.json"
-EXPERIMENT = "experiment.yaml"
+from robo_razor.sweep.table import TABLE, checkpoint_rows, write_table
 
 _LOCK = ".lock"
 
 
-def run_sweep(
-    config: SweepConfig, console: Console | None = None, launcher: Launcher | None = None
-) -> list[Progress]:
-    """Run an experiment file, or go on with it.
+class Sweep:
+    """A sweep that owns its directory; use it as a context manager, then `run`.
+
+    Example:
+        with Sweep(load_plan("x.yaml"), LocalLauncher(2)) as sweep:
+            sweep.run()
+        refuse_failures(sweep.chosen)
 
     Args:
-        config: The file and how to run it.
-        console: Where progress is shown; default: standard output.
-        launcher: Where runs go; None: what `config.backend` says.
-
-    Returns:
-        Every run of the file and where it stands.
-
-    Raises:
-        SweepError: Some runs failed; all others were run.
-        RoboRazorError: The file or the directory cannot be used; nothing was started.
-        KeyboardInterrupt: The sweep was interrupted; running runs saved themselves first.
+        plan: What to run.
+        launcher: Where runs go.
+        selected: Ids of the runs to run now; None: all.
+        attempts: Times that a run is started when something kills it (>= 1).
+        retry_failed: Try again what failed in an earlier sweep.
+        note: Is given a line whenever something happens.
     """
-    if not config.file:
-        raise ConfigError(
-            "No experiment file", remedy="Name one: `robo-razor sweep configs/experiments/x.yaml`."
-        )
-    console = console or Console()
-    plan = load_plan(config.file, config.out)
-    names = [part.strip() for part in config.arms.split(",") if part.strip()]
-    if not names:
-        raise ConfigError("`arms` names none", allowed="all, or names of arms with commas")
-    selected = plan.with_needed(plan.arms if names == ["all"] else names)
-    _check_tasks([run.config for run in plan.runs])
-    if config.dry_run:
-        chosen = [run for run in plan.runs if run.id in selected]
-        lines = [f"{r.id}{f' after {", ".join(r.needs)}' if r.needs else ''}" for r in chosen]
-        _print(console, "\n".join([*lines, f"{len(chosen)} runs in {plan.out}"]))
-        return []
-    check_writable(plan.out, "out", directory=True)
-    with contextlib.closing(launcher or _launcher(config, plan)) as where, _owned(plan) as earlier:
-        sweep = _Sweep(plan, console)
-        sweep.scheduler = Scheduler(
-            plan,
-            where,
-            selected=selected,
-            earlier=earlier,
-            attempts=config.attempts,
-            retry_failed=config.retry_failed,
-            note=sweep.note,
-            on_change=sweep.record,
-        )
-        # Only now: a file that was changed in what its runs were made with has been refused.
-        write_text(plan.out / EXPERIMENT, plan.source.read_text(encoding="utf-8"))
-        sweep.run(where.parallel)
-    progress = list(sweep.scheduler.progress.values())
-    _refuse_failures([item for item in progress if item.run.id in selected], plan)
-    return progress
 
-
-def read_sweep(path: str | Path) -> dict[str, Any]:
-    """Return what `sweep.json` in a sweep's directory says.
-
-    Raises:
-        SweepError: There is none, or it is damaged.
-    """
-    file = Path(path) / RECORD
-    data = read_json(file) if file.is_file() else {}
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise SweepError(
-            f"{str(path)!r} is no sweep: it holds no {RECORD} of one",
-            remedy="Name a directory that `robo-razor sweep` made.",
-        )
-    if data.get("version") != VERSION:
-        raise SweepError(f"{file} has version {shown(data.get('version'))}", allowed=str(VERSION))
-    check_sweep(data, file)
-    return data
-
-
-class _Sweep:
-    """Tells the user and the disk how a sweep goes."""
-
-    scheduler: Scheduler
-
-    def __init__(self, plan: Plan, console: Console) -> None:
-        self._plan, self._console = plan, console
+    def __init__(
+        self,
+        plan: Plan,
+        launcher: Launcher,
+        *,
+        selected: set[str] | None = None,
+        attempts: int = 3,
+        retry_failed: bool = True,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.plan = plan
+        self.launcher = launcher
+        self._selected, self._attempts = selected, attempts
+        self._retry_failed, self._note = retry_failed, note
+        self._stack = contextlib.ExitStack()
         self._ended = -1
-        self._parallel = 1
         keys = [key for run in plan.runs for key in run.changed]
         self._changed = tuple(dict.fromkeys(keys))
 
-    def run(self, parallel: int) -> None:
-        chosen = self.scheduler.chosen
-        self._parallel = parallel
-        self.note(f"Sweep {self._plan.head.name}, {parallel} at a time, in {self._plan.out}")
-        try:
-            self.scheduler.run()
-        except KeyboardInterrupt:
-            self.note("Interrupted. Go on with the same command.")
-            raise
-        finally:
-            _show(self._console, chosen)
-        self.note(f"Written to {self._plan.out}: {RECORD}, {TABLE}")
+    def __enter__(self) -> Self:
+        """Take the sweep's directory.
 
-    def note(self, text: str) -> None:
-        chosen = self.scheduler.chosen
-        done = sum(item.state is State.FINISHED for item in chosen)
-        left = seconds_left(chosen, self._parallel)
-        about = f", about {format_seconds(left)} left" if left else ""
-        _print(self._console, f"[{done}/{len(chosen)}{about}] {text}")
+        Raises:
+            RunDirectoryError: It is in use, or holds something else.
+        """
+        check_writable(self.plan.out, "out", directory=True)
+        with self._stack:
+            earlier = self._stack.enter_context(_owned(self.plan))
+            self._scheduler = Scheduler(
+                self.plan,
+                self.launcher,
+                selected=self._selected,
+                earlier=earlier,
+                attempts=self._attempts,
+                retry_failed=self._retry_failed,
+                note=self._note,
+                on_change=self._record,
+            )
+            # Only now: a file that was changed in what its runs were made with has been refused.
+            write_text(self.plan.out / EXPERIMENT, self.plan.source.read_text(encoding="utf-8"))
+            self._stack = self._stack.pop_all()
+        return self
 
-    def record(self) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the directory."""
+        self._stack.close()
+
+    def run(self) -> list[Progress]:
+        """Run everything that can be run; return every run of the file and where it stands.
+
+        Raises:
+            KeyboardInterrupt: The sweep was interrupted; running runs saved themselves first.
+        """
+        self._scheduler.run()
+        return self.runs
+
+    @property
+    def runs(self) -> list[Progress]:
+        """Every run of the file and where it stands."""
+        return list(self._scheduler.progress.values())
+
+    @property
+    def chosen(self) -> list[Progress]:
+        """The runs to run now."""
+        return self._scheduler.chosen
+
+    def seconds_left(self) -> float | None:
+        """Guess how long the rest takes; None while no run has ended, or when none is left."""
+        return seconds_left(self.chosen, self.launcher.parallel)
+
+    def _record(self) -> None:
         """Write `sweep.json`, and the table whenever another run has ended."""
-        items = list(self.scheduler.progress.values())
+        out = self.plan.out
         record = {
             "kind": KIND,
             "version": VERSION,
-            "name": self._plan.head.name,
-            "arms": list(self._plan.arms),
-            "runs": [_entry(item, self._plan.out) for item in items],
+            "name": self.plan.head.name,
+            "arms": list(self.plan.arms),
+            "runs": [_entry(item, out) for item in self.runs],
         }
-        write_json(self._plan.out / RECORD, record)
-        ended = sum(item.state not in (State.PENDING, State.RUNNING) for item in items)
+        write_json(out / RECORD, record)
+        ended = sum(item.state not in (State.PENDING, State.RUNNING) for item in self.runs)
         if ended != self._ended:
             self._ended = ended
-            states = [(item.run, str(item.state)) for item in items]
-            rows = checkpoint_rows(states, self._plan.out, self._changed)
-            write_table(rows, self._plan.out / TABLE)
+            states = [(item.run, str(item.state)) for item in self.runs]
+            write_table(checkpoint_rows(states, out, self._changed), out / TABLE)
 
 
 def _entry(item: Progress, out: Path) -> dict[str, Any]:
@@ -227,17 +193,6 @@ def _entry(item: Progress, out: Path) -> dict[str, Any]:
     }
 
 
-def _launcher(config: SweepConfig, plan: Plan) -> Launcher:
-    configs = [run.config for run in plan.runs]
-    parallel = config.parallel or plan.head.parallel
-    if config.backend == "ray":
-        from robo_razor.sweep.ray import RayLauncher
-
-        gpu = any(config.device != "cpu" for config in configs)
-        return RayLauncher(parallel, cores=max(map(cores_of, configs)), gpu=gpu)
-    return LocalLauncher(parallel or machine_limit(configs))
-
-
 @contextlib.contextmanager
 def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
     """Hold the sweep's directory; yield what an earlier sweep recorded there, by run.
@@ -246,7 +201,7 @@ def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
         RunDirectoryError: Another process holds it, or it holds something else.
     """
     earlier: dict[str, dict[str, Any]] = {}
-    if (plan.out / RECORD).is_file():
+    if is_sweep(plan.out):
         record = read_sweep(plan.out)
         if record["name"] != plan.head.name:
             raise RunDirectoryError(
@@ -258,29 +213,18 @@ def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
         begun = (plan.out / _LOCK).is_file()  # by a sweep that ended before its first record
         refuse_used_directory(plan.out, beside=(_LOCK, EXPERIMENT) if begun else ())
     plan.out.mkdir(parents=True, exist_ok=True)
-    with (plan.out / _LOCK).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunDirectoryError(f"Another sweep is running in {plan.out}") from error
+    with (plan.out / _LOCK).open("ab") as file:
+        if lock(file) is False:
+            raise RunDirectoryError(f"Another sweep is running in {plan.out}")
         yield earlier
 
 
-def _check_tasks(configs: list[FinetuneConfig]) -> None:
-    """Refuse tasks that there are not, before a night is spent on the others."""
-    from robo_razor.rollout.environments import check_tasks, import_env_packages, named_tasks
+def refuse_failures(items: Sequence[Progress]) -> None:
+    """Say which of some runs failed.
 
-    seen = set()
-    for config in configs:
-        key = (config.env.env_packages, config.task, config.prior_tasks)
-        if key not in seen:
-            seen.add(key)
-            import_env_packages(config.env.env_packages)
-            check_tasks([config.task])
-            named_tasks(config.prior_tasks, config.env.env_packages)
-
-
-def _refuse_failures(items: list[Progress], plan: Plan) -> None:
+    Raises:
+        SweepError: At least one failed, or could not begin.
+    """
     failed = [item for item in items if item.state is State.FAILED]
     blocked = [item for item in items if item.state is State.BLOCKED]
     if not failed and blocked:
@@ -315,34 +259,3 @@ def seconds_left(items: list[Progress], parallel: int) -> float | None:
         so_far = item.elapsed_s()
         total += max(0.0, sum(times) / len(times) - so_far)
     return total / parallel
-
-
-def _print(console: Console, text: str) -> None:
-    lines = "\n".join(printable(line) for line in text.split("\n"))
-    console.print(lines, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(console: Console, items: list[Progress]) -> None:
-    """Print the runs, their states, and what their last checkpoints say."""
-    table = Table("state", "step", "new", "prior", "retention", "time")
-    table.add_column("run", overflow="fold")
-    for item in items:
-        summaries = RunDirectory(item.run.path).summaries()
-        last = summaries[-1] if summaries else None
-        time_s, name = format_seconds(item.wall_s), literal(item.run.id)
-        table.add_row(str(item.state), *_cells(last), time_s, name)
-    console.print(table)
-
-
-def _cells(summary: dict[str, Any] | None) -> list[str]:
-    if summary is None:
-        return ["", "", "", ""]
-    new = [entry["success_rate"] for entry in summary["new"].values()]
-    means = summary.get("prior_mean", {})
-    prior, retention = means.get("success_rate"), means.get("retention")
-    return [
-        f"{summary['step']}/{summary.get('updates', '?')}",
-        f"{sum(new) / len(new):.0%}",
-        "" if prior is None else f"{prior:.0%}",
-        "" if retention is None else f"{retention:.2f}",
-    ]

@@ -21,10 +21,19 @@ from robo_razor.core.interrupts import Interrupted, handling
 from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.settings.conversion import flatten, replace, to_dict, to_yaml
-from robo_razor.sweep.launch import Handle, Launcher, is_writing
+from robo_razor.sweep.launchers import Handle, Launcher
 from robo_razor.sweep.plan import Plan, PlannedRun
+from robo_razor.sweep.processes import is_writing
 
-MAY_DIFFER = ("out", "resume", "device", "torch_threads", "env.num_workers", "checkpoint.keep")
+MAY_DIFFER = (
+    "out",
+    "resume",
+    "log",
+    "device",
+    "torch_threads",
+    "env.num_workers",
+    "checkpoint.keep",
+)
 """Settings that say how a run is made, not what it is."""
 KILLED = (129, 130, 137, 138, 143)
 """Exit statuses of a run that something stopped: by SIGHUP, SIGINT, SIGKILL, SIGUSR1, SIGTERM."""
@@ -239,8 +248,8 @@ class Scheduler:
         file = directory.path.with_name(f"{item.run.name}.yaml")
         write_text(file, to_yaml(self._fitted(item.run.config)))
         self._note(f"starting {item.run.id}")
-        words = ["finetune", "--config", str(file), "--out", str(directory.path)]
-        return self._launcher.start(words, item.log)
+        arguments = ["finetune", "--config", str(file), "--out", str(directory.path)]
+        return self._launcher.start(arguments, item.log)
 
     def _fitted(self, config: FinetuneConfig) -> FinetuneConfig:
         """Share the cores out where runs go side by side and the file does not say how."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robo_razor.core import metrics as records
+from robo_razor.core import metrics, records
 from robo_razor.core.errors import RunDirectoryError
-from robo_razor.core.limits import check_room
+from robo_razor.core.machine import check_room
 from robo_razor.core.ranks import Ranks
 from robo_razor.core.run.directory import RunDirectory, step_name
 from robo_razor.core.run.training_state import TrainingState, fits
@@ -59,7 +59,7 @@ class Checkpoint:
         folder = run.checkpoints / step_name(state.step)
         with fits(folder):
             for key in ("tracking_s", "elapsed_s"):
-                records.number(0.0, records.MAX_ELAPSED_S)(state.extra[key], key)
+                records.number(0.0, metrics.MAX_ELAPSED_S)(state.extra[key], key)
             return cls(
                 step=state.step,
                 learner=LearnerState(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robo_razor.core.errors import RunDirectoryError
 from robo_razor.core.files import system_refusal
-from robo_razor.core.run.log import format_seconds
+from robo_razor.core.run.display import format_seconds
 from robo_razor.core.settings.config import FinetuneConfig
 
 MAX_LISTED = 12

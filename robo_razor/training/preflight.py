@@ -9,6 +9,7 @@ from typing import Any
 from gymnasium import spaces
 
 from robo_razor.core.errors import ConfigError, PolicyError
+from robo_razor.core.plugins import SINKS
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.policies.normalisation import check_statistics
 from robo_razor.policies.policy import Policy
@@ -28,6 +29,8 @@ def check_settings(config: FinetuneConfig) -> dict[str, str]:
     Raises:
         RoboRazorError: A method, task or setting cannot be used.
     """
+    for sink in config.log:
+        SINKS.get(sink)
     import_env_packages(config.env.env_packages)
     check_tasks([config.task])
     prior = _without_new(named_tasks(config.prior_tasks, config.env.env_packages), config)

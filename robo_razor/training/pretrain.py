@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from robo_razor.core.device import keep_freed_memory
 from robo_razor.core.errors import EnvError
 from robo_razor.core.files import check_writable, write_json
-from robo_razor.core.fingerprint import cpu_count, fingerprint
+from robo_razor.core.fingerprint import fingerprint
+from robo_razor.core.machine import cpu_count, keep_freed_memory
 from robo_razor.core.run.directory import RunDirectory, refuse_used_directory
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.run.training_state import TrainingState
@@ -248,7 +248,7 @@ class Pretraining:
         self.history.append({"phase": phase, "steps": total, "seconds": seconds, **last_info})
 
     def _loss(self, batch: dict[str, Tensor], perception_only: bool) -> Loss:
-        module = self.policy.module
+        module: Any = self.policy.module  # razor's, which has more than any module of torch
         with autocast(module.config.device, self.bf16):
             loss, info = module.landmark_loss(batch) if perception_only else module(batch)
         return Loss(loss, info)
@@ -286,7 +286,7 @@ class Pretraining:
         )
         data = self.collect(env, config.episodes, 0)
         self.normalise_state(data)
-        module = self.policy.module
+        module: Any = self.policy.module  # razor's, which has more than any module of torch
         self.updater = Update(
             torch.optim.AdamW(
                 module.get_optim_params(),

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from robo_razor.core.device import keep_freed_memory, resolve_device, torch_threads
 from robo_razor.core.errors import (
     CheckpointError,
     EnvError,
@@ -29,10 +28,23 @@ from robo_razor.core.errors import (
 from robo_razor.core.files import check_writable
 from robo_razor.core.fingerprint import differences, fingerprint
 from robo_razor.core.interrupts import Interrupts, interruptible
-from robo_razor.core.limits import check_path_length
+from robo_razor.core.machine import (
+    check_path_length,
+    keep_freed_memory,
+    resolve_device,
+    torch_threads,
+)
+from robo_razor.core.metrics import (
+    ROLLOUT_SUCCESS,
+    TRACKING_SHARE,
+    TRAIN_KL,
+    TRAIN_LOSS,
+    Summary,
+)
 from robo_razor.core.ranks import ALONE, Ranks, launched
 from robo_razor.core.run.directory import refuse_used_directory
-from robo_razor.core.run.log import RunLog, format_seconds, summary_table
+from robo_razor.core.run.display import format_seconds, summary_table
+from robo_razor.core.run.log import RunLog
 from robo_razor.core.run.training_state import fits
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
@@ -199,7 +211,11 @@ class Trainer:
                 self.penalties.prepare(self.context)
             total = self.learner.num_updates
             with RunLog(
-                self.run_directory, total=total, start=self.step, console=self.console
+                self.run_directory,
+                total=total,
+                start=self.step,
+                console=self.console,
+                sinks=self.config.log,
             ) as self._log:
                 self._greet(total)
                 try:
@@ -263,9 +279,9 @@ class Trainer:
     def _log_update(self, metrics: Metrics) -> None:
         self.log.metrics(self.step, metrics)
         shown = {
-            "success": metrics.get("rollout/success_rate"),
-            "kl": metrics.get("train/kl_base_tuned"),
-            "loss": metrics.get("train/loss"),
+            "success": metrics.get(ROLLOUT_SUCCESS),
+            "kl": metrics.get(TRAIN_KL),
+            "loss": metrics.get(TRAIN_LOSS),
         }
         self.shown = {key: value for key, value in shown.items() if value is not None}
         self._show_progress()
@@ -281,17 +297,18 @@ class Trainer:
         summary = self._measure(self.policy, self.step, total)
         self.log.show(summary_table(summary))
         share = self._conclude()
-        spent = f"Measured in {format_seconds(summary['tracking_s'])}"
+        elapsed_s = summary.elapsed_s or 0.0
+        spent = f"Measured in {format_seconds(summary.tracking_s or 0.0)}"
         self.log.note(
-            f"{spent}; tracking took {share:.0%} of {format_seconds(summary['elapsed_s'])} so far."
+            f"{spent}; tracking took {share:.0%} of {format_seconds(elapsed_s)} so far."
             if self.step
             else f"{spent}."
         )
         if alarm := self.tracker.alarm(summary):
             self.log.warn(alarm)
 
-    def _measure(self, policy: Policy, step: int, total: int) -> dict[str, Any]:
-        def measure() -> dict[str, Any]:
+    def _measure(self, policy: Policy, step: int, total: int) -> Summary:
+        def measure() -> Summary:
             with self.simulation.threads():
                 return self.tracker.measure(
                     policy,
@@ -311,9 +328,9 @@ class Trainer:
             Share of the wall time that tracking took so far.
         """
         summary = self.run_directory.summary(self.step)
-        self.tracking_s += float(summary["tracking_s"])
-        share = self.tracking_s / max(float(summary["elapsed_s"]), 1e-9)
-        self.log.evaluation(summary, {"time/tracking_share": share})
+        self.tracking_s += summary.tracking_s or 0.0
+        share = self.tracking_s / max(summary.elapsed_s or 0.0, 1e-9)
+        self.log.evaluation(summary, {TRACKING_SHARE: share})
         if self.ranks.is_main:
             best = self.run_directory.best_step()
             if best in self.run_directory.steps():
@@ -376,7 +393,7 @@ class Trainer:
         self.step = checkpoint.step
         if self.tracker.is_measured(self.step):  # which took time after the checkpoint was saved
             summary = self.stored.summary(self.step)
-            self.earlier_s = max(self.earlier_s, float(summary["elapsed_s"]))
+            self.earlier_s = max(self.earlier_s, summary.elapsed_s or 0.0)
         self.began = time.perf_counter()
         now = fingerprint(policy=self.base, env=self.simulation.env)
         before = self.stored.environment()
@@ -402,7 +419,7 @@ class Trainer:
         self.log.note(messages.done(total, self._elapsed(), share, best, self.run_directory.path))
         summary = self.run_directory.summary(self.step)
         path = self.ranks.gather(self.run_directory.path)[0]
-        return FinetuneResult(path, self.step, best, summary, share)
+        return FinetuneResult(path, self.step, best, summary.to_json(), share)
 
     # What the run is made of ------------------------------------------------------------------
 

@@ -129,17 +129,17 @@ class Faults:
         self.count = count
 
     def _wrap_metrics(self) -> None:
-        from robo_razor.core.run.log import RunLog
+        from robo_razor.core.sinks.jsonl import JsonLines
 
-        metrics = RunLog.metrics
+        log = JsonLines.log
         faults = self
 
-        def with_file(log: RunLog, step: int, values: Any) -> None:
-            if log._file is not None and not isinstance(log._file, _HalfWritten):
-                log._file = _HalfWritten(log._file, faults)  # type: ignore[assignment]
-            metrics(log, step, values)
+        def with_file(lines: JsonLines, step: int, values: Any) -> None:
+            if lines._file is not None and not isinstance(lines._file, _HalfWritten):
+                lines._file = _HalfWritten(lines._file, faults)  # type: ignore[assignment]
+            log(lines, step, values)
 
-        RunLog.metrics = with_file  # type: ignore[method-assign]
+        JsonLines.log = with_file  # type: ignore[method-assign]
 
 
 class _HalfWritten:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from robo_razor.core.metrics import Summary
 from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.settings.config import FinetuneConfig, load_yaml
 
@@ -61,7 +62,7 @@ def write_step(run: RunDirectory, step: int) -> None:
         line = {"step": step, "rollout/episodes": 4.0, "rollout/mean_control_steps": 25.0}
         with run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    run.write_summary(step, summary(config, step))
+    run.write_summary(step, Summary.from_json(summary(config, step)))
 
 
 def behaviour(out: Path, resumed: bool) -> str:

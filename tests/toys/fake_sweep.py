@@ -10,9 +10,11 @@ import json
 import fake_finetune
 from rich.console import Console
 
+from robo_razor.cli import sweep as command
+from robo_razor.cli.sweep import run_sweep
+from robo_razor.core.run.sweep_record import read_sweep
 from robo_razor.core.settings.config import SweepConfig
 from robo_razor.sweep import run as sweep
-from robo_razor.sweep.run import read_sweep, run_sweep
 from robo_razor.sweep.schedule import Scheduler
 
 TWO_ARMS = """
@@ -70,7 +72,7 @@ class FakeSweep:
         self.tmp, self.write, self.out = tmp_path, write, tmp_path / "out"
         self.behaviour = tmp_path / "behaviour.json"
         monkeypatch.setenv("FAKE_FINETUNE", str(self.behaviour))
-        monkeypatch.setattr(sweep, "_check_tasks", lambda configs: None)
+        monkeypatch.setattr(command, "_check_tasks", lambda configs: None)
         monkeypatch.setattr(sweep, "Scheduler", functools.partial(Scheduler, poll_s=0.01))
         self.behave({})
 

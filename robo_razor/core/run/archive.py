@@ -25,11 +25,10 @@ import tarfile
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-
-from rich.console import Console
 
 from robo_razor.core.errors import (
     ConfigError,
@@ -45,10 +44,8 @@ from robo_razor.core.files import (
     read_link,
     write_bytes,
 )
-from robo_razor.core.plain_text import printable
 from robo_razor.core.run.directory import RunDirectory
-from robo_razor.core.settings.config import ArchiveConfig
-from robo_razor.sweep.run import EXPERIMENT, RECORD, read_sweep
+from robo_razor.core.run.sweep_record import EXPERIMENT, RECORD, is_sweep, read_sweep
 
 KIND = "robo-razor archive"
 VERSION = 1
@@ -56,7 +53,7 @@ ABOUT = "archive.json"
 SUFFIX = ".tar.xz"
 BEST_LINK = "/checkpoints/best"
 TEXTS = (".json", ".jsonl", ".yaml")
-"""Files in which the directory's own place is replaced: where it lay is nobody's business."""
+"""Files in which the directory's own place is replaced: an archive does not say where it lay."""
 ALLOWED = "run directories, sweep directories, files made by `robo-razor archive`"
 
 MAX_TOTAL_BYTES = 512 * 2**20
@@ -86,29 +83,41 @@ _NOT_IN_NAMES = re.compile(r"\\|^[A-Za-z]:")
 _NO_PART_OF_A_NAME = re.compile(r"[^\w.,=+-]")
 
 
-def run_archive(config: ArchiveConfig) -> None:
-    """Run `robo-razor archive`.
+@dataclass(frozen=True)
+class Archived:
+    """An archive that was written."""
+
+    file: Path
+    size: int
+    """Bytes."""
+    runs: int
+    """Runs in it."""
+
+
+def write_archive(directory: str | Path, out: str | Path | None = None) -> Archived:
+    """Write what a sweep or a run measured to one file.
+
+    Args:
+        directory: The sweep's directory, whose finished runs are kept, or a run's.
+        out: The file, `NAME.tar.xz`; None: the directory's name, here.
 
     Raises:
         ConfigError: No directory or no file name is given.
         RunDirectoryError: The directory holds neither a sweep nor a run with an evaluation.
     """
-    if not config.directory:
+    if not str(directory):
         raise ConfigError(
             "No directory to archive",
             remedy="Name a sweep's or a run's: `robo-razor archive runs/razor`.",
         )
-    source = Path(config.directory)
-    out = Path(config.out or f"{source.resolve().name}{SUFFIX}")
-    if not out.name.endswith(SUFFIX):
-        raise ConfigError(f"out = {str(out)!r} is no name for an archive", allowed=f"NAME{SUFFIX}")
-    check_writable(out, "out")
+    source = Path(directory)
+    file = Path(out or f"{source.resolve().name}{SUFFIX}")
+    if not file.name.endswith(SUFFIX):
+        raise ConfigError(f"out = {str(file)!r} is no name for an archive", allowed=f"NAME{SUFFIX}")
+    check_writable(file, "out")
     data, runs = pack(source)
-    write_bytes(out, data)
-    size = f"{len(data) / 1e6:.2f} MB"
-    what = "1 run" if runs == 1 else f"{runs} finished runs"
-    told = printable(f"{what} of {source} in {out} ({size})")
-    Console().print(told, markup=False, soft_wrap=True)
+    write_bytes(file, data)
+    return Archived(file, len(data), runs)
 
 
 def pack(source: Path) -> tuple[bytes, int]:
@@ -119,8 +128,8 @@ def pack(source: Path) -> tuple[bytes, int]:
     Raises:
         RunDirectoryError: The directory holds neither a sweep nor a run with an evaluation.
     """
-    found = _sweep_files(source) if (source / RECORD).is_file() else _run_files(source)
-    name, files, runs, record = found
+    contents = _sweep_files(source) if is_sweep(source) else _run_files(source)
+    name, files, runs, record = contents
     place, made_by = f"runs/{name}", version("robo-razor")
     about = {"kind": KIND, "version": VERSION, "directory": name, "robo_razor": made_by}
     targets = {f"{name}/{file.relative_to(source)}": file for file in sorted(files)}
@@ -172,11 +181,11 @@ def unpacked(paths: Sequence[str]) -> Iterator[list[str]]:
     Errors within the block name the archive, not the place where it was unpacked.
 
     Raises:
-        ReportError: A file is no archive of ours, a damaged one, or one that holds too much.
+        ReportError: A file is not an archive of ours, or a damaged one, or one that holds too much.
     """
     with tempfile.TemporaryDirectory() as folder:
         places = {
-            # Runs that are called alike are told apart by the folders above them.
+            # Runs of the same name differ in the folders above them.
             path: Path(folder, str(i + 1), _NO_PART_OF_A_NAME.sub("_", Path(path).name)[-100:])
             for i, path in enumerate(paths)
             if is_archive(path)
@@ -194,7 +203,7 @@ def unpacked(paths: Sequence[str]) -> Iterator[list[str]]:
 
 
 def is_archive(path: str | Path) -> bool:
-    """Tell whether a path is a file, which only an archive can be."""
+    """Return whether a path is a file, which only an archive can be."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -218,7 +227,7 @@ def unpack(file: Path, folder: Path) -> Path:
         folder: A directory that does not exist yet.
 
     Raises:
-        ReportError: It is no archive of ours, a damaged one, or one that holds too much.
+        ReportError: It is not an archive of ours, or a damaged one, or one that holds too much.
     """
     try:
         return _unpack(file, folder)
@@ -375,7 +384,7 @@ def _refuse_name(name: str) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    """Tell whether a text can name a file in its folder, on every system."""
+    """Return whether a text can name a file in its folder, on every system."""
     return (
         0 < len(name.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES
         and name.isprintable()

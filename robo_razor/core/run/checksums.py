@@ -43,8 +43,8 @@ def verify_checksums(directory: Path, below: str = "", *, from_disk: bool = Fals
     if not record.is_file():
         _check_lengths(directory / below)
         return
-    found = read_json(record, "Use another checkpoint of the run.")
-    known: dict[str, Any] = found if isinstance(found, dict) else {}
+    data = read_json(record, "Use another checkpoint of the run.")
+    known: dict[str, Any] = data if isinstance(data, dict) else {}
     sizes, sums = known.get("bytes"), known.get("sha256")
     if not isinstance(sizes, dict) or not isinstance(sums, dict):
         raise CheckpointError(f"{record} is damaged: it holds no checksums")
@@ -82,10 +82,10 @@ def _check_lengths(directory: Path) -> None:
 
 def _problem(file: Path, size: object, expected: object, from_disk: bool) -> str | None:
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
             return "it is not a file"
-        changed = found.st_size != size  # first: to read what is far too large takes for ever
+        changed = status.st_size != size  # first: to read what is far too large takes for ever
         changed = changed or _sha256(file, from_disk=from_disk) != expected
     except FileNotFoundError:
         return "the file is missing"

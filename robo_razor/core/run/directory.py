@@ -18,14 +18,12 @@ here depends on them, so a copy of a run in which links became folders, text or 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -33,6 +31,7 @@ from robo_razor.core.errors import CheckpointError, ConfigError, RunDirectoryErr
 from robo_razor.core.files import (
     atomic_directory,
     clear_leftovers,
+    lock,
     make_directory,
     raising_os_errors,
     read_link,
@@ -46,17 +45,17 @@ from robo_razor.core.files import (
 )
 from robo_razor.core.metrics import (
     DAMAGED_EVALUATION,
-    read_environment,
+    EpisodeEntry,
+    Summary,
     read_episodes,
     read_summary,
 )
 from robo_razor.core.run.checksums import verify_checksums, write_checksums
+from robo_razor.core.run.provenance import read_environment
 from robo_razor.core.run.selection import best_step, kept_steps, planned_steps, score
 from robo_razor.core.run.training_state import (
     TrainingState,
-    capture_rng,
     load_training_state,
-    restore_rng,
     save_training_state,
 )
 
@@ -67,10 +66,8 @@ __all__ = [
     "DAMAGED_EVALUATION",
     "RunDirectory",
     "TrainingState",
-    "capture_rng",
     "find_pretrained_model",
     "refuse_used_directory",
-    "restore_rng",
     "step_name",
 ]
 
@@ -79,6 +76,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 SUMMARY = "summary.json"
 EPISODES = "episodes.jsonl"
 PRETRAINED_MODEL = "pretrained_model"
@@ -149,7 +147,7 @@ class RunDirectory:
         """Open an existing run for reading.
 
         Raises:
-            RunDirectoryError: `path` is no run directory.
+            RunDirectoryError: `path` is not a run directory.
         """
         run = cls(path)
         if not run.path.is_dir():
@@ -172,7 +170,7 @@ class RunDirectory:
         (`000040.damaged`) with a warning.
 
         Raises:
-            RunDirectoryError: `path` is no run directory or another process is running it.
+            RunDirectoryError: `path` is not a run directory or another process is running it.
             CheckpointError: The run has no checkpoint yet, or none that is whole.
         """
         run = cls.open(path)
@@ -196,9 +194,9 @@ class RunDirectory:
         """Return the fingerprint that `write_environment` kept; empty where there is none."""
         return read_environment(self.path / ENVIRONMENT)
 
-    def write_environment(self, found: Mapping[str, Any]) -> None:
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep a run's fingerprint (see `fingerprint`)."""
-        write_json(self.path / ENVIRONMENT, found)
+        write_json(self.path / ENVIRONMENT, environment)
 
     @property
     def checkpoints(self) -> Path:
@@ -213,7 +211,7 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         """Directory of TensorBoard's event files."""
-        return self.path / "tensorboard"
+        return self.path / TENSORBOARD
 
     @property
     def videos(self) -> Path:
@@ -247,27 +245,22 @@ class RunDirectory:
         return steps[-1] if steps else None
 
     def has_config(self) -> bool:
-        """Tell whether the directory is a run's."""
+        """Return whether the directory is a run's."""
         return (self.path / CONFIG).is_file()
 
     def is_finished(self) -> bool:
-        """Tell whether the run made all its updates and measured the last one."""
+        """Return whether the run made all its updates and measured the last one."""
         steps = self.evaluated_steps()
         if not steps or not self.is_measured(steps[-1]):
             return False
-        summary = self.summary(steps[-1])
-        return summary.get("step") is not None and summary["step"] == summary.get("updates")
+        return self.summary(steps[-1]).is_last
 
     def is_running(self) -> bool:
-        """Tell whether a process holds the run's lock."""
+        """Return whether a process holds the run's lock."""
         if not (self.path / _LOCK).is_file():
             return False
-        with (self.path / _LOCK).open("rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        with (self.path / _LOCK).open("rb") as file:
+            return lock(file, shared=True) is False
 
     def discard_unstarted(self) -> None:
         """Remove what a run left that was stopped before its first checkpoint.
@@ -293,7 +286,7 @@ class RunDirectory:
             CheckpointError: Its settings or evaluations are damaged.
         """
         steps = self.evaluated_steps()
-        updates = self.summary(steps[-1]).get("updates") if steps else None
+        updates = self.summary(steps[-1]).updates if steps else None
         try:
             return planned_steps(self.config_data().get("tracking"), updates)
         except (TypeError, ValueError, OverflowError, ConfigError) as error:
@@ -399,14 +392,14 @@ class RunDirectory:
                 shutil.rmtree(self.evaluation(later))
 
     def is_measured(self, step: int) -> bool:
-        """Tell whether a step's evaluation is on disk and whole; its summary is written last."""
+        """Return whether a step's evaluation is on disk and whole; its summary is written last."""
         try:
             self.summary(step)
         except CheckpointError:
             return False
         return True
 
-    def summary(self, step: int) -> dict[str, Any]:
+    def summary(self, step: int) -> Summary:
         """Return a step's evaluation summary.
 
         Raises:
@@ -414,8 +407,8 @@ class RunDirectory:
         """
         return read_summary(self.evaluation(step) / SUMMARY, step)
 
-    def episodes(self, step: int) -> list[dict[str, Any]]:
-        """Return the rows of a step's `episodes.jsonl`.
+    def episodes(self, step: int) -> list[EpisodeEntry]:
+        """Return the lines of a step's `episodes.jsonl`.
 
         Raises:
             CheckpointError: It is missing or damaged.
@@ -425,20 +418,21 @@ class RunDirectory:
             raise CheckpointError(f"{path} does not exist", remedy=DAMAGED_EVALUATION)
         return read_episodes(path)
 
-    def write_summary(self, step: int, summary: Mapping[str, Any]) -> Path:
+    def write_summary(self, step: int, summary: Summary) -> Path:
         """Write a step's evaluation summary, atomically."""
         path = self.evaluation(step) / SUMMARY
-        write_json(path, without_nan(summary))
+        write_json(path, without_nan(summary.to_json()))
         return path
 
-    def write_rows(self, step: int, rows: list[dict[str, Any]], name: str = EPISODES) -> Path:
-        """Write a step's per-episode rows as JSON lines, atomically."""
-        path = self.evaluation(step) / name
-        lines = (json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
+    def write_episodes(self, step: int, episodes: Iterable[EpisodeEntry]) -> Path:
+        """Write a step's episodes as JSON lines, atomically."""
+        path = self.evaluation(step) / EPISODES
+        values = (without_nan(episode.to_json()) for episode in episodes)
+        lines = (json.dumps(value, allow_nan=False) + "\n" for value in values)
         write_text(path, "".join(lines))
         return path
 
-    def summaries(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[Summary]:
         """Return the evaluation summaries of all steps, ascending."""
         return [self.summary(step) for step in self.evaluated_steps()]
 
@@ -447,9 +441,9 @@ class RunDirectory:
         kept = [self.path / name for name in (CONFIG, ENVIRONMENT, METRICS)]
         for step in _steps_in(self.path / "eval"):
             kept += [self.path / "eval" / step_name(step) / name for name in (SUMMARY, EPISODES)]
-        found = [file for file in kept if file.is_file()]
+        files = [file for file in kept if file.is_file()]
         best = self.checkpoints / BEST
-        return [*found, best] if best.is_symlink() else found
+        return [*files, best] if best.is_symlink() else files
 
     def close(self) -> None:
         """Release the lock."""
@@ -460,27 +454,24 @@ class RunDirectory:
     def _acquire(self) -> None:
         try:
             make_directory(self.path)
-            lock = (self.path / _LOCK).open("ab")
+            file = (self.path / _LOCK).open("ab")
         except OSError as error:
             raise RunDirectoryError(
                 f"Cannot write to {self.path} ({error.strerror})",
                 remedy="Choose another output directory with `--out`, or make room.",
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                logger.warning(
-                    "The file system of %s has no locks: let only one process run there.",
-                    self.path,
-                )
-            else:
-                lock.close()
-                raise RunDirectoryError(
-                    f"Another process is running in {self.path}",
-                    remedy="Wait for it, stop it, or choose another output directory.",
-                ) from error
-        self._lock = lock
+        is_ours = lock(file)
+        if is_ours is False:
+            file.close()
+            raise RunDirectoryError(
+                f"Another process is running in {self.path}",
+                remedy="Wait for it, stop it, or choose another output directory.",
+            )
+        if is_ours is None:
+            logger.warning(
+                "The file system of %s has no locks: let only one process run there.", self.path
+            )
+        self._lock = file
 
     def _set_damaged_aside(self) -> None:
         """Rename newest checkpoints that are damaged, until one is whole.
@@ -548,7 +539,7 @@ def find_pretrained_model(path: str | Path) -> Path:
         CheckpointError: There is no policy, or its weights are missing.
     """
     start = Path(path).expanduser()
-    found = next(
+    model = next(
         (
             candidate
             for candidate in (*_linked(start), start, start / PRETRAINED_MODEL, *_newest_of(start))
@@ -556,7 +547,7 @@ def find_pretrained_model(path: str | Path) -> Path:
         ),
         None,
     )
-    if found is None:
+    if model is None:
         raise CheckpointError(
             f"No policy in {str(path)!r}: it does not exist or holds no config.json",
             allowed="a run directory, a checkpoint (`RUN/checkpoints/000040`), or its "
@@ -564,14 +555,14 @@ def find_pretrained_model(path: str | Path) -> Path:
         )
     # Loading says of these what they are instead of a whole policy.
     others = (WEIGHTS, ADAPTER, f"{WEIGHTS}.index.json")
-    if not any((found / name).is_file() for name in others):
+    if not any((model / name).is_file() for name in others):
         raise CheckpointError(
-            f"The checkpoint {found} is incomplete: {WEIGHTS} is missing",
+            f"The checkpoint {model} is incomplete: {WEIGHTS} is missing",
             remedy="Take another checkpoint of the run.",
         )
-    if found.name == PRETRAINED_MODEL:
-        verify_checksums(found.parent, PRETRAINED_MODEL)
-    return found
+    if model.name == PRETRAINED_MODEL:
+        verify_checksums(model.parent, PRETRAINED_MODEL)
+    return model
 
 
 def _linked(path: Path) -> list[Path]:

@@ -6,12 +6,13 @@ several. It is computed from the evaluations each time, so that no crash can lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from statistics import NormalDist
 
-from robo_razor.core.metrics import MAX_COUNT, number, whole
+from robo_razor.core.metrics import GREEDY, EpisodeEntry
+from robo_razor.core.records import MAX_COUNT, number, whole
 from robo_razor.core.settings.config import TrackingConfig
-from robo_razor.statistics.intervals import wilson_interval
 
 MAX_EARLY, MAX_PLANNED = 100, 100_000
 """Checkpoints before the first regular one, and all of a run."""
@@ -38,19 +39,32 @@ def planned_steps(tracking: object, updates: int | None) -> frozenset[int] | Non
     return frozenset({0, *plan.checkpoints(updates)})
 
 
-def score(rows: Iterable[Mapping[str, Any]], task: str, episodes: int) -> float:
+def score(rows: Iterable[EpisodeEntry], task: str, episodes: int) -> float:
     """Return what `best` maximises: the lower end of the new task's interval, in [0, 1].
 
     Args:
-        rows: An evaluation's `episodes.jsonl`.
+        rows: An evaluation's episodes.
         task: The new task.
         episodes: Start states that every checkpoint runs (`tracking.episodes_new`). More of them at
             the last checkpoint are no advantage.
     """
-    successes = [
-        bool(row["success"]) for row in rows if row["task"] == task and row["mode"] == "greedy"
-    ][:episodes]
-    return wilson_interval(sum(successes), len(successes))[0] if successes else 0.0
+    outcomes = [row.success for row in rows if row.task == task and row.mode == GREEDY][:episodes]
+    return wilson_low(sum(outcomes), len(outcomes)) if outcomes else 0.0
+
+
+def wilson_low(successes: int, n: int) -> float:
+    """Return the lower end of Wilson's 95 % interval, as `statistics.intervals` computes it.
+
+    Args:
+        successes: Number of successes, 0 <= successes <= n.
+        n: Number of episodes (>= 1).
+    """
+    if successes == 0:
+        return 0.0
+    z, rate = NormalDist().inv_cdf(0.975), successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half)
 
 
 def best_step(scores: Mapping[int, float]) -> int | None:

@@ -1,4 +1,4 @@
-"""What a resumed run needs beyond the policy's weights: optimizers, random states, counters.
+"""What a resumed run needs beyond the policy's weights: optimizers and counters.
 
 Tensors are stored as safetensors, everything else as JSON: nothing that is read back can run code
 (no pickle). File names follow LeRobot's where it has them.
@@ -24,7 +24,6 @@ _OPTIMIZER_TENSORS = "optimizer_state.safetensors"
 _OPTIMIZER_GROUPS = "optimizer_param_groups.json"
 _TENSORS = "tensors.safetensors"
 _STEP = "training_step.json"
-_RNG = "rng_state.json"
 
 
 @dataclass
@@ -37,8 +36,6 @@ class TrainingState:
     """Name -> `optimizer.state_dict()`."""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further tensors by name, e.g. running statistics."""
-    rng: dict[str, Any] = field(default_factory=dict)
-    """Random states, as `capture_rng` returns them."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Plain values (JSON), e.g. counters and an adapted learning rate."""
 
@@ -51,14 +48,13 @@ def save_training_state(directory: Path, state: TrainingState) -> None:
     tensors: dict[str, torch.Tensor] = {}
     groups: dict[str, Any] = {}
     for name, optimizer in state.optimizers.items():
-        found, scalars = _split_optimizer(name, optimizer["state"])
-        tensors |= found
+        split, scalars = _split_optimizer(name, optimizer["state"])
+        tensors |= split
         groups[name] = {"param_groups": optimizer["param_groups"], "scalars": scalars}
     save_file(tensors, directory / _OPTIMIZER_TENSORS)
     (directory / _OPTIMIZER_GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     save_file(plain, directory / _TENSORS)
-    (directory / _RNG).write_text(json.dumps(state.rng), encoding="utf-8")
     step = {"step": state.step, "extra": state.extra}
     (directory / _STEP).write_text(json.dumps(step), encoding="utf-8")
 
@@ -70,14 +66,13 @@ def load_training_state(directory: Path) -> TrainingState:
         CheckpointError: A file is missing or truncated.
     """
     step = read_json(directory / _STEP)
-    groups, rng = read_json(directory / _OPTIMIZER_GROUPS), read_json(directory / _RNG)
+    groups = read_json(directory / _OPTIMIZER_GROUPS)
     tensors = load_tensors(directory / _OPTIMIZER_TENSORS)
     with fits(directory):
         return TrainingState(
             step=int(step["step"]),
             optimizers={n: _join_optimizer(n, group, tensors) for n, group in groups.items()},
             tensors=load_tensors(directory / _TENSORS),
-            rng=rng,
             extra=dict(step["extra"]),
         )
 
@@ -124,7 +119,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Tell whether two settings are of one kind, and numbers finite."""
+    """Return whether two settings are of one kind, and numbers finite."""
     if isinstance(one, tuple):
         same = isinstance(other, tuple) and len(one) == len(other)
         return same and all(_alike(a, b) for a, b in zip(one, other, strict=True))
@@ -186,94 +181,3 @@ def _join_optimizer(
         for item in group["param_groups"]
     ]
     return {"state": state, "param_groups": groups}
-
-
-def capture_rng(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the random states of Python, NumPy, torch and of named generators, as plain values.
-
-    Args:
-        generators: `numpy.random.Generator` or `torch.Generator` objects by name.
-    """
-    import random
-
-    import numpy as np
-    import torch
-
-    version, numbers, gauss = random.getstate()
-    states: dict[str, Any] = {
-        "python": [version, list(numbers), gauss],
-        "numpy": _encode(np.random.get_state(legacy=False)),  # noqa: NPY002  # libraries use it
-        "torch": _encode(torch.get_rng_state()),
-        "cuda": [_encode(state) for state in _cuda_states()],
-        "generators": {},
-    }
-    for name, generator in (generators or {}).items():
-        is_torch = isinstance(generator, torch.Generator)
-        state = generator.get_state() if is_torch else generator.bit_generator.state
-        states["generators"][name] = _encode(state)
-    return states
-
-
-def restore_rng(states: Mapping[str, Any], generators: Mapping[str, Any] | None = None) -> None:
-    """Set the random states that `capture_rng` returned.
-
-    Raises:
-        CheckpointError: The states lack a generator that is given.
-    """
-    import random
-
-    import numpy as np
-    import torch
-
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(_decode(states["numpy"]))  # noqa: NPY002
-    torch.set_rng_state(_decode(states["torch"]))
-    cuda = [_decode(state) for state in states["cuda"]]
-    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
-    for name, generator in (generators or {}).items():
-        if name not in states["generators"]:
-            raise CheckpointError(f"The checkpoint holds no state of the generator {name!r}")
-        state = _decode(states["generators"][name])
-        if isinstance(generator, torch.Generator):
-            generator.set_state(state)
-        else:
-            generator.bit_generator.state = state
-
-
-def _cuda_states() -> list[torch.Tensor]:
-    import torch
-
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return []
-    return torch.cuda.get_rng_state_all()
-
-
-def _encode(value: Any) -> Any:
-    """Turn arrays and byte tensors inside `value` into plain JSON values."""
-    import numpy as np
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.cpu().numpy().tobytes().hex()}
-    if isinstance(value, np.ndarray):
-        return {"array": str(value.dtype), "values": value.tolist()}
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, dict):
-        return {key: _encode(item) for key, item in value.items()}
-    return value
-
-
-def _decode(value: Any) -> Any:
-    import numpy as np
-    import torch
-
-    if isinstance(value, dict) and set(value) == {"tensor"}:
-        return torch.frombuffer(bytearray.fromhex(value["tensor"]), dtype=torch.uint8)
-    if isinstance(value, dict) and set(value) == {"array", "values"}:
-        return np.array(value["values"], dtype=value["array"])
-    if isinstance(value, dict):
-        return {key: _decode(item) for key, item in value.items()}
-    return value

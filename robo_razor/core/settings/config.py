@@ -110,6 +110,8 @@ class FinetuneConfig(Settings):
     """Seed of start states, sampling and initialisation."""
     freeze_vision: bool = True
     """Keep the image encoder as it is in the base, where the policy has one."""
+    log: tuple[str, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`: names of sinks, see `core/sinks/`."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     torch_threads: int | None = setting(None, low=1, high=1024)
@@ -476,8 +478,8 @@ class SweepConfig(Settings):
     """Directory of all runs; None: the file's `out`, else `runs/` and the file's `name`."""
     arms: str = "all"
     """Arms to run now (names with commas) and the runs they need, or `all`."""
-    backend: Literal["local", "ray"] = "local"
-    """Where runs go: `local`, or a `ray` cluster whose machines share this file system."""
+    backend: str = "local"
+    """Where runs go: `local`, a `ray` cluster that shares this disk, or another launcher."""
     parallel: int | None = setting(None, low=1, high=10_000)
     """Runs at a time (>= 1); None: the file's `parallel`, else what cores and memory carry."""
     attempts: int = setting(3, low=1, high=1000)

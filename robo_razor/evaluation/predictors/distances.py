@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robo_razor.core.metrics import NEW_BASE, PRIOR
 from robo_razor.core.seeding import generator
-from robo_razor.evaluation.probes import NEW_BASE, PRIOR, ProbeSet, evenly
+from robo_razor.evaluation.probes import ProbeSet, evenly
 from robo_razor.policies.lora import LowRankLinear
 
 ABSOLUTE_TOLERANCE = 1e-5

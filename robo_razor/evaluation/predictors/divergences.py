@@ -32,10 +32,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robo_razor.core.metrics import KL_DIRECTIONS
 from robo_razor.core.seeding import generator
 from robo_razor.policies.distributions import TokenChunkDistribution
 
-DIRECTIONS = ("kl_base_tuned", "kl_tuned_base")
+DIRECTIONS = KL_DIRECTIONS
 TV_SAMPLES = 16
 """Chunks per state and direction from which a chunk's total variation is estimated."""
 ACTION_TOLERANCE = 0.05

@@ -25,7 +25,7 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from robo_razor.core.errors import DemonstrationError
-from robo_razor.core.memory import available_bytes, local_processes
+from robo_razor.core.machine import available_bytes, local_processes
 from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.policies.inputs import STATE, camera_name, image_key

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robo_razor.core.errors import DemonstrationError, shown
-from robo_razor.core.memory import available_bytes
+from robo_razor.core.machine import available_bytes
 
 MAGIC = b"PAR1"
 """What a Parquet file begins and ends with; the end is written last."""

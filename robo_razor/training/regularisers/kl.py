@@ -14,7 +14,7 @@ random. Where a method samples with a temperature, the divergence is between wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -100,7 +100,7 @@ def visited_states(
         purpose: Whose random numbers to use.
     """
     from robo_razor.core.seeding import derive, training_seeds
-    from robo_razor.core.types import make_rows, renumber
+    from robo_razor.core.types import make_rows
 
     seed = context.config.seed
     rows = [
@@ -111,7 +111,7 @@ def visited_states(
         )
     ]
     record = context.rollout(
-        renumber(rows),
+        [replace(row, row_id=i) for i, row in enumerate(rows)],
         mode="greedy",
         record="inputs",
         sampling_seed=derive(seed, f"{purpose} actions"),

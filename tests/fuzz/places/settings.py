@@ -32,9 +32,6 @@ regularise: {kl: {weight: 0.1}, l2: {weight: 0.01}}
     "sweep": """\
 name: small
 out: runs/small
-search: random
-num_samples: 3
-seed: 1
 parallel: 2
 base: {task: LiftCan, tracking: {episodes_new: 4}, bc: {epochs: 2}}
 arms:
@@ -43,7 +40,7 @@ arms:
     grid: {bc.learning_rate: [1e-4, 3e-4], seed: [0, 1]}
   - name: ppo
     settings: {method: ppo}
-    grid: {ppo.learning_rate: {low: 1e-5, high: 1e-3, log: true}, seed: [0, 1]}
+    grid: {ppo.learning_rate: [1e-5, 1e-3], seed: [0, 1]}
   - name: distilled
     settings:
       method: bc

@@ -37,11 +37,12 @@ class Sweep(Place):
         """Let a sweep of four runs write down where it stands."""
         from made_up_runs import begin_run, write_checkpoint
 
-        from robo_razor.sweep.run import load_plan
+        from robo_razor.sweep.plan import load_plan
+        from robo_razor.training.resumption import with_task_id
 
         file, out = templates / "small.yaml", templates / "small"
         file.write_text(EXPERIMENT)
-        for planned in load_plan(file, str(out)).runs[:2]:
+        for planned in load_plan(file, str(out), with_task_id).runs[:2]:
             path = begin_run(planned.config)
             write_checkpoint(path, planned.config, 0, 0.4, {"LiftCube": 1.0}, [1.0], 0.0)
         with (

@@ -6,6 +6,7 @@ import pytest
 
 from robo_razor.cli import doctor
 from robo_razor.cli.doctor import Finding
+from robo_razor.core.machine import cpu_quota
 
 
 def test_python_must_be_3_12():
@@ -80,17 +81,17 @@ def test_a_hanging_gl_is_given_up(monkeypatch):
 
 def test_a_cpu_quota_is_seen(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert doctor._cpu_quota(tmp_path) == 1.5
+    assert cpu_quota(tmp_path) == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert doctor._cpu_quota(tmp_path) is None
-    assert doctor._cpu_quota(tmp_path / "absent") is None
-    monkeypatch.setattr(doctor, "_cpu_quota", lambda: 1.5)
+    assert cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path / "absent") is None
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 1.5)
     monkeypatch.setattr(doctor, "cpu_count", lambda: 8)
     assert "--torch-threads 1" in doctor.check_cpu()[0].remedy
 
 
 def test_little_memory_and_disk_are_seen(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_available_memory_gb", lambda: 1.0)
+    monkeypatch.setattr(doctor, "available_bytes", lambda: 10**9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("U", (), {"free": 1e6}))
     statuses = {f.what: f.status for f in doctor.check_memory()}
     assert statuses == {"memory": "slow", "shared memory": "wrong"}

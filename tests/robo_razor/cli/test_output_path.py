@@ -7,9 +7,9 @@ from toy_env import ToyVectorEnv
 from toy_policy import NEW, save_tiny_policy
 from toy_runs import quiet
 
+from robo_razor.cli.archive import run_archive
 from robo_razor.core.errors import ConfigError, RoboRazorError
 from robo_razor.core.files import check_writable
-from robo_razor.core.run.archive import run_archive
 from robo_razor.core.settings.config import (
     ArchiveConfig,
     CollectConfig,

@@ -11,7 +11,6 @@ import torch
 from toy_policy import tiny_policy
 
 from robo_razor.core.fingerprint import (
-    comparable,
     differences,
     fingerprint,
     git_state,
@@ -78,8 +77,8 @@ def test_decisive_differences_are_named(full, path, value, text):
     other = change(full, path, value)
     (found,) = differences(full, other)
     assert re.search(text, found)
-    assert not comparable(full, other)
-    assert not comparable(other, full)
+    assert differences(full, other)
+    assert differences(other, full)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +97,17 @@ def test_harmless_differences_are_told_on_request_only(full, path, value):
     full = change(full, ("gl_backend",), "egl")
     full = change(full, ("git",), {"commit": "1" * 40, "dirty": True})
     other = change(full, path, value)
-    assert comparable(full, other)
+    assert not differences(full, other)
     (found,) = differences(full, other, harmless=True)
     assert path[-1].split("_")[0] in found.lower() or "MUJOCO_GL" in found
 
 
 def test_what_is_not_told_does_not_count(full):
-    assert comparable(full, {"packages": {}})
-    assert comparable({}, {})
-    assert comparable(full, change(full, ("gl_renderer",), None))
+    assert not differences(full, {"packages": {}})
+    assert not differences({}, {})
+    assert not differences(full, change(full, ("gl_renderer",), None))
     builds = [change(full, ("packages", "torch"), f"2.7.1+{kind}") for kind in ("cpu", "cu126")]
-    assert comparable(*builds)
+    assert not differences(*builds)
 
 
 def test_without_a_renderers_name_the_backend_decides():

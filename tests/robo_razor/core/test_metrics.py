@@ -11,15 +11,28 @@ from made_up_runs import entry, make_run
 from robo_razor.core.errors import CheckpointError, ReportError, SweepError
 from robo_razor.core.files import write_json
 from robo_razor.core.metrics import (
+    FORWARD_KL,
+    KL_DIRECTIONS,
     MAX_SKILLS,
-    read_environment,
+    NEW_BASE,
+    NEW_TUNED,
+    PRIOR,
+    EpisodeEntry,
+    PriorMeans,
+    SampledSuccess,
+    SkillSummary,
+    Summary,
+    checkpoint_row,
     read_episodes,
     read_metrics,
     read_summary,
     rollout_steps,
 )
+from robo_razor.core.records import keys_of
+from robo_razor.core.run.provenance import read_environment
+from robo_razor.core.run.sweep_record import read_sweep
+from robo_razor.core.run.table import run_table
 from robo_razor.report.arms import load_runs
-from robo_razor.sweep.run import read_sweep
 
 POINTS = [(0.4, 1.0, 0.0), (0.6, 0.9, 1.0)]
 SUMMARY = {"step": 0, "new": {"New": entry(0.5, 10)}, "prior": {"Old": entry(0.5, 10)}}
@@ -95,7 +108,7 @@ def refusal(run):
 def test_a_summary_of_what_nobody_measured_is_refused(tmp_path, path, value, told):
     file = tmp_path / "summary.json"
     write_json(file, SUMMARY)
-    assert read_summary(file, 0) == json.loads(json.dumps(SUMMARY))
+    assert read_summary(file, 0).to_json() == json.loads(json.dumps(SUMMARY))
     write_json(file, changed(SUMMARY, path, value))
     with pytest.raises(CheckpointError, match=rf"summary\.json is damaged: .*{told}") as caught:
         read_summary(file, 0)
@@ -320,3 +333,130 @@ def test_a_sweep_that_is_damaged_or_leads_elsewhere_is_refused(tmp_path, change,
     assert told in str(caught.value)
     with pytest.raises(ReportError):
         load_runs([str(tmp_path)])
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
+def whole_summary():
+    """Return a summary with every key, as plain values."""
+    skill = entry(
+        0.5,
+        10,
+        task="a/B-v0",
+        role="prior",
+        mean_control_steps=12.5,
+        base_success_rate=0.8,
+        retention=0.625,
+        retention_interval=[0.4, 0.9],
+        forgetting=0.3,
+        forgetting_interval=[0.1, 0.5],
+        p_value=0.25,
+    )
+    new = {**skill, "role": "new", "sampled": entry(0.5, 10)}
+    on_states = {NEW_BASE: 0.5, NEW_TUNED: 1.5, PRIOR: None}
+    keys = (*KL_DIRECTIONS, "surrogate")
+    return {
+        "step": 2,
+        "method": "ppo",
+        "task": "a/C-v0",
+        "seed": 3,
+        "policy": "razor-base",
+        "new": {"C": new},
+        "prior": {"B": skill},
+        "prior_mean": {"success_rate": 0.5, "base_success_rate": 0.8, "retention": 0.625}
+        | {"forgetting": None},
+        **{name: on_states for key in keys for name in (key, f"{key}_standard_error")},
+        "kl_kind": None,
+        "surrogate_kind": "a distance",
+        "entropy": 21.5,
+        "distances": {"weight_l1": 3, f"total_variation/{PRIOR}": 0.25},
+        "tracking_s": 2.0,
+        "elapsed_s": 9.0,
+        "updates": 2,
+    }
+
+
+def test_a_summary_comes_back_as_it_was_written(tmp_path):
+    data = whole_summary()
+    write_json(tmp_path / "summary.json", data)
+    summary = read_summary(tmp_path / "summary.json", 2)
+    assert summary.to_json() == data
+    assert data.keys() == {key.name for key in keys_of(Summary).values()}
+    assert data["new"]["C"].keys() == {key.name for key in keys_of(SkillSummary).values()}
+    assert summary.is_last
+    assert summary.kl() == {
+        f"{direction}/{states}": x
+        for direction in KL_DIRECTIONS
+        for states, x in ((NEW_BASE, 0.5), (NEW_TUNED, 1.5))
+    }
+
+
+def test_only_keys_that_are_to_be_null_are_written_without_a_value():
+    assert "kl_kind" not in Summary.from_json(SUMMARY).to_json()
+    assert Summary.from_json({**SUMMARY, "kl_kind": None}).to_json()["kl_kind"] is None
+
+
+def test_a_summary_of_a_later_version_is_refused(tmp_path):
+    file = tmp_path / "summary.json"
+    write_json(file, {**SUMMARY, "version": 1})
+    assert read_summary(file, 0).step == 0
+    write_json(file, {**SUMMARY, "version": 2})
+    with pytest.raises(CheckpointError, match=r"has version 2\. Allowed: 1"):
+        read_summary(file, 0)
+
+
+def test_an_episode_comes_back_as_it_was_written():
+    row = {
+        **{"row": 4, "skill": "B", "role": "prior", "task": "a/B-v0", "seed": 3, "sample": 0},
+        **{"mode": "sample", "instruction": "lift it", "start_state": None, "success": True},
+        **{"return": 1.0, "decisions": 5, "control_steps": 20},
+        **{"terminated": True, "truncated": False},
+    }
+    episode = EpisodeEntry.from_json(row)
+    assert list(episode.to_json().items()) == list(row.items())
+    assert (episode.episode_return, episode.start_state) == (1.0, None)
+
+
+def test_a_checkpoint_is_one_row():
+    row = checkpoint_row(Summary.from_json(whole_summary()), 400)
+    expected = {
+        **{"step": 2, "updates": 2, "final": True, "new_success_rate": 0.5, "new_n": 10},
+        **{"new_sampled_n": 10, "prior_retention": 0.625, "prior_forgetting": None, "prior_n": 10},
+        **{"prior/B/retention": 0.625, FORWARD_KL: 0.5, f"total_variation/{PRIOR}": 0.25},
+        **{"entropy": 21.5, "wall_s": 9.0, "tracking_s": 2.0, "env_steps": 400},
+    }
+    assert {key: row[key] for key in expected} == expected
+    assert (row["new_low"], row["new_high"]) == Summary.from_json(whole_summary()).new["C"].interval
+
+
+def test_means_over_prior_skills_are_computed_where_a_file_has_none():
+    data = {**SUMMARY, "prior": {"A": entry(0.5, 10, retention=0.5), "B": entry(1.0, 10)}}
+    means = Summary.from_json(data).prior_means()
+    assert (means.success_rate, means.retention, means.forgetting) == (0.75, 0.5, None)
+
+
+def test_the_checkpoints_of_a_run_are_a_table(run):
+    table = run_table(run)
+    assert list(table["step"]) == [0, 10]
+    assert list(table["new_success_rate"]) == [0.4, 0.6]
+    assert list(table[FORWARD_KL]) == [0.0, 1.0]
+    assert set(table["method"]) == {"ppo"}
+
+
+FILES = Path(__file__).parents[3] / "docs/reference/files.md"
+
+
+@pytest.mark.parametrize(
+    "record", [Summary, SkillSummary, SampledSuccess, PriorMeans, EpisodeEntry]
+)
+def test_every_key_is_documented(record):
+    text = FILES.read_text(encoding="utf-8")
+    missing = [key.name for key in keys_of(record).values() if f"`{key.name}`" not in text]
+    assert not missing, f"docs/reference/files.md does not say what {missing} of {record} are"
+
+
+def test_every_column_of_a_checkpoint_is_documented():
+    text = FILES.read_text(encoding="utf-8")
+    columns = [column for column in checkpoint_row(Summary.from_json(SUMMARY)) if "/" not in column]
+    assert not [column for column in columns if f"`{column}`" not in text]

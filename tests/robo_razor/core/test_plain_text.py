@@ -14,8 +14,10 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from robo_razor.core.files import read_json, write_json
+from robo_razor.core.metrics import Summary
 from robo_razor.core.plain_text import literal, printable, printable_values, shortened
-from robo_razor.core.run.log import RunLog, summary_table
+from robo_razor.core.run.display import summary_table
+from robo_razor.core.run.log import RunLog
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.core.types import SkillResult
 from robo_razor.evaluation.evaluate import results_table
@@ -167,7 +169,10 @@ def test_tables_of_the_terminal_show_names_as_they_are(name):
     result = SkillResult("a/B-v0", "prior", (True, False), (0.1, 0.9), 3.0)
     summary = {"step": 1, "new": {name: entry(0.5, 2)}, "prior": {name: entry(0.5, 2)}}
     summary["kl_base_tuned"] = {name: 0.5}
-    for text in (shown(results_table({name: result}, name)), shown(summary_table(summary))):
+    for text in (
+        shown(results_table({name: result}, name)),
+        shown(summary_table(Summary.made(summary))),
+    ):
         assert printable(name) in text
         assert "\x1b[2J" not in text
         assert "\x1b]8" not in text

@@ -117,7 +117,7 @@ def test_evaluate_writes_what_the_issue_asks_for(base, tmp_path):
 def test_cores_are_left_to_workers_that_move_while_the_policy_thinks(
     tmp_path, monkeypatch, skill, num_envs, threads
 ):
-    monkeypatch.setattr("robo_razor.core.fingerprint.cpu_count", lambda: 3)
+    monkeypatch.setattr("robo_razor.core.machine.cpu_count", lambda: 3)
     base = save_tiny_policy(tmp_path / "base", image_size=64)  # the serial environment's
     env = EnvConfig(num_envs=num_envs, image_size=64, env_packages=("toy_env",))
     file, before = tmp_path / "out.json", torch.get_num_threads()

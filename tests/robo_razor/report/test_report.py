@@ -766,7 +766,7 @@ def test_bad_runs(tmp_path):
     with pytest.raises(ReportError, match="no evaluation yet"):
         load_runs([str(tmp_path / "new")])
     run = RunDirectory.create(FinetuneConfig(out=str(tmp_path / "odd")))
-    run.write_summary(0, {"step": 0})
+    write_json(run.evaluation(0) / "summary.json", {"step": 0})
     run.close()
     with pytest.raises(ReportError, match="`new` is missing"):
         load_runs([str(tmp_path / "odd")])

@@ -10,7 +10,7 @@ from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
 from robo_razor.core.errors import DemonstrationError, RunDirectoryError
-from robo_razor.core.memory import available_bytes
+from robo_razor.core.machine import available_bytes
 from robo_razor.core.settings.config import CollectConfig, EnvConfig, FinetuneConfig
 from robo_razor.rollout import demonstrations
 from robo_razor.rollout.actors import ExpertActor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,17 +17,30 @@ import fake_finetune
 import pytest
 from fake_finetune import LET_GO
 from fake_sweep import TWO_ARMS, InProcess
+from rich.console import Console
 
 from robo_razor.cli import commands as cli
-from robo_razor.core.errors import ConfigError, ReportError, RunDirectoryError, SweepError
+from robo_razor.cli.sweep import run_sweep
+from robo_razor.core.errors import (
+    ConfigError,
+    ReportError,
+    RoboRazorError,
+    RunDirectoryError,
+    SweepError,
+)
+from robo_razor.core.plugins import LAUNCHERS, load_plugins
 from robo_razor.core.run.directory import RunDirectory
-from robo_razor.core.settings.config import FinetuneConfig, SweepConfig, load_yaml
-from robo_razor.sweep import launch as sweep_launch
+from robo_razor.core.run.sweep_record import KIND, read_sweep
+from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, SweepConfig, load_yaml
 from robo_razor.sweep import run as sweep
-from robo_razor.sweep.launch import LocalLauncher, machine_limit, start_process
-from robo_razor.sweep.run import load_plan, read_sweep, read_table, run_sweep
+from robo_razor.sweep.launchers import local
+from robo_razor.sweep.launchers.local import LocalLauncher, machine_limit
+from robo_razor.sweep.plan import load_plan
+from robo_razor.sweep.processes import start_process
 from robo_razor.sweep.schedule import Progress, State
+from robo_razor.sweep.table import read_table
 from robo_razor.training.methods.bc import BC
+from robo_razor.training.resumption import with_task_id
 
 ROOT = Path(__file__).parents[3]
 SEEDS = list(range(1000))
@@ -36,7 +50,7 @@ PROGRAM = (sys.executable, fake_finetune.__file__)
 @pytest.fixture
 def plan(write, tmp_path):
     """Return a function that reads an experiment from its text."""
-    return lambda text: load_plan(write(text), str(tmp_path / "out"))
+    return lambda text: load_plan(write(text), str(tmp_path / "out"), with_task_id)
 
 
 # --- The file -------------------------------------------------------------------------------------
@@ -145,17 +159,8 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
             "arms: [{name: a, grid: {ppo.gamma: {low: 0, high: 1}}}]",
             "is a range, which a grid cannot go through",
         ),
-        ("num_samples: 3\narms: [{name: a}]", "nothing would read `num_samples`"),
         ("parallel: 0\narms: [{name: a}]", "`parallel` = 0 is out of range"),
-        (
-            "search: random\narms: [{name: a, grid: {ppo.gamma: {low: 1, high: 0}}}]",
-            "is no range",
-        ),
-        (
-            "search: random\narms: [{name: a, grid: {ppo.gamma: {low: 1, hig: 2}}}]",
-            r"Unknown key `hig`\. Did you mean 'high'",
-        ),
-        ("search: random\narms: [{name: a, grid: {seed: {low: 1, high: 2}}}]", "List the seeds"),
+        ("arms: [{name: a, grid: {seed: {low: 1, high: 2}}}]", "is a range.*List the values"),
         ("arms: [{name: a, needs: bb}, {name: b}]", "needs an arm 'bb'.*Did you mean 'b'"),
         (
             "arms: [{name: a, needs: b}, {name: b, needs: a}]",
@@ -202,19 +207,6 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
             "ppo.gamma: [0, 1]}}]",
             "arm 'b' would have 2000 runs, and 1000 are left",
         ),
-        ("search: random\nnum_samples: 1000000\narms: [{name: a}]", "`num_samples` = 1000000 is"),
-        (
-            f"search: random\nnum_samples: 3\narms: [{{name: a, grid: {{seed: {SEEDS}}}}}]",
-            "would have 3000 runs",
-        ),
-        (
-            "search: random\narms: [{name: a, grid: {ppo.gamma: {low: 0, high: .inf}}}]",
-            "is no range",
-        ),
-        (
-            "search: random\narms: [{name: a, grid: {ppo.gamma: {low: 0, high: 1, log: 1}}}]",
-            "is no range",
-        ),
     ],
     ids=lambda text: text[:50],
 )
@@ -259,45 +251,10 @@ def test_chosen_arms_bring_what_they_need(plan):
         a_plan.with_needed(["bb"])
 
 
-RANDOM = """
-search: random
-num_samples: {n}
-arms:
-  - name: a
-    grid:
-      ppo.learning_rate: {{low: 1.0e-5, high: 1e-3, log: true}}
-      ppo.update_epochs: {{low: 1, high: 4}}
-      ppo.gamma: [0.9, 0.99]
-      seed: [0, 1]
-"""
-
-
-def test_random_search_draws_within_ranges_and_runs_every_seed(plan):
-    runs = plan(RANDOM.format(n=6)).runs
-    assert len(runs) == 12
-    draws = [(r.config.method, r.config.seed) for r in runs]
-    assert all(1e-5 <= ppo.learning_rate <= 1e-3 for ppo, _ in draws)
-    assert {ppo.gamma for ppo, _ in draws} == {0.9, 0.99}
-    assert {p for p, seed in draws if seed == 0} == {p for p, seed in draws if seed == 1}
-    assert len({p for p, _ in draws}) == 6
-
-
-def test_more_samples_keep_the_first_ones(plan):
-    few, many = plan(RANDOM.format(n=3)).runs, plan(RANDOM.format(n=5)).runs
-    assert {run.id for run in few} < {run.id for run in many}
-
-
-def test_random_search_ends_where_there_is_no_other_combination(plan):
-    text = "search: random\nnum_samples: 9\narms: [{name: a, grid: {ppo.gamma: [0.9, 1.0]}}]"
-    assert len(plan(text).runs) == 2
-
-
-def test_many_samples_are_drawn_at_once(plan):
-    runs = plan(
-        "search: random\nnum_samples: 300\n"
-        "arms: [{name: a, grid: {ppo.gamma: {low: 0.0, high: 1}, ppo.num_updates: [3, 4]}}]"
-    ).runs
-    assert len({run.id for run in runs}) == 300
+@pytest.mark.parametrize("line", ["search: random", "search: grid", "num_samples: 3", "seed: 1"])
+def test_random_search_is_refused(plan, line):
+    with pytest.raises(ConfigError, match=r"random search.*all combinations.*list the values"):
+        plan(f"{line}\narms: [{{name: a}}]")
 
 
 def test_runs_that_differ_by_case_only_get_their_own_directories(plan):
@@ -432,7 +389,7 @@ def test_there_must_be_a_table(tmp_path):
 
 def test_a_killed_run_goes_on_from_its_checkpoint(fake):
     fake.behave({"a/seed_0": "die"})
-    progress = fake.run(ONE_ARM, LocalLauncher(2, PROGRAM))
+    progress = fake.run(ONE_ARM, LocalLauncher(2, program=PROGRAM))
     assert {p.state for p in progress.values()} == {State.FINISHED}
     assert fake.starts.count("a/seed_0 new") == fake.starts.count("a/seed_0 resumed") == 1
     assert (fake.out / "a/seed_0.log").read_text().count(f"$ {sys.executable}") == 2
@@ -502,7 +459,7 @@ def test_ctrl_c_lets_runs_save_and_the_sweep_goes_on_later(fake):
     steps = [fake.out / f"a/seed_{s}/eval/000001/summary.json" for s in (0, 1)]
     thread = when((lambda: all(step.exists() for step in steps), interrupt))
     with pytest.raises(KeyboardInterrupt):
-        fake.run(launcher=LocalLauncher(2, PROGRAM))
+        fake.run(launcher=LocalLauncher(2, program=PROGRAM))
     thread.join()
     assert fake.states == {
         "a/seed_0": "interrupted",
@@ -523,7 +480,7 @@ def test_a_second_ctrl_c_kills(fake):
     step = fake.out / "a/seed_0/eval/000001/summary.json"
     thread = when((step.exists, interrupt), (lambda: "Stopping 1 run" in fake.shown, interrupt))
     with pytest.raises(KeyboardInterrupt):
-        fake.run("arms: [{name: a}]", LocalLauncher(1, PROGRAM))
+        fake.run("arms: [{name: a}]", LocalLauncher(1, program=PROGRAM))
     thread.join()
     assert fake.states == {"a/seed_0": "interrupted"}
     assert not RunDirectory(fake.out / "a/seed_0").is_running()
@@ -544,7 +501,7 @@ def test_two_ctrl_c_at_once_kill_too(fake):
             return handle
 
     with pytest.raises(KeyboardInterrupt):
-        fake.run("arms: [{name: a}]", Interrupting(1, PROGRAM))
+        fake.run("arms: [{name: a}]", Interrupting(1, program=PROGRAM))
     assert fake.states == {"a/seed_0": "interrupted"}
 
 
@@ -555,7 +512,7 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
     file = fake.out / "a/seed_0.yaml"
     file.parent.mkdir(parents=True)
     (fake.out / "sweep.json").write_text(
-        json.dumps({"kind": sweep.KIND, "version": 1, "name": "experiment", "arms": [], "runs": []})
+        json.dumps({"kind": KIND, "version": 1, "name": "experiment", "arms": [], "runs": []})
     )
     file.write_text(f"out: {fake.out}/a/seed_0\n")
     words = ["finetune", "--config", str(file), "--out", str(fake.out / "a/seed_0")]
@@ -685,28 +642,63 @@ def test_what_is_needed_comes_first(fake):
 
 def test_the_machine_limits_runs(monkeypatch):
     configs = [FinetuneConfig()]
-    monkeypatch.setattr(sweep_launch, "cpu_count", lambda: 16)
-    monkeypatch.setattr(sweep_launch, "free_memory_gb", lambda: 100.0)
-    assert machine_limit(configs) == 8
-    monkeypatch.setattr(sweep_launch, "free_memory_gb", lambda: 7.0)
-    assert machine_limit(configs) == 2
-    monkeypatch.setattr(sweep_launch, "free_memory_gb", lambda: 0.5)
-    assert machine_limit(configs) == 1
+    monkeypatch.setattr(local, "cpu_count", lambda: 16)
+    for gib, runs in ((100.0, 8), (7.0, 2), (0.5, 1)):
+        monkeypatch.setattr(local, "available_bytes", lambda gib=gib: int(gib * 2**30))
+        assert machine_limit(configs) == runs
+    assert LocalLauncher(None, configs).parallel == 1
 
 
 def test_unknown_tasks_are_told_before_anything_starts(write, tmp_path):
     file = write("arms: [{name: a, settings: {task: gym_razor/LiftCup-v0}}]")
     config = SweepConfig(file=str(file), out=str(tmp_path / "out"))
     with pytest.raises(Exception, match="LiftCup"):
-        run_sweep(config, launcher=LocalLauncher(1, PROGRAM))
+        run_sweep(config, launcher=LocalLauncher(1, program=PROGRAM))
     assert not (tmp_path / "out").exists()
+
+
+def configs(workers):
+    return [FinetuneConfig(env=EnvConfig(num_workers=workers))]
+
+
+MINE = """
+from robo_razor.core.plugins import LAUNCHERS
+from robo_razor.sweep.launchers.local import LocalLauncher
+
+@LAUNCHERS.register("mine")
+class Mine(LocalLauncher):
+    def __init__(self, parallel, configs):
+        import sys, fake_finetune
+        assert all(config.method in ("bc", "ppo") for config in configs)
+        super().__init__(parallel, configs, (sys.executable, fake_finetune.__file__))
+"""
+
+
+def test_a_launcher_of_somebody_else_runs_a_sweep(fake, monkeypatch):
+    (fake.tmp / "my_launcher.py").write_text(MINE)
+    monkeypatch.syspath_prepend(fake.tmp)
+    monkeypatch.setattr(LAUNCHERS, "_items", dict(LAUNCHERS._items))
+    load_plugins(["my_launcher"])
+    config = SweepConfig(
+        file=str(fake.write(ONE_ARM)), out=str(fake.out), backend="mine", parallel=2
+    )
+    assert {p.state for p in run_sweep(config, Console(file=io.StringIO()))} == {State.FINISHED}
+    assert sorted(fake.starts) == ["a/seed_0 new", "a/seed_1 new"]
+    del sys.modules["my_launcher"]
+
+
+def test_an_unknown_backend_is_told_before_anything_starts(fake):
+    config = SweepConfig(file=str(fake.write(ONE_ARM)), out=str(fake.out), backend="rai")
+    with pytest.raises(RoboRazorError, match=r"launcher 'rai'.*Did you mean 'ray'"):
+        run_sweep(config, Console(file=io.StringIO()))
+    assert not fake.out.exists()
 
 
 @pytest.mark.slow
 def test_the_same_file_runs_on_ray(fake, monkeypatch):
     """Two workers of a local Ray; Ctrl-C, going on, and a killed run as without Ray."""
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")
-    from robo_razor.sweep import ray as sweep_ray
+    from robo_razor.sweep.launchers import ray as sweep_ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
@@ -714,7 +706,7 @@ def test_the_same_file_runs_on_ray(fake, monkeypatch):
     except SweepError as error:
         pytest.skip(f"Ray gives itself 30 s to start: {error}")
     try:
-        launcher = sweep_ray.RayLauncher(None, cores=1, program=PROGRAM)
+        launcher = sweep_ray.RayLauncher(None, configs(1), program=PROGRAM)
         assert launcher.parallel == 2
         fake.behave({"*": "hang"})
         steps = [fake.out / f"a/seed_{s}/eval/000001/summary.json" for s in (0, 1)]
@@ -736,17 +728,17 @@ def test_the_same_file_runs_on_ray(fake, monkeypatch):
         }
         assert fake.starts.count("b/seed_0 resumed") == 1
         with pytest.raises(SweepError, match="A run keeps 64 cores busy, but Ray has 2"):
-            sweep_ray.RayLauncher(None, cores=64)
+            sweep_ray.RayLauncher(None, configs(64))
     finally:
         ray.shutdown()
 
 
 def test_ray_is_an_extra(monkeypatch):
-    from robo_razor.sweep import ray as sweep_ray
+    from robo_razor.sweep.launchers import ray as sweep_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SweepError, match=r"needs Ray.*uv pip install --editable '\.\[ray\]'"):
-        sweep_ray.RayLauncher(None, cores=1)
+        sweep_ray.RayLauncher(None)
 
 
 @pytest.mark.slow

@@ -12,9 +12,10 @@ import pytest
 from fake_sweep import TWO_ARMS
 from made_up_runs import begin_run, make_run, make_sweep
 
+from robo_razor.cli.archive import run_archive
 from robo_razor.core.errors import ConfigError, ReportError, RunDirectoryError, SweepError
 from robo_razor.core.run import archive
-from robo_razor.core.run.archive import pack, run_archive, unpacked
+from robo_razor.core.run.archive import pack, unpacked
 from robo_razor.core.settings.config import ArchiveConfig, CompareConfig, FinetuneConfig, replace
 from robo_razor.report.build import run_compare
 from robo_razor.sweep.schedule import State

@@ -1,21 +1,18 @@
 """The run directory survives crashes, refuses to overwrite, and restores exactly."""
 
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from robo_razor.core.errors import CheckpointError, RunDirectoryError
 from robo_razor.core.files import atomic_directory, write_json, write_text
+from robo_razor.core.metrics import EpisodeEntry, Summary
 from robo_razor.core.run.directory import (
     RunDirectory,
     TrainingState,
-    capture_rng,
     find_pretrained_model,
     refuse_used_directory,
-    restore_rng,
 )
 from robo_razor.core.settings.config import FinetuneConfig
 
@@ -176,48 +173,19 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(run):
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     run.save_checkpoint(
         save_policy,
-        TrainingState(step=3, optimizers={"policy": optimizer}, rng=capture_rng(), tensors=weights),
+        TrainingState(step=3, optimizers={"policy": optimizer}, tensors=weights),
     )
+    random_state = torch.get_rng_state()
     expected, _ = trained(model, optimizer)
 
     loaded = run.load_state()
     again = torch.nn.Linear(2, 2)
     again.load_state_dict(loaded.tensors)
-    restore_rng(loaded.rng)
+    torch.set_rng_state(random_state)
     actual, _ = trained(again, loaded.optimizers["policy"])
     for name in expected:
         assert torch.equal(expected[name], actual[name])
     assert loaded.optimizers["policy"]["param_groups"][0]["betas"] == (0.8, 0.9)
-
-
-def test_all_random_states_are_restored(run):
-    generators = {
-        "pcg": np.random.default_rng(1),
-        "philox": np.random.Generator(np.random.Philox(2)),
-        "torch": torch.Generator().manual_seed(3),
-    }
-
-    def draw():
-        return [
-            random.random(),
-            float(np.random.rand()),  # noqa: NPY002
-            torch.rand(1).item(),
-            generators["pcg"].normal(),
-            generators["philox"].normal(),
-            torch.rand(1, generator=generators["torch"]).item(),
-        ]
-
-    draw()
-    run.save_checkpoint(save_policy, TrainingState(step=0, rng=capture_rng(generators)))
-    expected = draw()
-    draw()
-    restore_rng(run.load_state().rng, generators)
-    assert draw() == expected
-
-
-def test_an_unknown_generator_is_an_error():
-    with pytest.raises(CheckpointError, match="generator 'new'"):
-        restore_rng(capture_rng(), {"new": np.random.default_rng()})
 
 
 def test_every_way_to_name_a_checkpoint(run):
@@ -244,7 +212,7 @@ def test_missing_and_incomplete_checkpoints(tmp_path):
 def test_summaries_come_back_in_order_of_steps(run):
     for step in (10, 0, 2):
         new = {"New": {"success_rate": 0.5, "n": 2, "interval": [0.1, 0.9]}}
-        run.write_summary(step, {"step": step, "new": new})
-    run.write_rows(10, [{"seed": 1}, {"seed": 2}])
-    assert [summary["step"] for summary in run.summaries()] == [0, 2, 10]
+        run.write_summary(step, Summary.from_json({"step": step, "new": new}))
+    run.write_episodes(10, [EpisodeEntry(task="a", seed=seed, success=True) for seed in (1, 2)])
+    assert [summary.step for summary in run.summaries()] == [0, 2, 10]
     assert (run.path / "eval/000010/episodes.jsonl").read_text().count("\n") == 2

@@ -2,16 +2,22 @@
 
 import io
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from robo_razor.core.run import log as run_log
+from robo_razor.core.errors import UnknownNameError
+from robo_razor.core.metrics import Summary, summary_metrics
+from robo_razor.core.plugins import SINKS, load_plugins
+from robo_razor.core.run import display
 from robo_razor.core.run.directory import RunDirectory
-from robo_razor.core.run.log import RunLog, format_seconds, summary_metrics, summary_table
+from robo_razor.core.run.display import format_seconds, summary_table
+from robo_razor.core.run.log import RunLog
 from robo_razor.core.settings.config import FinetuneConfig
 
-SUMMARY = {
+DATA = {
     "step": 20,
     "new": {
         "PlaceCanInBin": {
@@ -36,6 +42,7 @@ SUMMARY = {
     "entropy": 21.5,
     "distances": {"greedy_disagreement/prior": 0.25},
 }
+SUMMARY = Summary.from_json(DATA)
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def test_a_resumed_run_has_every_step_once(run):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_shows_success_kl_rate_and_eta(terminal, monkeypatch):
     clock = iter(range(0, 100_000, 10))
-    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
     console = text_console(terminal)
     with RunLog(None, total=10, console=console) as log:
         log.progress(5, success=0.41, kl=0.8123, episodes=100)
@@ -86,7 +93,7 @@ def test_progress_shows_success_kl_rate_and_eta(terminal, monkeypatch):
 
 def test_without_a_terminal_lines_are_rare(monkeypatch):
     clock = iter([0.0] * 3 + [x * 0.1 for x in range(1000)])
-    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
     console = text_console()
     with RunLog(None, total=1000, console=console) as log:
         for step in range(100):
@@ -101,7 +108,7 @@ def test_summary_table_shows_what_was_forgotten():
     for part in ("Step 20", "80.0%", "67.0% - 89.0%", "LiftCube", "90.0%", "0.50", "1.25"):
         assert part in output
     assert "KL(base||tuned), nats per decision: " in output
-    console.print(summary_table({**SUMMARY, "kl_kind": "upper bound"}))
+    console.print(summary_table(replace(SUMMARY, kl_kind="upper bound")))
     assert "KL(base||tuned), nats per decision (upper bound): " in console.file.getvalue()
     sampled, mean = (line for line in output.splitlines() if "sampled" in line or "mean" in line)
     assert "75.0%" in sampled
@@ -112,7 +119,7 @@ def test_summary_table_shows_what_was_forgotten():
 def test_summary_table_fits_a_log_of_80_columns():
     console = Console(file=io.StringIO(), width=80)
     name = "PlaceBottleOnShelf"
-    console.print(summary_table({**SUMMARY, "prior": {name: SUMMARY["prior"]["LiftCube"]}}))
+    console.print(summary_table(replace(SUMMARY, prior={name: SUMMARY.prior["LiftCube"]})))
     assert name in console.file.getvalue()
 
 
@@ -132,6 +139,84 @@ def test_summary_becomes_metrics(run):
     assert line["distances/greedy_disagreement/prior"] == 0.25
     absent = {"forgetting/kl_tuned_base/prior", "forgetting/forgetting", "forgetting/success_rate"}
     assert not absent & set(summary_metrics(SUMMARY))
+
+
+MY_SINK = """
+from robo_razor.core.plugins import SINKS
+
+@SINKS.register("mine")
+class Mine:
+    title = "My sink"
+    calls = []
+
+    def start(self, directory, config, step):
+        self.calls.append(("start", directory.name, config["method"], step))
+
+    def log(self, step, metrics):
+        if step == 3:
+            raise ConnectionError("no network")
+        self.calls.append(("log", step, dict(metrics)))
+
+    def summary(self, step, metrics):
+        self.calls.append(("summary", step, metrics["eval/new/success_rate"]))
+
+    def close(self):
+        self.calls.append(("close",))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Return the calls of a sink from a module outside the repository."""
+    (tmp_path / "my_sink.py").write_text(MY_SINK)
+    monkeypatch.syspath_prepend(tmp_path)
+    built_in = {name: SINKS.get(name) for name in SINKS.built_in()}
+    monkeypatch.setattr(SINKS, "_items", built_in)
+    load_plugins(["my_sink"])
+    yield sys.modules["my_sink"].Mine.calls
+    del sys.modules["my_sink"]
+
+
+def test_a_sink_of_somebody_else_gets_all_numbers(run, mine):
+    with RunLog(run, total=2, start=1, console=text_console(), sinks=("mine",)) as log:
+        log.metrics(2, {"train/loss": 0.5})
+        log.evaluation(replace(SUMMARY, step=2), {"time/tracking_share": 0.1})
+    assert mine == [
+        ("start", "run", "ppo", 1),
+        ("log", 2, {"train/loss": 0.5}),
+        ("summary", 2, 0.8),
+        ("log", 2, {"time/tracking_share": 0.1}),
+        ("close",),
+    ]
+    assert [line["step"] for line in lines(run)] == [2, 2, 2]
+    assert not run.tensorboard.exists()
+
+
+def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(run, mine):
+    console = text_console()
+    with RunLog(run, total=4, console=console, sinks=("mine", "tensorboard")) as log:
+        for step in (2, 3, 4):
+            log.metrics(step, {"train/loss": 0.5})
+    told = "Warning: My sink cannot be written (no network); metrics.jsonl goes on."
+    assert console.file.getvalue().count(told) == 1
+    assert [call[0] for call in mine] == ["start", "log", "close"]
+    assert [line["step"] for line in lines(run)] == [2, 3, 4]
+    assert list(run.tensorboard.glob("events.out.*"))
+
+
+def test_an_unknown_sink_is_named(run):
+    with pytest.raises(UnknownNameError, match=r"metric sink 'tensorbord'.*'tensorboard'"):
+        RunLog(run, total=1, sinks=("tensorbord",))
+
+
+def test_a_checkpoint_that_is_measured_again_has_its_numbers_once(run):
+    with RunLog(run, total=40, console=text_console(), sinks=()) as log:
+        log.metrics(20, {"train/loss": 0.5})
+        log.evaluation(SUMMARY, {"time/tracking_share": 0.1})
+    with RunLog(run, total=40, start=20, console=text_console(), sinks=()) as log:
+        log.evaluation(SUMMARY, {"time/tracking_share": 0.2})
+    assert [len(line) for line in lines(run)] == [3, len(summary_metrics(SUMMARY)) + 2, 3]
+    assert lines(run)[-1]["time/tracking_share"] == 0.2
 
 
 def test_notes_are_printed_as_they_are():

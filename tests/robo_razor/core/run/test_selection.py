@@ -1,12 +1,25 @@
 from __future__ import annotations
 
-from robo_razor.core.run.selection import best_step, kept_steps, planned_steps, score
+import pytest
+
+from robo_razor.core.metrics import EpisodeEntry
+from robo_razor.core.run.selection import best_step, kept_steps, planned_steps, score, wilson_low
 from robo_razor.core.settings.config import TrackingConfig
 from robo_razor.core.settings.conversion import to_dict
+from robo_razor.statistics.intervals import wilson_interval
 
 
 def rows(*successes, task="new", mode="greedy"):
-    return [{"task": task, "mode": mode, "success": success} for success in successes]
+    return [
+        EpisodeEntry(task=task, seed=seed, mode=mode, success=success)
+        for seed, success in enumerate(successes)
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 7, 50, 1000])
+def test_the_score_is_the_lower_end_of_wilsons_interval(n):
+    for successes in range(n + 1):
+        assert wilson_low(successes, n) == wilson_interval(successes, n)[0]
 
 
 def test_the_plan_is_that_of_the_settings():

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from robo_razor.core.errors import SweepError
-from robo_razor.sweep.launch import PROGRAM, ProcessHandle, start_process
+from robo_razor.core.plugins import LAUNCHERS
+from robo_razor.core.settings.config import FinetuneConfig
+from robo_razor.sweep.launchers import cores_needed
+from robo_razor.sweep.processes import PROGRAM, ProcessHandle, start_process
 
 LOST = -int(signal.SIGKILL)
 """Exit status of a run whose machine or Ray worker went away."""
@@ -61,13 +64,13 @@ class RayHandle:
             time.sleep(POLL_S)
 
 
+@LAUNCHERS.register("ray")
 class RayLauncher:
     """Starts runs as Ray tasks.
 
     Args:
         parallel: Runs at a time; None: as many as the cluster's cores carry.
-        cores: Cores that a run keeps busy.
-        gpu: Whether runs use a GPU where the cluster has some; they share it.
+        configs: Settings of the runs. They share the cluster's GPUs, unless all are for the CPU.
         program: What is called in place of `robo-razor`.
 
     Raises:
@@ -77,8 +80,7 @@ class RayLauncher:
     def __init__(
         self,
         parallel: int | None,
-        cores: int,
-        gpu: bool = True,
+        configs: Sequence[FinetuneConfig] = (),
         program: Sequence[str] = PROGRAM,
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -94,7 +96,7 @@ class RayLauncher:
         if self._owner:
             connect(ray)
         resources = ray.cluster_resources()
-        available = int(resources.get("CPU", 0))
+        available, cores = int(resources.get("CPU", 0)), cores_needed(configs)
         if available < cores:
             self.close()
             raise SweepError(
@@ -103,14 +105,15 @@ class RayLauncher:
             )
         self.parallel = parallel or available // cores
         self.threads = cores
-        gpus = resources.get("GPU", 0.0) if gpu else 0.0  # without its share a task sees none
+        on_gpu = any(config.device != "cpu" for config in configs)
+        gpus = resources.get("GPU", 0.0) if on_gpu else 0.0  # without its share a task sees none
         share = math.floor(1e4 * min(1.0, gpus / self.parallel)) / 1e4
         self._task = ray.remote(num_cpus=cores, num_gpus=share, max_retries=0)(_keep)
 
-    def start(self, words: Sequence[str], log: Path) -> RayHandle:
-        """Start `robo-razor WORDS` and append what it prints to `log`."""
+    def start(self, arguments: Sequence[str], log: Path) -> RayHandle:
+        """Start `robo-razor ARGUMENTS` and append what it prints to `log`."""
         directory = os.getcwd()
-        command = [*self._program, *words]
+        command = [*self._program, *arguments]
         return RayHandle(self._task.remote(command, str(Path(directory, log)), directory))
 
     def close(self) -> None:

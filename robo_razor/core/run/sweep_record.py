@@ -1,0 +1,119 @@
+"""What a sweep writes down about itself, `sweep.json`: its arms, its runs, and where each stands.
+
+`{"kind": "robo-razor sweep", "version": 1, "name", "arms": [], "runs": []}` with, per run, `arm`,
+`name`, `path` (relative to the sweep's directory), `state` (one of `STATES`), `method`, `seed`,
+`changed` (key -> value of the settings that its arm sets), `needs` (`ARM/NAME` of the runs before
+it), `starts`, `exit_status`, `error`, `wall_s` (seconds that its processes took).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from robo_razor.core.errors import SweepError, shown
+from robo_razor.core.files import read_json
+from robo_razor.core.records import (
+    MAX_ELAPSED_S,
+    MAX_NAME,
+    entries,
+    many,
+    name,
+    number,
+    one_of,
+    optional,
+    plain_values,
+    whole,
+    words,
+    wrong,
+)
+
+RECORD = "sweep.json"
+EXPERIMENT = "experiment.yaml"
+"""A copy of the experiment file, beside the record."""
+KIND = "robo-razor sweep"
+VERSION = 1
+MAX_RUNS = 10_000
+"""Runs of a sweep."""
+STATES = ("pending", "running", "finished", "failed", "blocked", "interrupted")
+"""Where a run of a sweep can stand."""
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Return whether a directory holds the record of a sweep."""
+    return (Path(path) / RECORD).is_file()
+
+
+def read_sweep(path: str | Path) -> dict[str, Any]:
+    """Return what `sweep.json` in a sweep's directory says.
+
+    Raises:
+        SweepError: There is none, or it is damaged.
+    """
+    file = Path(path) / RECORD
+    data = read_json(file) if file.is_file() else {}
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise SweepError(
+            f"{str(path)!r} is no sweep: it holds no {RECORD} of one",
+            remedy="Name a directory that `robo-razor sweep` made.",
+        )
+    if data.get("version") != VERSION:
+        raise SweepError(f"{file} has version {shown(data.get('version'))}", allowed=str(VERSION))
+    _check(data, file)
+    return data
+
+
+def _check(data: Any, file: Path) -> None:
+    """Check what `sweep.json` says; its runs must lie within the sweep's directory."""
+    remedy = "Copy the file again, or name the runs one by one."
+    try:
+        _SWEEP(data, "")
+        arms, seen = set(data["arms"]), set()
+        for i, run in enumerate(data["runs"]):
+            if run["arm"] not in arms:
+                raise ValueError(f"`runs[{i}].arm` = {shown(run['arm'])} is not one of `arms`")
+            if run["path"] in seen:
+                raise ValueError(f"`runs[{i}].path` = {shown(run['path'])} is there twice")
+            seen.add(run["path"])
+    except ValueError as error:
+        raise SweepError(f"{file} is damaged: {error}", remedy=remedy) from error
+
+
+def _path_within(value: Any, place: str) -> None:
+    """Check that a value is a relative path that leads to nowhere else."""
+    if (
+        not isinstance(value, str)
+        or len(value) > 5 * MAX_NAME
+        or not value.isprintable()
+        or "\\" in value
+        or re.match(r"[A-Za-z]:", value)
+        or PurePosixPath(value).is_absolute()
+        or not PurePosixPath(value).parts
+        or ".." in PurePosixPath(value).parts
+    ):
+        raise wrong(place, value, "a path below the sweep's directory")
+
+
+_SWEEP = entries(
+    {
+        "name": name,
+        "arms": many(name, MAX_RUNS),
+        "runs": many(
+            entries(
+                {"arm": name, "name": name, "path": _path_within, "state": one_of(*STATES)},
+                {
+                    "method": name,
+                    "seed": whole(-(2**63), 2**63),
+                    "changed": plain_values,
+                    "needs": many(words, MAX_RUNS),
+                    "starts": whole(),
+                    "exit_status": optional(whole(-(2**31), 2**31)),
+                    "error": optional(words),
+                    "wall_s": number(0.0, MAX_ELAPSED_S),
+                },
+            ),
+            MAX_RUNS,
+        ),
+    }
+)
