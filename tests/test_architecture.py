@@ -196,7 +196,6 @@ TO_MEND = {
     ("robo_razor.report.videos", "robo_razor.rollout.environments"),
     ("robo_razor.report.videos", "robo_razor.rollout.episodes"),
     ("robo_razor.report.videos", "robo_razor.rollout.video"),
-    ("robo_razor.rollout.video", "robo_razor.statistics.intervals"),
     ("robo_razor.sweep.plan", "robo_razor.cli.arguments"),
     ("robo_razor.sweep.run", "robo_razor.rollout.environments"),
     ("robo_razor.training.resumption", "robo_razor.cli.arguments"),

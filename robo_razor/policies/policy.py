@@ -138,6 +138,11 @@ class Policy:
         """Return the cameras of a host observation that the policy looks through."""
         return [self.sources.camera(key) for key in self.sources.image_keys]
 
+    @property
+    def prefix_bytes(self) -> int:
+        """Return how much memory what `encode_prefix` makes may take; 0 where it saves no work."""
+        return 0
+
     def rename(self, text: str, strict: bool = True) -> None:
         """Read inputs from where a map says, and keep that with the policy's processors.
 
@@ -185,6 +190,20 @@ class Policy:
     def warn_of_unread_words(self, instructions: Sequence[str]) -> None:
         """Warn of the words of instructions that the policy does not read, once for each."""
         warn_of_unread_words(self, instructions, self._instructions)
+
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace images by what a frozen image encoder makes of them, where that saves work.
+
+        Only asked for when `vision_frozen`. The result can be used in place of `batch`.
+        """
+        return batch
+
+    def encode_prefix(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what can be used in place of `batch` while no encoder changes.
+
+        Only asked for when `prefix_bytes` > 0.
+        """
+        return batch
 
     def check_instruction(self, instruction: str) -> None:
         """Check that an instruction of the user's own says anything to the policy.

@@ -22,19 +22,19 @@ from robo_razor.core.errors import EnvError, PolicyError, shown
 from robo_razor.core.types import Observation
 
 SUCCESS_KEYS = ("is_success", "success")
-RESETS_BY_ITSELF = ("NEXT_STEP", "SAME_STEP")
 
 
 class Boundary:
     """Knows which episode each sub-environment is in, and checks what passes.
 
     Args:
-        env: Vector environment that keeps the contract of `environment`.
+        num_envs: Number of sub-environments.
+        single_observation_space: Space of one sub-environment's observations.
     """
 
-    def __init__(self, env: Any) -> None:
-        n = int(env.num_envs)
-        self._leaves = dict(_leaves(getattr(env, "single_observation_space", None)))
+    def __init__(self, num_envs: int, single_observation_space: spaces.Space[Any]) -> None:
+        n = num_envs
+        self._leaves = dict(_leaves(single_observation_space))
         self._tasks: list[str] = [""] * n
         self._seeds: list[Any] = [None] * n
         self._elapsed = np.zeros(n, dtype=np.int64)
@@ -71,15 +71,15 @@ class Boundary:
             )
 
     def check_tasks(
-        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str] | None
+        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str]
     ) -> None:
-        """Check that sub-environments run the tasks that they were asked to, where they tell.
+        """Check that sub-environments run the tasks that they were asked to.
 
         Raises:
             EnvError: One runs another task.
         """
         for i, task in zip(env_ids, asked, strict=True):
-            if running is not None and task is not None and str(running[i]) != str(task):
+            if task is not None and str(running[i]) != str(task):
                 raise EnvError(
                     f"The vector environment was asked for {task!r}, but it runs "
                     f"{str(running[i])!r}",
@@ -228,36 +228,6 @@ class Boundary:
         return f"{task} (seed {self._seeds[env_id]}, control step {elapsed})"
 
 
-def check_vector_env(task: str, env: Any) -> None:
-    """Check what a vector environment says of itself, before anything is run.
-
-    Raises:
-        EnvError: Its observations cannot be read, or it begins new episodes by itself.
-    """
-    mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
-    if str(getattr(mode, "name", mode)) in RESETS_BY_ITSELF:
-        raise EnvError(
-            f"The vector environment of {task!r} begins new episodes by itself (autoreset mode "
-            f"{getattr(mode, 'name', mode)}), so an episode's last observation and success are "
-            "lost",
-            remedy="Let it stand still after an episode, with "
-            'metadata["autoreset_mode"] = AutoresetMode.DISABLED.',
-        )
-    space = env.single_observation_space
-    pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else None
-    if not isinstance(space, spaces.Dict) or not isinstance(pixels, spaces.Dict | None):
-        raise EnvError(
-            f"The vector environment of {task!r} gives {shown(str(space))}",
-            allowed='a Dict {"pixels": Dict of cameras, "agent_pos": Box}',
-        )
-    for name, image in (pixels.spaces if pixels is not None else {}).items():
-        if image.dtype != np.uint8:
-            raise EnvError(
-                f"The vector environment of {task!r} gives the picture {name!r} as {image.dtype}",
-                allowed="uint8 [height, width, 3] for each sub-environment",
-            )
-
-
 def _is_flag(value: Any) -> bool:
     """Tell whether a value is a bool, or a number that stands for one."""
     array = np.asarray(value)
@@ -265,7 +235,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _leaves(
-    space: Any, path: tuple[str, ...] = ()
+    space: spaces.Space[Any], path: tuple[str, ...] = ()
 ) -> list[tuple[tuple[str, ...], spaces.Space[Any]]]:
     """Return the arrays that a space of observations consists of, by their keys."""
     if isinstance(space, spaces.Dict):

@@ -26,11 +26,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector.utils import create_empty_array
+from numpy.typing import NDArray
 
 from robo_razor.core.errors import ConfigError, EnvError, RoboRazorError, did_you_mean, unknown_name
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.settings.conversion import parse_mapping
+from robo_razor.core.types import Observation
+from robo_razor.policies.inputs import (
+    AGENT_POS,
+    IMAGE_PREFIX,
+    STATE,
+    camera_name,
+    state_name,
+)
+from robo_razor.policies.inputs import PREFIX as FEATURE_PREFIX
+from robo_razor.rollout.groups import SteppedByGroups, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +152,7 @@ def make_lerobot_env(
     *,
     chunk_size: int,
     image_shape: tuple[int, int] | None = None,
-) -> Any:
+) -> SteppedByGroups:
     """Make a vector environment that can switch between tasks of one LeRobot type.
 
     Args:
@@ -151,7 +165,7 @@ def make_lerobot_env(
     for task in tasks:
         found |= lerobot_tasks(task, config.lerobot)
     make: Any = load_env_creator(VECTOR_ENV)
-    env = make(
+    env: Any = make(
         factories={task: item.make for task, item in found.items()},
         num_envs=config.num_envs,
         chunk_size=chunk_size,
@@ -170,11 +184,118 @@ def make_lerobot_env(
                 tasks[0],
             )
     processor = next(iter(found.values())).processor
-    if processor is None:
-        return env
-    from robo_razor.rollout.processed_env import ProcessedVectorEnv
+    stepped: SteppedByGroups = env
+    return stepped if processor is None else ProcessedVectorEnv(stepped, processor)
 
-    return ProcessedVectorEnv(env, processor)
+
+class ProcessedVectorEnv:
+    """Passes everything on to a vector environment, and its observations through a pipeline.
+
+    Some types need one: LIBERO's joins position, rotation and fingers into the state that its
+    policies were trained on and turns its images upright. The pipeline runs in the main process, on
+    whole batches, and its output is brought back to this toolkit's host observation.
+
+    Args:
+        env: The vector environment.
+        processor: LeRobot's `PolicyProcessorPipeline` of observations.
+    """
+
+    def __init__(self, env: SteppedByGroups, processor: Any) -> None:
+        self._env, self._processor = env, processor
+        blank: Any = create_empty_array(env.single_observation_space, n=1)
+        sample = self._process(blank)
+        self.single_observation_space = _space_of(sample)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what this class does not change."""
+        return getattr(self._env, name)
+
+    @property
+    def num_envs(self) -> int:
+        """Return the number of sub-environments."""
+        return self._env.num_envs
+
+    @property
+    def single_action_space(self) -> spaces.Space[Any]:
+        """Return the space of one sub-environment's actions."""
+        return self._env.single_action_space
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Return what the environment says of itself."""
+        return self._env.metadata
+
+    @property
+    def groups(self) -> Sequence[NDArray[Any]]:
+        """Return the environment ids of each group."""
+        return self._env.groups
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Return the task id of each sub-environment."""
+        return self._env.tasks
+
+    @property
+    def instructions(self) -> Sequence[str]:
+        """Return the instruction of each sub-environment's episode."""
+        return self._env.instructions
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset as the environment does."""
+        observation, infos = self._env.reset(seed=seed, options=options)
+        return self._process(observation), infos
+
+    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
+        """Start the chunks of some sub-environments."""
+        self._env.step_async(actions, env_ids)
+
+    def step_wait(self) -> StepResult:
+        """Return the rows of the next group that is ready."""
+        env_ids, observation, rewards, terminated, truncated, infos = self._env.step_wait()
+        return env_ids, self._process(observation), rewards, terminated, truncated, infos
+
+    def render(self, *, env_ids: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+        """Return pictures of some sub-environments."""
+        return self._env.render(env_ids=env_ids, size=size)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._env.close()
+
+    def _process(self, observation: Observation) -> Observation:
+        from lerobot.envs.utils import preprocess_observation
+
+        given = {
+            key: value for key, value in observation.items() if np.size(value) or key != AGENT_POS
+        }
+        processed = self._processor(preprocess_observation(given))
+        pixels: dict[str, Any] = {}
+        found: Observation = {"pixels": pixels}
+        for key, value in processed.items():
+            if key.startswith(IMAGE_PREFIX):
+                image = value.permute(0, 2, 3, 1).mul(255.0).round()
+                pixels[camera_name(key)] = image.clamp(0, 255).byte().cpu().numpy()
+            elif key == STATE or (key.startswith(FEATURE_PREFIX) and hasattr(value, "cpu")):
+                found[state_name(key)] = np.asarray(value.cpu().numpy(), np.float32)
+        if AGENT_POS not in found:
+            found[AGENT_POS] = np.zeros((len(next(iter(pixels.values()))), 0), np.float32)
+        return found
+
+
+def _space_of(batch: Observation) -> spaces.Dict:
+    """Return the space of one row of a batch."""
+    images: dict[str, spaces.Space[Any]] = {
+        name: spaces.Box(0, 255, image.shape[1:], np.uint8)
+        for name, image in batch["pixels"].items()
+    }
+    rest = {
+        name: spaces.Box(-np.inf, np.inf, value.shape[1:], np.float32)
+        for name, value in batch.items()
+        if name != "pixels"
+    }
+    return spaces.Dict({"pixels": spaces.Dict(images), **rest})
 
 
 def known_types() -> dict[str, Any]:

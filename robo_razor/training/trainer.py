@@ -46,15 +46,15 @@ from robo_razor.core.settings.config import FinetuneConfig, replace
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.policies.normalisation import check_statistics
+from robo_razor.rollout.actors import Mode
 from robo_razor.rollout.dataset.metadata import renamable
 from robo_razor.rollout.environments import (
     check_tasks,
     import_env_packages,
     make_env,
     named_tasks,
-    workers_beside,
 )
-from robo_razor.rollout.episodes import Mode
+from robo_razor.rollout.groups import workers_beside
 from robo_razor.rollout.lerobot import simulated
 from robo_razor.rollout.shared import run_shared
 from robo_razor.training.methods import (
@@ -643,10 +643,12 @@ class Trainer:
 
     def _demonstrations(self) -> DemonstrationSet:
         from robo_razor.rollout.demonstrations import demonstrations_for
+        from robo_razor.training.methods.bc import demonstration_source
 
         with self._rollout_threads():
             seen = self.env if self.ranks.is_main else None  # warnings are said once
-            found = demonstrations_for(self.config, self.base, self.console, seen)
+            source = demonstration_source(self.config)
+            found = demonstrations_for(source, self.base, self.console, seen)
         self.tracker.see_demonstrations(found)
         return found
 

@@ -11,6 +11,7 @@ import torch
 from toy_policy import GREEN, NEW, RED
 from toy_runs import quiet, run_config
 
+from robo_razor.cli.evaluate import run_evaluate
 from robo_razor.core.ranks import launched, part
 from robo_razor.core.settings.config import (
     BCConfig,
@@ -20,7 +21,6 @@ from robo_razor.core.settings.config import (
     ReinforceConfig,
     TrackingConfig,
 )
-from robo_razor.evaluation.evaluate import run_evaluate
 from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=8, num_workers=1, image_size=16, env_packages=("toy_env",))

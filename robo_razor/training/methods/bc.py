@@ -36,6 +36,7 @@ from robo_razor.core.settings.config import POLICY_PREFIX, BCConfig, FinetuneCon
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.policies.normalisation import Statistics, demonstration_statistics
 from robo_razor.rollout.dataset.metadata import describe
+from robo_razor.rollout.demonstrations import DemonstrationSource
 from robo_razor.training.methods import (
     METHODS,
     Method,
@@ -52,6 +53,23 @@ logger = logging.getLogger(__name__)
 STEPS_PER_UPDATE = 10
 """Gradient steps between two lines of the log."""
 ENCODING_BATCH = 512
+
+
+def demonstration_source(config: FinetuneConfig) -> DemonstrationSource:
+    """Return what a run with `method: bc` learns from."""
+    bc = config.bc
+    return DemonstrationSource(
+        source=bc.demonstrations,
+        episodes=bc.episodes,
+        task=config.task,
+        env=config.env,
+        seed=config.seed,
+        style=bc.style,
+        noise=bc.noise,
+        temperature=bc.temperature,
+        device=config.device,
+        rename=config.rename,
+    )
 
 
 def chunk_windows(

@@ -11,6 +11,7 @@ import tiny_vla
 from toy_policy import GREEN, RED
 from toy_runs import interrupt_at, metrics, quiet, run_config, summary
 
+from robo_razor.cli.collect import run_collect
 from robo_razor.core.settings.config import (
     BCConfig,
     CollectConfig,
@@ -19,7 +20,6 @@ from robo_razor.core.settings.config import (
     PPOConfig,
     TrackingConfig,
 )
-from robo_razor.rollout.demonstrations import run_collect
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
 

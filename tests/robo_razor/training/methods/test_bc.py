@@ -19,9 +19,16 @@ from robo_razor.policies.load import load_policy
 from robo_razor.policies.loss_weight import loss_weight
 from robo_razor.rollout.actors import ExpertActor
 from robo_razor.rollout.demonstrations import collect_demonstrations, demonstrations_for
-from robo_razor.rollout.episodes import make_env, run_episodes
+from robo_razor.rollout.environments import make_env
+from robo_razor.rollout.episodes import run_episodes
 from robo_razor.training.methods import METHODS, Services
-from robo_razor.training.methods.bc import BC, WindowSampler, chunk_windows, learning_rate_factor
+from robo_razor.training.methods.bc import (
+    BC,
+    WindowSampler,
+    chunk_windows,
+    demonstration_source,
+    learning_rate_factor,
+)
 
 ENV = EnvConfig(num_envs=16, image_size=16, env_packages=("toy_env",))
 
@@ -204,7 +211,10 @@ def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
     policy = tiny_policy()
     bc = BCConfig(demonstrations=f"policy:{path}", episodes=5)
     found = [
-        demonstrations_for(FinetuneConfig(method="bc", task=NEW, env=ENV, bc=bc, seed=seed), policy)
+        demonstrations_for(
+            demonstration_source(FinetuneConfig(method="bc", task=NEW, env=ENV, bc=bc, seed=seed)),
+            policy,
+        )
         for seed in (0, 0, 1)
     ]
     assert found[0].num_episodes == 5
