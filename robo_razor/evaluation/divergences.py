@@ -6,8 +6,8 @@ An *action token* is one action dimension of one action in the chunk; there are 
 What is exact for a distribution that factorises over tokens, p(a) = prod_i p_i(a_i):
 
 - entropies and KL divergences of the chunk are sums over its tokens, so both are exact;
-- the total variation TV = max_S |p(S) - q(S)| is no sum. `total_variation` is the mean over tokens
-  of 1/2 sum_k |p_i(k) - q_i(k)|, exact for each token, in [0, 1]. That of the whole chunk,
+- the total variation TV = max_S |p(S) - q(S)| is not a sum. `total_variation` is the mean over
+  tokens of 1/2 sum_k |p_i(k) - q_i(k)|, exact for each token, in [0, 1]. That of the whole chunk,
   `total_variation_chunk`, is an unbiased estimate: the mean of E_p[(1 - q/p)+] and E_q[(1 - p/q)+]
   over sampled chunks. Exact bounds stand beside it: with the Bhattacharyya coefficient
   b = prod_i sum_k sqrt(p_i(k) q_i(k)), 1 - b <= TV <= sqrt(1 - b^2) (Le Cam). A chunk has many

@@ -189,7 +189,7 @@ class EpisodeLog:
             self._file.flush()
 
     def _take_over(self, path: Path, head: Mapping[str, Any], resume: bool) -> None:
-        found, *entries = _read(path)
+        earlier, *entries = _read(path)
         if not entries:
             return
         if not resume:
@@ -197,11 +197,11 @@ class EpisodeLog:
                 f"{path} holds {len(entries)} episodes of an interrupted evaluation",
                 remedy="Go on with it (`--resume`), or delete that file.",
             )
-        before, now = found.get("identity") or {}, head["identity"] or {}
+        before, now = earlier.get("identity") or {}, head["identity"] or {}
         changed = [
             f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if before.get(k) != v
         ]
-        changed += differences(found.get("fingerprint") or {}, head["fingerprint"] or {})
+        changed += differences(earlier.get("fingerprint") or {}, head["fingerprint"] or {})
         if changed:
             raise ConfigError(
                 f"{path} is of another evaluation ({'; '.join(changed)}), so its episodes do not "

@@ -114,8 +114,8 @@ class ProbeResult:
 
     def mean(self, name: str) -> float | None:
         """Return the mean of a measure; None where it was not measured or is not finite."""
-        found = self.measures.get(name)
-        return found.mean if found is not None and np.isfinite(found.mean) else None
+        measure = self.measures.get(name)
+        return measure.mean if measure is not None and np.isfinite(measure.mean) else None
 
 
 @torch.no_grad()
@@ -189,7 +189,7 @@ def probe_entry(result: ProbeResult, total_s: float) -> dict[str, Any]:
         result: What was measured.
         total_s: Time that the whole checkpoint took to measure, in seconds.
     """
-    measures = {name: divergence_entry(found) for name, found in result.measures.items()}
+    measures = {name: divergence_entry(measure) for name, measure in result.measures.items()}
     return measures | {
         "hash": result.probe.hash(),
         "n": len(result.probe),

@@ -106,7 +106,7 @@ def demonstration_probe(demonstrations: DemonstrationSet, policy: Policy, n: int
 
 @torch.no_grad()
 def encode_probe(probe: ProbeSet, policy: Policy) -> ProbeSet:
-    """Replace images by what a frozen image encoder makes of them; smaller, and faster to use."""
+    """Encode images once by an image encoder that is frozen; smaller, and faster to use."""
     if not policy.vision_frozen:
         return probe
     encoded = policy.encode(probe.rows(0, len(probe), policy.device))

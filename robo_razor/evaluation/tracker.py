@@ -103,7 +103,7 @@ class Tracker:
         self.sampled_success: tuple[bool, ...] = ()
 
     def is_measured(self, step: int) -> bool:
-        """Tell whether the step's evaluation is on disk and whole."""
+        """Return whether the step's evaluation is on disk and whole."""
         return self.run.is_measured(step)
 
     def load_base(self) -> None:
@@ -294,8 +294,8 @@ class Tracker:
         }
         for direction in DIRECTIONS:
             summary |= _main_states(direction, direction, results)
-        found = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
-        summary["kl_kind"] = next((kl.kind for kl in found if kl is not None), None)
+        measures = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
+        summary["kl_kind"] = next((kl.kind for kl in measures if kl is not None), None)
         if not self.base.has_density:
             summary |= _main_states("surrogate", SURROGATE, results)
             summary["surrogate_kind"] = SURROGATE_KIND
@@ -353,14 +353,15 @@ class Tracker:
 
 def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, Any]:
     """Return a measure and its standard error on the main probe sets, None where there is none."""
-    found = {
+    measures = {
         states: results[states].measures.get(name) if states in results else None
         for states in MAIN_STATES
     }
     return {
-        key: {states: None if x is None else x.mean for states, x in found.items()},
+        key: {states: None if x is None else x.mean for states, x in measures.items()},
         f"{key}_standard_error": {
-            states: None if x is None else finite(x.standard_error) for states, x in found.items()
+            states: None if x is None else finite(x.standard_error)
+            for states, x in measures.items()
         },
     }
 

@@ -38,7 +38,7 @@ class Boundary:
         self._tasks: list[str] = [""] * n
         self._seeds: list[Any] = [None] * n
         self._elapsed = np.zeros(n, dtype=np.int64)
-        self._told = np.zeros(n, dtype=bool)
+        self._reported = np.zeros(n, dtype=bool)
         self._success = np.zeros(n, dtype=bool)
 
     def begin(self, env_ids: NDArray[np.int64], tasks: Sequence[Any], seeds: Sequence[Any]) -> None:
@@ -46,7 +46,7 @@ class Boundary:
         for i, task, seed in zip(env_ids, tasks, seeds, strict=True):
             self._tasks[i], self._seeds[i] = str(task), seed
         self._elapsed[env_ids] = 0
-        self._told[env_ids] = self._success[env_ids] = False
+        self._reported[env_ids] = self._success[env_ids] = False
 
     def named(self, env_ids: NDArray[np.int64]) -> str:
         """Return the episodes of some sub-environments in words, four at most."""
@@ -128,7 +128,7 @@ class Boundary:
         self._check_observation(env_ids, observation)
         self._check_landmarks(env_ids, infos)
         self._note_success(env_ids, infos)
-        silent = (ends[0] | ends[1]) & ~self._told[env_ids]
+        silent = (ends[0] | ends[1]) & ~self._reported[env_ids]
         if silent.any():
             raise EnvError(
                 f"{self._where(env_ids[np.flatnonzero(silent)[0]])} tells no success: the episode "
@@ -140,24 +140,24 @@ class Boundary:
         return {**infos, "is_success": self._success[env_ids]}
 
     def _note_success(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
-        found: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
+        reports: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
         for key in SUCCESS_KEYS:
             if key in infos:
-                told = np.asarray(infos.get(f"_{key}", np.ones(len(env_ids), dtype=bool)))
-                found.append((told, self._as_bools(env_ids, key, infos[key], told)))
-        if len(found) == 2:
-            contradicts = found[0][0] & found[1][0] & (found[0][1] != found[1][1])
+                reported = np.asarray(infos.get(f"_{key}", np.ones(len(env_ids), dtype=bool)))
+                reports.append((reported, self._as_bools(env_ids, key, infos[key], reported)))
+        if len(reports) == 2:
+            contradicts = reports[0][0] & reports[1][0] & (reports[0][1] != reports[1][1])
             if contradicts.any():
                 where = self._where(env_ids[np.flatnonzero(contradicts)[0]])
                 raise EnvError(
                     f"{where} contradicts itself: its info's `is_success` and `success` differ"
                 )
-        for told, success in found:
-            self._told[env_ids] |= told
-            self._success[env_ids] |= success & told
+        for reported, success in reports:
+            self._reported[env_ids] |= reported
+            self._success[env_ids] |= success & reported
 
     def _as_bools(
-        self, env_ids: NDArray[np.int64], key: str, values: Any, told: NDArray[np.bool_]
+        self, env_ids: NDArray[np.int64], key: str, values: Any, reported: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
         array, n = np.asarray(values), len(env_ids)
         if array.size != n:
@@ -168,13 +168,13 @@ class Boundary:
         array = array.reshape(n)
         if array.dtype == np.bool_:
             return array
-        for row in np.flatnonzero(told):
+        for row in np.flatnonzero(reported):
             if not _is_flag(array[row]):
                 raise EnvError(
                     f"{self._where(env_ids[row])} gives `{key}` as {shown(array[row])}, which is "
                     "neither True nor False"
                 )
-        return np.array([bool(value) for value in np.where(told, array, False)])
+        return np.array([bool(value) for value in np.where(reported, array, False)])
 
     def _check_observation(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
         for path, space in self._leaves.items():
@@ -229,7 +229,7 @@ class Boundary:
 
 
 def _is_flag(value: Any) -> bool:
-    """Tell whether a value is a bool, or a number that stands for one."""
+    """Return whether a value is a bool, or a number that stands for one."""
     array = np.asarray(value)
     return array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1)
 

@@ -398,7 +398,7 @@ def _check_shapes(
     shape = policy.wanted_image_shape
     seen = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
     fits = (
-        all(found is not None and shape in (None, found) for found in seen)
+        all(size is not None and shape in (None, size) for size in seen)
         and policy.state_dim in (0, state)
         and actions == policy.action_dim
     )

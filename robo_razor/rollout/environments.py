@@ -66,7 +66,7 @@ def import_env_packages(names: Sequence[str]) -> None:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Check that every task is a registered Gymnasium id, or one environment of LeRobot's.
+    """Check that every task is a registered Gymnasium id, or one of LeRobot's environments.
 
     Raises:
         UnknownNameError: If one is not; lists the ids of its namespace and suggests one.
@@ -74,10 +74,10 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """
     for task in tasks:
         if is_lerobot_task(task):
-            if task not in (found := register_lerobot_task(task)):
+            if task not in (names := register_lerobot_task(task)):
                 raise EnvError(
-                    f"{task!r} stands for {len(found)} tasks, and one is needed here",
-                    allowed=", ".join(found),
+                    f"{task!r} stands for {len(names)} tasks, and one is needed here",
+                    allowed=", ".join(names),
                 )
         elif task not in gym.registry:
             raise _unknown_task(task, [name for name in gym.registry if "/" in name])
@@ -146,8 +146,8 @@ def task_id(name: str, packages: Sequence[str]) -> str:
     import_env_packages(packages)
     if name in gym.registry:
         return name
-    found = [task for task in gym.registry if skill_name(task) == name]
-    return next((task for task in found if _package(gym.registry[task]) in packages), name)
+    matching = [task for task in gym.registry if skill_name(task) == name]
+    return next((task for task in matching if _package(gym.registry[task]) in packages), name)
 
 
 def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
@@ -186,7 +186,7 @@ def make_env(
         config: Number of environments and workers, image size, reward.
         chunk_size: Control steps per decision, H.
         tasks: Further tasks that it must be able to switch to.
-        image_shape: Height and width of the images that the policy wants; environments of LeRobot's
+        image_shape: Height and width of the images that the policy wants; LeRobot's environments
             are scaled to it, all others render `config.image_size`.
         **kwargs: Passed to the environment.
 
@@ -346,7 +346,7 @@ def _vector_maker(task: str) -> Any:
 
 
 def _steps_chunks(task: str) -> bool:
-    """Tell whether a task's own vector environment takes the arguments of those of this toolkit."""
+    """Return whether a task's own vector environment takes what those of this toolkit take."""
     maker = _vector_maker(task)
     if maker is None:
         return False
@@ -354,7 +354,7 @@ def _steps_chunks(task: str) -> bool:
 
 
 def takes(maker: Callable[..., Any], names: Set[str]) -> bool:
-    """Tell whether a maker takes arguments of these names, or of any."""
+    """Return whether a maker takes arguments of these names, or of any."""
     parameters = inspect.signature(maker).parameters
     return names <= set(parameters) or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()

@@ -134,7 +134,7 @@ class _Run:
         n, e = self.driver.num_envs, len(rows)
         self.episode = np.full(n, -1, dtype=np.int64)
         self.steps = np.zeros(n, dtype=np.int64)
-        self.words = [""] * n
+        self.env_instructions = [""] * n
         self.observation: Observation | None = None
         self.thinking: dict[int, tuple[Request, Decision]] = {}
         self.success = np.zeros(e, dtype=bool)
@@ -171,7 +171,7 @@ class _Run:
             return
         episodes = np.array([self.queue.popleft() for _ in env_ids], dtype=np.int64)
         rows = [self.rows[e] for e in episodes]
-        observation, words, infos = self.driver.reset(
+        observation, instructions, infos = self.driver.reset(
             env_ids,
             [row.seed for row in rows],
             [row.task for row in rows],
@@ -180,10 +180,10 @@ class _Run:
         self._see(env_ids, observation)
         self.episode[env_ids], self.steps[env_ids] = episodes, 0
         hashes = start_states(infos, len(env_ids))
-        for i, e, text, state in zip(env_ids, episodes, words, hashes, strict=True):
-            self.words[i] = self.instructions[e] = text
+        for i, e, text, state in zip(env_ids, episodes, instructions, hashes, strict=True):
+            self.env_instructions[i] = self.instructions[e] = text
             self.start_states[e] = state
-        start = EpisodeStart(self.env, env_ids, episodes, words, infos)
+        start = EpisodeStart(self.env, env_ids, episodes, instructions, infos)
         for observer in self.observers:
             observer.on_start(start)
 
@@ -197,7 +197,7 @@ class _Run:
             env=self.env,
             env_ids=env_ids,
             observation=take(self.observation, env_ids),
-            instructions=[self.words[i] for i in env_ids],
+            instructions=[self.env_instructions[i] for i in env_ids],
             rows=[self.rows[e] for e in self.episode[env_ids]],
             steps=self.steps[env_ids].copy(),
         )

@@ -1,4 +1,4 @@
-"""What goes wrong inside an environment, told as an error for the user."""
+"""What goes wrong inside an environment, as an error for the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GL_SIGNS = re.compile(r"glGetError|MUJOCO_GL|GLContext|\bEGL\b|\begl[A-Z]|OSMesa
 
 @contextlib.contextmanager
 def worker_errors(what: str | Callable[[], str] = "The environment failed") -> Iterator[None]:
-    """Tell whatever an environment raises as an error for the user.
+    """Turn whatever an environment raises into an error for the user.
 
     Environments call it `WorkerError` if a worker process is at fault (dead, hung, or an exception
     inside), `EnvironmentFault` if it is the environment; their text says which episode it was. The

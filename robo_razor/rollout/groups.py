@@ -116,12 +116,12 @@ class HasExpert(VectorEnv, Protocol):
 
 
 def has_expert(env: VectorEnv) -> TypeGuard[HasExpert]:
-    """Tell whether an environment has a scripted expert."""
+    """Return whether an environment has a scripted expert."""
     return hasattr(env, "expert_actions")
 
 
 def is_stepped_by_groups(env: VectorEnv) -> TypeGuard[SteppedByGroups]:
-    """Tell whether an environment can be stepped group by group."""
+    """Return whether an environment can be stepped group by group."""
     return all(hasattr(env, name) for name in ("groups", "step_async", "step_wait"))
 
 
@@ -169,12 +169,12 @@ class GroupDriver:
             observation, infos = self.env.reset(
                 seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
             )
-            words, running = self.env.instructions, self.env.tasks
+            texts, running = self.env.instructions, self.env.tasks
             rows = _rows(infos, env_ids, n)
             seen = take(observation, env_ids)
         self._boundary.check_tasks(env_ids, tasks, running)
         self._boundary.check_start(env_ids, seen, rows)
-        return seen, [str(words[i]) for i in env_ids], rows
+        return seen, [str(texts[i]) for i in env_ids], rows
 
     def submit(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
         """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""

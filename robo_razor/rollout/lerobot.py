@@ -58,7 +58,7 @@ WITHOUT_EXTRA = {
     '`pip install "lerobot[libero]"` in an environment of its own, and run `lerobot-eval` there on '
     "the checkpoints, which have LeRobot's layout.",
 }
-"""What to do where installing LeRobot's extra of the type's name is no help."""
+"""What to do where installing LeRobot's extra of the type's name does not help."""
 
 IGNORED_IN_NAMES = "metaworld-"
 """LeRobot's Meta-World takes this out of the name of a task, wherever it stands."""
@@ -66,7 +66,7 @@ IGNORED_IN_NAMES = "metaworld-"
 
 @dataclass(frozen=True)
 class LeRobotTask:
-    """One simulated task of LeRobot's.
+    """One of LeRobot's simulated tasks.
 
     Attributes:
         make: Makes a single environment; what a worker process is given.
@@ -85,7 +85,7 @@ class LeRobotTask:
 
 
 def is_lerobot_task(name: str) -> bool:
-    """Tell whether a name means an environment of LeRobot's."""
+    """Return whether a name means one of LeRobot's environments."""
     return name.startswith(PREFIX)
 
 
@@ -100,15 +100,15 @@ def register_lerobot_task(name: str) -> list[str]:
     Raises:
         RoboRazorError: There is no such type or task, or its simulator is not installed.
     """
-    found = lerobot_tasks(name)
-    for task, item in found.items():
+    tasks = lerobot_tasks(name)
+    for task, item in tasks.items():
         if task not in gym.registry:
             gym.register(
                 task,
                 vector_entry_point="robo_razor.rollout.lerobot:make_lerobot_env",
                 max_episode_steps=item.max_episode_steps,
             )
-    return list(found)
+    return list(tasks)
 
 
 @functools.cache
@@ -161,12 +161,12 @@ def make_lerobot_env(
         chunk_size: Control steps per decision, H.
         image_shape: Height and width that images are scaled to; None keeps the environment's.
     """
-    found: dict[str, LeRobotTask] = {}
+    items: dict[str, LeRobotTask] = {}
     for task in tasks:
-        found |= lerobot_tasks(task, config.lerobot)
+        items |= lerobot_tasks(task, config.lerobot)
     make: Any = load_env_creator(VECTOR_ENV)
     env: Any = make(
-        factories={task: item.make for task, item in found.items()},
+        factories={task: item.make for task, item in items.items()},
         num_envs=config.num_envs,
         chunk_size=chunk_size,
         num_workers=min(config.num_workers, config.num_envs),
@@ -183,7 +183,7 @@ def make_lerobot_env(
                 "MuJoCo",
                 tasks[0],
             )
-    processor = next(iter(found.values())).processor
+    processor = next(iter(items.values())).processor
     stepped: SteppedByGroups = env
     return stepped if processor is None else ProcessedVectorEnv(stepped, processor)
 
@@ -272,16 +272,16 @@ class ProcessedVectorEnv:
         }
         processed = self._processor(preprocess_observation(given))
         pixels: dict[str, Any] = {}
-        found: Observation = {"pixels": pixels}
+        host: Observation = {"pixels": pixels}
         for key, value in processed.items():
             if key.startswith(IMAGE_PREFIX):
                 image = value.permute(0, 2, 3, 1).mul(255.0).round()
                 pixels[camera_name(key)] = image.clamp(0, 255).byte().cpu().numpy()
             elif key == STATE or (key.startswith(FEATURE_PREFIX) and hasattr(value, "cpu")):
-                found[state_name(key)] = np.asarray(value.cpu().numpy(), np.float32)
-        if AGENT_POS not in found:
-            found[AGENT_POS] = np.zeros((len(next(iter(pixels.values()))), 0), np.float32)
-        return found
+                host[state_name(key)] = np.asarray(value.cpu().numpy(), np.float32)
+        if AGENT_POS not in host:
+            host[AGENT_POS] = np.zeros((len(next(iter(pixels.values()))), 0), np.float32)
+        return host
 
 
 def _space_of(batch: Observation) -> spaces.Dict:
@@ -382,15 +382,15 @@ def _made(config: Any, kind: str) -> list[LeRobotTask]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         suites = make_env(config, n_envs=1, use_async_envs=False, trust_remote_code=False)
     logger.debug("LeRobot's factory: %s", printed.getvalue())
-    found = []
+    tasks = []
     for vector in (vector for suite in suites.values() for vector in suite.values()):
         try:
             limit = getattr(vector, "call", lambda _: (None,))("_max_episode_steps")[0]
         except AttributeError:
             limit = None
-        found.append(LeRobotTask(_maker_in(vector, kind), limit, processor))
+        tasks.append(LeRobotTask(_maker_in(vector, kind), limit, processor))
         vector.close()
-    return found
+    return tasks
 
 
 def _registered(config: Any, processor: Any) -> LeRobotTask:
@@ -412,7 +412,7 @@ def _registered(config: Any, processor: Any) -> LeRobotTask:
 
 
 def _maker_in(vector: Any, kind: str) -> Callable[[], Any]:
-    """Return the maker of single environments that a vector environment of LeRobot's holds."""
+    """Return the maker of single environments that LeRobot's vector environment holds."""
     makers = getattr(vector, "env_fns", None) or getattr(vector, "_env_fns", None)
     if not makers:
         raise EnvError(
@@ -436,14 +436,14 @@ def _words_for(make: Callable[[], Any]) -> str:
         return f"{make.__module__}.{getattr(make, '__qualname__', make)} {defaults} {closed}"
     if make.func is not gym.make or not make.args:
         return f"{_words_for(make.func)} {make.args} {sorted(make.keywords.items())}"
-    # How it looks and is timed is no other task; a setting of that name may be one.
+    # How it looks and is timed does not make another task; a setting of that name may.
     tasks = {name: value for name, value in make.keywords.items() if "task" in name}
     return str(make.args[0]).rpartition(":")[2] + (f" {sorted(tasks.items())}" if tasks else "")
 
 
 @contextlib.contextmanager
 def _install_hint(kind: str, name: str) -> Iterator[None]:
-    """Tell what LeRobot's factory raises as an error for the user."""
+    """Turn what LeRobot's factory raises into an error for the user."""
     try:
         yield
     except ImportError as error:

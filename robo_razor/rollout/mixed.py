@@ -54,7 +54,7 @@ class MixedVectorEnv:
     ) -> tuple[Observation, dict[str, Any]]:
         """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
         n = self.num_envs
-        mask, seeds, tasks, words = _reset_request(n, seed, options)
+        mask, seeds, tasks, own_words = _reset_request(n, seed, options)
         for i in np.flatnonzero(mask):
             self.tasks[i] = tasks[i] or self.tasks[i]
             self._current[i] = self._part_of[self.tasks[i]]
@@ -64,7 +64,10 @@ class MixedVectorEnv:
             if not len(ids):
                 continue
             observation, instructions, infos = driver.reset(
-                ids, [seeds[i] for i in ids], [self.tasks[i] for i in ids], [words[i] for i in ids]
+                ids,
+                [seeds[i] for i in ids],
+                [self.tasks[i] for i in ids],
+                [own_words[i] for i in ids],
             )
             self._see(ids, observation)
             states = infos.get("start_state_hash", [""] * len(ids))

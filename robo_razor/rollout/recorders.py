@@ -30,7 +30,7 @@ class EpisodeStart:
         env: The environment.
         env_ids: The sub-environments that were reset.
         episodes: The rows' positions in the list of those to run.
-        instructions: What the policy is told.
+        instructions: What the policy reads.
         infos: The environment's infos.
     """
 

@@ -102,13 +102,13 @@ class Manifest:
     def select(self, tasks: Sequence[str], episodes: int | None = None) -> Self:
         """Return the first `episodes` rows (all: None) of each of some tasks; numbers stay."""
         left = dict.fromkeys(tasks, len(self) if episodes is None else episodes)
-        kept = []
+        chosen = []
         for i, row in enumerate(self.rows):
             if left.get(row.task, 0) > 0:
                 left[row.task] -= 1
-                kept.append(i)
-        states = tuple(self.start_states[i] for i in kept)
-        return replace(self, rows=tuple(self.rows[i] for i in kept), start_states=states)
+                chosen.append(i)
+        states = tuple(self.start_states[i] for i in chosen)
+        return replace(self, rows=tuple(self.rows[i] for i in chosen), start_states=states)
 
     def save(self, path: str | Path) -> None:
         """Write the manifest, one line per row; the same rows give the same bytes.
@@ -153,23 +153,23 @@ class Manifest:
         _check(manifest, str(data.get("hash")), path)
         return replace(manifest, source_hash=manifest.hash)
 
-    def check_start_state(self, index: int, found: str | None) -> None:
+    def check_start_state(self, index: int, actual: str | None) -> None:
         """Compare what an episode started from with what the manifest says.
 
         Args:
             index: Position of the row in `rows`.
-            found: What the environment told, None if it tells nothing.
+            actual: What the environment reports, None if it reports nothing.
 
         Raises:
             ManifestError: It is another state.
         """
         expected, row = self.start_states[index], self.rows[index]
-        if expected is None or expected == found:
+        if expected is None or expected == actual:
             return
-        told = "tells no hash of its start states" if found is None else f"starts from {found}"
+        begin = "tells no hash of its start states" if actual is None else f"starts from {actual}"
         raise ManifestError(
             f"Row {row.row_id} of the manifest {self.name!r} ({row.task}, seed {row.seed}) is the "
-            f"start state {expected}, but here the environment {told}: it, or MuJoCo, is another "
+            f"start state {expected}, but here the environment {begin}: it, or MuJoCo, is another "
             "version than the one the manifest was made with",
             remedy="Install that version, or make a new manifest with `robo-razor manifest` and "
             "measure everything that is to be compared on it.",
@@ -191,8 +191,8 @@ class Manifest:
 def shipped_manifests() -> dict[str, Path]:
     """Return the manifests that came with the installation, by name."""
     folder = Path(str(files("robo_razor.rollout").joinpath("manifests")))
-    found = sorted(folder.glob("*.json.gz"))
-    return {path.name.removesuffix(".json.gz"): path for path in found}
+    paths = sorted(folder.glob("*.json.gz"))
+    return {path.name.removesuffix(".json.gz"): path for path in paths}
 
 
 def held_out_rows(
@@ -230,13 +230,15 @@ def describe(env: VectorEnv, rows: Sequence[EpisodeRow], name: str = "") -> Mani
     states: list[str | None] = []
     for first in range(0, len(rows), driver.num_envs):
         block = rows[first : first + driver.num_envs]
-        _, words, infos = driver.reset(
+        _, instructions, infos = driver.reset(
             np.arange(len(block)),
             [row.seed for row in block],
             [row.task for row in block],
             [row.instruction for row in block],
         )
-        seen += [replace(row, instruction=text) for row, text in zip(block, words, strict=True)]
+        seen += [
+            replace(row, instruction=text) for row, text in zip(block, instructions, strict=True)
+        ]
         states += start_states(infos, len(block))
     return Manifest(tuple(seen), tuple(states), name)
 

@@ -87,7 +87,7 @@ class Tile:
 
     Attributes:
         frames: Pictures uint8 [h, w, 3], one per control step.
-        instruction: What the policy was told.
+        instruction: What the policy read.
         success: Outcome.
     """
 

@@ -45,7 +45,7 @@ class Comparison:
         base: The frozen base.
         tuned: What was made of it.
         probes: Name -> observations on which they may be compared.
-        of_base: What of the base was computed for earlier comparisons, kept for later ones.
+        of_base: What was computed of the base for earlier comparisons; later ones take it.
     """
 
     def __init__(
