@@ -80,7 +80,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def collect(settings: argparse.Namespace, directory: Path) -> None:
     """Write demonstrations of all skills as one dataset, which is there when it is whole."""
-    from robo_razor.rollout.actors import ExpertActor, NoisyActor
+    from robo_razor.rollout.actors import ExpertActor, GaussianNoise, NoisyActor
     from robo_razor.rollout.demonstrations import write_demonstrations
     from robo_razor.rollout.environments import make_env, named_tasks
 
@@ -92,7 +92,7 @@ def collect(settings: argparse.Namespace, directory: Path) -> None:
     begun = directory.with_name(f"{directory.name}-begun")
     shutil.rmtree(begun, ignore_errors=True)
     try:
-        actor = NoisyActor(ExpertActor("a"), NOISE)
+        actor = NoisyActor(ExpertActor("a"), GaussianNoise(NOISE))
         write_demonstrations(env, actor, numbers, begun, first_seed=settings.seed)
     finally:
         env.close()

@@ -193,7 +193,6 @@ TO_MEND = {
     ("robo_razor.report.videos", "robo_razor.rollout.environments"),
     ("robo_razor.report.videos", "robo_razor.rollout.episodes"),
     ("robo_razor.report.videos", "robo_razor.rollout.video"),
-    ("robo_razor.rollout.video", "robo_razor.statistics.intervals"),
 }
 """Arrows that still point the wrong way."""
 

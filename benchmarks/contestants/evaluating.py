@@ -23,10 +23,11 @@ from contestants.cloning import parameters
 
 def evaluate_ours(settings: Any, meter: Any) -> None:
     """Call what `robo-razor evaluate` calls for its episodes."""
+    from robo_razor.core.plain_text import skill_name
     from robo_razor.core.settings.config import HELD_OUT_SEED, EnvConfig
     from robo_razor.evaluation.evaluate import evaluate
     from robo_razor.policies.load import load_policy
-    from robo_razor.rollout.environments import make_env, skill_name
+    from robo_razor.rollout.environments import make_env
 
     torch.set_num_threads(max(1, settings.threads - settings.workers))  # as the command does
     policy = load_policy(settings.policy)

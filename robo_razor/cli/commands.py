@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor collect --task gym_razor/PlaceCanInBin-v0 --style b --episodes 100 "
             "--out data/can",
         ),
-        "robo_razor.rollout.demonstrations:run_collect",
+        "robo_razor.cli.collect:run_collect",
         configs.CollectConfig,
     ),
     "rollout": Command(
@@ -65,7 +65,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor rollout --policy razor-base --task gym_razor/LiftCube-v0 --video v.mp4 "
             '--instruction "lift the red cube"',
         ),
-        "robo_razor.rollout.video:run_rollout",
+        "robo_razor.cli.rollout:run_rollout",
         configs.RolloutConfig,
     ),
     "evaluate": Command(
@@ -77,7 +77,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor evaluate --skills LiftCube --until-width .05",
             "robo-razor evaluate --policy DIR --skills lerobot:metaworld/reach-v3,LiftCube",
         ),
-        "robo_razor.evaluation.evaluate:run_evaluate",
+        "robo_razor.cli.evaluate:run_evaluate",
         configs.EvaluateConfig,
     ),
     "manifest": Command(
@@ -86,7 +86,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor manifest --skills all --episodes 200 --out states.json.gz",
             "robo-razor manifest --check razor --episodes 10",
         ),
-        "robo_razor.rollout.start_states:run_manifest",
+        "robo_razor.cli.manifest:run_manifest",
         configs.ManifestConfig,
     ),
     "compare": Command(

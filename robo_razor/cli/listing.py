@@ -51,7 +51,7 @@ def task_table() -> Table:
 
 def skill_table() -> Table:
     """Return the short names that `evaluate --skills` and `prior_tasks` take."""
-    from robo_razor.rollout.environments import skill_name
+    from robo_razor.core.plain_text import skill_name
 
     table = Table("skill", "role", "task", title="Skills", title_justify="left")
     for task, role in sorted(_tasks().items(), key=lambda item: (item[1] or "~", item[0])):

@@ -38,6 +38,13 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1].rstrip()}{ELLIPSIS}"
 
 
+def skill_name(task: str) -> str:
+    """Return the short name of a task id: `LiftCube` for `gym_razor/LiftCube-v0`."""
+    name = task.rsplit("/", 1)[-1]
+    stem, _, version = name.rpartition("-v")
+    return stem if stem and version.isdigit() else name
+
+
 def literal(text: str) -> Text:
     """Return a text that a console shows as it is: `[red]` is no colour and no error in it."""
     from rich.text import Text

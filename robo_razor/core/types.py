@@ -13,8 +13,8 @@ observation counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,11 +97,84 @@ class DecisionRecord:
         """Return what the policy drew at the given decisions, first axis len(index)."""
         return self.actions.index_select(0, self._rows(index))
 
-    def _rows(self, index: NDArray[np.int64]) -> Tensor:
-        import torch
+    def take(self, episodes: NDArray[np.int64]) -> Self:
+        """Return the decisions of some episodes, in the order given."""
+        starts, lengths = self.offsets[episodes], np.diff(self.offsets)[episodes]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        rows = _index(index)
+        here = self.place is None
+        return replace(
+            self,
+            inputs={key: value[rows] for key, value in self.inputs.items()}
+            if here
+            else self.inputs,
+            actions=self.actions[rows] if here else self.actions,
+            log_prob=None if self.log_prob is None else self.log_prob[rows],
+            value=None if self.value is None else self.value[rows],
+            reward=self.reward[rows],
+            offsets=offsets,
+            final_value=None if self.final_value is None else self.final_value[_index(episodes)],
+            place=None if self.place is None else self.place[index],
+        )
 
-        rows = index if self.place is None else self.place[index]
-        return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
+    def elsewhere(self) -> Self:
+        """Return the record without the inputs and actions, which stay with whoever has it."""
+        # Copies: a view of no rows would be sent with all of its memory.
+        return replace(
+            self,
+            inputs={key: value[:0].clone() for key, value in self.inputs.items()},
+            actions=self.actions[:0].clone(),
+            place=np.full(len(self), -1, dtype=np.int64),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Put the episodes of several records behind one another."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        held = [part for part in parts if part.place is None or (part.place >= 0).any()]
+        first, *rest = held or parts
+        place = None
+        if any(part.place is not None for part in parts):
+            places, start = [], 0
+            for part in parts:
+                own = np.arange(len(part)) if part.place is None else part.place
+                places.append(np.where(own >= 0, own + start, -1))
+                start += len(part.actions)
+            place = np.concatenate(places)
+        return cls(
+            inputs={
+                key: _cat([value, *(part.inputs[key] for part in rest)])
+                for key, value in first.inputs.items()
+            },
+            actions=_cat([first.actions, *(part.actions for part in rest)]),
+            log_prob=_cat_all([part.log_prob for part in parts]),
+            value=_cat_all([part.value for part in parts]),
+            reward=_cat([part.reward for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            final_value=_cat_all([part.final_value for part in parts]),
+            place=place,
+        )
+
+    def _rows(self, index: NDArray[np.int64]) -> Tensor:
+        return _index(index if self.place is None else self.place[index])
+
+
+def _index(index: NDArray[np.int64]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64))
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))  # inputs are large
+
+
+def _cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return _cat(present) if len(present) == len(tensors) else None
 
 
 @dataclass(frozen=True)
@@ -145,6 +218,40 @@ class EpisodeBatch:
     def of_task(self, task: str) -> NDArray[np.int64]:
         """Return the indices of the episodes of one task id."""
         return np.flatnonzero(np.array([row.task == task for row in self.rows]))
+
+    def take(self, episodes: NDArray[np.int64]) -> Self:
+        """Return some of the episodes, in the order given."""
+        return replace(
+            self,
+            rows=tuple(self.rows[e] for e in episodes),
+            instructions=tuple(self.instructions[e] for e in episodes),
+            success=self.success[episodes],
+            decisions=self.decisions[episodes],
+            control_steps=self.control_steps[episodes],
+            episode_return=self.episode_return[episodes],
+            terminated=self.terminated[episodes],
+            truncated=self.truncated[episodes],
+            record=None if self.record is None else self.record.take(episodes),
+            start_states=tuple(self.start_states[e] for e in episodes if self.start_states),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Put several batches behind one another; they ran at the same time."""
+        records = [part.record for part in parts if part.record is not None]
+        return cls(
+            rows=tuple(row for part in parts for row in part.rows),
+            instructions=tuple(text for part in parts for text in part.instructions),
+            success=np.concatenate([part.success for part in parts]),
+            decisions=np.concatenate([part.decisions for part in parts]),
+            control_steps=np.concatenate([part.control_steps for part in parts]),
+            episode_return=np.concatenate([part.episode_return for part in parts]),
+            terminated=np.concatenate([part.terminated for part in parts]),
+            truncated=np.concatenate([part.truncated for part in parts]),
+            record=DecisionRecord.concatenate(records) if len(records) == len(parts) else None,
+            wall_s=max(part.wall_s for part in parts),
+            start_states=tuple(state for part in parts for state in part.start_states),
+        )
 
 
 @dataclass(frozen=True)

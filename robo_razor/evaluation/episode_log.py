@@ -8,12 +8,11 @@ that was cut off by a crash is dropped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robo_razor.core import records
 from robo_razor.core.errors import ConfigError
@@ -21,8 +20,7 @@ from robo_razor.core.files import parse_json, read_text, without_nan, write_text
 from robo_razor.core.fingerprint import differences
 from robo_razor.core.ranks import ALONE, Ranks
 from robo_razor.core.types import EpisodeRow
-from robo_razor.rollout.actors import Decision, Request
-from robo_razor.rollout.episodes import StepOutcome
+from robo_razor.rollout.recorders import EpisodeStart, StepOutcome
 from robo_razor.rollout.start_states import Manifest, start_states
 
 Entry = dict[str, Any]
@@ -47,7 +45,31 @@ _ENTRY = records.entries(
 )
 
 
-class Ledger:
+def episode_entry(
+    *,
+    instruction: str,
+    start_state: str | None,
+    success: bool,
+    episode_return: float,
+    decisions: int,
+    control_steps: int,
+    terminated: bool,
+    truncated: bool,
+) -> Entry:
+    """Return what came of one episode as plain values."""
+    return {
+        "instruction": instruction,
+        "start_state": start_state,
+        "success": bool(success),
+        "return": float(episode_return),
+        "decisions": int(decisions),
+        "control_steps": int(control_steps),
+        "terminated": bool(terminated),
+        "truncated": bool(truncated),
+    }
+
+
+class EpisodeLog:
     """Checks the start states of a rollout and notes the rows that finish, also in a file.
 
     Args:
@@ -107,62 +129,51 @@ class Ledger:
             rows: What is to be finished, the same on all ranks.
             ranks: They divide the rows; `end` tells each what the others found.
         """
-        for theirs in ranks.gather(list(self.entries.values())):  # rank 0 may have resumed
-            self._add_new(theirs)
+        for entries in ranks.gather(list(self.entries.values())):  # rank 0 may have resumed
+            self._add_new(entries)
         left = [row for row in rows if row.row_id not in self.entries]
         self._block = left[ranks.share]
         return self._block
 
     def end(self, ranks: Ranks) -> None:
         """Take over what the other ranks have finished."""
-        mine = [self.entries[row.row_id] for row in self._block]
-        for theirs in ranks.gather(mine):
-            self._add_new(theirs)
+        finished = [self.entries[row.row_id] for row in self._block]
+        for entries in ranks.gather(finished):
+            self._add_new(entries)
 
     def of(self, rows: Iterable[EpisodeRow]) -> list[Entry]:
         """Return the entries of finished rows, in the order of `rows`."""
         return [self.entries[row.row_id] for row in rows]
 
-    # What `rollout.Observer` asks for.
+    # What `recorders.Observer` asks for.
 
-    def on_start(
-        self,
-        env: Any,
-        env_ids: NDArray[np.int64],
-        episodes: NDArray[np.int64],
-        instructions: Sequence[str],
-        infos: dict[str, Any],
-    ) -> None:
+    def on_start(self, start: EpisodeStart) -> None:
         """Compare the start states with the manifest's."""
-        for e, state in zip(episodes, start_states(infos, len(env_ids)), strict=True):
+        states = start_states(start.infos, len(start.env_ids))
+        for e, state in zip(start.episodes, states, strict=True):
             row_id = self._block[e].row_id
             self._manifest.check_start_state(self._positions[row_id], state)
             self._start_states[row_id] = state
 
-    def on_step(
-        self,
-        request: Request,
-        episodes: NDArray[np.int64],
-        decision: Decision,
-        outcome: StepOutcome,
-    ) -> None:
+    def on_step(self, outcome: StepOutcome) -> None:
         """Note the rows that are over."""
         for i in np.flatnonzero(outcome.terminated | outcome.truncated):
-            row = request.rows[i]
-            terminated = bool(outcome.terminated[i])
+            row = outcome.request.rows[i]
             self._add(
                 {
                     "row": row.row_id,
                     "task": row.task,
                     "seed": row.seed,
-                    "instruction": request.instructions[i],
-                    "start_state": self._start_states.pop(row.row_id),
-                    "success": bool(outcome.success[i]),
-                    "return": float(outcome.episode_return[i]),
-                    "decisions": int(outcome.decisions[i]),
-                    "control_steps": int(outcome.control_steps[i]),
-                    "terminated": terminated,
-                    "truncated": bool(outcome.truncated[i]) and not terminated,
+                    **episode_entry(
+                        instruction=outcome.request.instructions[i],
+                        start_state=self._start_states.pop(row.row_id),
+                        success=outcome.success[i],
+                        episode_return=outcome.episode_return[i],
+                        decisions=outcome.decisions[i],
+                        control_steps=outcome.control_steps[i],
+                        terminated=outcome.terminated[i],
+                        truncated=outcome.cut[i],
+                    ),
                 }
             )
 
@@ -178,7 +189,7 @@ class Ledger:
             self._file.flush()
 
     def _take_over(self, path: Path, head: Mapping[str, Any], resume: bool) -> None:
-        found, *entries = _read(path)
+        earlier, *entries = _read(path)
         if not entries:
             return
         if not resume:
@@ -186,11 +197,11 @@ class Ledger:
                 f"{path} holds {len(entries)} episodes of an interrupted evaluation",
                 remedy="Go on with it (`--resume`), or delete that file.",
             )
-        before, now = found.get("identity") or {}, head["identity"] or {}
+        before, now = earlier.get("identity") or {}, head["identity"] or {}
         changed = [
             f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if before.get(k) != v
         ]
-        changed += differences(found.get("fingerprint") or {}, head["fingerprint"] or {})
+        changed += differences(earlier.get("fingerprint") or {}, head["fingerprint"] or {})
         if changed:
             raise ConfigError(
                 f"{path} is of another evaluation ({'; '.join(changed)}), so its episodes do not "

@@ -7,7 +7,6 @@ the first episodes to finish would favour the fast ones, which are the successfu
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import math
@@ -17,29 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.files import check_writable, finite, without_nan, write_text
 from robo_razor.core.fingerprint import fingerprint
 from robo_razor.core.machine import resolve_device, torch_threads
 from robo_razor.core.metrics import EpisodeEntry, SkillSummary
-from robo_razor.core.plain_text import literal, printable
+from robo_razor.core.plain_text import printable, skill_name
 from robo_razor.core.ranks import Ranks, launched
 from robo_razor.core.settings.config import HELD_OUT_SEED, EvaluateConfig, replace
 from robo_razor.core.types import EpisodeBatch, EpisodeRow, SkillResult
-from robo_razor.evaluation.episode_log import Entry, Ledger
-from robo_razor.rollout.environments import (
-    make_env,
-    named_tasks,
-    resolve_tasks,
-    role_of,
-    skill_name,
-    workers_beside,
-)
-from robo_razor.rollout.episodes import Mode, Progress, episode_bar, run_episodes
+from robo_razor.evaluation.episode_log import EpisodeLog
+from robo_razor.policies.load import load_policy
+from robo_razor.policies.policy import Policy
+from robo_razor.rollout.actors import Mode
+from robo_razor.rollout.environments import make_env, named_tasks, resolve_tasks, role_of
+from robo_razor.rollout.episodes import Progress, episode_bar, run_episodes
+from robo_razor.rollout.groups import VectorEnv, workers_beside
 from robo_razor.rollout.start_states import EPISODES, Manifest, held_out_rows
 from robo_razor.statistics.intervals import SequentialInterval, wilson_interval
 
@@ -51,22 +46,37 @@ MOST_LOOKS = 40
 """Looks at most: working out how wide the intervals must be to cover takes ever longer."""
 
 
-manifest = held_out_rows
-"""The rows of an evaluation that is told skills, numbers of episodes and a seed."""
+def skill_result(
+    task: str,
+    successes: Sequence[Any],
+    control_steps: Sequence[Any] | NDArray[Any],
+    role: str | None = None,
+    interval: tuple[float, float] | None = None,
+) -> SkillResult:
+    """Return the result of one task from its episodes, in the order of the start states.
+
+    Args:
+        task: Its id.
+        successes: Whether each episode succeeded.
+        control_steps: How long each was.
+        role: "prior" or "new"; None: as registered.
+        interval: Of the success rate; None: Wilson's.
+    """
+    outcomes = tuple(bool(success) for success in successes)
+    steps = float(np.mean(control_steps)) if len(outcomes) else float("nan")
+    interval = interval or wilson_interval(sum(outcomes), len(outcomes))
+    return SkillResult(task, role or role_of(task), outcomes, interval, steps)
 
 
-def skill_result(batch: EpisodeBatch, task: str, role: str | None = None) -> SkillResult:
+def batch_result(batch: EpisodeBatch, task: str, role: str | None = None) -> SkillResult:
     """Return the result of one task of a batch."""
     index = batch.of_task(task)
-    successes = tuple(bool(x) for x in batch.success[index])
-    steps = float(batch.control_steps[index].mean()) if len(index) else float("nan")
-    interval = wilson_interval(sum(successes), len(successes))
-    return SkillResult(task, role or role_of(task), successes, interval, steps)
+    return skill_result(task, batch.success[index].tolist(), batch.control_steps[index], role)
 
 
 def evaluate(
-    policy: Any,
-    env: Any,
+    policy: Policy,
+    env: VectorEnv,
     tasks: Mapping[str, str],
     episodes: int | Mapping[str, int],
     seed_offset: int = HELD_OUT_SEED,
@@ -78,7 +88,7 @@ def evaluate(
     """Measure a policy's success on skills.
 
     Args:
-        policy: A `Policy`.
+        policy: The policy.
         env: Vector environment that can switch to every one of the tasks.
         tasks: Skill name -> Gymnasium id.
         episodes: Episodes per skill, for all or by skill name.
@@ -90,9 +100,9 @@ def evaluate(
     Returns:
         Skill name -> result; outcomes in the order of the start states.
     """
-    rows = manifest(tasks, episodes, seed_offset)
+    rows = held_out_rows(tasks, episodes, seed_offset)
     batch = run_episodes(env, policy, rows, mode, progress=progress, sampling_seed=sampling_seed)
-    return {skill: skill_result(batch, task) for skill, task in tasks.items()}
+    return {skill: batch_result(batch, task) for skill, task in tasks.items()}
 
 
 def result_entry(result: SkillResult) -> SkillSummary:
@@ -150,31 +160,6 @@ def _role(task: str, new_task: str) -> str:
     return "new" if task == new_task else "prior"
 
 
-def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
-    """Return a table of skills with success rates and 95 % Wilson intervals."""
-    table = Table(title=escape(printable(title)) or None, title_justify="left")
-    table.add_column("skill")
-    table.add_column("role")
-    for name in ("success", "95 % interval", "n", "mean steps"):
-        table.add_column(name, justify="right")
-    for skill, result in results.items():
-        low, high = result.interval
-        table.add_row(
-            literal(skill),
-            result.role,
-            f"{result.success_rate:.1%}",
-            f"{low:.1%} - {high:.1%}",
-            str(result.n),
-            f"{result.mean_control_steps:.0f}",
-        )
-    for role in ("prior", "new"):
-        rates = [r.success_rate for r in results.values() if r.role == role]
-        if len(rates) > 1:
-            table.add_section()
-            table.add_row(f"mean of {len(rates)}", role, f"{np.mean(rates):.1%}", "", "", "")
-    return table
-
-
 @dataclass(frozen=True)
 class _Plan:
     """What an evaluation runs: the selected rows, and what their tasks are called."""
@@ -187,22 +172,31 @@ class _Plan:
         return [row for row in self.manifest.rows if row.task == self.skills[skill]]
 
 
-def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, SkillResult]:
-    """Evaluate a policy as the settings say, show a table, and write the result if a file is named.
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy's success on skills.
+
+    Attributes:
+        results: Skill name -> result.
+        is_main: Whether this is the rank that speaks, where several have measured together.
+    """
+
+    results: dict[str, SkillResult]
+    is_main: bool = True
+
+
+def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> Evaluation:
+    """Evaluate a policy as the settings say, and write the result if they name a file.
 
     Args:
         config: Settings of `robo-razor evaluate`.
-        console: Where progress and the table are shown; default: standard output.
-
-    Returns:
-        Skill name -> result.
+        console: Where progress is shown; None: nowhere.
 
     Raises:
         RoboRazorError: Unknown skills or policy, a policy that does not fit the environment, or a
             start state that is not the manifest's.
+        KeyboardInterrupt: With a note that says what is kept.
     """
-    from robo_razor.policies.load import load_policy
-
     if config.json is not None:
         check_writable(config.json, "json")
     plan = _plan(config)
@@ -210,8 +204,7 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         if not ranks.is_main:
-            console, config = Console(file=io.StringIO()), replace(config, json=None)
-        console = console or Console()
+            console, config = None, replace(config, json=None)
         policy = load_policy(config.policy, resolve_device(config.device))
         policy.rename(config.rename)
         tasks = plan.manifest.tasks
@@ -226,28 +219,14 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
         beside = workers_beside(env)
         stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
         policy.check_env(env.single_observation_space, env.single_action_space)
-        with _ledger(config, plan, policy) as ledger:
-            results = _measure(config, plan, policy, env, ledger, console, ranks)
+        with _episode_log(config, plan, policy) as log:
+            results = _measure(config, plan, policy, env, log, console, ranks)
             if config.json is not None:
                 print_of = fingerprint(policy=policy, env=env, config=config)
-                data = evaluation_json(config, plan.manifest, results, ledger, print_of)
+                data = evaluation_json(config, plan.manifest, results, log, print_of)
                 _write_result(Path(config.json), data)
-                ledger.discard()
-    _show(config, results, console)
-    return results
-
-
-def _show(config: EvaluateConfig, results: Mapping[str, SkillResult], console: Console) -> None:
-    source = config.manifest or f"start states from seed {config.seed_offset}"
-    console.print(results_table(results, f"{config.policy}, {config.mode}, {source}"))
-    for skill, result in results.items():
-        low, high = result.interval
-        if config.until_width is not None and high - low > config.until_width:
-            console.print(
-                f"{printable(skill)}: {result.n} episodes leave the interval {high - low:.3f} "
-                f"wide, more than {config.until_width:g}; give it more (`--episodes`).",
-                markup=False,
-            )
+                log.discard()
+    return Evaluation(results, ranks.is_main)
 
 
 def _plan(config: EvaluateConfig) -> _Plan:
@@ -275,11 +254,11 @@ def _plan(config: EvaluateConfig) -> _Plan:
     return _Plan(given.select(tasks, config.episodes), named_tasks(",".join(tasks), packages))
 
 
-def _ledger(config: EvaluateConfig, plan: _Plan, policy: Any) -> Ledger:
+def _episode_log(config: EvaluateConfig, plan: _Plan, policy: Policy) -> EpisodeLog:
     if config.json is None:
-        return Ledger(plan.manifest)
+        return EpisodeLog(plan.manifest)
     print_of = fingerprint(policy=policy, config=config)
-    return Ledger(
+    return EpisodeLog(
         plan.manifest,
         path=Path(f"{config.json}.unfinished"),
         identity={
@@ -297,19 +276,19 @@ def _ledger(config: EvaluateConfig, plan: _Plan, policy: Any) -> Ledger:
 def _measure(
     config: EvaluateConfig,
     plan: _Plan,
-    policy: Any,
-    env: Any,
-    ledger: Ledger,
-    console: Console,
+    policy: Policy,
+    env: VectorEnv,
+    log: EpisodeLog,
+    console: Console | None,
     ranks: Ranks,
 ) -> dict[str, SkillResult]:
-    """Run what is not in the ledger yet, skill by skill until its rule says stop."""
+    """Run what is not in the log yet, skill by skill until its rule says stop."""
     total = len(plan.manifest)
 
     def run(rows: Sequence[EpisodeRow]) -> None:
-        before = len(ledger.entries)
-        wins = sum(entry["success"] for entry in ledger.entries.values())
-        block = ledger.begin(rows, ranks)
+        before = len(log.entries)
+        wins = sum(entry["success"] for entry in log.entries.values())
+        block = log.begin(rows, ranks)
         run_episodes(
             env,
             policy,
@@ -317,9 +296,9 @@ def _measure(
             config.mode,
             progress=lambda done, _, good: progress(before + done, total, wins + good),
             sampling_seed=config.seed,
-            observer=ledger,
+            observer=log,
         )
-        ledger.end(ranks)
+        log.end(ranks)
 
     try:
         with episode_bar(console, f"evaluating {printable(config.policy)}") as progress:
@@ -327,16 +306,15 @@ def _measure(
             if config.until_width is None:
                 run(plan.manifest.rows)
                 return {
-                    skill: entries_result(ledger.of(mine), plan.skills[skill])
-                    for skill, mine in rows.items()
+                    skill: _log_result(log, rows_of_skill, plan.skills[skill])
+                    for skill, rows_of_skill in rows.items()
                 }
-            return _run_until_width(config.until_width, plan.skills, rows, ledger, run)
-    except KeyboardInterrupt:
-        if ledger.path is not None:
-            console.print(
-                f"{len(ledger.entries)} finished episodes are kept in {ledger.path}; "
-                "`--resume` goes on with them.",
-                markup=False,
+            return _run_until_width(config.until_width, plan.skills, rows, log, run)
+    except KeyboardInterrupt as interrupt:
+        if log.path is not None:
+            interrupt.add_note(
+                f"{len(log.entries)} finished episodes are kept in {log.path}; "
+                "`--resume` goes on with them."
             )
         raise
 
@@ -345,7 +323,7 @@ def _run_until_width(
     width: float,
     skills: Mapping[str, str],
     rows: Mapping[str, list[EpisodeRow]],
-    ledger: Ledger,
+    log: EpisodeLog,
     run: Callable[[Sequence[EpisodeRow]], None],
 ) -> dict[str, SkillResult]:
     """Run each skill's rows in their order until its interval is narrow enough.
@@ -353,7 +331,7 @@ def _run_until_width(
     Whole blocks are run and looked at in the order of the manifest, so the number of environments
     and which episode ends first decide nothing.
     """
-    rules = {skill: _rule(width, len(mine)) for skill, mine in rows.items()}
+    rules = {skill: _rule(width, len(rows[skill])) for skill in rows}
     results: dict[str, SkillResult] = {}
     for look in itertools.count():
         ends = {skill: rule.looks[look] for skill, rule in rules.items() if skill not in results}
@@ -361,11 +339,10 @@ def _run_until_width(
             break
         run([row for skill, n in ends.items() for row in rows[skill][:n]])
         for skill, n in ends.items():
-            entries = ledger.of(rows[skill][:n])
-            wins = sum(entry["success"] for entry in entries)
+            wins = sum(entry["success"] for entry in log.of(rows[skill][:n]))
             if rules[skill].update(wins, n):  # at the latest at the last of its looks
                 interval = rules[skill].interval(wins, n)
-                results[skill] = entries_result(entries, skills[skill], interval)
+                results[skill] = _log_result(log, rows[skill][:n], skills[skill], interval)
     return {skill: results[skill] for skill in rows}
 
 
@@ -374,27 +351,30 @@ def _rule(width: float, max_n: int) -> SequentialInterval:
     return SequentialInterval(width, look_every=look_every, max_n=max_n)
 
 
-def entries_result(
-    entries: Sequence[Entry], task: str, interval: tuple[float, float] | None = None
+def _log_result(
+    log: EpisodeLog,
+    rows: Sequence[EpisodeRow],
+    task: str,
+    interval: tuple[float, float] | None = None,
 ) -> SkillResult:
-    """Return the result of one task from its rows' entries, with Wilson's interval by default."""
-    successes = tuple(bool(entry["success"]) for entry in entries)
-    steps = float(np.mean([entry["control_steps"] for entry in entries]))
-    interval = interval or wilson_interval(sum(successes), len(successes))
-    return SkillResult(task, role_of(task), successes, interval, steps)
+    """Return the result of one task from its finished rows."""
+    entries = log.of(rows)
+    successes = [entry["success"] for entry in entries]
+    steps = [entry["control_steps"] for entry in entries]
+    return skill_result(task, successes, steps, interval=interval)
 
 
 def evaluation_json(
     config: EvaluateConfig,
     manifest: Manifest,
     results: Mapping[str, SkillResult],
-    ledger: Ledger,
+    log: EpisodeLog,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what `robo-razor evaluate --json` writes; `rows` has one entry per row that counts."""
     counts = {result.task: result.n for result in results.values()}
     rows = [row for task, n in counts.items() for row in manifest.select([task], n).rows]
-    entries = sorted(ledger.of(rows), key=lambda entry: int(entry["row"]))
+    entries = sorted(log.of(rows), key=lambda entry: int(entry["row"]))
     seen = Manifest.of_entries(entries)
     return {
         "skills": {skill: result_entry(result).to_json() for skill, result in results.items()},

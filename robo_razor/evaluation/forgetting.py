@@ -11,44 +11,27 @@ Axis letters: n observations of a probe set, A action dimensions.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robo_razor.core.files import finite
-from robo_razor.evaluation.predictors.divergences import (
+from robo_razor.evaluation.divergences import (
     DIRECTIONS,
     KINDS,
+    Behaviour,
     compare,
     decision_values,
     unit,
 )
-from robo_razor.evaluation.probes import ProbeSet, make_probe
-from robo_razor.statistics.hill import falloff
+from robo_razor.evaluation.probes import ProbeSet
+from robo_razor.policies.policy import Policy
 from robo_razor.statistics.intervals import mcnemar_exact, paired_bootstrap, retention_interval
-from robo_razor.statistics.law import law
-
-__all__ = [
-    "DIRECTIONS",
-    "Divergence",
-    "ProbeResult",
-    "ProbeSet",
-    "SkillForgetting",
-    "distributions",
-    "divergence_entry",
-    "falloff",
-    "law",
-    "make_probe",
-    "mean_entropy",
-    "measure_kl",
-    "measure_probe",
-    "probe_entry",
-    "skill_forgetting",
-]
 
 PROBE_BATCH = 256
 
@@ -131,17 +114,19 @@ class ProbeResult:
 
     def mean(self, name: str) -> float | None:
         """Return the mean of a measure; None where it was not measured or is not finite."""
-        found = self.measures.get(name)
-        return found.mean if found is not None and np.isfinite(found.mean) else None
+        measure = self.measures.get(name)
+        return measure.mean if measure is not None and np.isfinite(measure.mean) else None
 
 
 @torch.no_grad()
-def distributions(policy: Any, probe: ProbeSet) -> list[Any]:
-    """Return a policy's action distributions on a probe set, in batches of `PROBE_BATCH`.
+def behaviour(policy: Policy, probe: ProbeSet) -> list[Behaviour]:
+    """Return what a policy does on a probe set, in batches of `PROBE_BATCH`.
 
-    Of a policy without a density: its chunks, see `Policy.chunks`.
+    Its action distributions, or without a density its chunks, see `Policy.chunks`.
     """
-    look = policy.distribution if policy.has_density else policy.chunks
+    look: Callable[[dict[str, Tensor]], Behaviour] = (
+        policy.distribution if policy.has_density else policy.chunks
+    )
     return [
         look(probe.rows(start, start + PROBE_BATCH, policy.device))
         for start in range(0, len(probe), PROBE_BATCH)
@@ -150,50 +135,30 @@ def distributions(policy: Any, probe: ProbeSet) -> list[Any]:
 
 @torch.no_grad()
 def measure_probe(
-    base: Any, tuned: Any, probe: ProbeSet, before: list[Any] | None = None
+    base: Policy, tuned: Policy, probe: ProbeSet, before: list[Behaviour] | None = None
 ) -> ProbeResult:
     """Compare two policies on a probe set.
 
     Args:
-        base: `Policy` of the base.
-        tuned: `Policy` of the tuned policy.
+        base: The base.
+        tuned: What was made of it.
         probe: Observations.
-        before: What `distributions(base, probe)` returned: the base does not change, so on a set
+        before: What `behaviour(base, probe)` returned: the base does not change, so on a set
             that does not change either it need not be computed again.
     """
     start = time.perf_counter()
-    before = distributions(base, probe) if before is None else before
-    parts = [compare(p, q) for p, q in zip(before, distributions(tuned, probe), strict=True)]
+    before = behaviour(base, probe) if before is None else before
+    parts = [compare(p, q) for p, q in zip(before, behaviour(tuned, probe), strict=True)]
+    first = before[0]
+    kl_kind = "exact" if isinstance(first, Tensor) else first.kl_kind
     measures = {}
     for name in parts[0]:
         values = torch.cat([part[name] for part in parts])
         total = decision_values(name, values).numpy()
-        kind = before[0].kl_kind if name in DIRECTIONS else KINDS.get(name, "exact")
+        kind = kl_kind if name in DIRECTIONS else KINDS.get(name, "exact")
         dimensions = values.numpy() if values.ndim == 2 else None
         measures[name] = _divergence(total, dimensions, probe.episode, kind, unit(name))
-    temperature = float(getattr(tuned, "temperature", 1.0))
-    return ProbeResult(probe, measures, temperature, time.perf_counter() - start)
-
-
-def measure_kl(base: Any, tuned: Any, probe: ProbeSet) -> dict[str, Divergence]:
-    """Compute both KL divergences between two policies on a probe set.
-
-    Args:
-        base: `Policy` of the base.
-        tuned: `Policy` of the tuned policy.
-        probe: Observations.
-
-    Returns:
-        "kl_base_tuned" = KL(base || tuned) and "kl_tuned_base" = KL(tuned || base).
-    """
-    measures = measure_probe(base, tuned, probe).measures
-    return {name: measures[name] for name in DIRECTIONS}
-
-
-@torch.no_grad()
-def mean_entropy(policy: Any, probe: ProbeSet) -> float:
-    """Return the mean entropy of a policy on a probe set, nats per decision."""
-    return float(torch.cat([d.entropy() for d in distributions(policy, probe)]).mean())
+    return ProbeResult(probe, measures, float(tuned.temperature), time.perf_counter() - start)
 
 
 def divergence_entry(divergence: Divergence) -> dict[str, Any]:
@@ -224,7 +189,7 @@ def probe_entry(result: ProbeResult, total_s: float) -> dict[str, Any]:
         result: What was measured.
         total_s: Time that the whole checkpoint took to measure, in seconds.
     """
-    measures = {name: divergence_entry(found) for name, found in result.measures.items()}
+    measures = {name: divergence_entry(measure) for name, measure in result.measures.items()}
     return measures | {
         "hash": result.probe.hash(),
         "n": len(result.probe),

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from robo_razor.core.files import write_bytes
 from robo_razor.core.metrics import PRIOR
 from robo_razor.core.run.training_state import load_tensors
 from robo_razor.core.types import DecisionRecord, DemonstrationSet
+from robo_razor.policies.policy import Policy
 
 DEMONSTRATIONS = "demonstrations"
 EPISODE = "episode"
@@ -58,11 +58,11 @@ class ProbeSet:
 
     def hash(self) -> str:
         """Return the SHA-256 of the observations and of the episodes they come from."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, tensor in sorted((self.inputs | {EPISODE: self._episode()}).items()):
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-            found.update(tensor.contiguous().cpu().numpy().tobytes())
-        return found.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def _episode(self) -> Tensor:
         return torch.from_numpy(np.array(self.episode, dtype=np.int64))
@@ -83,12 +83,12 @@ def make_probe(record: DecisionRecord, n: int, episodes: NDArray[np.int64]) -> P
 
 
 @torch.no_grad()
-def demonstration_probe(demonstrations: DemonstrationSet, policy: Any, n: int) -> ProbeSet:
+def demonstration_probe(demonstrations: DemonstrationSet, policy: Policy, n: int) -> ProbeSet:
     """Take up to `n` frames at which the demonstrator decided, evenly spread over all of them.
 
     Args:
         demonstrations: Demonstrations with frames at control rate.
-        policy: `Policy` that prepares the inputs.
+        policy: Prepares the inputs.
         n: Number of observations.
     """
     demos = demonstrations
@@ -105,9 +105,9 @@ def demonstration_probe(demonstrations: DemonstrationSet, policy: Any, n: int) -
 
 
 @torch.no_grad()
-def encode_probe(probe: ProbeSet, policy: Any) -> ProbeSet:
-    """Replace images by what a frozen image encoder makes of them; smaller, and faster to use."""
-    if not getattr(policy, "vision_frozen", False):
+def encode_probe(probe: ProbeSet, policy: Policy) -> ProbeSet:
+    """Encode images once by an image encoder that is frozen; smaller, and faster to use."""
+    if not policy.vision_frozen:
         return probe
     encoded = policy.encode(probe.rows(0, len(probe), policy.device))
     return ProbeSet({key: tensor.cpu() for key, tensor in encoded.items()}, probe.episode)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from robo_razor.core.files import finite, read_json, without_nan, write_json
 from robo_razor.core.metrics import (
@@ -33,22 +34,24 @@ from robo_razor.core.metrics import (
     SkillSummary,
     Summary,
 )
+from robo_razor.core.plain_text import skill_name
 from robo_razor.core.ranks import ALONE, Ranks
 from robo_razor.core.run.directory import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, SkillResult
-from robo_razor.evaluation.evaluate import episode_entries, manifest, result_entry, skill_result
+from robo_razor.evaluation.divergences import DIRECTIONS, PREDICTORS, Behaviour
+from robo_razor.evaluation.divergences import SURROGATE as CHUNK_DISTANCE
+from robo_razor.evaluation.evaluate import batch_result, episode_entries, result_entry
 from robo_razor.evaluation.forgetting import (
-    DIRECTIONS,
     ProbeResult,
     SkillForgetting,
-    distributions,
+    behaviour,
     measure_probe,
     probe_entry,
     skill_forgetting,
 )
-from robo_razor.evaluation.predictors.distances import Distances
+from robo_razor.evaluation.predictors import Comparison, measure_predictors
 from robo_razor.evaluation.probes import (
     DEMONSTRATIONS,
     ProbeSet,
@@ -59,21 +62,14 @@ from robo_razor.evaluation.probes import (
     prior_states,
     save_probes,
 )
-from robo_razor.rollout.environments import skill_name
+from robo_razor.policies.policy import Policy
 from robo_razor.rollout.episodes import Progress
+from robo_razor.rollout.groups import VectorEnv
 from robo_razor.rollout.shared import run_shared
+from robo_razor.rollout.start_states import held_out_rows
 
 ACTION_KL = "action_kl.json"
 PROBES = "probes.safetensors"
-PREDICTORS = (
-    "total_variation",
-    "total_variation_chunk",
-    "entropy_change",
-    "greedy_disagreement",
-    "chunk_distance",
-)
-"""Measures besides the KL divergences that `distances` has for every probe set."""
-
 SURROGATE_KIND = "mean squared distance of action chunks in normalised units, not a KL divergence"
 """What stands in the place of the KL for policies without a density."""
 
@@ -88,7 +84,7 @@ class Tracker:
         config: The run's settings.
         run: Where results are written and the base's are read back.
         env: Vector environment that can switch to every task.
-        base: `Policy` of the frozen base.
+        base: The frozen base.
         prior: Skill name -> task id of the skills that may be forgotten.
         ranks: This process among those of the run, which divide the episodes.
     """
@@ -97,8 +93,8 @@ class Tracker:
         self,
         config: FinetuneConfig,
         run: RunDirectory,
-        env: Any,
-        base: Any,
+        env: VectorEnv,
+        base: Policy,
         prior: dict[str, str],
         ranks: Ranks = ALONE,
     ) -> None:
@@ -110,12 +106,12 @@ class Tracker:
         self.base_outcomes: Outcomes = {}
         self.probes: dict[str, ProbeSet] = {}
         self.demonstrations: ProbeSet | None = None
-        self.distances = Distances(base, config.tracking.distances)
-        self._base_distributions: dict[str, list[Any]] = {}
+        self._of_base: dict[str, dict[str, Tensor]] = {}
+        self._base_behaviour: dict[str, list[Behaviour]] = {}
         self.sampled_success: tuple[bool, ...] = ()
 
     def is_measured(self, step: int) -> bool:
-        """Tell whether the step's evaluation is on disk and whole."""
+        """Return whether the step's evaluation is on disk and whole."""
         return self.run.is_measured(step)
 
     def load_base(self) -> None:
@@ -143,7 +139,7 @@ class Tracker:
 
     def measure(
         self,
-        policy: Any,
+        policy: Policy,
         step: int,
         *,
         final: bool = False,
@@ -153,7 +149,7 @@ class Tracker:
         """Measure a policy and write `eval/<step>/`.
 
         Args:
-            policy: `Policy` as it is at this step; at step 0 equal to the base.
+            policy: The policy as it is at this step; at step 0 equal to the base.
             step: Updates done.
             final: Whether this is the run's last checkpoint, which gets more episodes.
             extra: Returns further entries of the summary; called when everything is measured.
@@ -194,25 +190,25 @@ class Tracker:
         )
 
     def _run_greedy(
-        self, policy: Any, step: int, *, final: bool, progress: Progress | None
+        self, policy: Policy, step: int, *, final: bool, progress: Progress | None
     ) -> EpisodeBatch:
         tracking = self.config.tracking
         # All of the last checkpoint's for the base too: it is compared on the same start states.
         n = max(tracking.episodes_new, tracking.final_episodes_new if final or step == 0 else 0)
         episodes = {skill: n for skill in self.new}
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
-        rows = manifest(self.new | self.prior, episodes)
+        rows = held_out_rows(self.new | self.prior, episodes)
         keep: Literal["inputs", False] = False
         if step == 0 or not policy.has_density:  # the latter has no sampled states to look at
             keep = "inputs"
         return run_shared(self.ranks, self.env, policy, rows, "greedy", keep, progress, whole=True)
 
-    def _run_sampled(self, policy: Any, progress: Progress | None) -> EpisodeBatch | None:
+    def _run_sampled(self, policy: Policy, progress: Progress | None) -> EpisodeBatch | None:
         n = self.config.tracking.episodes_new_sampled
         if not policy.has_density or n == 0:
             return None
         seed = derive(self.config.seed, "tracking actions")
-        rows = manifest(self.new, n)
+        rows = held_out_rows(self.new, n)
         return run_shared(
             self.ranks,
             self.env,
@@ -225,7 +221,9 @@ class Tracker:
             whole=True,
         )
 
-    def _keep_base(self, policy: Any, greedy: EpisodeBatch, sampled: EpisodeBatch | None) -> None:
+    def _keep_base(
+        self, policy: Policy, greedy: EpisodeBatch, sampled: EpisodeBatch | None
+    ) -> None:
         """Keep the base's outcomes and the probe sets that stay the same from now on."""
         for batch, mode in ((greedy, "greedy"), (sampled, "sample")):
             if batch is not None:
@@ -249,28 +247,31 @@ class Tracker:
             self.probes[DEMONSTRATIONS] = encode_probe(self.demonstrations, policy)
         save_probes(self.run.evaluation(0) / PROBES, self.probes)
 
-    def _measure_probes(self, policy: Any, visited: EpisodeBatch | None) -> dict[str, ProbeResult]:
+    def _measure_probes(
+        self, policy: Policy, visited: EpisodeBatch | None
+    ) -> dict[str, ProbeResult]:
         """Return what was measured on each probe set, and on what the tuned policy visited."""
         probes = dict(self.probes)
         if visited is not None and visited.record is not None:
             n = self.config.tracking.kl_states
             probes[NEW_TUNED] = make_probe(visited.record, n, visited.of_task(self.config.task))
         for name, probe in self.probes.items():
-            if name not in self._base_distributions:
-                self._base_distributions[name] = distributions(self.base, probe)
+            if name not in self._base_behaviour:
+                self._base_behaviour[name] = behaviour(self.base, probe)
         return {
-            name: measure_probe(self.base, policy, probe, self._base_distributions.get(name))
+            name: measure_probe(self.base, policy, probe, self._base_behaviour.get(name))
             for name, probe in probes.items()
         }
 
-    def _distances(self, policy: Any, results: dict[str, ProbeResult]) -> dict[str, float]:
+    def _distances(self, policy: Policy, results: dict[str, ProbeResult]) -> dict[str, float]:
         """Return all that may predict forgetting and is not in the summary already."""
-        found: dict[str, float | None] = {}
+        distances: dict[str, float | None] = {}
         for states, result in results.items():
             names = PREDICTORS if states in MAIN_STATES else DIRECTIONS + PREDICTORS
-            found |= {f"{name}/{states}": result.mean(name) for name in names}
-        found |= self.distances.measure(policy, self.probes)
-        return {name: value for name, value in found.items() if value is not None}
+            distances |= {f"{name}/{states}": result.mean(name) for name in names}
+        comparison = Comparison(self.base, policy, self.probes, self._of_base)
+        distances |= measure_predictors(comparison, expensive=self.config.tracking.distances)
+        return {name: value for name, value in distances.items() if value is not None}
 
     def _summary(
         self,
@@ -282,7 +283,7 @@ class Tracker:
         new = {skill: self._entry(greedy, task, "new") for skill, task in self.new.items()}
         if sampled is not None:
             for skill, task in self.new.items():
-                result = skill_result(sampled, task, "new")
+                result = batch_result(sampled, task, "new")
                 success = SampledSuccess(
                     success_rate=result.success_rate, n=result.n, interval=result.interval
                 )
@@ -292,8 +293,8 @@ class Tracker:
         for direction in DIRECTIONS:
             on_states |= _main_states(direction, direction, results)
         if not self.base.has_density:
-            on_states |= _main_states(SURROGATE, "chunk_distance", results)
-        found = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
+            on_states |= _main_states(SURROGATE, CHUNK_DISTANCE, results)
+        measures = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
         entropy = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
         if entropy is not None:
             entropy += results[NEW_BASE].mean("entropy_change") or 0.0
@@ -307,14 +308,14 @@ class Tracker:
             prior=prior,
             prior_mean=_prior_mean(prior),
             **on_states,
-            kl_kind=next((kl.kind for kl in found if kl is not None), None),
+            kl_kind=next((kl.kind for kl in measures if kl is not None), None),
             surrogate_kind=None if self.base.has_density else SURROGATE_KIND,
             entropy=entropy,
             nulls=frozenset({"kl_kind"}),
         )
 
     def _entry(self, batch: EpisodeBatch, task: str, role: str) -> SkillSummary:
-        result = skill_result(batch, task, role)
+        result = batch_result(batch, task, role)
         entry = result_entry(result)
         change = self._change(batch, task, result)
         if change is None:
@@ -358,14 +359,15 @@ class Tracker:
 
 def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, OnStates]:
     """Return a measure and its standard error on the main probe sets, None where there is none."""
-    found = {
+    measures = {
         states: results[states].measures.get(name) if states in results else None
         for states in MAIN_STATES
     }
     return {
-        key: {states: None if x is None else x.mean for states, x in found.items()},
+        key: {states: None if x is None else x.mean for states, x in measures.items()},
         f"{key}_standard_error": {
-            states: None if x is None else finite(x.standard_error) for states, x in found.items()
+            states: None if x is None else finite(x.standard_error)
+            for states, x in measures.items()
         },
     }
 

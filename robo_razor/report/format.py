@@ -5,25 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-PREDICTORS = {
-    "kl_base_tuned": "KL(base ‖ tuned)",
-    "kl_tuned_base": "KL(tuned ‖ base)",
-    "total_variation": "Total variation, per action token",
-    "total_variation_chunk": "Total variation, per decision",
-    "entropy_change": "Entropy change",
-    "greedy_disagreement": "Greedy actions that differ",
-    "weight_l1": "Weight change, L1",
-    "weight_l2": "Weight change, L2",
-    "weight_fisher_l2": "Weight change, Fisher-weighted L2",
-    "weight_spectral": "Weight change, spectral norm",
-    "activation_l1": "Activation change, L1",
-    "activation_l2": "Activation change, L2",
-    "sparsity_fp32": "Update sparsity, fp32",
-    "sparsity_1e-5": "Update sparsity, changes up to 1e-5",
-    "sparsity_bf16": "Update sparsity, bf16",
-    "effective_rank": "Effective rank of the update",
-    "cknna": "CKNNA with the base",
-}
+from robo_razor.core.quantities import quantity
+
 STATES = {
     "new_base_visited": "new task, base's states",
     "new_tuned_visited": "new task, tuned's states",
@@ -77,8 +60,8 @@ def predictor_parts(name: str) -> tuple[str, str]:
 
     The states are empty for distances between weights.
     """
-    quantity, _, states = name.partition("/")
-    first = PREDICTORS.get(quantity, quantity.replace("_", " "))
+    kind, _, states = name.partition("/")
+    first = quantity(kind).label
     if not states:
         return first, ""
     skill = states.removeprefix("prior/")

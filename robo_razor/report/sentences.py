@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from robo_razor.core.plain_text import skill_name
 from robo_razor.report.analysis import Laws
 from robo_razor.report.arms import Arm
 from robo_razor.report.equal_success import (
@@ -85,7 +86,7 @@ def make_statement(
 
 def skill_of(task: str) -> str:
     """Return a task's short name: `gym_razor/PlaceCanInBin-v0` -> `PlaceCanInBin`."""
-    return task.rsplit("/", 1)[-1].rsplit("-v", 1)[0]
+    return skill_name(task)
 
 
 def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:

@@ -1,5 +1,9 @@
 """Who chooses actions in a rollout: a policy, a scripted expert, or one of them with a change.
 
+The environment's expert looks ahead in a copy of the state, so every visited state can get a clean
+label, whatever action is then executed there: the expert's own, a disturbed one (as in DART, Laskey
+et al. 2017), or a policy's (as in DAgger, Ross et al. 2011).
+
 Axis letters as in `types`: N environments, H chunk, A action dimensions.
 """
 
@@ -9,7 +13,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +23,9 @@ from torch import Tensor
 from robo_razor.core.errors import EnvError, unknown_name
 from robo_razor.core.types import EpisodeRow, Observation
 from robo_razor.policies.distributions import log_prob_steps
-from robo_razor.rollout.environments import take, worker_errors
+from robo_razor.policies.policy import Policy
+from robo_razor.rollout.faults import worker_errors
+from robo_razor.rollout.groups import VectorEnv, has_expert, take
 
 Mode = Literal["greedy", "sample"]
 
@@ -30,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Request:
     """The environments that wait for a decision; all lists have one entry per environment."""
 
-    env: Any
+    env: VectorEnv
     env_ids: NDArray[np.int64]
     observation: Observation
     instructions: list[str]
@@ -100,7 +106,7 @@ class PolicyActor:
 
     def __init__(
         self,
-        policy: Any,
+        policy: Policy,
         mode: Mode,
         *,
         sampling_seed: int = 0,
@@ -110,7 +116,7 @@ class PolicyActor:
         self.mode = mode
         self.sampling_seed = sampling_seed
         self.record = record
-        self._room = int(getattr(policy, "prefix_bytes", 0)) if record is True else 0
+        self._room = policy.prefix_bytes if record is True else 0
         """Bytes that encoded observations may still take."""
 
     @torch.no_grad()
@@ -120,7 +126,7 @@ class PolicyActor:
         if not policy.has_density:
             return self._decide_without_density(request)
         inputs = policy.prepare(request.observation, request.instructions)
-        if self.record and getattr(policy, "vision_frozen", False):
+        if self.record and policy.vision_frozen:
             inputs = policy.encode(inputs)  # smaller to keep, and an update need not see again
         encoded = self._encode(inputs)
         if self.record is True:
@@ -153,7 +159,7 @@ class PolicyActor:
         """Return encoded observations as long as there is room for those of every decision."""
         if self._room <= 0:
             return None
-        encoded: dict[str, Tensor] = self.policy.encode_prefix(inputs)
+        encoded = self.policy.encode_prefix(inputs)
         self._room -= sum(tensor.nbytes for tensor in encoded.values())
         if self._room <= 0:
             logger.info(
@@ -178,8 +184,7 @@ class PolicyActor:
             return None
         inputs = self.policy.prepare(observation, instructions)
         _, value = self.policy.distribution_and_value(inputs)
-        final: Tensor = value.float().cpu()
-        return final
+        return value.float().cpu()
 
 
 class ExpertActor:
@@ -195,7 +200,7 @@ class ExpertActor:
             EnvError: The environment has no expert, or none of that style.
         """
         env = request.env
-        if not hasattr(env, "expert_actions"):
+        if not has_expert(env):
             raise EnvError(
                 f"The environment of {request.rows[0].task!r} has no scripted expert",
                 remedy="Choose a task of gym_razor, let a policy demonstrate, or give your "
@@ -213,38 +218,131 @@ class ExpertActor:
         return None
 
 
+class Noise(Protocol):
+    """Changes what is executed; a pure function of its arguments."""
+
+    def __call__(
+        self, chunk: NDArray[np.float32], row: EpisodeRow, step: int
+    ) -> NDArray[np.float32]:
+        """Return what is executed in place of a chunk float32 [H, A] at a row's decision."""
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Independent noise on every action.
+
+    Attributes:
+        standard_deviation: In the action's units.
+    """
+
+    standard_deviation: float
+
+    def __call__(
+        self, chunk: NDArray[np.float32], row: EpisodeRow, step: int
+    ) -> NDArray[np.float32]:
+        """Return the noisy chunk, clipped to [-1, 1]."""
+        bits = np.random.Philox(
+            key=[zlib.crc32(row.task.encode()), row.seed], counter=[0, step, 0, 0]
+        )
+        noise = np.random.Generator(bits).standard_normal(chunk.shape, dtype=np.float32)
+        noisy = np.clip(chunk + self.standard_deviation * noise, -1.0, 1.0)
+        return noisy.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Pushes that last a whole chunk, beside small independent noise; see `disturb`.
+
+    Attributes:
+        probability: Of a push, per decision.
+        noise: Standard deviation of a push, in the action's units.
+        seed: Of all that is drawn.
+    """
+
+    probability: float
+    noise: float
+    seed: int
+
+    def __call__(
+        self, chunk: NDArray[np.float32], row: EpisodeRow, step: int
+    ) -> NDArray[np.float32]:
+        """Return the disturbed chunk."""
+        random = decision_generator(row, step, self.seed)
+        return disturb(chunk, random, probability=self.probability, noise=self.noise)
+
+
+def disturb(
+    chunk: NDArray[np.float32], rng: np.random.Generator, *, probability: float, noise: float
+) -> NDArray[np.float32]:
+    """Return what is executed instead of the expert's chunk float32 [H, A].
+
+    With `probability` a push that lasts the whole chunk is added (standard deviation `noise` per
+    motion dimension), and in one case in eight the gripper does the opposite; small independent
+    noise is always there.
+    """
+    executed = chunk.copy()
+    motion = executed[:, :-1]
+    motion += rng.normal(0.0, 0.15 * noise, motion.shape)
+    if rng.random() < probability:
+        motion += rng.normal(0.0, noise, motion.shape[1])
+        if rng.random() < 0.125:
+            executed[:, -1] *= -1.0
+    clipped: NDArray[np.float32] = np.clip(executed, -1.0, 1.0).astype(np.float32)
+    return clipped
+
+
 class NoisyActor:
     """Adds noise to what another actor executes and keeps the clean action as the label.
 
-    As in DART (Laskey et al. 2017): the demonstrations then show how to recover from small errors.
+    As in DART (Laskey et al. 2017): the demonstrations then show how to recover from errors.
 
     Args:
         actor: Chooses the clean actions.
-        standard_deviation: Of the Gaussian noise, in the action's units.
+        noise: Changes them.
     """
 
-    def __init__(self, actor: Actor, standard_deviation: float) -> None:
-        self.actor = actor
-        self.standard_deviation = standard_deviation
+    def __init__(self, actor: Actor, noise: Noise) -> None:
+        self.actor, self.noise = actor, noise
 
     def decide(self, request: Request) -> Decision:
         """Return the noisy chunks, with the clean ones as labels."""
         clean = self.actor.decide(request).actions
-        noise = np.stack(
-            [
-                np.random.Generator(
-                    np.random.Philox(
-                        key=[zlib.crc32(row.task.encode()), row.seed], counter=[0, int(step), 0, 0]
-                    )
-                ).standard_normal(clean.shape[1:], dtype=np.float32)
-                for row, step in zip(request.rows, request.steps, strict=True)
-            ]
-        )
-        actions = np.clip(clean + self.standard_deviation * noise, -1.0, 1.0)
-        return Decision(actions.astype(np.float32), label=clean)
+        executed = [
+            self.noise(chunk, row, int(step))
+            for chunk, row, step in zip(clean, request.rows, request.steps, strict=True)
+        ]
+        return Decision(np.stack(executed), label=clean)
 
-    def final_values(self, observation: Any, instructions: Sequence[str]) -> None:
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> None:
         """Return None: demonstrations need no values."""
+
+
+class LabellingActor:
+    """Adds the expert's label and the policy's inputs to another actor's decisions.
+
+    Args:
+        actor: Who acts.
+        expert: Who labels, where the actor's decisions have no label.
+        policy: Prepares the inputs, where the decisions have none.
+    """
+
+    def __init__(self, actor: Actor, expert: Actor, policy: Policy) -> None:
+        self.actor, self.expert, self.policy = actor, expert, policy
+
+    def decide(self, request: Request) -> Decision:
+        """Return the actor's decision with `label` and `inputs`."""
+        decision = self.actor.decide(request)
+        label = decision.label
+        if label is None:
+            label = self.expert.decide(request).actions
+        inputs = decision.inputs
+        if inputs is None:
+            inputs = self.policy.prepare(request.observation, request.instructions)
+            inputs = {key: value.cpu() for key, value in inputs.items()}
+        return Decision(decision.actions, label=label.copy(), inputs=inputs)
+
+    def final_values(self, observation: Observation, instructions: Sequence[str]) -> None:
+        """Return None: labels need no values."""
 
 
 class OpenLoopActor:

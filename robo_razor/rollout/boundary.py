@@ -22,23 +22,23 @@ from robo_razor.core.errors import EnvError, PolicyError, shown
 from robo_razor.core.types import Observation
 
 SUCCESS_KEYS = ("is_success", "success")
-RESETS_BY_ITSELF = ("NEXT_STEP", "SAME_STEP")
 
 
 class Boundary:
     """Knows which episode each sub-environment is in, and checks what passes.
 
     Args:
-        env: Vector environment that keeps the contract of `environment`.
+        num_envs: Number of sub-environments.
+        single_observation_space: Space of one sub-environment's observations.
     """
 
-    def __init__(self, env: Any) -> None:
-        n = int(env.num_envs)
-        self._leaves = dict(_leaves(getattr(env, "single_observation_space", None)))
+    def __init__(self, num_envs: int, single_observation_space: spaces.Space[Any]) -> None:
+        n = num_envs
+        self._leaves = dict(_leaves(single_observation_space))
         self._tasks: list[str] = [""] * n
         self._seeds: list[Any] = [None] * n
         self._elapsed = np.zeros(n, dtype=np.int64)
-        self._told = np.zeros(n, dtype=bool)
+        self._reported = np.zeros(n, dtype=bool)
         self._success = np.zeros(n, dtype=bool)
 
     def begin(self, env_ids: NDArray[np.int64], tasks: Sequence[Any], seeds: Sequence[Any]) -> None:
@@ -46,7 +46,7 @@ class Boundary:
         for i, task, seed in zip(env_ids, tasks, seeds, strict=True):
             self._tasks[i], self._seeds[i] = str(task), seed
         self._elapsed[env_ids] = 0
-        self._told[env_ids] = self._success[env_ids] = False
+        self._reported[env_ids] = self._success[env_ids] = False
 
     def named(self, env_ids: NDArray[np.int64]) -> str:
         """Return the episodes of some sub-environments in words, four at most."""
@@ -71,15 +71,15 @@ class Boundary:
             )
 
     def check_tasks(
-        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str] | None
+        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str]
     ) -> None:
-        """Check that sub-environments run the tasks that they were asked to, where they tell.
+        """Check that sub-environments run the tasks that they were asked to.
 
         Raises:
             EnvError: One runs another task.
         """
         for i, task in zip(env_ids, asked, strict=True):
-            if running is not None and task is not None and str(running[i]) != str(task):
+            if task is not None and str(running[i]) != str(task):
                 raise EnvError(
                     f"The vector environment was asked for {task!r}, but it runs "
                     f"{str(running[i])!r}",
@@ -128,7 +128,7 @@ class Boundary:
         self._check_observation(env_ids, observation)
         self._check_landmarks(env_ids, infos)
         self._note_success(env_ids, infos)
-        silent = (ends[0] | ends[1]) & ~self._told[env_ids]
+        silent = (ends[0] | ends[1]) & ~self._reported[env_ids]
         if silent.any():
             raise EnvError(
                 f"{self._where(env_ids[np.flatnonzero(silent)[0]])} tells no success: the episode "
@@ -140,24 +140,24 @@ class Boundary:
         return {**infos, "is_success": self._success[env_ids]}
 
     def _note_success(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
-        found: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
+        reports: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
         for key in SUCCESS_KEYS:
             if key in infos:
-                told = np.asarray(infos.get(f"_{key}", np.ones(len(env_ids), dtype=bool)))
-                found.append((told, self._as_bools(env_ids, key, infos[key], told)))
-        if len(found) == 2:
-            contradicts = found[0][0] & found[1][0] & (found[0][1] != found[1][1])
+                reported = np.asarray(infos.get(f"_{key}", np.ones(len(env_ids), dtype=bool)))
+                reports.append((reported, self._as_bools(env_ids, key, infos[key], reported)))
+        if len(reports) == 2:
+            contradicts = reports[0][0] & reports[1][0] & (reports[0][1] != reports[1][1])
             if contradicts.any():
                 where = self._where(env_ids[np.flatnonzero(contradicts)[0]])
                 raise EnvError(
                     f"{where} contradicts itself: its info's `is_success` and `success` differ"
                 )
-        for told, success in found:
-            self._told[env_ids] |= told
-            self._success[env_ids] |= success & told
+        for reported, success in reports:
+            self._reported[env_ids] |= reported
+            self._success[env_ids] |= success & reported
 
     def _as_bools(
-        self, env_ids: NDArray[np.int64], key: str, values: Any, told: NDArray[np.bool_]
+        self, env_ids: NDArray[np.int64], key: str, values: Any, reported: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
         array, n = np.asarray(values), len(env_ids)
         if array.size != n:
@@ -168,13 +168,13 @@ class Boundary:
         array = array.reshape(n)
         if array.dtype == np.bool_:
             return array
-        for row in np.flatnonzero(told):
+        for row in np.flatnonzero(reported):
             if not _is_flag(array[row]):
                 raise EnvError(
                     f"{self._where(env_ids[row])} gives `{key}` as {shown(array[row])}, which is "
                     "neither True nor False"
                 )
-        return np.array([bool(value) for value in np.where(told, array, False)])
+        return np.array([bool(value) for value in np.where(reported, array, False)])
 
     def _check_observation(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
         for path, space in self._leaves.items():
@@ -228,44 +228,14 @@ class Boundary:
         return f"{task} (seed {self._seeds[env_id]}, control step {elapsed})"
 
 
-def check_vector_env(task: str, env: Any) -> None:
-    """Check what a vector environment says of itself, before anything is run.
-
-    Raises:
-        EnvError: Its observations cannot be read, or it begins new episodes by itself.
-    """
-    mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
-    if str(getattr(mode, "name", mode)) in RESETS_BY_ITSELF:
-        raise EnvError(
-            f"The vector environment of {task!r} begins new episodes by itself (autoreset mode "
-            f"{getattr(mode, 'name', mode)}), so an episode's last observation and success are "
-            "lost",
-            remedy="Let it stand still after an episode, with "
-            'metadata["autoreset_mode"] = AutoresetMode.DISABLED.',
-        )
-    space = env.single_observation_space
-    pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else None
-    if not isinstance(space, spaces.Dict) or not isinstance(pixels, spaces.Dict | None):
-        raise EnvError(
-            f"The vector environment of {task!r} gives {shown(str(space))}",
-            allowed='a Dict {"pixels": Dict of cameras, "agent_pos": Box}',
-        )
-    for name, image in (pixels.spaces if pixels is not None else {}).items():
-        if image.dtype != np.uint8:
-            raise EnvError(
-                f"The vector environment of {task!r} gives the picture {name!r} as {image.dtype}",
-                allowed="uint8 [height, width, 3] for each sub-environment",
-            )
-
-
 def _is_flag(value: Any) -> bool:
-    """Tell whether a value is a bool, or a number that stands for one."""
+    """Return whether a value is a bool, or a number that stands for one."""
     array = np.asarray(value)
     return array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1)
 
 
 def _leaves(
-    space: Any, path: tuple[str, ...] = ()
+    space: spaces.Space[Any], path: tuple[str, ...] = ()
 ) -> list[tuple[tuple[str, ...], spaces.Space[Any]]]:
     """Return the arrays that a space of observations consists of, by their keys."""
     if isinstance(space, spaces.Dict):

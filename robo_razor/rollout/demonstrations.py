@@ -1,7 +1,7 @@
 """Demonstrations: made by a scripted expert or a policy, kept as LeRobotDataset v3 or in RAM.
 
 Demonstrations have one frame per control step: observation, the action executed there, reward.
-`lerobot_dataset` reads and writes them.
+`dataset` reads and writes them.
 
 Axis letters as in `types`: E episodes, F frames, H chunk, A action dimensions, S state.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -22,29 +22,37 @@ from rich.console import Console
 
 from robo_razor.core.errors import DemonstrationError
 from robo_razor.core.files import check_writable
-from robo_razor.core.machine import available_bytes, local_processes
+from robo_razor.core.machine import local_processes, resolve_device
+from robo_razor.core.plain_text import skill_name
 from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.seeding import derive
-from robo_razor.core.settings.config import POLICY_PREFIX, CollectConfig, FinetuneConfig
-from robo_razor.core.types import DemonstrationSet, EpisodeBatch, make_rows
+from robo_razor.core.settings.config import POLICY_PREFIX, CollectConfig, EnvConfig
+from robo_razor.core.types import DemonstrationSet, make_rows
 from robo_razor.policies.inputs import STATE, camera_name, image_key
+from robo_razor.policies.load import load_policy
+from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import (
     Actor,
-    Decision,
     ExpertActor,
+    GaussianNoise,
+    Mode,
     NoisyActor,
     OpenLoopActor,
     PolicyActor,
-    Request,
 )
 from robo_razor.rollout.dataset.dataset import create_dataset, load_demonstrations, write_episodes
+from robo_razor.rollout.dataset.memory import require_memory
 from robo_razor.rollout.dataset.metadata import describe
 from robo_razor.rollout.dataset.tables import listed
-from robo_razor.rollout.environments import make_env, named_tasks, skill_name
-from robo_razor.rollout.episodes import LandmarkWatch, StepOutcome, episode_bar, run_actor
+from robo_razor.rollout.environments import make_env, named_tasks
+from robo_razor.rollout.episodes import episode_bar, run_actor
+from robo_razor.rollout.groups import VectorEnv
+from robo_razor.rollout.recorders import Recorder, StepOutcome
 
 logger = logging.getLogger(__name__)
 
+EXPERT = "expert"
+"""Name of the scripted expert where a policy can be named, too."""
 MAX_ATTEMPTS = 20
 """Episodes tried per episode asked for, before collecting gives up."""
 MAX_EPISODES_AT_ONCE = 500
@@ -53,8 +61,6 @@ CHECK_EVERY_BYTES = 16 << 20
 """After so many bytes of new pictures it is looked whether those to come fit in memory."""
 FIRST_SEEDS = 900_000
 """Start states of demonstrations begin below this, which leaves room before the held-out ones."""
-
-
 ACTION_TOLERANCE = 0.01
 """Share of half its range by which an action may lie outside of it."""
 RATE_TOLERANCE = 0.01
@@ -64,74 +70,35 @@ RATE_TOLERANCE = 0.01
 # --- Making demonstrations ------------------------------------------------------------------------
 
 
-@dataclass
-class _Frames:
-    """One episode as it grows."""
-
-    images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict)
-    state: list[NDArray[np.float32]] = field(default_factory=list)
-    actions: list[NDArray[np.float32]] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    success: list[bool] = field(default_factory=list)
-    landmarks: list[Any] = field(default_factory=list)
-    present: list[Any] = field(default_factory=list)
-    instruction: str = ""
-
-    @property
-    def picture_bytes(self) -> int:
-        return sum(image.nbytes for images in self.images.values() for image in images)
-
-
-class _FrameRecorder:
-    """Gathers the frames of every episode (an observer of `run_actor`).
+class _DemonstrationRecorder(Recorder):
+    """Keeps every frame, and checks while it does whether those to come fit in memory.
 
     Args:
-        wanted: How many successful ones are joined at the end, which has their pictures twice.
-        kept: Successful ones of earlier recorders.
+        wanted: How many successful episodes are joined at the end, which has their pictures twice.
+        earlier: Successful ones of earlier recorders.
     """
 
-    def __init__(self, wanted: int, kept: Sequence[_Frames] = ()) -> None:
-        self.episodes: dict[int, _Frames] = {}
-        self.landmarks = LandmarkWatch()
-        self.wanted, self.kept = wanted, kept
-        self.taken_bytes = 0
-        self.next_check = 0
+    def __init__(self, wanted: int, earlier: Sequence[DemonstrationSet] = ()) -> None:
+        super().__init__(observations=True, landmarks=True)
+        self.wanted = wanted
+        self._earlier_episodes = sum(part.num_episodes for part in earlier)
+        self._earlier_bytes = sum(_picture_bytes(part.images) for part in earlier)
+        self._episode_bytes: dict[int, int] = {}
+        self._succeeded: set[int] = set()
+        self._taken_bytes = self._next_check = 0
 
-    def on_start(
-        self,
-        env: Any,
-        env_ids: NDArray[np.int64],
-        episodes: NDArray[np.int64],
-        instructions: Sequence[str],
-        infos: dict[str, Any],
-    ) -> None:
-        self.landmarks.see(env_ids, infos)
-        for episode, words in zip(episodes, instructions, strict=True):
-            self.episodes[int(episode)] = _Frames(instruction=words)
-
-    def on_step(
-        self,
-        request: Request,
-        episodes: NDArray[np.int64],
-        decision: Decision,
-        outcome: StepOutcome,
-    ) -> None:
-        labels = decision.actions if decision.label is None else decision.label
-        for row, episode in enumerate(episodes):
-            frames = self.episodes[int(episode)]
-            for name, images in request.observation["pixels"].items():
-                frames.images.setdefault(name, []).append(images[row].copy())
-            frames.state.append(request.observation["agent_pos"][row])
-            frames.actions.append(labels[row, 0])
-            frames.rewards.append(float(outcome.rewards[row]))
-            frames.success.append(bool(outcome.success[row]))
-            if (seen := self.landmarks.of(request.env_ids[row])) is not None:
-                frames.landmarks.append(seen[0])
-                frames.present.append(seen[1])
-        self.landmarks.see(request.env_ids, outcome.infos)
-        self.taken_bytes += sum(images.nbytes for images in request.observation["pixels"].values())
-        if self.taken_bytes >= self.next_check:
-            self.next_check = self.taken_bytes + CHECK_EVERY_BYTES
+    def on_step(self, outcome: StepOutcome) -> None:
+        """Keep one frame of each episode."""
+        super().on_step(outcome)
+        size = _picture_bytes(outcome.request.observation["pixels"])
+        for episode, success in zip(outcome.episodes.tolist(), outcome.success, strict=True):
+            before = self._episode_bytes.get(episode, 0)
+            self._episode_bytes[episode] = before + size // len(outcome.episodes)
+            if success:
+                self._succeeded.add(episode)
+        self._taken_bytes += size
+        if self._taken_bytes >= self._next_check:
+            self._next_check = self._taken_bytes + CHECK_EVERY_BYTES
             self._check_memory()
 
     def _check_memory(self) -> None:
@@ -142,26 +109,73 @@ class _FrameRecorder:
         Raises:
             DemonstrationError: They do not.
         """
-        available = available_bytes()
-        done = [*self.kept, *(e for e in self.episodes.values() if e.success[-1:] == [True])]
-        if available is None or not done:
+        done = self._earlier_episodes + len(self._succeeded)
+        if not done:
             return
         processes = local_processes()  # each has its own demonstrations
-        held = processes * sum(frames.picture_bytes for frames in done)
-        each = 2 * held / len(done)
-        if self.wanted * each - held <= available:
-            return
-        raise DemonstrationError(
-            f"{self.wanted} demonstrations do not fit in memory: by the {len(done)} so far their "
-            f"pictures take {(self.wanted * each - held) / 2**30:.1f} GiB more, and "
-            f"{available / 2**30:.1f} GiB are free",
-            remedy="Ask for fewer (`--bc.episodes`, of `collect` `--episodes`): at most "
-            f"{int((available + held) / each)} fit.",
+        held = self._earlier_bytes + sum(self._episode_bytes[e] for e in self._succeeded)
+        held *= processes
+        each = 2 * held / done
+        require_memory(
+            self.wanted * each - held,
+            lambda size: (
+                f"{self.wanted} demonstrations do not fit in memory: by the {done} so far their "
+                f"pictures take {size} more"
+            ),
+            lambda available: (
+                "Ask for fewer (`--bc.episodes`, of `collect` `--episodes`): at most "
+                f"{int((available + held) / each)} fit."
+            ),
+        )
+
+    def demonstrations(self, episodes: NDArray[np.int64], fps: float) -> DemonstrationSet:
+        """Return the frames of some episodes, in the order of their rows."""
+        owner = np.concatenate(self.episodes)
+        order = self.order[np.isin(owner[self.order], episodes)]
+        lengths = np.bincount(owner[order], minlength=int(owner.max()) + 1)[episodes]
+        actions = [(d.actions if d.label is None else d.label)[:, 0] for d in self.decisions]
+        landmarks = [part for part in self.landmarks if part is not None]
+        whole = len(landmarks) == len(self.landmarks)
+
+        def ordered(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+            return _rows_of(parts, order).astype(dtype, copy=False)
+
+        return DemonstrationSet(
+            images={
+                name: ordered([seen["pixels"][name] for seen in self.observations], np.uint8)
+                for name in self.observations[0]["pixels"]
+            },
+            state=ordered([seen["agent_pos"] for seen in self.observations], np.float32),
+            actions=ordered(actions, np.float32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            instructions=tuple(self.instructions[int(e)] for e in episodes),
+            fps=fps,
+            rewards=ordered(self.rewards, np.float32),
+            success=ordered(self.success, np.bool_),
+            landmarks=ordered([x for x, _ in landmarks], np.float32) if whole else None,
+            landmarks_present=ordered([x for _, x in landmarks], np.bool_) if whole else None,
         )
 
 
+def _picture_bytes(images: Mapping[str, NDArray[np.uint8]]) -> int:
+    return sum(pictures.nbytes for pictures in images.values())
+
+
+def _rows_of(parts: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[Any]:
+    """Return some rows of joined arrays, without joining them: pictures are large."""
+    place = np.full(sum(map(len, parts)), -1, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    rows = np.empty((len(order), *parts[0].shape[1:]), parts[0].dtype)
+    start = 0
+    for part in parts:
+        to = place[start : start + len(part)]
+        rows[to[to >= 0]] = part[to >= 0]
+        start += len(part)
+    return rows
+
+
 def collect_demonstrations(
-    env: Any,
+    env: VectorEnv,
     actor: Actor,
     task: str,
     episodes: int,
@@ -177,186 +191,191 @@ def collect_demonstrations(
         task: Gymnasium id.
         episodes: Successful episodes wanted.
         first_seed: Seed of the first start state; the next ones follow.
-        console: Where progress is shown.
+        console: Where progress is shown; None: nowhere.
 
     Raises:
         DemonstrationError: Too few episodes succeed, or one holds numbers that are not finite.
     """
-    kept: list[_Frames] = []
-    tried = 0
-    while len(kept) < episodes:
-        missing = episodes - len(kept)
-        rate = (len(kept) + 1) / (tried + 1)
+    parts: list[DemonstrationSet] = []
+    succeeded = tried = 0
+    fps = control_rate(env) or 10
+    name = skill_name(task)
+    while succeeded < episodes:
+        missing = episodes - succeeded
+        rate = (succeeded + 1) / (tried + 1)
         if tried >= MAX_ATTEMPTS * episodes + 10:
             raise DemonstrationError(
-                f"Only {len(kept)} of {tried} episodes on {task!r} succeeded, {episodes} were "
+                f"Only {succeeded} of {tried} episodes on {task!r} succeeded, {episodes} were "
                 "asked for",
                 remedy="Ask for fewer, or let a better policy or the expert demonstrate.",
             )
         number = min(MAX_EPISODES_AT_ONCE, math.ceil(1.05 * missing / rate))
         rows = make_rows(task, range(first_seed + tried, first_seed + tried + number))
-        recorder = _FrameRecorder(episodes, kept)
-        with episode_bar(console or Console(), f"demonstrations of {skill_name(task)}") as progress:
+        recorder = _DemonstrationRecorder(episodes, parts)
+        with episode_bar(console, f"demonstrations of {name}") as progress:
             batch = run_actor(env, actor, rows, progress=progress, observer=recorder)
-        kept += _successful(batch, recorder)[:missing]
+        if (good := np.flatnonzero(batch.success)[:missing]).size:
+            parts.append(recorder.demonstrations(good, fps))
+        del recorder  # with the pictures of the failures
+        succeeded += good.size
         tried += number
-    found = join_frames(kept, fps=control_rate(env) or 10)
-    check_finite(found, f"demonstrations of {skill_name(task)}")
-    return found
+    demonstrations = _joined(parts)
+    check_finite(demonstrations, f"demonstrations of {name}")
+    return demonstrations
 
 
-def _successful(batch: EpisodeBatch, recorder: _FrameRecorder) -> list[_Frames]:
-    return [recorder.episodes[int(e)] for e in np.flatnonzero(batch.success)]
+def _joined(parts: Sequence[DemonstrationSet]) -> DemonstrationSet:
+    """Put demonstrations of the same task behind one another."""
+    if len(parts) == 1:
+        return parts[0]
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    whole = all(part.landmarks is not None for part in parts)
 
-
-def join_frames(episodes: Sequence[_Frames], fps: float) -> DemonstrationSet:
-    """Join episodes into arrays."""
-    lengths = [len(frames.actions) for frames in episodes]
-    has_landmarks = all(frames.landmarks for frames in episodes)
-
-    def joined(name: str) -> Any:
-        return np.concatenate([np.stack(getattr(frames, name)) for frames in episodes])
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
 
     return DemonstrationSet(
         images={
-            name: np.stack([image for frames in episodes for image in frames.images[name]])
-            for name in episodes[0].images
+            name: np.concatenate([part.images[name] for part in parts]) for name in parts[0].images
         },
-        state=joined("state").astype(np.float32),
-        actions=joined("actions").astype(np.float32),
+        state=joined("state"),
+        actions=joined("actions"),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        instructions=tuple(frames.instruction for frames in episodes),
-        fps=fps,
-        rewards=np.concatenate([np.array(f.rewards, dtype=np.float32) for f in episodes]),
-        success=np.concatenate([np.asarray(frames.success) for frames in episodes]),
-        landmarks=joined("landmarks").astype(np.float32) if has_landmarks else None,
-        landmarks_present=joined("present").astype(bool) if has_landmarks else None,
+        instructions=tuple(text for part in parts for text in part.instructions),
+        fps=parts[0].fps,
+        rewards=joined("rewards"),
+        success=joined("success"),
+        landmarks=joined("landmarks") if whole else None,
+        landmarks_present=joined("landmarks_present") if whole else None,
     )
 
 
-class DemonstrationSource(Protocol):
-    """The settings of a method that say where its demonstrations come from."""
+# --- Those that a run learns from -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DemonstrationSource:
+    """What is demonstrated, and by whom.
+
+    Attributes:
+        source: `expert`: the task's scripted expert; `policy:NAME`: the successes of a policy that
+            samples its actions; else the directory of a data set.
+        episodes: How many; of a data set at most so many.
+        task: Gymnasium id.
+        env: How its environment is made.
+        seed: Decides the start states and the sampled actions.
+        style: The expert's.
+        noise: Standard deviation of the noise on what an expert executes, in the action's units.
+        temperature: Softmax temperature of a policy that demonstrates.
+        device: Where such a policy runs.
+        rename: Its rename map, see `Policy.rename`.
+    """
+
+    source: str
+    episodes: int
+    task: str
+    env: EnvConfig
+    seed: int = 0
+    style: str = "b"
+    noise: float = 0.0
+    temperature: float = 1.0
+    device: str = "auto"
+    rename: str = ""
 
     @property
-    def demonstrations(self) -> str:
-        """Return `expert`, `policy:NAME`, or a dataset's directory."""
-
-    @property
-    def episodes(self) -> int:
-        """Return how many of them are used."""
-
-    @property
-    def style(self) -> str:
-        """Return the scripted expert's style."""
-
-    @property
-    def noise(self) -> float:
-        """Return the noise on what the expert executes, in action units."""
-
-    @property
-    def temperature(self) -> float:
-        """Return the temperature of a policy that demonstrates."""
-
-
-def _source(config: FinetuneConfig) -> DemonstrationSource:
-    """Return where the demonstrations of a run come from: its method says it."""
-    return cast("DemonstrationSource", config.method)
+    def is_dataset(self) -> bool:
+        """Return whether the demonstrations are on disk."""
+        return self.source != EXPERT and not self.source.startswith(POLICY_PREFIX)
 
 
 def demonstrations_for(
-    config: FinetuneConfig, policy: Any, console: Console | None = None, env: Any = None
+    source: DemonstrationSource,
+    policy: Policy,
+    console: Console | None = None,
+    env: VectorEnv | None = None,
 ) -> DemonstrationSet:
-    """Return the demonstrations that `bc.demonstrations` means.
-
-    `expert`: the task's scripted expert; `policy:NAME`: the successes of a policy that samples its
-    actions, from itself (the base) or another run's; else a dataset's directory.
+    """Return demonstrations that a policy can learn from.
 
     Args:
-        config: Settings of a run with `method: bc`.
-        policy: `Policy` whose inputs and actions the demonstrations must fit.
-        console: Where progress is shown.
+        source: Which.
+        policy: The policy whose inputs and actions the demonstrations must fit.
+        console: Where progress is shown; None: nowhere.
         env: The environment that the policy will act in; a data set that was recorded at another
             rate, or with actions that it does not take, is warned of. None: nothing is said.
 
     Raises:
         DemonstrationError: There are none, or they do not fit the policy.
     """
-    bc = _source(config)
-    if bc.demonstrations != "expert" and not bc.demonstrations.startswith(POLICY_PREFIX):
-        demonstrations = _of_dataset(config, policy)
+    if source.is_dataset:
+        demonstrations = _of_dataset(source, policy)
         if env is not None:
-            _warn_of_env(demonstrations, env, bc.demonstrations)
+            _warn_of_env(demonstrations, env, source.source)
         return demonstrations
-    actor, stride = _demonstrator(config)
+    actor, stride = _demonstrator(source)
     shape = policy.wanted_image_shape
-    env = make_env(config.task, config.env, chunk_size=1, image_shape=shape)
+    played_in = make_env(source.task, source.env, chunk_size=1, image_shape=shape)
     try:
-        found = collect_demonstrations(
-            env,
+        demonstrations = collect_demonstrations(
+            played_in,
             actor,
-            config.task,
-            bc.episodes,
-            first_seed=derive(config.seed, "demonstrations") % FIRST_SEEDS,
+            source.task,
+            source.episodes,
+            first_seed=derive(source.seed, "demonstrations") % FIRST_SEEDS,
             console=console,
         )
     finally:
-        env.close()
-    check_actions(found, policy, bc.demonstrations)
+        played_in.close()
+    check_actions(demonstrations, policy, source.source)
     # A dataset would not have landmarks either: demonstrations are observations and actions.
-    return replace(found, landmarks=None, landmarks_present=None, decision_stride=stride)
+    return replace(demonstrations, landmarks=None, landmarks_present=None, decision_stride=stride)
 
 
-def _demonstrator(config: FinetuneConfig) -> tuple[Actor, int]:
+def _demonstrator(source: DemonstrationSource) -> tuple[Actor, int]:
     """Return who demonstrates and how many control steps one decision of theirs lasts."""
-    from robo_razor.core.machine import resolve_device
-    from robo_razor.policies.load import load_policy
-
-    bc = _source(config)
-    if bc.demonstrations == "expert":
-        expert: Actor = ExpertActor(bc.style)
+    if source.source == EXPERT:
+        expert: Actor = ExpertActor(source.style)
         # Reactive: every control step is a decision.
-        return (NoisyActor(expert, bc.noise) if bc.noise else expert), 1
-    name = bc.demonstrations.removeprefix(POLICY_PREFIX)
-    demonstrator = load_policy(name, resolve_device(config.device))
-    demonstrator.rename(config.rename)
+        return (NoisyActor(expert, GaussianNoise(source.noise)) if source.noise else expert), 1
+    name = source.source.removeprefix(POLICY_PREFIX)
+    demonstrator = load_policy(name, resolve_device(source.device))
+    demonstrator.rename(source.rename)
     if not demonstrator.has_density:
         raise DemonstrationError(
             f"The policy {name!r} of `bc.demonstrations` has no action density to sample from",
             remedy="Write its episodes with `robo-razor collect --policy` and name that directory.",
         )
-    demonstrator.temperature = bc.temperature
-    seed = derive(config.seed, "demonstration actions")
+    demonstrator.temperature = source.temperature
+    seed = derive(source.seed, "demonstration actions")
     actor = PolicyActor(demonstrator, "sample", sampling_seed=seed)
     return OpenLoopActor(actor, demonstrator.chunk_size), demonstrator.chunk_size
 
 
-def _of_dataset(config: FinetuneConfig, policy: Any) -> DemonstrationSet:
+def _of_dataset(source: DemonstrationSource, policy: Policy) -> DemonstrationSet:
     """Return the demonstrations of a data set; what does not fit is refused before it is decoded.
 
     Raises:
         DemonstrationError: There are none, or they do not fit the policy.
     """
-    bc = _source(config)
-    source = bc.demonstrations
+    name = source.source
     states = policy.sources.candidates(STATE)
-    said = describe(source, states)
+    said = describe(name, states)
     wanted = policy.wanted_image_shape
     shapes = {camera_name(camera.key): wanted or camera.shape for camera in said.cameras}
     state = said.widths[said.state] if said.state else 0
-    _check_shapes(shapes, state, said.widths["action"], policy, source, said.columns)
+    _check_shapes(shapes, state, said.widths["action"], policy, name, said.columns)
     demonstrations = load_demonstrations(
-        source,
-        max_episodes=bc.episodes,
+        name,
+        max_episodes=source.episodes,
         image_shape=wanted,
         state_keys=states,
         cameras={policy.sources.camera(key, shapes) for key in policy.sources.image_keys},
     )
-    check_fit(demonstrations, policy, source)
-    check_actions(demonstrations, policy, source)
+    check_fit(demonstrations, policy, name)
+    check_actions(demonstrations, policy, name)
     return demonstrations
 
 
-def check_fit(demonstrations: DemonstrationSet, policy: Any, source: str) -> None:
+def check_fit(demonstrations: DemonstrationSet, policy: Policy, source: str) -> None:
     """Check that demonstrations have the policy's cameras, state and actions.
 
     Raises:
@@ -371,14 +390,14 @@ def _check_shapes(
     shapes: Mapping[str, tuple[int, ...]],
     state: int,
     actions: int,
-    policy: Any,
+    policy: Policy,
     source: str,
     columns: Sequence[str] = (),
 ) -> None:
     shape = policy.wanted_image_shape
     seen = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
     fits = (
-        all(found is not None and shape in (None, found) for found in seen)
+        all(size is not None and shape in (None, size) for size in seen)
         and policy.state_dim in (0, state)
         and actions == policy.action_dim
     )
@@ -419,7 +438,7 @@ def check_finite(demonstrations: DemonstrationSet, source: str) -> None:
             )
 
 
-def check_actions(demonstrations: DemonstrationSet, policy: Any, source: str) -> None:
+def check_actions(demonstrations: DemonstrationSet, policy: Policy, source: str) -> None:
     """Check that a policy with action tokens can express the actions that it is to clone.
 
     Raises:
@@ -452,7 +471,7 @@ def _outside(demonstrations: DemonstrationSet, low: Any, high: Any) -> list[str]
     ]
 
 
-def control_rate(env: Any) -> float | None:
+def control_rate(env: VectorEnv) -> float | None:
     """Return an environment's control steps per second, None where it does not say."""
     rate = env.metadata.get("render_fps")
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number):
@@ -462,7 +481,7 @@ def control_rate(env: Any) -> float | None:
     return int(rate) if rate == int(rate) else float(rate)
 
 
-def _warn_of_env(demonstrations: DemonstrationSet, env: Any, source: str) -> None:
+def _warn_of_env(demonstrations: DemonstrationSet, env: VectorEnv, source: str) -> None:
     """Warn of demonstrations at another rate than the environment's, or of actions outside."""
     rate, fps = control_rate(env), demonstrations.fps
     if rate is not None and abs(fps / rate - 1) > RATE_TOLERANCE:
@@ -493,7 +512,7 @@ def _warn_of_env(demonstrations: DemonstrationSet, env: Any, source: str) -> Non
 
 
 def write_demonstrations(
-    env: Any,
+    env: VectorEnv,
     actor: Actor,
     episodes: Mapping[str, int],
     directory: Path,
@@ -509,7 +528,7 @@ def write_demonstrations(
         episodes: Gymnasium id -> successful episodes wanted, at least one task.
         directory: Where; must not exist.
         first_seed: Seed of every task's first start state; the next ones follow.
-        console: Where progress is shown.
+        console: Where progress is shown; None: nowhere.
 
     Raises:
         DemonstrationError: Too few episodes succeed.
@@ -517,11 +536,11 @@ def write_demonstrations(
     writer = None
     try:
         for task, number in episodes.items():
-            found = collect_demonstrations(
+            demonstrations = collect_demonstrations(
                 env, actor, task, number, first_seed=first_seed, console=console
             )
-            writer = writer or create_dataset(directory, found)
-            write_episodes(writer, found)
+            writer = writer or create_dataset(directory, demonstrations)
+            write_episodes(writer, demonstrations)
     except BaseException:
         if writer is not None:
             logger.warning("%s is readable, but holds the first tasks' episodes only", directory)
@@ -531,30 +550,41 @@ def write_demonstrations(
             writer.finalize()  # without it, what was written could not be read
 
 
-def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
+@dataclass(frozen=True)
+class Collected:
+    """A data set that was written.
+
+    Attributes:
+        directory: Where.
+        tasks: Skill name -> task id of what was demonstrated.
+        episodes: Successful episodes, of all tasks together.
+    """
+
+    directory: Path
+    tasks: Mapping[str, str]
+    episodes: int
+
+
+def collect(config: CollectConfig, console: Console | None = None) -> Collected:
     """Collect demonstrations as the settings say and write them as a LeRobotDataset v3.
 
     Args:
         config: Settings of `robo-razor collect`.
-        console: Where progress is shown; default: standard output.
-
-    Returns:
-        The dataset's directory.
+        console: Where progress is shown; None: nowhere.
 
     Raises:
         RoboRazorError: Unknown task or policy, output in use, or too few successes.
     """
-    console = console or Console()
     tasks = named_tasks(config.task, config.env.env_packages)
     out = Path(config.out)
     refuse_used_directory(out)
     check_writable(out, "out", directory=True)
     actor: Actor = ExpertActor(config.style)
     policy = None
-    if config.policy != "expert":
+    if config.policy != EXPERT:
         policy, actor = _policy_actor(config)
     if config.noise > 0.0:
-        actor = NoisyActor(actor, config.noise)
+        actor = NoisyActor(actor, GaussianNoise(config.noise))
     env = make_env(
         next(iter(tasks.values())),
         config.env,
@@ -569,20 +599,12 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
         write_demonstrations(env, actor, numbers, out, first_seed=config.seed, console=console)
     finally:
         env.close()
-    console.print(
-        f"{config.episodes * len(tasks)} episodes of {', '.join(tasks)} in {out}",
-        highlight=False,
-        markup=False,
-    )
-    return out
+    return Collected(out, tasks, config.episodes * len(tasks))
 
 
-def _policy_actor(config: CollectConfig) -> tuple[Any, Actor]:
-    from robo_razor.core.machine import resolve_device
-    from robo_razor.policies.load import load_policy
-
+def _policy_actor(config: CollectConfig) -> tuple[Policy, Actor]:
     policy = load_policy(config.policy, resolve_device(config.device))
     policy.rename(config.rename)
-    mode = "sample" if policy.has_density else "greedy"
-    actor = PolicyActor(policy, mode, sampling_seed=config.seed)  # type: ignore[arg-type]
+    mode: Mode = "sample" if policy.has_density else "greedy"
+    actor = PolicyActor(policy, mode, sampling_seed=config.seed)
     return policy, OpenLoopActor(actor, policy.chunk_size)

@@ -1,70 +1,46 @@
-"""Make vector environments by Gymnasium id, and drive them in groups.
+"""Make vector environments by Gymnasium id, and find the ids that a setting means.
 
-The toolkit asks a vector environment for four things beyond `gymnasium.vector.VectorEnv`: a chunk
-of actions per step, resets of single sub-environments, a task and an instruction for each of them,
-and a final observation that is not replaced (autoreset disabled). Environments registered with a
-`vector_entry_point` bring that themselves, `lerobot:TYPE/TASK` gets it from `lerobot_tasks`, and
-any other id runs in the same kind of workers. Tasks of unlike origin are joined by `mixed_env`.
-Whatever the kind, what passes is checked by `boundary`.
+`groups.VectorEnv` is what they give. Environments registered with a `vector_entry_point` bring that
+themselves, `lerobot:TYPE/TASK` gets it from `lerobot`, and any other id runs in the same kind of
+workers. Tasks of unlike origin are joined by `mixed`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import logging
 import math
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from numpy.typing import NDArray
 
-from robo_razor.core.errors import (
-    EnvError,
-    RoboRazorError,
-    UnknownNameError,
-    did_you_mean,
-    shown,
-    unknown_name,
-)
+from robo_razor.core.errors import EnvError, UnknownNameError, shown, unknown_name
 from robo_razor.core.machine import check_descriptors
+from robo_razor.core.plain_text import skill_name
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.types import Observation
-from robo_razor.rollout.boundary import Boundary, check_vector_env
+from robo_razor.rollout.faults import check_gl_setting, gl_trouble, worker_errors
+from robo_razor.rollout.groups import GroupDriver, VectorEnv, map_arrays
 from robo_razor.rollout.lerobot import (
     environment_type,
     is_lerobot_task,
     make_lerobot_env,
     register_lerobot_task,
 )
+from robo_razor.rollout.mixed import MixedVectorEnv
 
 logger = logging.getLogger(__name__)
 
 OWN_VECTOR_ENV = "gym_razor.adapters.registered:make_registered_vector_env"
 """Makes vector environments of ids without one of their own."""
 
-GL_NAMES = ("egl", "osmesa", "glfw")
-"""What `MUJOCO_GL` can be on Linux."""
-GL_WORDS = {*GL_NAMES, "", "glx", "wgl", "cgl", "enable", "enabled", "on", "true", "1"} | {
-    *("disable", "disabled", "off", "false", "0"),
-}
-"""All that MuJoCo takes."""
-GL_SIGNS = re.compile(r"glGetError|MUJOCO_GL|GLContext|\bEGL\b|\begl[A-Z]|OSMesa|GLFWError")
-
-StepResult = tuple[
-    NDArray[np.int64],
-    Observation,
-    NDArray[np.float64],
-    NDArray[np.bool_],
-    NDArray[np.bool_],
-    dict[str, Any],
-]
+RESETS_BY_ITSELF = ("NEXT_STEP", "SAME_STEP")
+"""Autoreset modes in which an episode's last observation is lost."""
 
 
 def import_env_packages(names: Sequence[str]) -> None:
@@ -93,7 +69,7 @@ def import_env_packages(names: Sequence[str]) -> None:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Check that every task is a registered Gymnasium id, or one environment of LeRobot's.
+    """Check that every task is a registered Gymnasium id, or one of LeRobot's environments.
 
     Raises:
         UnknownNameError: If one is not; lists the ids of its namespace and suggests one.
@@ -101,10 +77,10 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """
     for task in tasks:
         if is_lerobot_task(task):
-            if task not in (found := register_lerobot_task(task)):
+            if task not in (names := register_lerobot_task(task)):
                 raise EnvError(
-                    f"{task!r} stands for {len(found)} tasks, and one is needed here",
-                    allowed=", ".join(found),
+                    f"{task!r} stands for {len(names)} tasks, and one is needed here",
+                    allowed=", ".join(names),
                 )
         elif task not in gym.registry:
             raise _unknown_task(task, [name for name in gym.registry if "/" in name])
@@ -178,8 +154,8 @@ def task_id(name: str, packages: Sequence[str]) -> str:
     import_env_packages(packages)
     if name in gym.registry:
         return name
-    found = [task for task in gym.registry if skill_name(task) == name]
-    return next((task for task in found if _is_of(gym.registry[task], packages)), name)
+    matching = [task for task in gym.registry if skill_name(task) == name]
+    return next((task for task in matching if _is_of(gym.registry[task], packages)), name)
 
 
 def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
@@ -202,13 +178,6 @@ def time_limit(task: str) -> float:
     return math.inf if spec is None or not spec.max_episode_steps else spec.max_episode_steps
 
 
-def skill_name(task: str) -> str:
-    """Return the short name of a task id: `LiftCube` for `gym_razor/LiftCube-v0`."""
-    name = task.split("/")[-1]
-    stem, _, version = name.rpartition("-v")
-    return stem if stem and version.isdigit() else name
-
-
 def make_env(
     task: str,
     config: EnvConfig,
@@ -217,7 +186,7 @@ def make_env(
     tasks: Sequence[str] = (),
     image_shape: tuple[int, int] | None = None,
     **kwargs: Any,
-) -> Any:
+) -> VectorEnv:
     """Make a vector environment that executes action chunks.
 
     Args:
@@ -225,7 +194,7 @@ def make_env(
         config: Number of environments and workers, image size, reward.
         chunk_size: Control steps per decision, H.
         tasks: Further tasks that it must be able to switch to.
-        image_shape: Height and width of the images that the policy wants; environments of LeRobot's
+        image_shape: Height and width of the images that the policy wants; LeRobot's environments
             are scaled to it, all others render `config.image_size`.
         **kwargs: Passed to the environment.
 
@@ -242,7 +211,7 @@ def make_env(
     for name in needed:
         with worker_errors(f"The environment {name!r} cannot be made"):
             families.setdefault(_family(name), []).append(name)
-    parts: list[tuple[list[str], Any]] = []
+    parts: list[tuple[list[str], VectorEnv]] = []
     try:
         for names in families.values():
             with worker_errors(f"The environment {names[0]!r} cannot be made"):
@@ -251,8 +220,6 @@ def make_env(
             _try_tasks(names, parts[-1][1])
         if len(parts) == 1:
             return parts[0][1]
-        from robo_razor.rollout.mixed import MixedVectorEnv
-
         return MixedVectorEnv(parts)
     except BaseException:
         for _, env in parts:
@@ -276,7 +243,7 @@ def _make_family(
     chunk_size: int,
     image_shape: tuple[int, int] | None,
     kwargs: dict[str, Any],
-) -> Any:
+) -> VectorEnv:
     """Make the vector environment of tasks of one family."""
     task = tasks[0]
     if is_lerobot_task(task):
@@ -289,7 +256,7 @@ def _make_family(
     num_workers = min(config.num_workers, config.num_envs)
     if not _steps_chunks(task):
         make: Any = load_env_creator(OWN_VECTOR_ENV)
-        return make(
+        own: VectorEnv = make(
             tasks,
             config.num_envs,
             chunk_size=chunk_size,
@@ -297,7 +264,8 @@ def _make_family(
             max_episode_steps=config.max_episode_steps,
             arguments=kwargs,
         )
-    return gym.make_vec(
+        return own
+    env: Any = gym.make_vec(
         task,
         num_envs=config.num_envs,
         vectorization_mode="vector_entry_point",
@@ -306,9 +274,41 @@ def _make_family(
         image_size=config.image_size,
         **kwargs,
     )
+    made: VectorEnv = env
+    return made
 
 
-def _try_tasks(tasks: Sequence[str], env: Any) -> None:
+def check_vector_env(task: str, env: VectorEnv) -> None:
+    """Check what a vector environment says of itself, before anything is run.
+
+    Raises:
+        EnvError: Its observations cannot be read, or it begins new episodes by itself.
+    """
+    mode = (env.metadata or {}).get("autoreset_mode")
+    if str(getattr(mode, "name", mode)) in RESETS_BY_ITSELF:
+        raise EnvError(
+            f"The vector environment of {task!r} begins new episodes by itself (autoreset mode "
+            f"{getattr(mode, 'name', mode)}), so an episode's last observation and success are "
+            "lost",
+            remedy="Let it stand still after an episode, with "
+            'metadata["autoreset_mode"] = AutoresetMode.DISABLED.',
+        )
+    space = env.single_observation_space
+    pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else None
+    if not isinstance(space, spaces.Dict) or not isinstance(pixels, spaces.Dict | None):
+        raise EnvError(
+            f"The vector environment of {task!r} gives {shown(str(space))}",
+            allowed='a Dict {"pixels": Dict of cameras, "agent_pos": Box}',
+        )
+    for name, image in (pixels.spaces if pixels is not None else {}).items():
+        if image.dtype != np.uint8:
+            raise EnvError(
+                f"The vector environment of {task!r} gives the picture {name!r} as {image.dtype}",
+                allowed="uint8 [height, width, 3] for each sub-environment",
+            )
+
+
+def _try_tasks(tasks: Sequence[str], env: VectorEnv) -> None:
     """Begin each task, so that what cannot be used shows before any work; warn of ignored seeds.
 
     Environments whose maker promises `pure_starts` need it not: their start states are functions of
@@ -319,7 +319,7 @@ def _try_tasks(tasks: Sequence[str], env: Any) -> None:
     for task in reversed(tasks):  # the first one last: that is the one they are to be left with
         if trouble := seed_trouble(env, task):
             logger.warning("%s %s", task, trouble)
-        if _family(task) == OWN_VECTOR_ENV and not env.call("tells_limit")[0]:
+        if _family(task) == OWN_VECTOR_ENV and not _tells_limit(env):
             logger.warning(
                 "The environment %r tells no time limit. Where it has none, an episode that fails "
                 "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",
@@ -327,7 +327,12 @@ def _try_tasks(tasks: Sequence[str], env: Any) -> None:
             )
 
 
-def seed_trouble(env: Any, task: str) -> str | None:
+def _tells_limit(env: Any) -> bool:
+    """Return whether an environment of `OWN_VECTOR_ENV` has a time limit."""
+    return bool(env.call("tells_limit")[0])
+
+
+def seed_trouble(env: VectorEnv, task: str) -> str | None:
     """Say what is wrong with how a task's environment takes seeds; None where nothing is.
 
     Looks at three starts of the first sub-environment: two from one seed, one from another.
@@ -367,7 +372,7 @@ def _vector_maker(task: str) -> Any:
 
 
 def _steps_chunks(task: str) -> bool:
-    """Tell whether a task's own vector environment takes the arguments of those of this toolkit."""
+    """Return whether a task's own vector environment takes what those of this toolkit take."""
     maker = _vector_maker(task)
     if maker is None:
         return False
@@ -375,241 +380,16 @@ def _steps_chunks(task: str) -> bool:
 
 
 def takes(maker: Callable[..., Any], names: Set[str]) -> bool:
-    """Tell whether a maker takes arguments of these names, or of any."""
+    """Return whether a maker takes arguments of these names, or of any."""
     parameters = inspect.signature(maker).parameters
     return names <= set(parameters) or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
     )
 
 
-def reset_request(
-    num_envs: int, seed: Any, options: dict[str, Any] | None
-) -> tuple[NDArray[np.bool_], list[Any], Sequence[Any], Sequence[Any]]:
-    """Return what a reset asks for, per sub-environment: mask, seed, task, own words.
-
-    The arguments are those of a vector environment's `reset`; where there is no seed, task or own
-    words for a sub-environment it is None.
-    """
-    options = options or {}
-    mask = np.asarray(options.get("reset_mask", np.ones(num_envs, dtype=bool)))
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_envs
-    nothing = [None] * num_envs
-    return mask, seeds, options.get("tasks") or nothing, options.get("instructions") or nothing
-
-
-@contextlib.contextmanager
-def worker_errors(what: str | Callable[[], str] = "The environment failed") -> Iterator[None]:
-    """Tell whatever an environment raises as an error for the user.
-
-    Environments call it `WorkerError` if a worker process is at fault (dead, hung, or an exception
-    inside), `EnvironmentFault` if it is the environment; their text says which episode it was. The
-    tracebacks are left to `--debug`.
-
-    Args:
-        what: Begins the sentence for any other exception; a function says so only then.
-    """
-    try:
-        yield
-    except RoboRazorError:
-        raise
-    except (Exception, SystemExit) as error:
-        kind, text = type(error).__name__, str(error)
-        remedy = None
-        if kind == "StartError":
-            raise EnvError(text) from None  # it is the script's fault: where it came from is noise
-        if kind == "WorkerError":
-            text = re.sub(r"\nTraceback.*\n(?=\.)", "", text, flags=re.DOTALL)
-            if "raised EnvironmentFault: " not in text:
-                remedy = "`robo-razor doctor` checks OpenGL and memory."
-        elif kind != "EnvironmentFault":
-            text = f"{what if isinstance(what, str) else what()}: {kind}: {text}"
-        raise EnvError(text + gl_trouble(text), remedy=remedy) from error
-
-
-def check_gl_setting() -> None:
-    """Check that `MUJOCO_GL` names a way to render, for MuJoCo itself stops at any other word.
-
-    Raises:
-        EnvError: If not.
-    """
-    given = os.environ.get("MUJOCO_GL", "")
-    if given.strip().lower() not in GL_WORDS:
-        raise EnvError(
-            f"No OpenGL context can be made: MUJOCO_GL is {shown(given)}."
-            f"{did_you_mean(given, GL_NAMES)}",
-            allowed=", ".join(GL_NAMES),
-            remedy="On a machine without a display take egl (Debian packages libegl1 and "
-            "libgl1-mesa-dri), or osmesa (libosmesa6).",
-        )
-
-
-def gl_trouble(text: str) -> str:
-    """Return what to say where an exception with this text comes from OpenGL, else nothing."""
-    if "No OpenGL context" in text or not GL_SIGNS.search(text):
-        return ""
-    return (
-        f". No OpenGL context could be made (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}): "
-        "install the Debian package libegl1 (and libgl1-mesa-dri for software rendering) for "
-        "MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa"
-    )
-
-
-class GroupDriver:
-    """Steps a vector environment by groups, so that one can move while the policy thinks.
-
-    Uses the split stepping of the environment if there is one (`step_async(actions, env_ids)`,
-    `step_wait()` and `groups`), else one group that holds every sub-environment.
-    """
-
-    def __init__(self, env: Any) -> None:
-        self.env = env
-        self.num_envs = int(env.num_envs)
-        self._boundary = Boundary(env)
-        split = all(hasattr(env, name) for name in ("groups", "step_async", "step_wait"))
-        self._split = split
-        self.groups: list[NDArray[np.int64]] = (
-            [np.asarray(group, dtype=np.int64) for group in env.groups]
-            if split
-            else [np.arange(self.num_envs)]
-        )
-        self._pending: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        self._num_steps = 0
-
-    def reset(
-        self,
-        env_ids: NDArray[np.int64],
-        seeds: Sequence[int],
-        tasks: Sequence[str],
-        instructions: Sequence[str | None],
-    ) -> tuple[Observation, list[str], dict[str, Any]]:
-        """Reset some sub-environments; return their observations, instructions and infos."""
-        n = self.num_envs
-        mask = np.zeros(n, dtype=bool)
-        mask[env_ids] = True
-        options = {
-            "reset_mask": mask,
-            "tasks": _spread(n, env_ids, tasks),
-            "instructions": _spread(n, env_ids, instructions),
-        }
-        self._boundary.begin(env_ids, tasks, seeds)
-        with worker_errors(lambda: f"Reset of {self._boundary.named(env_ids)} failed"):
-            observation, infos = self.env.reset(
-                seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
-            )
-            words = self.env.instructions
-            rows = _rows(infos, env_ids, n)
-            seen = take(observation, env_ids)
-        self._boundary.check_tasks(env_ids, tasks, getattr(self.env, "tasks", None))
-        self._boundary.check_start(env_ids, seen, rows)
-        return seen, [str(words[i]) for i in env_ids], rows
-
-    def submit(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
-        """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""
-        self._boundary.check_actions(actions, env_ids)
-        self._num_steps = actions.shape[1]
-        if self._split:
-            with worker_errors(lambda: f"A step of {self._boundary.named(env_ids)} failed"):
-                self.env.step_async(actions, env_ids)
-        else:
-            self._pending = (actions, env_ids)
-
-    def wait(self) -> StepResult:
-        """Return the rows of the next group that is ready.
-
-        Their infos have `is_success`: whether the episode succeeded at any of its steps so far.
-        """
-        env_ids, observation, rewards, terminated, truncated, infos = self._next()
-        infos = self._boundary.check_step(
-            env_ids, observation, rewards, (terminated, truncated), infos, self._num_steps
-        )
-        return env_ids, observation, rewards, terminated, truncated, infos
-
-    def _next(self) -> StepResult:
-        if self._split:
-            with worker_errors("A step failed"):
-                result: StepResult = self.env.step_wait()
-            return result
-        assert self._pending is not None
-        (actions, env_ids), self._pending = self._pending, None
-        full = np.zeros((self.num_envs, *actions.shape[1:]), dtype=np.float32)
-        full[env_ids] = actions
-        mask = np.zeros(self.num_envs, dtype=bool)
-        mask[env_ids] = True
-        with worker_errors(lambda: f"A step of {self._boundary.named(env_ids)} failed"):
-            observation, rewards, terminated, truncated, infos = self.env.step(full, mask=mask)
-            return (
-                env_ids,
-                take(observation, env_ids),
-                rewards[env_ids],
-                terminated[env_ids],
-                truncated[env_ids],
-                _rows(infos, env_ids, self.num_envs),
-            )
-
-
-def _rows(infos: dict[str, Any], env_ids: NDArray[np.int64], n: int) -> dict[str, Any]:
-    """Return the infos that tell something of each of n sub-environments, for some of them."""
-    arrays = {k: np.asarray(v) if isinstance(v, list | tuple) else v for k, v in infos.items()}
-    return {key: value[env_ids] for key, value in arrays.items() if _is_per_env(value, n)}
-
-
 def _is_of(spec: Any, packages: Sequence[str]) -> bool:
-    """Tell whether a task is of one of the packages: its `package`, else that of its maker."""
+    """Return whether a task is of one of the packages: its `package`, else that of its maker."""
     entry = spec.entry_point or spec.vector_entry_point
     module = entry.split(":")[0] if isinstance(entry, str) else entry.__module__
     owner = str(spec.kwargs.get("package") or module).split(".")[0]
     return owner in {name.split(".")[0] for name in packages}
-
-
-def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:
-    """Return copies of the given rows of a host observation."""
-    result: Observation = map_arrays(lambda x: np.asarray(x)[env_ids], observation)
-    return result
-
-
-def put(target: Observation, rows: NDArray[np.int64], source: Observation) -> None:
-    """Write the rows of `source` into rows `rows` of `target`, in place."""
-    for key, value in source.items():
-        if isinstance(value, dict):
-            put(target[key], rows, value)
-        else:
-            target[key][rows] = value
-
-
-def concatenate(observations: Sequence[Observation]) -> Observation:
-    """Join host observations along the first axis."""
-    first = observations[0]
-    return {
-        key: concatenate([o[key] for o in observations])
-        if isinstance(value, dict)
-        else np.concatenate([o[key] for o in observations])
-        for key, value in first.items()
-    }
-
-
-def map_arrays(function: Any, tree: Any) -> Any:
-    """Apply a function to every array of a host observation."""
-    if isinstance(tree, dict):
-        return {key: map_arrays(function, value) for key, value in tree.items()}
-    return function(tree)
-
-
-def workers_beside(env: Any) -> int:
-    """Return how many workers of an environment may move while the policy thinks.
-
-    None do with a single group, as with one sub-environment: then the policy and the environment
-    wait for one another.
-    """
-    groups = len(GroupDriver(env).groups)
-    return groups if groups > 1 else 0
-
-
-def _spread(n: int, env_ids: NDArray[np.int64], values: Sequence[Any]) -> list[Any]:
-    spread: list[Any] = [None] * n
-    for i, value in zip(env_ids, values, strict=True):
-        spread[i] = value
-    return spread
-
-
-def _is_per_env(value: Any, n: int) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim >= 1 and value.shape[0] == n

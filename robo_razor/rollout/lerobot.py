@@ -26,11 +26,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector.utils import create_empty_array
+from numpy.typing import NDArray
 
 from robo_razor.core.errors import ConfigError, EnvError, RoboRazorError, did_you_mean, unknown_name
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.settings.conversion import parse_mapping
+from robo_razor.core.types import Observation
+from robo_razor.policies.inputs import (
+    AGENT_POS,
+    IMAGE_PREFIX,
+    STATE,
+    camera_name,
+    state_name,
+)
+from robo_razor.policies.inputs import PREFIX as FEATURE_PREFIX
+from robo_razor.rollout.groups import SteppedByGroups, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +58,7 @@ WITHOUT_EXTRA = {
     '`pip install "lerobot[libero]"` in an environment of its own, and run `lerobot-eval` there on '
     "the checkpoints, which have LeRobot's layout.",
 }
-"""What to do where installing LeRobot's extra of the type's name is no help."""
+"""What to do where installing LeRobot's extra of the type's name does not help."""
 
 IGNORED_IN_NAMES = "metaworld-"
 """LeRobot's Meta-World takes this out of the name of a task, wherever it stands."""
@@ -52,7 +66,7 @@ IGNORED_IN_NAMES = "metaworld-"
 
 @dataclass(frozen=True)
 class LeRobotTask:
-    """One simulated task of LeRobot's.
+    """One of LeRobot's simulated tasks.
 
     Attributes:
         make: Makes a single environment; what a worker process is given.
@@ -71,7 +85,7 @@ class LeRobotTask:
 
 
 def is_lerobot_task(name: str) -> bool:
-    """Tell whether a name means an environment of LeRobot's."""
+    """Return whether a name means one of LeRobot's environments."""
     return name.startswith(PREFIX)
 
 
@@ -86,15 +100,15 @@ def register_lerobot_task(name: str) -> list[str]:
     Raises:
         RoboRazorError: There is no such type or task, or its simulator is not installed.
     """
-    found = lerobot_tasks(name)
-    for task, item in found.items():
+    tasks = lerobot_tasks(name)
+    for task, item in tasks.items():
         if task not in gym.registry:
             gym.register(
                 task,
                 vector_entry_point="robo_razor.rollout.lerobot:make_lerobot_env",
                 max_episode_steps=item.max_episode_steps,
             )
-    return list(found)
+    return list(tasks)
 
 
 @functools.cache
@@ -138,7 +152,7 @@ def make_lerobot_env(
     *,
     chunk_size: int,
     image_shape: tuple[int, int] | None = None,
-) -> Any:
+) -> SteppedByGroups:
     """Make a vector environment that can switch between tasks of one LeRobot type.
 
     Args:
@@ -147,12 +161,12 @@ def make_lerobot_env(
         chunk_size: Control steps per decision, H.
         image_shape: Height and width that images are scaled to; None keeps the environment's.
     """
-    found: dict[str, LeRobotTask] = {}
+    items: dict[str, LeRobotTask] = {}
     for task in tasks:
-        found |= lerobot_tasks(task, config.lerobot)
+        items |= lerobot_tasks(task, config.lerobot)
     make: Any = load_env_creator(VECTOR_ENV)
-    env = make(
-        factories={task: item.make for task, item in found.items()},
+    env: Any = make(
+        factories={task: item.make for task, item in items.items()},
         num_envs=config.num_envs,
         chunk_size=chunk_size,
         num_workers=min(config.num_workers, config.num_envs),
@@ -169,12 +183,119 @@ def make_lerobot_env(
                 "MuJoCo",
                 tasks[0],
             )
-    processor = next(iter(found.values())).processor
-    if processor is None:
-        return env
-    from robo_razor.rollout.processed_env import ProcessedVectorEnv
+    processor = next(iter(items.values())).processor
+    stepped: SteppedByGroups = env
+    return stepped if processor is None else ProcessedVectorEnv(stepped, processor)
 
-    return ProcessedVectorEnv(env, processor)
+
+class ProcessedVectorEnv:
+    """Passes everything on to a vector environment, and its observations through a pipeline.
+
+    Some types need one: LIBERO's joins position, rotation and fingers into the state that its
+    policies were trained on and turns its images upright. The pipeline runs in the main process, on
+    whole batches, and its output is brought back to this toolkit's host observation.
+
+    Args:
+        env: The vector environment.
+        processor: LeRobot's `PolicyProcessorPipeline` of observations.
+    """
+
+    def __init__(self, env: SteppedByGroups, processor: Any) -> None:
+        self._env, self._processor = env, processor
+        blank: Any = create_empty_array(env.single_observation_space, n=1)
+        sample = self._process(blank)
+        self.single_observation_space = _space_of(sample)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what this class does not change."""
+        return getattr(self._env, name)
+
+    @property
+    def num_envs(self) -> int:
+        """Return the number of sub-environments."""
+        return self._env.num_envs
+
+    @property
+    def single_action_space(self) -> spaces.Space[Any]:
+        """Return the space of one sub-environment's actions."""
+        return self._env.single_action_space
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Return what the environment says of itself."""
+        return self._env.metadata
+
+    @property
+    def groups(self) -> Sequence[NDArray[Any]]:
+        """Return the environment ids of each group."""
+        return self._env.groups
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Return the task id of each sub-environment."""
+        return self._env.tasks
+
+    @property
+    def instructions(self) -> Sequence[str]:
+        """Return the instruction of each sub-environment's episode."""
+        return self._env.instructions
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset as the environment does."""
+        observation, infos = self._env.reset(seed=seed, options=options)
+        return self._process(observation), infos
+
+    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
+        """Start the chunks of some sub-environments."""
+        self._env.step_async(actions, env_ids)
+
+    def step_wait(self) -> StepResult:
+        """Return the rows of the next group that is ready."""
+        env_ids, observation, rewards, terminated, truncated, infos = self._env.step_wait()
+        return env_ids, self._process(observation), rewards, terminated, truncated, infos
+
+    def render(self, *, env_ids: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+        """Return pictures of some sub-environments."""
+        return self._env.render(env_ids=env_ids, size=size)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._env.close()
+
+    def _process(self, observation: Observation) -> Observation:
+        from lerobot.envs.utils import preprocess_observation
+
+        given = {
+            key: value for key, value in observation.items() if np.size(value) or key != AGENT_POS
+        }
+        processed = self._processor(preprocess_observation(given))
+        pixels: dict[str, Any] = {}
+        host: Observation = {"pixels": pixels}
+        for key, value in processed.items():
+            if key.startswith(IMAGE_PREFIX):
+                image = value.permute(0, 2, 3, 1).mul(255.0).round()
+                pixels[camera_name(key)] = image.clamp(0, 255).byte().cpu().numpy()
+            elif key == STATE or (key.startswith(FEATURE_PREFIX) and hasattr(value, "cpu")):
+                host[state_name(key)] = np.asarray(value.cpu().numpy(), np.float32)
+        if AGENT_POS not in host:
+            host[AGENT_POS] = np.zeros((len(next(iter(pixels.values()))), 0), np.float32)
+        return host
+
+
+def _space_of(batch: Observation) -> spaces.Dict:
+    """Return the space of one row of a batch."""
+    images: dict[str, spaces.Space[Any]] = {
+        name: spaces.Box(0, 255, image.shape[1:], np.uint8)
+        for name, image in batch["pixels"].items()
+    }
+    rest = {
+        name: spaces.Box(-np.inf, np.inf, value.shape[1:], np.float32)
+        for name, value in batch.items()
+        if name != "pixels"
+    }
+    return spaces.Dict({"pixels": spaces.Dict(images), **rest})
 
 
 def known_types() -> dict[str, Any]:
@@ -261,15 +382,15 @@ def _made(config: Any, kind: str) -> list[LeRobotTask]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         suites = make_env(config, n_envs=1, use_async_envs=False, trust_remote_code=False)
     logger.debug("LeRobot's factory: %s", printed.getvalue())
-    found = []
+    tasks = []
     for vector in (vector for suite in suites.values() for vector in suite.values()):
         try:
             limit = getattr(vector, "call", lambda _: (None,))("_max_episode_steps")[0]
         except AttributeError:
             limit = None
-        found.append(LeRobotTask(_maker_in(vector, kind), limit, processor))
+        tasks.append(LeRobotTask(_maker_in(vector, kind), limit, processor))
         vector.close()
-    return found
+    return tasks
 
 
 def _registered(config: Any, processor: Any) -> LeRobotTask:
@@ -291,7 +412,7 @@ def _registered(config: Any, processor: Any) -> LeRobotTask:
 
 
 def _maker_in(vector: Any, kind: str) -> Callable[[], Any]:
-    """Return the maker of single environments that a vector environment of LeRobot's holds."""
+    """Return the maker of single environments that LeRobot's vector environment holds."""
     makers = getattr(vector, "env_fns", None) or getattr(vector, "_env_fns", None)
     if not makers:
         raise EnvError(
@@ -315,14 +436,14 @@ def _words_for(make: Callable[[], Any]) -> str:
         return f"{make.__module__}.{getattr(make, '__qualname__', make)} {defaults} {closed}"
     if make.func is not gym.make or not make.args:
         return f"{_words_for(make.func)} {make.args} {sorted(make.keywords.items())}"
-    # How it looks and is timed is no other task; a setting of that name may be one.
+    # How it looks and is timed does not make another task; a setting of that name may.
     tasks = {name: value for name, value in make.keywords.items() if "task" in name}
     return str(make.args[0]).rpartition(":")[2] + (f" {sorted(tasks.items())}" if tasks else "")
 
 
 @contextlib.contextmanager
 def _install_hint(kind: str, name: str) -> Iterator[None]:
-    """Tell what LeRobot's factory raises as an error for the user."""
+    """Turn what LeRobot's factory raises into an error for the user."""
     try:
         yield
     except ImportError as error:

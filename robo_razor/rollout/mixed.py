@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from robo_razor.core.errors import EnvError
 from robo_razor.core.types import Observation
-from robo_razor.rollout.environments import GroupDriver, StepResult, put, reset_request, take
+from robo_razor.rollout.groups import GroupDriver, StepResult, VectorEnv, put, take
 
 
 class MixedVectorEnv:
@@ -24,7 +25,7 @@ class MixedVectorEnv:
         parts: Tasks and the vector environment that can switch between those.
     """
 
-    def __init__(self, parts: Sequence[tuple[Sequence[str], Any]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Sequence[str], VectorEnv]]) -> None:
         self._envs = [env for _, env in parts]
         self._drivers = [GroupDriver(env) for env in self._envs]
         self._part_of = {task: k for k, (tasks, _) in enumerate(parts) for task in tasks}
@@ -53,7 +54,7 @@ class MixedVectorEnv:
     ) -> tuple[Observation, dict[str, Any]]:
         """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
         n = self.num_envs
-        mask, seeds, tasks, words = reset_request(n, seed, options)
+        mask, seeds, tasks, own_words = _reset_request(n, seed, options)
         for i in np.flatnonzero(mask):
             self.tasks[i] = tasks[i] or self.tasks[i]
             self._current[i] = self._part_of[self.tasks[i]]
@@ -62,12 +63,15 @@ class MixedVectorEnv:
             ids = np.flatnonzero(mask & (self._current == k))
             if not len(ids):
                 continue
-            observation, told, infos = driver.reset(
-                ids, [seeds[i] for i in ids], [self.tasks[i] for i in ids], [words[i] for i in ids]
+            observation, instructions, infos = driver.reset(
+                ids,
+                [seeds[i] for i in ids],
+                [self.tasks[i] for i in ids],
+                [own_words[i] for i in ids],
             )
             self._see(ids, observation)
             states = infos.get("start_state_hash", [""] * len(ids))
-            for i, text, state in zip(ids, told, states, strict=True):
+            for i, text, state in zip(ids, instructions, states, strict=True):
                 self.instructions[i], hashes[i] = text, str(state)
         assert self._observation is not None, "no sub-environment was reset yet"
         return take(self._observation, np.arange(n)), {"start_state_hash": np.array(hashes)}
@@ -77,10 +81,10 @@ class MixedVectorEnv:
         ids = np.asarray(env_ids)
         self._asked.append(ids)
         for k in np.unique(self._current[ids]):
-            mine = self._current[ids] == k
+            here = self._current[ids] == k
             driver = self._drivers[k]
             for group in driver.groups:
-                inside = mine & np.isin(ids, group)
+                inside = here & np.isin(ids, group)
                 if inside.any():
                     driver.submit(actions[inside], ids[inside])
 
@@ -104,7 +108,9 @@ class MixedVectorEnv:
             infos,
         )
 
-    def render(self, env_ids: NDArray[np.int64] | None = None, size: int = 256) -> Any:
+    def render(
+        self, *, env_ids: NDArray[np.int64] | None = None, size: int = 256
+    ) -> NDArray[np.uint8]:
         """Return uint8 [n, size, size, 3] frames of the given sub-environments."""
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
         frames: list[Any] = [None] * len(ids)
@@ -151,7 +157,7 @@ class MixedVectorEnv:
         offered = [_offered(env) for env in self._envs]
         for task, other in zip(tasks[1:], offered[1:], strict=True):
             if other != offered[0]:
-                first, second = _told(offered[0], other), _told(other, offered[0])
+                first, second = _offer_text(offered[0], other), _offer_text(other, offered[0])
                 raise EnvError(
                     f"{tasks[0]} and {task} cannot be in one run, because no policy fits both: "
                     f"the first has {first}; the second {second}",
@@ -159,30 +165,48 @@ class MixedVectorEnv:
                 )
 
 
-def _offered(env: Any) -> dict[str, tuple[str, ...]]:
+def _reset_request(
+    num_envs: int, seed: Any, options: dict[str, Any] | None
+) -> tuple[NDArray[np.bool_], list[Any], Sequence[Any], Sequence[Any]]:
+    """Return what a reset asks for, per sub-environment: mask, seed, task, own words.
+
+    The arguments are those of a vector environment's `reset`; where there is no seed, task or own
+    words for a sub-environment it is None.
+    """
+    options = options or {}
+    mask = np.asarray(options.get("reset_mask", np.ones(num_envs, dtype=bool)))
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_envs
+    nothing = [None] * num_envs
+    return mask, seeds, options.get("tasks") or nothing, options.get("instructions") or nothing
+
+
+def _offered(env: VectorEnv) -> dict[str, tuple[str, ...]]:
     """Return name -> shape, type and bounds of what an environment gives, and of its action.
 
     Only actions have bounds that matter: a policy's numbers mean other motions within others.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    offered: dict[str, tuple[str, ...]] = {}
     for name, space in env.single_observation_space.spaces.items():
-        inner: Mapping[str, Any] = getattr(space, "spaces", {"": space})
+        inner = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         for part, x in inner.items():
-            found[f"{name} {part}".strip()] = ("x".join(map(str, x.shape)), str(x.dtype))
+            offered[f"{name} {part}".strip()] = (
+                "x".join(map(str, x.shape or ())),
+                str(x.dtype),
+            )
     action = env.single_action_space
     size = str(action.shape[-1]) if action.shape else ""
     bounds = "discrete"
-    if hasattr(action, "low"):
+    if isinstance(action, spaces.Box):
         ends = np.stack([action.low, action.high]).reshape(2, -1, action.shape[-1])[:, 0]
         same = (ends == ends[:, :1]).all()
         low, high = ends[:, 0] if same else ends
         bounds = f"[{low:g}, {high:g}]" if same else f"{low.tolist()} to {high.tolist()}"
-    return found | {"action": (size, bounds)}
+    return offered | {"action": (size, bounds)}
 
 
-def _told(what: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]) -> str:
+def _offer_text(offer: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]) -> str:
     """Return what is offered in words, with types and bounds only where they differ."""
     return ", ".join(
         " ".join([name, value[0], *(value[1:] if value[1:] != other.get(name, value)[1:] else ())])
-        for name, value in what.items()
+        for name, value in offer.items()
     )

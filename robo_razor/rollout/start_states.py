@@ -35,6 +35,7 @@ from robo_razor.core.types import EpisodeRow, make_rows
 
 if TYPE_CHECKING:
     from robo_razor.core.settings.config import ManifestConfig
+    from robo_razor.rollout.groups import VectorEnv
 
 KIND = "robo-razor manifest"
 VERSION = 1
@@ -101,13 +102,13 @@ class Manifest:
     def select(self, tasks: Sequence[str], episodes: int | None = None) -> Self:
         """Return the first `episodes` rows (all: None) of each of some tasks; numbers stay."""
         left = dict.fromkeys(tasks, len(self) if episodes is None else episodes)
-        kept = []
+        chosen = []
         for i, row in enumerate(self.rows):
             if left.get(row.task, 0) > 0:
                 left[row.task] -= 1
-                kept.append(i)
-        states = tuple(self.start_states[i] for i in kept)
-        return replace(self, rows=tuple(self.rows[i] for i in kept), start_states=states)
+                chosen.append(i)
+        states = tuple(self.start_states[i] for i in chosen)
+        return replace(self, rows=tuple(self.rows[i] for i in chosen), start_states=states)
 
     def save(self, path: str | Path) -> None:
         """Write the manifest, one line per row; the same rows give the same bytes.
@@ -152,23 +153,23 @@ class Manifest:
         _check(manifest, str(data.get("hash")), path)
         return replace(manifest, source_hash=manifest.hash)
 
-    def check_start_state(self, index: int, found: str | None) -> None:
+    def check_start_state(self, index: int, actual: str | None) -> None:
         """Compare what an episode started from with what the manifest says.
 
         Args:
             index: Position of the row in `rows`.
-            found: What the environment told, None if it tells nothing.
+            actual: What the environment reports, None if it reports nothing.
 
         Raises:
             ManifestError: It is another state.
         """
         expected, row = self.start_states[index], self.rows[index]
-        if expected is None or expected == found:
+        if expected is None or expected == actual:
             return
-        told = "tells no hash of its start states" if found is None else f"starts from {found}"
+        begin = "tells no hash of its start states" if actual is None else f"starts from {actual}"
         raise ManifestError(
             f"Row {row.row_id} of the manifest {self.name!r} ({row.task}, seed {row.seed}) is the "
-            f"start state {expected}, but here the environment {told}: it, or MuJoCo, is another "
+            f"start state {expected}, but here the environment {begin}: it, or MuJoCo, is another "
             "version than the one the manifest was made with",
             remedy="Install that version, or make a new manifest with `robo-razor manifest` and "
             "measure everything that is to be compared on it.",
@@ -190,8 +191,8 @@ class Manifest:
 def shipped_manifests() -> dict[str, Path]:
     """Return the manifests that came with the installation, by name."""
     folder = Path(str(files("robo_razor.rollout").joinpath("manifests")))
-    found = sorted(folder.glob("*.json.gz"))
-    return {path.name.removesuffix(".json.gz"): path for path in found}
+    paths = sorted(folder.glob("*.json.gz"))
+    return {path.name.removesuffix(".json.gz"): path for path in paths}
 
 
 def held_out_rows(
@@ -214,7 +215,7 @@ def held_out_rows(
     return rows
 
 
-def describe(env: Any, rows: Sequence[EpisodeRow], name: str = "") -> Manifest:
+def describe(env: VectorEnv, rows: Sequence[EpisodeRow], name: str = "") -> Manifest:
     """Look at the start state of every row, without running any episode.
 
     Args:
@@ -222,20 +223,22 @@ def describe(env: Any, rows: Sequence[EpisodeRow], name: str = "") -> Manifest:
         rows: The rows; those without an instruction get the one that the environment draws.
         name: Of the manifest.
     """
-    from robo_razor.rollout.environments import GroupDriver
+    from robo_razor.rollout.groups import GroupDriver  # slow to import
 
     driver = GroupDriver(env)
     seen: list[EpisodeRow] = []
     states: list[str | None] = []
     for first in range(0, len(rows), driver.num_envs):
         block = rows[first : first + driver.num_envs]
-        _, words, infos = driver.reset(
+        _, instructions, infos = driver.reset(
             np.arange(len(block)),
             [row.seed for row in block],
             [row.task for row in block],
             [row.instruction for row in block],
         )
-        seen += [replace(row, instruction=text) for row, text in zip(block, words, strict=True)]
+        seen += [
+            replace(row, instruction=text) for row, text in zip(block, instructions, strict=True)
+        ]
         states += start_states(infos, len(block))
     return Manifest(tuple(seen), tuple(states), name)
 
@@ -246,55 +249,72 @@ def start_states(infos: Mapping[str, Any], n: int) -> list[str | None]:
     return [None] * n if hashes is None else [str(value) or None for value in hashes]
 
 
-def run_manifest(config: ManifestConfig) -> Manifest:
-    """Make a manifest as the settings say and write it, or check one against this installation.
+def make_manifest(config: ManifestConfig) -> Manifest:
+    """Make a manifest as the settings say, and write it.
 
     Raises:
-        ManifestError: The file cannot be used, or a start state differs from it.
+        ManifestError: The file's name cannot be used, or there is no row.
     """
-    from rich.console import Console
+    from robo_razor.rollout.environments import named_tasks
 
-    from robo_razor.rollout.environments import make_env, named_tasks, resolve_tasks
+    _check_suffix(config.out)
+    check_writable(config.out, "out")
+    named = named_tasks(config.skills, config.env.env_packages)
+    rows = held_out_rows(named, config.episodes or EPISODES, config.seed_offset)
+    manifest = _described(config, rows)
+    manifest.save(config.out)
+    return manifest
 
-    packages = config.env.env_packages
-    if config.check is not None:
-        wanted = Manifest.load(config.check)
-        tasks = wanted.tasks if config.skills == "all" else resolve_tasks(config.skills, packages)
-        wanted = wanted.select(tasks, config.episodes)
-        rows = list(wanted.rows)
-    else:
-        _check_suffix(config.out)
-        check_writable(config.out, "out")
-        named = named_tasks(config.skills, packages)
-        rows = held_out_rows(named, config.episodes or EPISODES, config.seed_offset)
+
+@dataclass(frozen=True)
+class ManifestCheck:
+    """A manifest whose start states are those of this installation.
+
+    Attributes:
+        manifest: The rows that were checked.
+        known: How many of them have a hash; the others cannot be checked.
+    """
+
+    manifest: Manifest
+    known: int
+
+
+def check_manifest(config: ManifestConfig) -> ManifestCheck:
+    """Check the manifest that `check` names against this installation.
+
+    Raises:
+        ManifestError: The file cannot be used, a start state differs from it, or it has no hash.
+    """
+    from robo_razor.rollout.environments import resolve_tasks
+
+    wanted = Manifest.load(str(config.check))
+    tasks = wanted.tasks
+    if config.skills != "all":
+        tasks = resolve_tasks(config.skills, config.env.env_packages)
+    wanted = wanted.select(tasks, config.episodes)
+    for i, state in enumerate(_described(config, wanted.rows).start_states):
+        wanted.check_start_state(i, state)
+    known = sum(state is not None for state in wanted.start_states)
+    if not known:
+        raise ManifestError(
+            f"{config.check} has no hash of a start state of these tasks, so nothing can be "
+            "checked: their environments tell none"
+        )
+    return ManifestCheck(wanted, known)
+
+
+def _described(config: ManifestConfig, rows: Sequence[EpisodeRow]) -> Manifest:
+    """Return rows with the start states that this installation makes of them."""
+    from robo_razor.rollout.environments import make_env
+
     if not rows:
         raise ManifestError(f"`skills` = {config.skills!r} and `episodes` leave no row")
-    others = tuple(dict.fromkeys(row.task for row in rows))
-    env = make_env(rows[0].task, config.env, chunk_size=1, tasks=others)
+    tasks = tuple(dict.fromkeys(row.task for row in rows))
+    env = make_env(rows[0].task, config.env, chunk_size=1, tasks=tasks)
     try:
-        found = describe(env, rows)
+        return describe(env, rows)
     finally:
         env.close()
-    console = Console()
-    if config.check is not None:
-        for i, state in enumerate(found.start_states):
-            wanted.check_start_state(i, state)
-        known = sum(state is not None for state in wanted.start_states)
-        if not known:
-            raise ManifestError(
-                f"{config.check} has no hash of a start state of these tasks, so nothing can be "
-                "checked: their environments tell none"
-            )
-        part = "all" if known == len(rows) else f"{known} of"
-        text = f"{config.check}: {part} {len(rows)} start states are as the manifest says."
-        if known < len(rows):
-            text += " The others have no hash there."
-        console.print(text, soft_wrap=True, markup=False)
-        return wanted
-    found.save(config.out)
-    text = f"{config.out}: {len(found)} rows, {len(found.tasks)} tasks, hash {found.hash}"
-    console.print(text, soft_wrap=True, markup=False)
-    return found
 
 
 def _canonical(data: Any) -> str:

@@ -13,35 +13,24 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 
 from robo_razor.core.errors import ConfigError, EnvError, shown
 from robo_razor.core.files import check_writable
 from robo_razor.core.machine import resolve_device, torch_threads
 from robo_razor.core.settings.config import RolloutConfig, replace
 from robo_razor.core.types import EpisodeBatch, make_rows
-from robo_razor.rollout.actors import (
-    Actor,
-    Decision,
-    ExpertActor,
-    OpenLoopActor,
-    PolicyActor,
-    Request,
-)
-from robo_razor.rollout.environments import (
-    check_tasks,
-    import_env_packages,
-    make_env,
-    task_id,
-    worker_errors,
-)
-from robo_razor.rollout.episodes import StepOutcome, episode_bar, run_actor
-from robo_razor.statistics.intervals import wilson_interval
+from robo_razor.policies.load import load_policy
+from robo_razor.policies.policy import Policy
+from robo_razor.rollout.actors import Actor, ExpertActor, OpenLoopActor, PolicyActor
+from robo_razor.rollout.environments import check_tasks, import_env_packages, make_env, task_id
+from robo_razor.rollout.episodes import Progress, run_actor
+from robo_razor.rollout.faults import worker_errors
+from robo_razor.rollout.groups import VectorEnv
+from robo_razor.rollout.recorders import EpisodeStart, StepOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -66,28 +55,17 @@ class FrameCollector:
         self.max_episodes = max_episodes
         self.frames: dict[int, list[NDArray[np.uint8]]] = {}
 
-    def on_start(
-        self,
-        env: Any,
-        env_ids: NDArray[np.int64],
-        episodes: NDArray[np.int64],
-        instructions: Sequence[str],
-        infos: dict[str, Any],
-    ) -> None:
+    def on_start(self, start: EpisodeStart) -> None:
         """Film the start."""
-        self._film(env, env_ids, episodes)
+        self._film(start.env, start.env_ids, start.episodes)
 
-    def on_step(
-        self,
-        request: Request,
-        episodes: NDArray[np.int64],
-        decision: Decision,
-        outcome: StepOutcome,
-    ) -> None:
+    def on_step(self, outcome: StepOutcome) -> None:
         """Film what a step led to."""
-        self._film(request.env, request.env_ids, episodes)
+        self._film(outcome.request.env, outcome.request.env_ids, outcome.episodes)
 
-    def _film(self, env: Any, env_ids: NDArray[np.int64], episodes: NDArray[np.int64]) -> None:
+    def _film(
+        self, env: VectorEnv, env_ids: NDArray[np.int64], episodes: NDArray[np.int64]
+    ) -> None:
         filmed = episodes < self.max_episodes
         if not filmed.any():
             return
@@ -109,7 +87,7 @@ class Tile:
 
     Attributes:
         frames: Pictures uint8 [h, w, 3], one per control step.
-        instruction: What the policy was told.
+        instruction: What the policy read.
         success: Outcome.
     """
 
@@ -173,26 +151,38 @@ def check_video_path(path: str) -> None:
     check_writable(path, "video")
 
 
-def run_rollout(config: RolloutConfig, console: Console | None = None) -> EpisodeBatch:
-    """Run a policy on a task as the settings say, print its success, and film it if asked to.
+@dataclass(frozen=True)
+class Rollout:
+    """Episodes of a policy on one task.
+
+    Attributes:
+        task: Its id.
+        batch: The episodes.
+        video: The file that shows them; None if none was asked for.
+    """
+
+    task: str
+    batch: EpisodeBatch
+    video: Path | None = None
+
+
+def roll_out(config: RolloutConfig, progress: Progress | None = None) -> Rollout:
+    """Run a policy on a task as the settings say, and film it if they name a file.
 
     Args:
         config: Settings of `robo-razor rollout`.
-        console: Where progress and the result are shown; default: standard output.
-
-    Returns:
-        The episodes.
+        progress: Called as episodes finish.
 
     Raises:
         RoboRazorError: Unknown task or policy, or one that does not fit the environment.
     """
-    console = console or Console()
     import_env_packages(config.env.env_packages)
     config = replace(config, task=task_id(config.task, config.env.env_packages))
     check_tasks([config.task])
     if config.video is not None:
         check_video_path(config.video)
     env_config = replace(config.env, num_envs=min(config.env.num_envs, config.episodes))
+    collector = FrameCollector(config.video_size) if config.video else None
     with torch_threads(config.torch_threads):
         policy, actor, chunk_size = _actor(config)
         if config.video is not None:
@@ -204,23 +194,18 @@ def run_rollout(config: RolloutConfig, console: Console | None = None) -> Episod
                 policy.check_env(env.single_observation_space, env.single_action_space)
             seeds = range(config.seed, config.seed + config.episodes)
             rows = make_rows(config.task, seeds, instruction=config.instruction)
-            collector = FrameCollector(config.video_size) if config.video else None
-            with episode_bar(console, f"{config.policy} on {config.task}") as progress:
-                batch = run_actor(env, actor, rows, progress=progress, observer=collector)
+            batch = run_actor(env, actor, rows, progress=progress, observer=collector)
             fps = int(env.metadata.get("render_fps", 10))
         finally:
             env.close()
-    _print_outcome(console, config, batch)
-    if collector is not None:
-        path = write_video(str(config.video), compose(tiles_of(batch, collector), fps), fps)
-        console.print(f"Video: {path}", highlight=False, markup=False)
-    return batch
+    if collector is None:
+        return Rollout(config.task, batch)
+    frames = compose(tiles_of(batch, collector), fps)
+    return Rollout(config.task, batch, write_video(str(config.video), frames, fps))
 
 
-def _actor(config: RolloutConfig) -> tuple[Any, Actor, int]:
+def _actor(config: RolloutConfig) -> tuple[Policy | None, Actor, int]:
     """Return the policy (None for the expert), who acts, and the chunk size."""
-    from robo_razor.policies.load import load_policy
-
     if config.policy == "expert":
         return None, ExpertActor("a"), 1
     policy = load_policy(config.policy, resolve_device(config.device))
@@ -228,18 +213,6 @@ def _actor(config: RolloutConfig) -> tuple[Any, Actor, int]:
     if config.instruction is not None:
         policy.check_instruction(config.instruction)
     return policy, PolicyActor(policy, config.mode), policy.chunk_size
-
-
-def _print_outcome(console: Console, config: RolloutConfig, batch: EpisodeBatch) -> None:
-    successes, n = int(batch.success.sum()), len(batch)
-    low, high = wilson_interval(successes, n)
-    console.print(
-        f"{config.policy} on {config.task}: {successes} of {n} episodes succeeded "
-        f"({successes / n:.0%}, 95 % interval {low:.0%} - {high:.0%}); instruction: "
-        f"{batch.instructions[0]!r}",
-        highlight=False,
-        markup=False,
-    )
 
 
 def _captions(tile: Tile, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

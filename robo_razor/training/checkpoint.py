@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robo_razor.core import metrics, records
+from robo_razor.core import records
 from robo_razor.core.errors import RunDirectoryError
 from robo_razor.core.machine import check_room
 from robo_razor.core.ranks import Ranks
@@ -59,7 +59,7 @@ class Checkpoint:
         folder = run.checkpoints / step_name(state.step)
         with fits(folder):
             for key in ("tracking_s", "elapsed_s"):
-                records.number(0.0, metrics.MAX_ELAPSED_S)(state.extra[key], key)
+                records.number(0.0, records.MAX_ELAPSED_S)(state.extra[key], key)
             return cls(
                 step=state.step,
                 learner=LearnerState(

@@ -26,6 +26,7 @@ from robo_razor.core.errors import EnvError
 from robo_razor.core.files import check_writable, write_json
 from robo_razor.core.fingerprint import fingerprint
 from robo_razor.core.machine import cpu_count, keep_freed_memory
+from robo_razor.core.plain_text import skill_name
 from robo_razor.core.run.directory import RunDirectory, refuse_used_directory
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.run.training_state import TrainingState
@@ -34,14 +35,10 @@ from robo_razor.core.settings.config import PretrainConfig, to_dict
 from robo_razor.core.types import EpisodeRow
 from robo_razor.policies.load import create_policy
 from robo_razor.policies.policy import Policy
-from robo_razor.rollout.actors import Actor, ExpertActor, PolicyActor
-from robo_razor.rollout.environments import make_env, resolve_tasks, skill_name
-from robo_razor.rollout.expert_labels import (
-    DisturbedActor,
-    LabelledDecisions,
-    collect_labelled,
-    join,
-)
+from robo_razor.rollout.actors import Actor, Disturbance, ExpertActor, NoisyActor, PolicyActor
+from robo_razor.rollout.environments import make_env, resolve_tasks
+from robo_razor.rollout.expert_labels import LabelledDecisions, collect_labelled, join
+from robo_razor.rollout.groups import VectorEnv, has_expert
 from robo_razor.training.schedules import cosine, warm_up
 from robo_razor.training.step import Loss
 from robo_razor.training.update import Part, Update, autocast, bf16_is_fast
@@ -127,7 +124,7 @@ class Pretraining:
         mean = sum(weights.values()) / len(weights)
         return {task: max(1, round(episodes * weight / mean)) for task, weight in weights.items()}
 
-    def collect(self, env: Any, episodes: int, round_: int) -> LabelledDecisions:
+    def collect(self, env: VectorEnv, episodes: int, round_: int) -> LabelledDecisions:
         """Collect one round of labelled decisions: 0 by the experts, later ones by the policy."""
         config, rows = self.config, self.rows(episodes, round_)
         start = time.monotonic()
@@ -159,12 +156,8 @@ class Pretraining:
         seed = derive(config.seed, "pretrain actions", round_)
         if round_:
             return PolicyActor(self.averaged(), "sample", sampling_seed=seed, record="inputs")
-        return DisturbedActor(
-            ExpertActor(config.style),
-            probability=config.disturbance,
-            noise=config.noise,
-            seed=seed,
-        )
+        disturbance = Disturbance(config.disturbance, config.noise, seed)
+        return NoisyActor(ExpertActor(config.style), disturbance)
 
     def averaged(self) -> Policy:
         """Return a frozen copy of the policy with the averaged weights."""
@@ -266,7 +259,7 @@ class Pretraining:
         config = self.config
         self._set_threads()
         env = make_env(self.tasks[0], config.env, chunk_size=config.chunk_size)
-        if not hasattr(env, "expert_actions"):
+        if not has_expert(env):
             raise EnvError(
                 f"The environment of {self.tasks[0]!r} has no scripted expert to clone.",
                 remedy="Choose tasks of gym_razor, or give your environment a method "
@@ -279,7 +272,7 @@ class Pretraining:
         finally:
             env.close()
 
-    def _phases(self, env: Any, run: RunDirectory) -> None:
+    def _phases(self, env: VectorEnv, run: RunDirectory) -> None:
         config = self.config
         self.policy = self._create(
             torch.zeros(self._state_size(env)), torch.ones(self._state_size(env))
@@ -316,8 +309,8 @@ class Pretraining:
         self.console.print(f"saved {run.pretrained_model(self.step)} after {minutes:.1f} minutes")
 
     @staticmethod
-    def _state_size(env: Any) -> int:
-        return int(env.single_observation_space["agent_pos"].shape[0])
+    def _state_size(env: VectorEnv) -> int:
+        return int((env.single_observation_space["agent_pos"].shape or (0,))[0])
 
     def save(self, run: RunDirectory) -> None:
         """Write a checkpoint with the averaged weights and what it was made of."""

@@ -12,8 +12,10 @@ from robo_razor.core.ranks import Ranks
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import EpisodeBatch, EpisodeRow
 from robo_razor.policies.policy import Policy
-from robo_razor.rollout.environments import make_env, workers_beside
-from robo_razor.rollout.episodes import Mode, Progress
+from robo_razor.rollout.actors import Mode
+from robo_razor.rollout.environments import make_env
+from robo_razor.rollout.episodes import Progress
+from robo_razor.rollout.groups import workers_beside
 from robo_razor.rollout.shared import run_shared
 
 

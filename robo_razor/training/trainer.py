@@ -51,7 +51,7 @@ from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.policies.policy import Policy
-from robo_razor.rollout.episodes import Mode
+from robo_razor.rollout.actors import Mode
 from robo_razor.training import messages
 from robo_razor.training.checkpoint import (
     Checkpoint,
@@ -511,10 +511,12 @@ class Trainer:
 
     def _demonstrations(self) -> DemonstrationSet:
         from robo_razor.rollout.demonstrations import demonstrations_for
+        from robo_razor.training.methods.bc import demonstration_source
 
         with self.simulation.threads():
             seen = self.simulation.env if self.ranks.is_main else None  # warnings are said once
-            demonstrations = demonstrations_for(self.config, self.base, self.console, seen)
+            source = demonstration_source(self.config)
+            demonstrations = demonstrations_for(source, self.base, self.console, seen)
         self.tracker.see_demonstrations(demonstrations)
         return demonstrations
 

@@ -175,6 +175,7 @@ def test_a_foreign_data_set_is_read_frame_by_frame(foreign):
 
 def test_bc_trains_on_a_foreign_data_set(foreign, policy, tmp_path):
     from robo_razor.core.errors import DemonstrationError
+    from robo_razor.training.methods.bc import demonstration_source
     from robo_razor.training.trainer import finetune
 
     tracking = {"episodes_new": 1, "episodes_prior": 0, "final_episodes_new": 1}
@@ -203,7 +204,8 @@ def test_bc_trains_on_a_foreign_data_set(foreign, policy, tmp_path):
     assert after.sources.camera("observation.images.front", {"front"}) == "front"
 
     with pytest.raises(DemonstrationError) as caught:
-        demonstrations_for(from_dict(FinetuneConfig, {**data, "rename": ""}), before)
+        config = from_dict(FinetuneConfig, {**data, "rename": ""})
+        demonstrations_for(demonstration_source(config), before)
     have, _, want = str(caught.value).partition("the policy wants")
     assert "observation.images.top 64x64 px" in have
     assert "observation.images.front 64x64 px" in want

@@ -39,10 +39,11 @@ class Heights:
     def __init__(self) -> None:
         self.highest = np.zeros((EPISODES, len(PAIR)))
 
-    def on_start(self, env, env_ids, episodes, instructions, infos) -> None:
+    def on_start(self, start) -> None:
         pass
 
-    def on_step(self, request, episodes, decision, outcome) -> None:
+    def on_step(self, outcome) -> None:
+        episodes = outcome.episodes
         landmarks = outcome.infos["landmarks"]
         for column, kind in enumerate(PAIR):
             rest = OBJECTS[kind].height_m / 2

@@ -11,9 +11,9 @@ import torch
 from toy_policy import GREEN, NEW, RED
 from toy_runs import quiet, run_config
 
+from robo_razor.cli.evaluate import run_evaluate
 from robo_razor.core.ranks import launched, part
 from robo_razor.core.settings.config import EnvConfig, EvaluateConfig, TrackingConfig
-from robo_razor.evaluation.evaluate import run_evaluate
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.grpo import GRPO
 from robo_razor.training.methods.ppo import PPO

@@ -50,6 +50,7 @@ from robo_razor.core.metrics import (
     read_episodes,
     read_summary,
 )
+from robo_razor.core.plain_text import skill_name
 from robo_razor.core.run.checksums import verify_checksums, write_checksums
 from robo_razor.core.run.provenance import read_environment
 from robo_razor.core.run.selection import best_step, kept_steps, planned_steps, score
@@ -624,7 +625,7 @@ def _steps_in(directory: Path) -> list[int]:
 
 def _fresh_name(config: Settings) -> Path:
     """Return a name under `runs/` that no run has yet, from the task, method and seed."""
-    task = str(getattr(config, "task", "run")).rsplit("/", 1)[-1].rsplit("-v", 1)[0]
+    task = skill_name(str(getattr(config, "task", "run")))
     method, seed = getattr(config, "method", ""), getattr(config, "seed", 0)
     stem = "-".join(part for part in (task, str(method), f"seed{seed}") if part)
     number = 1

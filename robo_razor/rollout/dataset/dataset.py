@@ -3,8 +3,8 @@
 They are kept in RAM as uint8 images, because decoding them anew for every batch costs more than a
 gradient step of a small policy (`benchmarks/dataset_loader.py`). LeRobot is imported inside
 functions only. Data sets of others are read too, with images or videos and whatever they call their
-cameras. What cannot be right is refused with column, episode and frame (`lerobot_metadata`,
-`lerobot_frames`, `pictures`).
+cameras. What cannot be right is refused with column, episode and frame (`metadata`, `frames`,
+`pictures`).
 
 Differences to LeRobot's loader: it finds an episode's videos by the row of `meta/episodes`, here
 the `episode_index` counts, so that episodes may be missing. Frames of an episode must follow one
@@ -24,8 +24,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
-from robo_razor.core.errors import DemonstrationError
-from robo_razor.core.machine import available_bytes, local_processes
+from robo_razor.core.machine import local_processes
 from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.policies.inputs import STATE, camera_name, image_key
@@ -37,6 +36,7 @@ from robo_razor.rollout.dataset.frames import (
     video_spans,
     words_change,
 )
+from robo_razor.rollout.dataset.memory import require_memory
 from robo_razor.rollout.dataset.metadata import (
     ACTION,
     EPISODE,
@@ -189,23 +189,24 @@ def _check_memory(
     Raises:
         DemonstrationError: They do not.
     """
-    available = available_bytes()
-    if available is None:
-        return
     ranks = local_processes()  # each decodes its own
     frame = ranks * sum(3 * height * width for height, width in shapes.values())
     frames = int(offsets[-1])
-    if frame * frames <= available:
-        return
-    fitting = int(np.searchsorted(offsets * frame, available, side="right")) - 1
     cameras = ", ".join(f"{key} {width}x{height} px" for key, (height, width) in shapes.items())
     times = f" by {ranks} ranks" if ranks > 1 else ""
-    fewer = f"Use fewer (`--bc.episodes {fitting}` fits)" if fitting else "Use fewer"
-    raise DemonstrationError(
-        f"The {len(offsets) - 1} demonstrations in {str(root)!r} do not fit in memory: {frames} "
-        f"frames of {cameras}, decoded{times}, take {frame * frames / 2**30:.1f} GiB, and "
-        f"{available / 2**30:.1f} GiB are free",
-        remedy=f"{fewer}." if scaled else f"{fewer}, or write the dataset with smaller pictures.",
+
+    def fewer(available: int) -> str:
+        fitting = int(np.searchsorted(offsets * frame, available, side="right")) - 1
+        text = f"Use fewer (`--bc.episodes {fitting}` fits)" if fitting else "Use fewer"
+        return f"{text}." if scaled else f"{text}, or write the dataset with smaller pictures."
+
+    require_memory(
+        frame * frames,
+        lambda size: (
+            f"The {len(offsets) - 1} demonstrations in {str(root)!r} do not fit in memory: "
+            f"{frames} frames of {cameras}, decoded{times}, take {size}"
+        ),
+        fewer,
     )
 
 

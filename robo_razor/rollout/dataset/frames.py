@@ -195,7 +195,7 @@ def read_words(root: Path, frames: Frames) -> list[str]:
 
 
 def words_change(words: Sequence[str], frames: Frames) -> bool:
-    """Tell whether the instruction changes within an episode."""
+    """Return whether the instruction changes within an episode."""
     same = (np.diff(frames.episode) == 0).tolist()
     return any(a != b for a, b, is_same in zip(words, words[1:], same, strict=False) if is_same)
 

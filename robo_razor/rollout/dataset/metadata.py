@@ -114,7 +114,7 @@ def describe(directory: str | Path, state_keys: Sequence[str] = (STATE,)) -> Des
 def renamable(directory: str | Path) -> tuple[str, ...]:
     """Return the columns of a data set as `rename` may name them; none where there is no data set.
 
-    What is wrong with it is told when it is read.
+    What is wrong with it is reported when it is read.
     """
     with contextlib.suppress(DemonstrationError):
         root = Path(directory)
@@ -216,7 +216,7 @@ def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
-    """Tell whether a camera gives distances instead of colours, which no policy here reads."""
+    """Return whether a camera gives distances instead of colours, which no policy here reads."""
     notes = [feature.get("info"), feature.get("video_info")]
     names = ("is_depth_map", "video.is_depth_map")
     return any(note.get(name) for note in notes if isinstance(note, dict) for name in names)

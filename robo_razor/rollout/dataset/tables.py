@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robo_razor.core.errors import DemonstrationError, shown
-from robo_razor.core.machine import available_bytes
+from robo_razor.rollout.dataset.memory import require_memory
 
 MAGIC = b"PAR1"
 """What a Parquet file begins and ends with; the end is written last."""
@@ -149,21 +149,19 @@ class Table:
 
     def _check_memory(self, names: Sequence[str]) -> None:
         """Check what the columns will take, by what the file says of itself."""
-        available = available_bytes()
-        if available is None:
-            return
         with self._reading():
             groups = [self.metadata.row_group(i) for i in range(self.metadata.num_row_groups)]
             chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
             size = max(0, self.metadata.num_rows) * 8 * len(names)
             size += sum(_size(chunk) for chunk in chunks if _is_of(chunk.path_in_schema, names))
-        if size > available:
-            raise DemonstrationError(
-                f"{self.path} does not fit in memory: by its footer, the columns "
-                f"{listed(names)} of its {self.metadata.num_rows} rows take {size / 2**30:.1f} GiB,"
-                f" and {available / 2**30:.1f} GiB are free",
-                remedy="Split the file, or free memory; a damaged file may say so too.",
-            )
+        require_memory(
+            size,
+            lambda taken: (
+                f"{self.path} does not fit in memory: by its footer, the columns {listed(names)} "
+                f"of its {self.metadata.num_rows} rows take {taken}"
+            ),
+            "Split the file, or free memory; a damaged file may say so too.",
+        )
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -21,9 +21,30 @@ from robo_razor.training.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from robo_razor.core.settings.config import FinetuneConfig
+    from robo_razor.rollout.demonstrations import DemonstrationSource
     from robo_razor.training.imitation import DemonstrationLearner
     from robo_razor.training.learner import Context
     from robo_razor.training.step import Loss, Step
+
+
+def demonstration_source(config: FinetuneConfig) -> DemonstrationSource:
+    """Return what a run with `method: bc` learns from."""
+    from robo_razor.rollout.demonstrations import DemonstrationSource
+
+    bc = config.method
+    assert isinstance(bc, BC)
+    return DemonstrationSource(
+        source=bc.demonstrations,
+        episodes=bc.episodes,
+        task=config.task,
+        env=config.env,
+        seed=config.seed,
+        style=bc.style,
+        noise=bc.noise,
+        temperature=bc.temperature,
+        device=config.device,
+        rename=config.rename,
+    )
 
 
 @METHODS.register("bc")

@@ -175,7 +175,7 @@ def clone(data: Path) -> None:
 
     from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
     from robo_razor.rollout.demonstrations import demonstrations_for
-    from robo_razor.training.methods.bc import BC
+    from robo_razor.training.methods.bc import BC, demonstration_source
     from robo_razor.training.trainer import validate
     from robo_razor.training.windows import WindowSampler
 
@@ -187,7 +187,7 @@ def clone(data: Path) -> None:
     )
     validate(config)
     policy = tiny_policy()
-    demonstrations = demonstrations_for(config, policy)
+    demonstrations = demonstrations_for(demonstration_source(config), policy)
     if len(demonstrations) == 0:
         raise Fault("demonstrations without a frame were accepted")
     for numbers in (demonstrations.actions, demonstrations.state):

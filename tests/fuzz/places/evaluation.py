@@ -25,7 +25,7 @@ class Evaluation(Place):
         from toy_policy import save_tiny_policy
 
         save_tiny_policy(templates / "policy")
-        with mock.patch("robo_razor.evaluation.episode_log.Ledger.discard"):
+        with mock.patch("robo_razor.evaluation.episode_log.EpisodeLog.discard"):
             _door(templates, templates)()
         file = templates / UNFINISHED
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))

@@ -8,6 +8,10 @@ from toy_policy import NEW, save_tiny_policy
 from toy_runs import quiet
 
 from robo_razor.cli.archive import run_archive
+from robo_razor.cli.collect import run_collect
+from robo_razor.cli.evaluate import run_evaluate
+from robo_razor.cli.manifest import run_manifest
+from robo_razor.cli.rollout import run_rollout
 from robo_razor.core.errors import ConfigError, RoboRazorError
 from robo_razor.core.files import check_writable
 from robo_razor.core.settings.config import (
@@ -20,11 +24,7 @@ from robo_razor.core.settings.config import (
     ManifestConfig,
     RolloutConfig,
 )
-from robo_razor.evaluation.evaluate import run_evaluate
 from robo_razor.report import build as report
-from robo_razor.rollout.demonstrations import run_collect
-from robo_razor.rollout.start_states import run_manifest
-from robo_razor.rollout.video import run_rollout
 from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=2, num_workers=1, image_size=16, env_packages=("toy_env",))

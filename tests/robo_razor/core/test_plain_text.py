@@ -13,14 +13,14 @@ from made_up_runs import entry, make_run
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from robo_razor.cli.evaluate import results_table
 from robo_razor.core.files import read_json, write_json
 from robo_razor.core.metrics import Summary
-from robo_razor.core.plain_text import literal, printable, printable_values, shortened
+from robo_razor.core.plain_text import literal, printable, printable_values, shortened, skill_name
 from robo_razor.core.run.display import summary_table
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.core.types import SkillResult
-from robo_razor.evaluation.evaluate import results_table
 from robo_razor.report.arms import load_runs
 from robo_razor.report.build import run_compare
 from robo_razor.report.charts import figures
@@ -214,3 +214,19 @@ def test_a_directory_whose_name_is_no_text_is_reported(tmp_path):
     (tmp_path / "run").rename(path)
     (run,) = load_runs([str(path)]).runs
     assert run.name == r"a\udcff\x1b[31m\nb"
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("gym_razor/LiftCube-v0", "LiftCube"),
+        ("lerobot:metaworld/reach-v3", "reach"),
+        ("lerobot:libero/libero_10:3", "libero_10:3"),
+        ("my/Pick-vase", "Pick-vase"),
+        ("Pendulum-v1", "Pendulum"),
+        ("-v1", "-v1"),
+        ("run", "run"),
+    ],
+)
+def test_a_skill_is_named_for_its_task_without_a_version(task, name):
+    assert skill_name(task) == name

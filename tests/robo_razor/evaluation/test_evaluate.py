@@ -10,6 +10,9 @@ import torch
 from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
+from robo_razor.cli.evaluate import run_evaluate
+from robo_razor.cli.manifest import run_manifest
+from robo_razor.cli.rollout import run_rollout
 from robo_razor.core.errors import (
     ConfigError,
     ManifestError,
@@ -17,14 +20,15 @@ from robo_razor.core.errors import (
     PolicyError,
     UnknownNameError,
 )
+from robo_razor.core.plain_text import skill_name
 from robo_razor.core.settings.config import EnvConfig, EvaluateConfig, ManifestConfig, RolloutConfig
-from robo_razor.evaluation.episode_log import Ledger
-from robo_razor.evaluation.evaluate import evaluate, manifest, run_evaluate
+from robo_razor.evaluation.episode_log import EpisodeLog
+from robo_razor.evaluation.evaluate import evaluate
 from robo_razor.policies.load import load_policy
-from robo_razor.rollout.environments import named_tasks, resolve_tasks, role_of, skill_name
-from robo_razor.rollout.episodes import make_env, run_episodes
-from robo_razor.rollout.start_states import Manifest, run_manifest
-from robo_razor.rollout.video import Tile, compose, run_rollout, write_video
+from robo_razor.rollout.environments import make_env, named_tasks, resolve_tasks, role_of
+from robo_razor.rollout.episodes import run_episodes
+from robo_razor.rollout.start_states import Manifest, held_out_rows
+from robo_razor.rollout.video import Tile, compose, write_video
 from robo_razor.statistics.intervals import SequentialInterval, wilson_interval
 
 TOY = {"image_size": 16, "env_packages": ("toy_env",)}
@@ -41,7 +45,7 @@ def test_nothing_else_is_read_as_an_unfinished_evaluation(states, tmp_path):
     for text in ("{}\n{}\n", "nonsense\n{}\n"):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"Delete it"):
-            Ledger(Manifest.load(states), path=file, resume=True)
+            EpisodeLog(Manifest.load(states), path=file, resume=True)
 
 
 def quiet():
@@ -64,7 +68,7 @@ def test_skills_are_named_by_role_name_or_id():
 
 
 def test_the_manifest_has_one_held_out_start_state_per_episode():
-    rows = manifest({"a": RED, "b": NEW}, {"a": 2, "b": 3})
+    rows = held_out_rows({"a": RED, "b": NEW}, {"a": 2, "b": 3})
     assert [(row.task, row.seed) for row in rows] == [
         (RED, 1_000_000),
         (RED, 1_000_001),
@@ -186,7 +190,7 @@ def test_each_row_comes_out_the_same_for_any_envs_workers_and_order(base, states
             chunk_size=4,
             last_in_first_out=last_first,
         )
-        ledger = Ledger(manifest)
+        ledger = EpisodeLog(manifest)
         rows = ledger.begin(manifest.rows)
         run_episodes(env, load_policy(base), rows, mode, observer=ledger)
         found.append(ledger.entries)
@@ -225,7 +229,7 @@ class Interrupted:
 
     def __init__(self, monkeypatch, after):
         self.left = after
-        add = Ledger._add
+        add = EpisodeLog._add
 
         def counted(ledger, entry):
             add(ledger, entry)
@@ -233,7 +237,7 @@ class Interrupted:
             if self.left == 0:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(Ledger, "_add", counted)
+        monkeypatch.setattr(EpisodeLog, "_add", counted)
 
 
 def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
@@ -253,8 +257,8 @@ def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
         evaluated(base, file, **(settings | {"mode": "greedy", "resume": True}))
     ran = []
     with monkeypatch.context() as patch:
-        add = Ledger._add
-        patch.setattr(Ledger, "_add", lambda s, e: (ran.append(e["row"]), add(s, e)))
+        add = EpisodeLog._add
+        patch.setattr(EpisodeLog, "_add", lambda s, e: (ran.append(e["row"]), add(s, e)))
         evaluated(base, file, resume=True, **settings)
     assert len(ran) == 18 - 7
     whole, resumed = (json.loads(f.read_text()) for f in (tmp_path / "whole.json", file))
@@ -323,7 +327,7 @@ def test_rows_of_the_shipped_manifest_come_out_the_same_for_any_envs_workers_and
     for num_envs, num_workers, backwards in ((1, 1, False), (16, 4, True)):
         manifest = whole.select(skills, 2)
         rows = list(manifest.rows[::-1] if backwards else manifest.rows)
-        ledger = Ledger(manifest)
+        ledger = EpisodeLog(manifest)
         config = EnvConfig(num_envs=num_envs, num_workers=num_workers, max_episode_steps=20)
         env = make_env(skills[0], config, chunk_size=policy.chunk_size)
         batch = run_episodes(env, policy, ledger.begin(rows), "greedy", True, observer=ledger)

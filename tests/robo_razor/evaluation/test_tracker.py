@@ -11,7 +11,7 @@ from toy_policy import GREEN, NEW, RED, tiny_policy
 from robo_razor.core.errors import CheckpointError
 from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, TrackingConfig
-from robo_razor.evaluation.predictors.divergences import UNITS
+from robo_razor.evaluation.divergences import MEASURES
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.rollout.environments import make_env
 
@@ -64,7 +64,7 @@ def test_every_measure_is_told_for_every_probe_set(measured):
     entries = kl_file(measured, 1)
     assert set(entries) == STATES
     for states, entry in entries.items():
-        assert set(UNITS) < set(entry)
+        assert set(MEASURES) < set(entry)
         assert entry["n"] == 12
         assert entry["temperature"] == 1.0
         assert 0.0 < entry["share_of_tracking"] < 1.0

@@ -119,7 +119,7 @@ def test_the_surrogate_is_the_distance_of_normalised_chunks(finished, folder):
     inputs = base.prepare(*observed())
     before, after = base.chunks(inputs), tuned.chunks(inputs)
     assert before.shape == (5, tiny_vla.CHUNK, tiny_vla.A)
-    from robo_razor.evaluation.predictors.divergences import compare, decision_values
+    from robo_razor.evaluation.divergences import compare, decision_values
 
     found = compare(before, after)["chunk_distance"]
     expected = (before - after).double().square().mean((1, 2))

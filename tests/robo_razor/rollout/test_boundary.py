@@ -12,8 +12,9 @@ from toy_policy import GREEN, RED
 
 from robo_razor.core.errors import EnvError, PolicyError
 from robo_razor.core.settings.config import EnvConfig
-from robo_razor.rollout.boundary import Boundary, check_vector_env
-from robo_razor.rollout.environments import GroupDriver, make_env
+from robo_razor.rollout.boundary import Boundary
+from robo_razor.rollout.environments import check_vector_env, make_env
+from robo_razor.rollout.groups import GroupDriver
 
 IDS = np.arange(2)
 
@@ -114,7 +115,7 @@ def test_a_success_is_kept_for_the_rest_of_the_episode_and_not_for_the_next():
 
 
 def test_an_action_that_is_not_finite_is_the_policys_fault():
-    boundary = Boundary(ToyVectorEnv(2))
+    boundary = Boundary(2, ToyVectorEnv(2).single_observation_space)
     boundary.begin(IDS, [RED, GREEN], [3, 4])
     actions = np.zeros((2, 3, 5), np.float32)
     boundary.check_actions(actions, IDS)

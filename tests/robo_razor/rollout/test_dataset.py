@@ -21,10 +21,14 @@ from robo_razor.core.errors import DemonstrationError
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.evaluation.probes import demonstration_probe
 from robo_razor.evaluation.tracker import Tracker
-from robo_razor.rollout.dataset import tables
+from robo_razor.rollout.dataset import memory, tables
 from robo_razor.rollout.dataset.dataset import load_demonstrations
 from robo_razor.rollout.dataset.metadata import renamable
-from robo_razor.rollout.demonstrations import check_actions, demonstrations_for
+from robo_razor.rollout.demonstrations import (
+    DemonstrationSource,
+    check_actions,
+    demonstrations_for,
+)
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.trainer import finetune
 from robo_razor.training.windows import WindowSampler
@@ -386,7 +390,7 @@ def test_a_table_that_claims_more_than_there_is_memory_is_refused(tmp_path, monk
     }
     pq.write_table(pa.table(more | pictures), file)
     assert file.stat().st_size < 2**20
-    monkeypatch.setattr(tables, "available_bytes", lambda: 2**18)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**18)
     refused(root, r"does not fit in memory: by its footer, .*100000 rows take 0.0 GiB")
 
 
@@ -434,8 +438,8 @@ def test_other_names_of_columns_are_listed(tmp_path):
     refused(root, r"file-000.parquet has no column 'task_index'. Its columns are .*frame_index")
 
 
-def config_of(root, **settings):
-    return FinetuneConfig(task=NEW, method=BC(demonstrations=str(root)), **settings)
+def source_of(root):
+    return DemonstrationSource(str(root), episodes=700, task=NEW, env=EnvConfig())
 
 
 def test_cameras_and_states_of_other_names_are_renamed_or_listed(tmp_path):
@@ -446,12 +450,12 @@ def test_cameras_and_states_of_other_names_are_renamed_or_listed(tmp_path):
     root = folder.write(tmp_path / "data")
     policy = tiny_policy()
     with pytest.raises(DemonstrationError) as caught:
-        demonstrations_for(config_of(root), policy)
+        demonstrations_for(source_of(root), policy)
     for text in ("observation.images.image 16x16 px", "state 0", "wrist_image, state", "--rename"):
         assert text in str(caught.value)
     policy.rename("{image: front, wrist_image: wrist, state: observation.state}")
     assert set(policy.renamed) <= set(renamable(root))
-    demos = demonstrations_for(config_of(root), policy)
+    demos = demonstrations_for(source_of(root), policy)
     assert demos.state.shape == (2, 7)
     WindowSampler(demos, policy).batch(np.arange(2))
 
@@ -590,12 +594,12 @@ def test_another_rate_than_the_environments_is_told(tmp_path, caplog):
     folder = Folder((3,))
     root = folder.write(tmp_path / "data")
     for rate in (10, None, "fast", float("nan")):
-        demonstrations_for(config_of(root), tiny_policy(), env=env_of(render_fps=rate))
-    demonstrations_for(config_of(root), tiny_policy(), env=env_of())
+        demonstrations_for(source_of(root), tiny_policy(), env=env_of(render_fps=rate))
+    demonstrations_for(source_of(root), tiny_policy(), env=env_of())
     assert not own_warnings(caplog)
     folder.info["fps"] = 30
     (root / "meta" / "info.json").write_text(json.dumps(folder.info))
-    demonstrations_for(config_of(root), tiny_policy(), env=env_of(render_fps=10))
+    demonstrations_for(source_of(root), tiny_policy(), env=env_of(render_fps=10))
     assert "says 30 frames per second" in caplog.text
     assert "0.1 s apart, which makes 10 per second" in caplog.text
     assert "has 30 frames per second, the environment 10 control steps" in caplog.text
@@ -607,7 +611,7 @@ def test_actions_that_tokens_cannot_express_are_refused(tmp_path, caplog):
     folder.row(1, 3)["action"][2] = 1.002  # next to what there is
     root = folder.write(tmp_path / "data")
     policy = tiny_policy()
-    demos = demonstrations_for(config_of(root), policy, env=env_of())
+    demos = demonstrations_for(source_of(root), policy, env=env_of())
     folder.row(2, 1)["action"][4] = -1.5
     root = folder.write(tmp_path / "more")
     with pytest.raises(
@@ -615,12 +619,12 @@ def test_actions_that_tokens_cannot_express_are_refused(tmp_path, caplog):
         match=r"'action'\) of episode 2, frame 1 is -1.5 \(entry 4; 1 of 15 frames are outside\) "
         r".*can only express \[-1, 1\].*Scale the actions",
     ):
-        demonstrations_for(config_of(root), policy)
+        demonstrations_for(source_of(root), policy)
     assert not own_warnings(caplog)
     normalised = types.SimpleNamespace(module=object(), name="act")
     check_actions(demos, normalised, "data")
     policy.module = types.SimpleNamespace(config=policy.config)  # no tokens: nothing to refuse
-    demonstrations_for(config_of(root), policy, env=env_of())
+    demonstrations_for(source_of(root), policy, env=env_of())
     assert "is -1.5" in caplog.text
     assert "the environment says that it takes [-1, 1] only" in caplog.text
 

@@ -9,22 +9,23 @@ import pytest
 from rich.console import Console
 from toy_policy import GREEN, NEW, RED, save_tiny_policy, tiny_policy
 
+from robo_razor.cli.collect import run_collect
 from robo_razor.core.errors import DemonstrationError, RunDirectoryError
 from robo_razor.core.machine import available_bytes
-from robo_razor.core.settings.config import CollectConfig, EnvConfig, FinetuneConfig
+from robo_razor.core.settings.config import CollectConfig, EnvConfig
 from robo_razor.rollout import demonstrations
 from robo_razor.rollout.actors import ExpertActor
 from robo_razor.rollout.dataset import dataset as lerobot_dataset
+from robo_razor.rollout.dataset import memory
 from robo_razor.rollout.dataset.dataset import load_demonstrations, save_demonstrations
 from robo_razor.rollout.dataset.metadata import picture_shape
 from robo_razor.rollout.demonstrations import (
+    DemonstrationSource,
     check_fit,
     collect_demonstrations,
     demonstrations_for,
-    run_collect,
 )
 from robo_razor.rollout.environments import make_env
-from robo_razor.training.methods.bc import BC
 
 ENV = EnvConfig(num_envs=8, image_size=16, env_packages=("toy_env",))
 
@@ -142,9 +143,8 @@ def test_a_demonstrator_that_never_succeeds_is_given_up():
 
 def test_bc_takes_the_expert_or_a_dataset(tmp_path):
     def of(source, seed=0):
-        bc = BC(demonstrations=source, episodes=4)
-        config = FinetuneConfig(task=NEW, method=bc, env=ENV, seed=seed)
-        return demonstrations_for(config, tiny_policy(), quiet())
+        wanted = DemonstrationSource(source, episodes=4, task=NEW, env=ENV, seed=seed, noise=0.15)
+        return demonstrations_for(wanted, tiny_policy(), quiet())
 
     save_demonstrations(of("expert"), tmp_path / "data")
     same(of("expert"), of(str(tmp_path / "data")))
@@ -157,7 +157,7 @@ def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path,
     frame = 2 * 3 * 16 * 16  # two cameras
 
     def free(number):
-        monkeypatch.setattr(lerobot_dataset, "available_bytes", lambda: number)
+        monkeypatch.setattr(memory, "available_bytes", lambda: number)
 
     def refused(match, **settings):
         with monkeypatch.context() as patch, pytest.raises(DemonstrationError, match=match):
@@ -185,17 +185,17 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
     """The free memory shrinks by every picture, so only what is still to come must fit."""
     frame, steps = 2 * 3 * 16 * 16, []  # two cameras
     whole = expert(30)
-    seen = demonstrations._FrameRecorder.on_step
+    seen = demonstrations._DemonstrationRecorder.on_step
 
-    def watched(recorder, request, *rest):
-        steps.append(len(request.env_ids))
-        seen(recorder, request, *rest)
+    def watched(recorder, outcome):
+        steps.append(len(outcome.episodes))
+        seen(recorder, outcome)
 
     def free(number):
         steps.clear()
-        monkeypatch.setattr(demonstrations, "available_bytes", lambda: number - frame * sum(steps))
+        monkeypatch.setattr(memory, "available_bytes", lambda: number - frame * sum(steps))
 
-    monkeypatch.setattr(demonstrations._FrameRecorder, "on_step", watched)
+    monkeypatch.setattr(demonstrations._DemonstrationRecorder, "on_step", watched)
     monkeypatch.setattr(demonstrations, "CHECK_EVERY_BYTES", 1)
     free(3 * frame * len(whole))  # while they are played, and joined, and two to spare
     same(expert(30), whole)
@@ -210,7 +210,7 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
         ):
             expert(30)
         assert sum(steps) < played / 2
-    monkeypatch.setattr(demonstrations, "available_bytes", lambda: None)  # a system without it
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)  # a system without it
     same(expert(30), whole)
 
 

@@ -13,6 +13,7 @@ import toy_env
 from rich.console import Console
 from toy_policy import RED, save_tiny_policy
 
+from robo_razor.cli.rollout import run_rollout
 from robo_razor.core.errors import ConfigError, EnvError, UnknownNameError
 from robo_razor.core.settings.config import EnvConfig, RolloutConfig
 from robo_razor.rollout.environments import (
@@ -22,7 +23,6 @@ from robo_razor.rollout.environments import (
     resolve_tasks,
     worker_errors,
 )
-from robo_razor.rollout.video import run_rollout
 
 ROOT = Path(__file__).parents[3]
 ENV = EnvConfig(num_envs=1, image_size=16, env_packages=("toy_env",))

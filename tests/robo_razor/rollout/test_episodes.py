@@ -11,13 +11,15 @@ from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.types import make_rows
 from robo_razor.rollout.actors import (
     ExpertActor,
+    GaussianNoise,
     NoisyActor,
     OpenLoopActor,
     PolicyActor,
     sampling_uniforms,
 )
-from robo_razor.rollout.environments import GroupDriver, task_id
-from robo_razor.rollout.episodes import make_env, run_actor, run_episodes
+from robo_razor.rollout.environments import make_env, task_id
+from robo_razor.rollout.episodes import run_actor, run_episodes
+from robo_razor.rollout.groups import GroupDriver
 
 
 def toy(num_envs=8, num_workers=2, task=RED, chunk_size=4, packages=("toy_env",), **kwargs):
@@ -148,12 +150,15 @@ def test_noise_disturbs_what_is_executed_but_not_the_label():
         def on_start(self, *_):
             pass
 
-        def on_step(self, request, episodes, decision, outcome):
-            labels.append(decision.label)
-            executed.append(decision.actions)
+        def on_step(self, outcome):
+            labels.append(outcome.decision.label)
+            executed.append(outcome.decision.actions)
 
     run_actor(
-        toy(), NoisyActor(ExpertActor("a"), 0.3), make_rows(RED, range(4)), observer=Watcher()
+        toy(),
+        NoisyActor(ExpertActor("a"), GaussianNoise(0.3)),
+        make_rows(RED, range(4)),
+        observer=Watcher(),
     )
     assert not np.allclose(np.concatenate(labels), np.concatenate(executed))
     assert np.abs(np.concatenate(executed)).max() <= 1.0
@@ -168,7 +173,12 @@ def test_a_vector_env_without_split_stepping_is_one_group(policy):
 
         def __init__(self, inner):
             self.num_envs, self.metadata = inner.num_envs, inner.metadata
+            self.single_observation_space = inner.single_observation_space
             self.reset, self.step, self._inner = inner.reset, inner.step, inner
+
+        @property
+        def tasks(self):
+            return self._inner.tasks
 
         @property
         def instructions(self):

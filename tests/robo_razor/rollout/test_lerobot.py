@@ -17,7 +17,9 @@ from toy_policy import RED, save_tiny_policy, tiny_policy
 from toy_runs import own_warnings
 from toy_sim import HEIGHT, WIDTH, Line
 
+from robo_razor.cli.evaluate import run_evaluate
 from robo_razor.cli.listing import lerobot_table
+from robo_razor.cli.rollout import run_rollout
 from robo_razor.core.errors import ConfigError, EnvError, PolicyEnvMismatchError, UnknownNameError
 from robo_razor.core.settings.config import (
     EnvConfig,
@@ -27,7 +29,6 @@ from robo_razor.core.settings.config import (
     TrackingConfig,
 )
 from robo_razor.core.types import make_rows
-from robo_razor.evaluation.evaluate import run_evaluate
 from robo_razor.rollout.environments import (
     check_tasks,
     make_env,
@@ -37,7 +38,6 @@ from robo_razor.rollout.environments import (
 )
 from robo_razor.rollout.episodes import run_episodes
 from robo_razor.rollout.lerobot import LeRobotTask, lerobot_tasks, simulated
-from robo_razor.rollout.video import run_rollout
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune, validate
 

@@ -12,7 +12,8 @@ from toy_runs import own_warnings
 from gym_razor.vector.faults import WorkerError
 from robo_razor.core.errors import EnvError
 from robo_razor.core.settings.config import EnvConfig
-from robo_razor.rollout.environments import GroupDriver, make_env
+from robo_razor.rollout.environments import make_env
+from robo_razor.rollout.groups import GroupDriver
 
 
 def steps_of(env, chunk=5, most=100):
@@ -60,6 +61,7 @@ def test_a_worker_that_is_found_dead_when_it_is_given_work_is_an_error_of_the_en
 
     class Dead:
         num_envs, groups = 1, [np.arange(1)]
+        single_observation_space = gym.spaces.Dict()
 
         def step_async(self, actions, env_ids):
             raise WorkerError("worker 0 died")

@@ -11,6 +11,7 @@ import pytest
 from toy_policy import GREEN, NEW, RED
 
 from robo_razor.cli import commands as cli
+from robo_razor.cli.manifest import run_manifest
 from robo_razor.core.errors import ManifestError
 from robo_razor.core.settings.config import HELD_OUT_SEED, EnvConfig, ManifestConfig
 from robo_razor.core.types import EpisodeRow, make_rows
@@ -20,7 +21,6 @@ from robo_razor.rollout.start_states import (
     Manifest,
     describe,
     held_out_rows,
-    run_manifest,
     shipped_manifests,
 )
 

@@ -11,9 +11,9 @@ from robo_razor.core.errors import RunDirectoryError, UnknownNameError
 from robo_razor.core.settings.config import EnvConfig, PretrainConfig
 from robo_razor.core.types import EpisodeRow
 from robo_razor.policies.load import create_policy, load_policy
-from robo_razor.rollout.actors import ExpertActor, PolicyActor
+from robo_razor.rollout.actors import Disturbance, ExpertActor, NoisyActor, PolicyActor, disturb
 from robo_razor.rollout.environments import make_env
-from robo_razor.rollout.expert_labels import DisturbedActor, collect_labelled, disturb, join
+from robo_razor.rollout.expert_labels import collect_labelled, join
 from robo_razor.training.pretrain import MovingAverage, Pretraining, run_pretrain
 
 TINY = {
@@ -82,7 +82,7 @@ def test_every_visited_state_is_labelled_whoever_acts():
 def test_labels_do_not_depend_on_the_number_of_environments():
     policy = create_policy([0.0] * 7, [1.0] * 7, dim_model=32, n_layers=1)
     rows = [EpisodeRow("gym_razor/PressButton-v0", seed) for seed in range(4)]
-    actor = DisturbedActor(ExpertActor("a"), probability=0.5, noise=0.5, seed=3)
+    actor = NoisyActor(ExpertActor("a"), Disturbance(probability=0.5, noise=0.5, seed=3))
     found = []
     for num_envs, num_workers in ((1, 1), (3, 2)):
         config = EnvConfig(num_envs=num_envs, num_workers=num_workers)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from exact_flow import exact_flow, marginals, normal_kl, path_kl
 
-from robo_razor.evaluation.predictors.divergences import compare
+from robo_razor.evaluation.divergences import compare
 from robo_razor.policies.flow.adapter import Prefix
 from robo_razor.policies.flow.distribution import FlowChunkDistribution
 from robo_razor.policies.flow.encoding import KEY, Observations

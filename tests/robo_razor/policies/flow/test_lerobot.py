@@ -11,13 +11,13 @@ import tiny_vla
 from toy_policy import GREEN, RED
 from toy_runs import interrupt_at, metrics, quiet, run_config, summary
 
+from robo_razor.cli.collect import run_collect
 from robo_razor.core.settings.config import (
     CollectConfig,
     EnvConfig,
     FlowConfig,
     TrackingConfig,
 )
-from robo_razor.rollout.demonstrations import run_collect
 from robo_razor.training.learner import OnPolicyLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO

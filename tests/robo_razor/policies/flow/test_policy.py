@@ -16,8 +16,8 @@ from toy_policy import NEW
 from robo_razor.core.errors import ConfigError, PolicyError
 from robo_razor.core.settings.config import FlowConfig
 from robo_razor.core.types import make_rows
-from robo_razor.evaluation.forgetting import measure_kl
-from robo_razor.evaluation.predictors.divergences import compare
+from robo_razor.evaluation.divergences import compare
+from robo_razor.evaluation.forgetting import measure_probe
 from robo_razor.evaluation.probes import ProbeSet
 from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
@@ -455,7 +455,7 @@ def test_settings_that_change_actions_elsewhere_have_no_density(folder, tmp_path
 def test_probes_and_actors_work_with_it(handle, observed):
     batch = handle.prepare(*observed)
     probe = ProbeSet(batch, np.arange(5))
-    found = measure_kl(handle.frozen_copy(), moved(handle), probe)
+    found = measure_probe(handle.frozen_copy(), moved(handle), probe).measures
     assert found["kl_base_tuned"].kind == "upper bound"
     assert found["kl_base_tuned"].standard_error > 0.0
     actor = PolicyActor(handle, "greedy")

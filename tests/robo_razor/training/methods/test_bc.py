@@ -20,10 +20,11 @@ from robo_razor.policies.load import load_policy
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import ExpertActor
 from robo_razor.rollout.demonstrations import collect_demonstrations, demonstrations_for
-from robo_razor.rollout.episodes import make_env, run_episodes
+from robo_razor.rollout.environments import make_env
+from robo_razor.rollout.episodes import run_episodes
 from robo_razor.training.imitation import rate_factor
 from robo_razor.training.learner import Context
-from robo_razor.training.methods.bc import BC
+from robo_razor.training.methods.bc import BC, demonstration_source
 from robo_razor.training.windows import WindowSampler, chunk_windows
 
 ENV = EnvConfig(num_envs=16, image_size=16, env_packages=("toy_env",))
@@ -219,7 +220,9 @@ def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
     policy = tiny_policy()
     bc = BC(demonstrations=f"policy:{path}", episodes=5)
     found = [
-        demonstrations_for(FinetuneConfig(task=NEW, env=ENV, method=bc, seed=seed), policy)
+        demonstrations_for(
+            demonstration_source(FinetuneConfig(task=NEW, env=ENV, method=bc, seed=seed)), policy
+        )
         for seed in (0, 0, 1)
     ]
     assert found[0].num_episodes == 5

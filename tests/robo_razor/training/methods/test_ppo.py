@@ -12,7 +12,8 @@ from toy_policy import NEW, tiny_policy
 from robo_razor.core.errors import ConfigError, TrainingError
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.core.types import make_rows
-from robo_razor.rollout.episodes import make_env, run_episodes
+from robo_razor.rollout.environments import make_env
+from robo_razor.rollout.episodes import run_episodes
 from robo_razor.training.learner import Context
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.on_policy import clipped_surrogate

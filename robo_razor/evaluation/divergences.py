@@ -6,8 +6,8 @@ An *action token* is one action dimension of one action in the chunk; there are 
 What is exact for a distribution that factorises over tokens, p(a) = prod_i p_i(a_i):
 
 - entropies and KL divergences of the chunk are sums over its tokens, so both are exact;
-- the total variation TV = max_S |p(S) - q(S)| is no sum. `total_variation` is the mean over tokens
-  of 1/2 sum_k |p_i(k) - q_i(k)|, exact for each token, in [0, 1]. That of the whole chunk,
+- the total variation TV = max_S |p(S) - q(S)| is not a sum. `total_variation` is the mean over
+  tokens of 1/2 sum_k |p_i(k) - q_i(k)|, exact for each token, in [0, 1]. That of the whole chunk,
   `total_variation_chunk`, is an unbiased estimate: the mean of E_p[(1 - q/p)+] and E_q[(1 - p/q)+]
   over sampled chunks. Exact bounds stand beside it: with the Bhattacharyya coefficient
   b = prod_i sum_k sqrt(p_i(k) q_i(k)), 1 - b <= TV <= sqrt(1 - b^2) (Le Cam). A chunk has many
@@ -16,8 +16,7 @@ What is exact for a distribution that factorises over tokens, p(a) = prod_i p_i(
   `greedy_disagreement_chunk` whether any of them does.
 
 Continuous actions have no tokens: there a greedy action disagrees if it differs by more than
-`ACTION_TOLERANCE`, and there is no `total_variation` but only that of the chunk. Where the KL is
-that of a sampler's paths nothing else but the greedy actions is compared.
+`ACTION_TOLERANCE`, and besides the KL (of a sampler's paths) nothing else is compared.
 
 A policy without a density has no KL divergence. A surrogate takes its place, which is none: the
 mean squared distance `chunk_distance` of what both do, in the base's normalised action space and
@@ -27,14 +26,17 @@ from the same noise.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from robo_razor.core.metrics import KL_DIRECTIONS
+from robo_razor.core.quantities import NATS, quantity
 from robo_razor.core.seeding import generator
-from robo_razor.policies.distributions import TokenChunkDistribution
+from robo_razor.policies.distributions import ActionDistribution, TokenChunkDistribution
+
+Behaviour = ActionDistribution | Tensor
+"""What a policy does in B states: a distribution, or chunks [B, H, A] without a density."""
 
 DIRECTIONS = KL_DIRECTIONS
 TV_SAMPLES = 16
@@ -42,21 +44,29 @@ TV_SAMPLES = 16
 ACTION_TOLERANCE = 0.05
 """Difference of continuous actions that counts as another action, of a range of [-1, 1]."""
 
-UNITS = {
-    "kl_base_tuned": "nats per decision",
-    "kl_tuned_base": "nats per decision",
-    "entropy_base": "nats per decision",
-    "entropy_change": "nats per decision",
-    "total_variation": "mean over action tokens, [0, 1]",
-    "total_variation_chunk": "per decision, [0, 1]",
-    "total_variation_chunk_lower": "per decision, [0, 1]",
-    "total_variation_chunk_upper": "per decision, [0, 1]",
-    "greedy_disagreement": "share of action tokens",
-    "greedy_disagreement_chunk": "share of decisions",
-}
-"""What is measured of two densities, in which units."""
-SURROGATES = {"chunk_distance": "squared normalised action units"}
+MEASURES = (
+    "kl_base_tuned",
+    "kl_tuned_base",
+    "entropy_base",
+    "entropy_change",
+    "total_variation",
+    "total_variation_chunk",
+    "total_variation_chunk_lower",
+    "total_variation_chunk_upper",
+    "greedy_disagreement",
+    "greedy_disagreement_chunk",
+)
+"""What is measured of two densities."""
+SURROGATE = "chunk_distance"
 """What is measured of two policies without a density."""
+PREDICTORS = (
+    "total_variation",
+    "total_variation_chunk",
+    "entropy_change",
+    "greedy_disagreement",
+    SURROGATE,
+)
+"""Measures besides the KL divergences that `distances` has for every probe set."""
 KINDS = {
     "total_variation_chunk": "estimate",
     "total_variation_chunk_lower": "lower bound",
@@ -66,43 +76,51 @@ KINDS = {
 """What is not exact; that of a KL divergence is its distribution's."""
 
 
-def compare(base: Any, tuned: Any) -> dict[str, Tensor]:
-    """Compare two action distributions over the same states.
+def compare(base: Behaviour, tuned: Behaviour) -> dict[str, Tensor]:
+    """Compare what two policies do in the same states.
 
     Args:
-        base: The base's `ActionDistribution`, or its chunks [B, H, A] if it has no density.
-        tuned: The tuned policy's.
+        base: The base's action distribution, or its chunks [B, H, A] if it has no density.
+        tuned: The tuned policy's, of the same kind.
 
     Returns:
-        Measure (a key of `UNITS` or `SURROGATES`) -> float64 [B], or [B, A] where it is known for
+        Measure (one of `MEASURES`, or `SURROGATE`) -> float64 [B], or [B, A] where it is known for
         every action dimension; then the decision's is the sum over A for KLs and entropies, else
         the mean.
     """
     if isinstance(base, Tensor):
-        return {"chunk_distance": (base.double() - tuned.double()).square().mean(1).cpu()}
+        assert isinstance(tuned, Tensor)
+        return {SURROGATE: (base.double() - tuned.double()).square().mean(1).cpu()}
+    assert not isinstance(tuned, Tensor)
     if isinstance(base, TokenChunkDistribution):
-        return {name: value.double().cpu() for name, value in _tokens(base, tuned).items()}
-    measures = {"kl_base_tuned": base.kl(tuned), "kl_tuned_base": tuned.kl(base)}
-    differs = (base.mode() - tuned.mode()).abs() > ACTION_TOLERANCE
-    measures["greedy_disagreement"] = differs.double().mean(1)
-    measures["greedy_disagreement_chunk"] = differs.flatten(1).any(-1)
-    if base.kl_kind in ("exact", "closed form"):
-        before, after = base.entropy(), tuned.entropy()
-        measures |= {"entropy_base": before, "entropy_change": after - before}
-        measures["total_variation_chunk"] = _total_variation(base, tuned)
+        assert isinstance(tuned, TokenChunkDistribution)
+        measures = _tokens(base, tuned)
+    else:
+        measures = _paths(base, tuned)
     return {name: value.double().cpu() for name, value in measures.items()}
+
+
+def _paths(base: ActionDistribution, tuned: ActionDistribution) -> dict[str, Tensor]:
+    """Compare densities of which only the KL and the greedy actions are known."""
+    differs = (base.mode() - tuned.mode()).abs() > ACTION_TOLERANCE
+    return {
+        "kl_base_tuned": base.kl(tuned),
+        "kl_tuned_base": tuned.kl(base),
+        "greedy_disagreement": differs.double().mean(1),
+        "greedy_disagreement_chunk": differs.flatten(1).any(-1),
+    }
 
 
 def decision_values(name: str, values: Tensor) -> Tensor:
     """Return a measure per decision, [B], from what `compare` returned."""
     if values.ndim == 1:
         return values
-    return values.sum(-1) if unit(name) == "nats per decision" else values.mean(-1)
+    return values.sum(-1) if unit(name) == NATS else values.mean(-1)
 
 
 def unit(name: str) -> str:
     """Return what a measure counts."""
-    return (UNITS | SURROGATES)[name]
+    return quantity(name).unit
 
 
 def _tokens(base: TokenChunkDistribution, tuned: TokenChunkDistribution) -> dict[str, Tensor]:
@@ -141,19 +159,6 @@ def _token_total_variation(p: Tensor, q: Tensor) -> Tensor:
         chunk = log_ratio.gather(-1, tokens).sum((1, 2))  # [B, samples]
         estimates.append((-torch.expm1(chunk)).clamp(min=0.0).mean(-1))
     return (estimates[0] + estimates[1]) / 2
-
-
-def _total_variation(base: Any, tuned: Any) -> Tensor:
-    """Estimate the total variation of the chunk [B] from samples of any two densities."""
-    shape = tuple(base.mode().shape)
-    uniforms = _uniforms(shape)
-    estimates = []
-    for first, second in ((base, tuned), (tuned, base)):
-        for sample in uniforms.unbind(-1):
-            actions = first.sample(sample.to(base.mode().device))
-            ratio = second.log_prob(actions).double() - first.log_prob(actions).double()
-            estimates.append((-torch.expm1(ratio)).clamp(min=0.0))
-    return torch.stack(estimates).mean(0)
 
 
 @functools.lru_cache(maxsize=8)
