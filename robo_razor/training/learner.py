@@ -306,7 +306,9 @@ class OnPolicyLearner(Learner):
 
         def compute(part: Tensor) -> Loss:
             step = self._step(batch, targets, part, place)
-            return terms.added(method.loss(step), step)
+            # Weights are rounded once for all that is computed within one outermost context.
+            with autocast(self.policy.device, enabled=False):
+                return terms.added(method.loss(step), step)
 
         parts = [
             Part(len(part) / len(rows), partial(compute, part))

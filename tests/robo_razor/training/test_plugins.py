@@ -67,6 +67,7 @@ def plugin(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "somebodys_own.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(folder))
+    FinetuneConfig.sections()  # built-in ones are registered when they are imported, once
     for registry in (METHODS, REGULARISERS):
         monkeypatch.setattr(registry, "_items", dict(registry._items))
     yield "somebodys_own"
