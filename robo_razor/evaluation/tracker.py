@@ -28,7 +28,7 @@ from robo_razor.core.run.directory import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, SkillResult
-from robo_razor.evaluation.divergences import DIRECTIONS, PREDICTORS, SURROGATE, Behaviour
+from robo_razor.evaluation.divergences import CHUNK_DISTANCE, DIRECTIONS, PREDICTORS, Behaviour
 from robo_razor.evaluation.evaluate import batch_result, episode_entries, result_entry
 from robo_razor.evaluation.forgetting import (
     ProbeResult,
@@ -297,7 +297,7 @@ class Tracker:
         measures = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
         summary["kl_kind"] = next((kl.kind for kl in measures if kl is not None), None)
         if not self.base.has_density:
-            summary |= _main_states("surrogate", SURROGATE, results)
+            summary |= _main_states("surrogate", CHUNK_DISTANCE, results)
             summary["surrogate_kind"] = SURROGATE_KIND
         before = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
         if before is not None:
