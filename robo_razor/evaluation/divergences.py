@@ -57,14 +57,14 @@ MEASURES = (
     "greedy_disagreement_chunk",
 )
 """What is measured of two densities."""
-SURROGATE = "chunk_distance"
+CHUNK_DISTANCE = "chunk_distance"
 """What is measured of two policies without a density."""
 PREDICTORS = (
     "total_variation",
     "total_variation_chunk",
     "entropy_change",
     "greedy_disagreement",
-    SURROGATE,
+    CHUNK_DISTANCE,
 )
 """Measures besides the KL divergences that `distances` has for every probe set."""
 KINDS = {
@@ -84,13 +84,13 @@ def compare(base: Behaviour, tuned: Behaviour) -> dict[str, Tensor]:
         tuned: The tuned policy's, of the same kind.
 
     Returns:
-        Measure (one of `MEASURES`, or `SURROGATE`) -> float64 [B], or [B, A] where it is known for
-        every action dimension; then the decision's is the sum over A for KLs and entropies, else
-        the mean.
+        Measure (one of `MEASURES`, or `CHUNK_DISTANCE`) -> float64 [B], or [B, A] where it is known
+        for every action dimension; then the decision's is the sum over A for KLs and entropies,
+        else the mean.
     """
     if isinstance(base, Tensor):
         assert isinstance(tuned, Tensor)
-        return {SURROGATE: (base.double() - tuned.double()).square().mean(1).cpu()}
+        return {CHUNK_DISTANCE: (base.double() - tuned.double()).square().mean(1).cpu()}
     assert not isinstance(tuned, Tensor)
     if isinstance(base, TokenChunkDistribution):
         assert isinstance(tuned, TokenChunkDistribution)

@@ -40,8 +40,7 @@ from robo_razor.core.run.directory import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, SkillResult
-from robo_razor.evaluation.divergences import DIRECTIONS, PREDICTORS, Behaviour
-from robo_razor.evaluation.divergences import SURROGATE as CHUNK_DISTANCE
+from robo_razor.evaluation.divergences import CHUNK_DISTANCE, DIRECTIONS, PREDICTORS, Behaviour
 from robo_razor.evaluation.evaluate import batch_result, episode_entries, result_entry
 from robo_razor.evaluation.forgetting import (
     ProbeResult,

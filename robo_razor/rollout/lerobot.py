@@ -165,7 +165,7 @@ def make_lerobot_env(
     for task in tasks:
         items |= lerobot_tasks(task, config.lerobot)
     make: Any = load_env_creator(VECTOR_ENV)
-    env: Any = make(
+    made: Any = make(
         factories={task: item.make for task, item in items.items()},
         num_envs=config.num_envs,
         chunk_size=chunk_size,
@@ -176,15 +176,15 @@ def make_lerobot_env(
         fast_images=config.fast_images,
     )
     if config.fast_images:
-        env.reset(seed=0)  # only then is there a renderer
-        if not env.call("renders_fast")[0]:
+        made.reset(seed=0)  # only then is there a renderer
+        if not made.call("renders_fast")[0]:
             logger.warning(
                 "`env.fast_images` does nothing for %s: it has no renderer of Gymnasium's for "
                 "MuJoCo",
                 tasks[0],
             )
     processor = next(iter(items.values())).processor
-    stepped: SteppedByGroups = env
+    stepped: SteppedByGroups = made
     return stepped if processor is None else ProcessedVectorEnv(stepped, processor)
 
 

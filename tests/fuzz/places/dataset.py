@@ -176,7 +176,7 @@ def clone(data: Path) -> None:
     from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
     from robo_razor.rollout.demonstrations import demonstrations_for
     from robo_razor.training.methods.bc import BC, demonstration_source
-    from robo_razor.training.trainer import validate
+    from robo_razor.training.preflight import check_settings as validate
     from robo_razor.training.windows import WindowSampler
 
     config = FinetuneConfig(

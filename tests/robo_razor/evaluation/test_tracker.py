@@ -9,6 +9,8 @@ from toy_demonstrations import demonstrations
 from toy_policy import GREEN, NEW, RED, tiny_policy
 
 from robo_razor.core.errors import CheckpointError
+from robo_razor.core.plugins import PREDICTORS, load_plugins
+from robo_razor.core.quantities import QUANTITIES
 from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, TrackingConfig
 from robo_razor.evaluation.divergences import MEASURES
@@ -149,3 +151,24 @@ def test_a_new_task_called_like_a_prior_skill_has_its_full_name(env, tmp_path):
     prior = {"ReachBlue": "mine/ReachBlue"}
     tracker = Tracker(config, run, env, tiny_policy().frozen_copy(), prior)
     assert (tracker.new, tracker.prior) == ({NEW: NEW}, prior)
+
+
+def test_a_predictor_of_a_plugin_is_in_the_summary_under_its_name(env, tmp_path, monkeypatch):
+    (tmp_path / "my_distance.py").write_text(
+        "from robo_razor.evaluation.predictors import predictor\n\n"
+        '@predictor("weight_linf", label="Largest weight change", at_base=0.0)\n'
+        "def weight_linf(comparison):\n"
+        "    changes = comparison.weight_changes.values()\n"
+        "    return max((float(change.abs().max()) for change in changes), default=0.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(PREDICTORS, "_items", dict(PREDICTORS._items))
+    monkeypatch.setitem(QUANTITIES, "weight_linf", None)  # so that it is taken back
+    load_plugins(["my_distance"])
+    tracker = start(env, tmp_path / "run")
+    for step, moved in enumerate((0.0, 0.1)):
+        tracker.measure(frozen_policy(moved), step)
+    files = (tracker.run.evaluation(step) / "summary.json" for step in (0, 1))
+    before, after = (json.loads(file.read_text())["distances"] for file in files)
+    assert before["weight_linf"] == 0.0 < after["weight_linf"]
+    assert list(after)[-3:] == ["weight_l1", "weight_l2", "weight_linf"]

@@ -39,7 +39,8 @@ from robo_razor.rollout.environments import (
 from robo_razor.rollout.episodes import run_episodes
 from robo_razor.rollout.lerobot import LeRobotTask, lerobot_tasks, simulated
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune, validate
+from robo_razor.training.preflight import check_settings as validate
+from robo_razor.training.trainer import finetune
 
 assert toy_lerobot_envs
 LEFT, RIGHT = "lerobot:toyline/Left-v0", "lerobot:toyline/Right-v0"

@@ -8,7 +8,7 @@ import pytest
 from robo_razor.core.errors import ConfigError, UnknownNameError
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
 from robo_razor.rollout.environments import check_tasks, make_env, resolve_tasks
-from robo_razor.training.trainer import validate
+from robo_razor.training.preflight import check_settings as validate
 
 pytest.importorskip("metaworld")
 # LeRobot and Meta-World warn of each other's and Gymnasium's old ways.
