@@ -28,9 +28,8 @@ from robo_razor.evaluation.predictors.divergences import (
     unit,
 )
 from robo_razor.evaluation.probes import ProbeSet, make_probe
-from robo_razor.statistics.hill import falloff
-from robo_razor.statistics.intervals import mcnemar_exact, paired_bootstrap, retention_interval
-from robo_razor.statistics.law import law
+from robo_razor.statistics.bootstrap import paired_bootstrap, retention_interval
+from robo_razor.statistics.intervals import mcnemar_exact
 
 __all__ = [
     "DIRECTIONS",
@@ -40,8 +39,6 @@ __all__ = [
     "SkillForgetting",
     "distributions",
     "divergence_entry",
-    "falloff",
-    "law",
     "make_probe",
     "mean_entropy",
     "measure_kl",

@@ -5,8 +5,6 @@ import pytest
 import torch
 from toy_policy import NEW, tiny_policy
 
-import robo_razor.evaluation.forgetting
-import robo_razor.statistics.law
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.types import make_rows
 from robo_razor.evaluation.forgetting import (
@@ -48,10 +46,6 @@ def test_nothing_is_forgotten_by_the_same_policy(record):
         assert divergence.kind == "exact"
     same = skill_forgetting([True, False, True], [True, False, True])
     assert (same.retention, same.forgetting, same.p_value) == (1.0, 0.0, 1.0)
-
-
-def test_the_law_of_forgetting_is_found_here():
-    assert robo_razor.evaluation.forgetting.law is robo_razor.statistics.law.law
 
 
 def test_a_destroyed_policy_has_forgotten_everything():
