@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make finetune` and `make test`. Both set .venv up first, once.
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test lint types tests crash fuzz same format constraints clean
+.PHONY: help setup finetune test lint types tests fast crash fuzz same format constraints clean
 
 METHOD ?= ppo
 ARGS ?=
@@ -34,6 +34,9 @@ types: setup
 
 tests: setup ## Tests only, file by file in JOBS=2 processes (JOBS=0: in this one, for a debugger)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+fast: setup ## For every save of a file: no OpenGL, no LeRobot policy, nothing slow (ARGS="-k law")
+	$(BIN)/python -m pytest --fast -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 crash: setup ## Stop a small run at every operation on its files, go on, compare (N=40: a sample)
 	$(BIN)/python -W ignore tests/crash/crash.py --jobs $(JOBS) $(if $(N),--sample $(N)) $(ARGS)

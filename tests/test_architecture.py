@@ -95,6 +95,7 @@ HEAVY = (
     "mujoco",
     "gymnasium",
     "robosuite",
+    "scipy",
     "transformers",
     "ray",
 )

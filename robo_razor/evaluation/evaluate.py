@@ -36,7 +36,8 @@ from robo_razor.rollout.environments import make_env, named_tasks, resolve_tasks
 from robo_razor.rollout.episodes import Progress, episode_bar, run_episodes
 from robo_razor.rollout.groups import VectorEnv, workers_beside
 from robo_razor.rollout.start_states import EPISODES, Manifest, held_out_rows
-from robo_razor.statistics.intervals import SequentialInterval, wilson_interval
+from robo_razor.statistics.intervals import wilson_interval
+from robo_razor.statistics.stopping import SequentialInterval
 
 EPISODES_UNTIL_WIDTH = 2000
 """Episodes per skill at most, where an evaluation stops by itself and nothing says how many."""

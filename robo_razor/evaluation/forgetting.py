@@ -31,7 +31,8 @@ from robo_razor.evaluation.divergences import (
 )
 from robo_razor.evaluation.probes import ProbeSet
 from robo_razor.policies.policy import Policy
-from robo_razor.statistics.intervals import mcnemar_exact, paired_bootstrap, retention_interval
+from robo_razor.statistics.bootstrap import paired_bootstrap, retention_interval
+from robo_razor.statistics.intervals import mcnemar_exact
 
 PROBE_BATCH = 256
 

@@ -12,17 +12,12 @@ from robo_razor.core.files import finite
 from robo_razor.report.arms import Arm, RunSet, Setting
 from robo_razor.report.episodes import read_rows
 from robo_razor.report.load import FORWARD_KL, RunSeries, mean
-from robo_razor.statistics.hill import Falloff, falloff
-from robo_razor.statistics.intervals import (
-    Estimate,
-    detectable_difference,
-    frontier,
-    hypervolume,
-    mcnemar_exact,
-    paired_bootstrap,
-    seed_interval,
-)
-from robo_razor.statistics.law import Law, LawPoint, law, predictor_table, r2_difference
+from robo_razor.statistics.bootstrap import paired_bootstrap
+from robo_razor.statistics.hill import Falloff, fit_falloff
+from robo_razor.statistics.intervals import Estimate, detectable_difference, mcnemar_exact
+from robo_razor.statistics.law import Law, LawPoint, fit_law, predictor_table, r2_difference
+from robo_razor.statistics.seeds import seed_interval
+from robo_razor.statistics.tradeoffs import frontier, hypervolume
 
 FRONTIER_TOLERANCE = 0.02
 """Distance to the Pareto frontier up to which a checkpoint counts as on it, as in the paper."""
@@ -36,7 +31,7 @@ MAX_PAIRED = 12
 
 
 def law_points(runs: RunSet) -> list[LawPoint]:
-    """Return one point per checkpoint (`law` counts the base, which runs share, once).
+    """Return one point per checkpoint (`fit_law` counts the base, which runs share, once).
 
     Distances on the states of single prior skills are left out: they are a dozen times as many,
     and the mean over skills (`.../prior`) stands for them.
@@ -73,12 +68,12 @@ def fit_laws(runs: RunSet) -> Laws:
     points = law_points(runs)
     table = predictor_table(points)
     found = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
-    main = found or law(points, FORWARD_KL)
+    main = found or fit_law(points, FORWARD_KL)
     best = next((p for p in table if p.r2 is not None and p.n_points == main.n_points), None)
     paired = None
     if best is not None and main.r2 is not None and best.predictor != FORWARD_KL:
         paired = r2_difference(points, best.predictor, FORWARD_KL)
-    return Laws(main, tuple(table), falloff(points, FORWARD_KL), paired)
+    return Laws(main, tuple(table), fit_falloff(points, FORWARD_KL), paired)
 
 
 def law_entry(fit: Law) -> dict[str, Any]:

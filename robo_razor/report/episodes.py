@@ -11,7 +11,8 @@ from robo_razor.core import metrics
 from robo_razor.core.errors import CheckpointError, ReportError
 from robo_razor.core.metrics import GREEDY, NEW, PRIOR, EpisodeEntry
 from robo_razor.core.run.directory import EPISODES, step_name
-from robo_razor.statistics.intervals import Estimate, mean_retention_interval, nbt_interval
+from robo_razor.statistics.bootstrap import mean_retention_interval, nbt_interval
+from robo_razor.statistics.intervals import Estimate
 
 State = tuple[str, int]
 """(task, seed) of a start state."""

@@ -25,7 +25,8 @@ from robo_razor.core.files import finite
 from robo_razor.report.arms import Arm, Setting
 from robo_razor.report.format import plural
 from robo_razor.report.load import FORWARD_KL, RunSeries, mean
-from robo_razor.statistics.intervals import Estimate, interpolate_at, isotonic
+from robo_razor.statistics.intervals import Estimate
+from robo_razor.statistics.tradeoffs import interpolate_at, isotonic
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """New-task success rates at which arms are compared where they reach them."""
@@ -101,7 +102,7 @@ class ArmMatch:
 
     def estimate(self, quantity: str) -> Estimate:
         """Return the mean over seeds and its interval (NaN: unknown, or one seed)."""
-        from robo_razor.statistics.intervals import seed_interval
+        from robo_razor.statistics.seeds import seed_interval
 
         values = self.values(quantity)
         if not values:
@@ -116,7 +117,7 @@ class ArmMatch:
 
 def difference(first: ArmMatch, second: ArmMatch, quantity: str) -> Estimate | None:
     """Return one arm minus another over their seeds; None where one has no number."""
-    from robo_razor.statistics.intervals import seed_difference
+    from robo_razor.statistics.seeds import seed_difference
 
     one, two = first.values(quantity), second.values(quantity)
     if not one or not two:

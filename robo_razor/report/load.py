@@ -38,7 +38,8 @@ from robo_razor.report.episodes import (
     read_episodes,
     read_rows,
 )
-from robo_razor.statistics.intervals import mean_rate_interval, wilson_interval
+from robo_razor.statistics.bootstrap import mean_rate_interval
+from robo_razor.statistics.intervals import wilson_interval
 
 UNKNOWN = (math.nan, math.nan)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from robo_razor.statistics.estimate import (
+from robo_razor.statistics.intervals import (
     Estimate,
     Statistic,
     check_confidence,

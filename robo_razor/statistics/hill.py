@@ -8,11 +8,16 @@ the shape, with as many coefficients, and one of them is a distance that can be 
 
 where half of the top is left at x = half (Hill 1910; the log-logistic curve of toxicology).
 
-The fit is least squares over a grid of (half, steepness), with the best top for each in closed
-form; the grid is then narrowed around the best cell. Runs are what is resampled, with the same
-draws as the law's, and intervals are Student's: of half in log(half), of R2 in log(1 - R2).
+The fit is least squares: scipy's, from the best cell of a grid of (half, steepness), with the best
+top for each in closed form. Runs are what is resampled, with the same draws as the law's, and
+intervals are Student's: of half in log(half), of R2 in log(1 - R2).
 
-Axis legend: n points, G runs, R resamples, K cells of the grid.
+A resample takes the best cell as it is. In simulations of 150 sets of points, least squares from
+three starts never ended above the grid's best on all points, but for 3 of 1000 resamples it stopped
+in another minimum, up to a fifth worse, and took 30 times as long. A cell is 2.7 % wide in half,
+which is little beside what half differs by between resamples.
+
+Axis legend: n points, G groups (runs or arms), R resamples, K cells of the grid.
 """
 
 from __future__ import annotations
@@ -26,15 +31,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from robo_razor.core.errors import ReportError
 from robo_razor.statistics.bootstrap import cluster_counts, student_estimate
-from robo_razor.statistics.estimate import Estimate
-from robo_razor.statistics.law import PREDICTOR, LawPoint, law, point_columns, r2_interval
+from robo_razor.statistics.intervals import Estimate
+from robo_razor.statistics.law import PREDICTOR, LawPoint, fit_law, point_columns, r2_interval
 
 Floats = NDArray[np.float64]
 
 HALVES, STEEPNESSES = 200, 40
 """Cells of the grid; half goes from a hundredth of the largest x to twice it."""
 STEEPEST, FLATTEST = 30.0, 0.3
-NARROWINGS = 4
+BEYOND = 1.25
+"""The fit may leave the grid by this factor, in half and in steepness."""
 AT_ONCE = 100
 """Resamples at a time: a matrix of them by all cells is kept."""
 
@@ -80,17 +86,17 @@ class Falloff:
         return self.top * _shape(np.asarray(x, dtype=np.float64), self.half, self.steepness)
 
 
-def falloff(
+def fit_falloff(
     points: Sequence[LawPoint],
     predictor: str = PREDICTOR,
     *,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Falloff:
-    """Fit prior success as a Hill curve of a predictor, on the points that `law` is fitted to.
+    """Fit prior success as a Hill curve of a predictor, on the points that `fit_law` uses.
 
-    There is no fit where the law has none or a gap, where the predictor is no distance (below 0),
-    and where no point has lost half: then the curve's half lies beyond what was seen.
+    There is no fit where the law has none or a gap, where the predictor goes below 0 (a distance
+    does not), and where no point has lost half: the curve's half then lies beyond what was seen.
 
     Args:
         points: Checkpoints; those without the predictor, or with NaN, are left out.
@@ -98,7 +104,7 @@ def falloff(
         resamples: Bootstrap samples of the intervals.
         seed: Seed of the resampling.
     """
-    parabola = law(points, predictor, resamples=resamples, seed=seed)
+    parabola = fit_law(points, predictor, resamples=resamples, seed=seed)
     x, y, runs, arms, n_runs = point_columns(points, predictor)
     reason = parabola.reason or _why_not(x, y)
     if reason is None and parabola.gap is not None:
@@ -106,16 +112,17 @@ def falloff(
         reason = f"no checkpoint lies between {low:.4g} and {high:.4g}"
     if reason is not None:
         return Falloff(predictor, reason=reason)
-    half, steepness = _narrowed(x, y)
+    by_run, by_arm = _Grid.of(x, y, runs), _Grid.of(x, y, arms)
+    half, steepness = _refined(x, y, *by_run.best_cell())
     if not x[x > 0].min() <= half <= x.max():
         return Falloff(predictor, reason=f"its half, {half:.4g}, lies where no checkpoint does")
-    grid = _Grid.of(x, y, runs)
     shape = _shape(x, half, steepness)
-    top = float((shape @ y) / (shape @ shape))
+    top = _top(shape, y)
     r2 = 1 - float(np.square(y - top * shape).sum() / np.square(y - y.mean()).sum())
-    halves, found = grid.resampled(resamples, seed)
+    halves, resampled_r2 = by_run.resampled(resamples, seed)
     in_log = student_estimate(math.log(half), np.log(halves), n_runs)
     assert parabola.r2 is not None
+    difference = resampled_r2 - parabola.resampled_r2
     return Falloff(
         predictor=predictor,
         top=top,
@@ -123,12 +130,10 @@ def falloff(
         half_interval=(math.exp(in_log.low), math.exp(in_log.high)),
         steepness=steepness,
         r2=r2,
-        r2_interval=r2_interval(r2, found, n_runs),
-        minus_parabola=student_estimate(r2 - parabola.r2, found - parabola.resampled_r2, n_runs),
-        leave_one_run_out_rmse=grid.leave_one_out_rmse(x, y),
-        leave_one_arm_out_rmse=_Grid.of(x, y, arms).leave_one_out_rmse(x, y)
-        if parabola.n_arms > 1
-        else None,
+        r2_interval=r2_interval(r2, resampled_r2, n_runs),
+        minus_parabola=student_estimate(r2 - parabola.r2, difference, n_runs),
+        leave_one_run_out_rmse=by_run.leave_one_out_rmse(),
+        leave_one_arm_out_rmse=by_arm.leave_one_out_rmse() if parabola.n_arms > 1 else None,
     )
 
 
@@ -149,36 +154,38 @@ def _shape(x: Floats, half: ArrayLike, steepness: ArrayLike) -> Floats:
     return np.asarray(1 / (1 + np.exp(np.minimum(exponent, 700.0))))
 
 
-def _cells(halves: ArrayLike, steepnesses: ArrayLike) -> tuple[Floats, Floats]:
-    """Return half and steepness of all pairs, [K] each."""
-    half, steepness = np.meshgrid(np.asarray(halves), np.asarray(steepnesses), indexing="ij")
-    return half.ravel(), steepness.ravel()
+def _top(shape: Floats, y: Floats) -> float:
+    """Return the top that fits y [n] best with this shape [n]."""
+    return float((shape @ y) / (shape @ shape))
 
 
-def _narrowed(x: Floats, y: Floats) -> tuple[float, float]:
-    """Return the best half and steepness, by grids of which each is finer than the one before."""
-    sides = (HALVES, STEEPNESSES)
-    low = np.log([x.max() / 100, FLATTEST])
-    high = np.log([x.max() * 2, STEEPEST])
-    best = (low + high) / 2
-    for _ in range(NARROWINGS):
-        axes = [np.exp(np.linspace(*ends)) for ends in zip(low, high, sides, strict=True)]
-        cells = _cells(*axes)
-        shape = _shape(x[:, None], *cells)
-        explained = np.square(y @ shape) / np.square(shape).sum(axis=0)
-        best = np.log([cell[int(explained.argmax())] for cell in cells])
-        step = (high - low) / (np.array(sides) - 1)
-        low, high, sides = best - step, best + step, (21, 21)
-    return float(np.exp(best[0])), float(np.exp(best[1]))
+def _refined(x: Floats, y: Floats, half: float, steepness: float) -> tuple[float, float]:
+    """Return the half and steepness of least squares, searched from those given."""
+    from scipy.optimize import least_squares
+
+    def residuals(logs: Floats) -> Floats:
+        shape = _shape(x, *np.exp(logs))
+        return y - _top(shape, y) * shape
+
+    low = np.log([x.max() / 100 / BEYOND, FLATTEST / BEYOND])
+    high = np.log([x.max() * 2 * BEYOND, STEEPEST * BEYOND])
+    start = np.log([half, steepness])
+    fit = least_squares(residuals, start, bounds=(low, high), xtol=1e-12, ftol=1e-12, gtol=1e-12)
+    return float(np.exp(fit.x[0])), float(np.exp(fit.x[1]))
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Each run's share in the sums that a fit is made from, for every cell of the grid."""
+    """The sums that a fit is made from, of each group and for every cell of the grid."""
 
-    half: Floats
-    steepness: Floats
+    x: Floats
+    y: Floats
     owner: NDArray[np.int64]
+    """[n], the group of each point."""
+    half: Floats
+    """[K]"""
+    steepness: Floats
+    """[K]"""
     with_y: Floats
     """[G, K]: sums of shape times y."""
     squares: Floats
@@ -189,24 +196,31 @@ class _Grid:
     @classmethod
     def of(cls, x: Floats, y: Floats, groups: Sequence[str]) -> _Grid:
         """Collect the sums of points x [n], y [n] by their groups [n]."""
-        half, steepness = _cells(
-            np.geomspace(x.max() / 100, x.max() * 2, HALVES),
-            np.geomspace(FLATTEST, STEEPEST, STEEPNESSES),
-        )
+        halves = np.geomspace(x.max() / 100, x.max() * 2, HALVES)
+        steepnesses = np.geomspace(FLATTEST, STEEPEST, STEEPNESSES)
+        half, steepness = (axis.ravel() for axis in np.meshgrid(halves, steepnesses, indexing="ij"))
         names, owner = np.unique(groups, return_inverse=True)
         member = (owner == np.arange(len(names))[:, None]).astype(np.float64)
         shape = _shape(x[:, None], half, steepness)
         level = np.stack([np.ones_like(y), y, y * y], axis=-1)
-        return cls(
-            half, steepness, owner, member @ (y[:, None] * shape), member @ shape**2, member @ level
-        )
+        sums = member @ (y[:, None] * shape), member @ shape**2, member @ level
+        return cls(x, y, owner, half, steepness, *sums)
+
+    def explained(self, counts: Floats) -> Floats:
+        """Return what each cell explains of sum y^2, [R, K], groups taken `counts` [R, G] times."""
+        return np.asarray(np.square(counts @ self.with_y) / (counts @ self.squares))
+
+    def best_cell(self) -> tuple[float, float]:
+        """Return the best half and steepness for all points."""
+        best = int(self.explained(np.ones((1, len(self.level)))).argmax())
+        return float(self.half[best]), float(self.steepness[best])
 
     def resampled(self, resamples: int, seed: int) -> tuple[Floats, Floats]:
         """Return half [R] and R2 [R] of fits to resampled groups; R2 is NaN where y is level."""
         counts = cluster_counts(len(self.level), resamples, seed)
         halves, r2 = [], []
         for rows in np.array_split(counts, math.ceil(resamples / AT_ONCE)):
-            explained = np.square(rows @ self.with_y) / (rows @ self.squares)
+            explained = self.explained(rows)
             size, total, squares = (rows @ self.level).T
             spread = squares - total**2 / size
             varies = spread > 1e-12 * size
@@ -215,14 +229,13 @@ class _Grid:
             r2.append(np.where(varies, 1 - left / np.where(varies, spread, 1), np.nan))
         return np.concatenate(halves), np.concatenate(r2)
 
-    def leave_one_out_rmse(self, x: Floats, y: Floats) -> float:
+    def leave_one_out_rmse(self) -> float:
         """Return the error on groups left out of the fit one at a time."""
-        errors = []
-        for group in range(len(self.level)):
-            others = np.arange(len(self.level)) != group
-            with_y, squares = self.with_y[others].sum(axis=0), self.squares[others].sum(axis=0)
-            best = int((with_y**2 / squares).argmax())
-            mine = self.owner == group
-            shape = _shape(x[mine], self.half[best], self.steepness[best])
-            errors.append(y[mine] - with_y[best] / squares[best] * shape)
-        return float(np.sqrt(np.mean(np.square(np.concatenate(errors)))))
+        errors = np.empty_like(self.y)
+        for group, counts in enumerate(1 - np.eye(len(self.level))):
+            best = int(self.explained(counts[None]).argmax())
+            top = (counts @ self.with_y[:, best]) / (counts @ self.squares[:, best])
+            left_out = self.owner == group
+            shape = _shape(self.x[left_out], self.half[best], self.steepness[best])
+            errors[left_out] = self.y[left_out] - top * shape
+        return float(np.sqrt(np.mean(np.square(errors))))

@@ -1,71 +1,39 @@
-"""Intervals and tests for success rates; pure functions, 95 % and two-sided unless said otherwise.
+"""A value with its interval, and the intervals and tests of success rates.
 
-Rates of one or two arms are here; what else belongs to statistics is in `bootstrap` (resampling),
-`seeds` (intervals over seeds), `stopping` (stopping when an interval is narrow enough) and
-`tradeoffs` (frontiers and areas). All of it can be imported from here.
+Everything is 95 % and two-sided unless said otherwise. The other modules of this room build on
+`Estimate`.
 
 References: Wilson (1927); Newcombe (1998), Statistics in Medicine 17:873, method 10 (difference of
-independent proportions); McNemar (1947), exact binomial form; Connor (1987), Biometrics 43:207
-(number of pairs).
+independent proportions); McNemar (1947), exact binomial form; Cohen (1988), Statistical Power
+Analysis for the Behavioral Sciences, chapter 6 (detectable difference).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from robo_razor.statistics.bootstrap import (
-    bootstrap_mean,
-    clustered_bootstrap,
-    mean_rate_interval,
-    mean_retention_interval,
-    nbt_interval,
-    paired_bootstrap,
-    retention_interval,
-)
-from robo_razor.statistics.estimate import Estimate, normal_quantile, paired
-from robo_razor.statistics.seeds import seed_difference, seed_interval
-from robo_razor.statistics.stopping import SequentialInterval
-from robo_razor.statistics.tradeoffs import (
-    area_under_curve,
-    areas_under_curves,
-    frontier,
-    hypervolume,
-    interpolate_at,
-    isotonic,
-)
+Statistic = Callable[[NDArray[np.float64]], float]
+"""From float [n] or [n, columns] to one number, e.g. `np.mean`."""
 
-__all__ = [
-    "Estimate",
-    "PairedTest",
-    "SequentialInterval",
-    "area_under_curve",
-    "areas_under_curves",
-    "bootstrap_mean",
-    "clustered_bootstrap",
-    "detectable_difference",
-    "episodes_needed",
-    "frontier",
-    "hypervolume",
-    "interpolate_at",
-    "isotonic",
-    "mcnemar_exact",
-    "mean_rate_interval",
-    "mean_retention_interval",
-    "nbt_interval",
-    "newcombe_difference",
-    "paired_bootstrap",
-    "paired_episodes_needed",
-    "retention_interval",
-    "seed_difference",
-    "seed_interval",
-    "standard_error",
-    "wilson_interval",
-]
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, `low <= value <= high`; NaN where nothing can be said."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval's ends."""
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -139,53 +107,6 @@ def standard_error(values: ArrayLike) -> float:
     return float(data.std(ddof=1) / math.sqrt(len(data)))
 
 
-def episodes_needed(
-    rate_1: float, rate_2: float, *, power: float = 0.8, confidence: float = 0.95
-) -> int:
-    """Return the episodes per arm that tell two success rates apart (independent arms).
-
-    Normal approximation with Cohen's effect size h = 2 asin(sqrt(p)), two-sided. Arms over the same
-    start states need fewer, see `paired_episodes_needed`.
-
-    Args:
-        rate_1: Success rate of one arm, [0, 1].
-        rate_2: Success rate of the other, [0, 1], not equal to `rate_1`.
-        power: Probability of seeing the difference.
-        confidence: 1 - probability of seeing one that is not there.
-    """
-    effect = abs(_arcsine(rate_1) - _arcsine(rate_2))
-    if effect == 0:
-        raise ValueError("no number of episodes tells equal success rates apart")
-    z = normal_quantile(confidence) + NormalDist().inv_cdf(power)
-    return math.ceil(2 * (z / effect) ** 2)
-
-
-def paired_episodes_needed(
-    discordant_rate: float, difference: float, *, power: float = 0.8, confidence: float = 0.95
-) -> int:
-    """Return the start states that tell two arms apart when both run on each (McNemar's test).
-
-    Connor's formula, n = (z_a sqrt(D) + z_b sqrt(D - d^2))^2 / d^2, plus 2 / |d| because the exact
-    test that `mcnemar_exact` makes rejects less often than the one the formula is for.
-
-    Args:
-        discordant_rate: D, share of start states that exactly one arm solves, in (0, 1]; the more
-            alike the arms, the smaller.
-        difference: d, success rate of one arm minus the other's, 0 < |d| <= D.
-        power: Probability of seeing the difference.
-        confidence: 1 - probability of seeing one that is not there.
-    """
-    size = abs(difference)
-    if not 0 < size <= discordant_rate <= 1:
-        raise ValueError(
-            f"difference = {difference} and discordant_rate = {discordant_rate}: expected "
-            "0 < |difference| <= discordant_rate <= 1, since arms differ on discordant pairs only"
-        )
-    spread = math.sqrt(max(0.0, discordant_rate - size**2))
-    z = normal_quantile(confidence) * math.sqrt(discordant_rate)
-    return math.ceil(((z + NormalDist().inv_cdf(power) * spread) / size) ** 2 + 2 / size)
-
-
 def detectable_difference(
     rate: float, n: int, *, power: float = 0.8, confidence: float = 0.95
 ) -> float:
@@ -209,6 +130,54 @@ def detectable_difference(
         if 0 <= other <= math.pi
     ]
     return min((abs(other - rate) for other in others), default=math.nan)
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return z such that a standard normal lies in [-z, z] with probability `confidence`."""
+    check_confidence(confidence)
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def percentile_estimate(
+    value: float, resampled: NDArray[np.float64], confidence: float
+) -> Estimate:
+    """Return Efron's percentile interval, widened to hold the value if it has to be.
+
+    Args:
+        value: The statistic of the data themselves.
+        resampled: float [resamples], the statistic of each resample; NaN ones are left out.
+        confidence: Coverage in (0, 1).
+    """
+    check_confidence(confidence)
+    known = resampled[~np.isnan(resampled)]
+    if len(known) == 0 or np.isnan(value):
+        return Estimate(value, float("nan"), float("nan"))
+    tail = 50.0 * (1 - confidence)
+    low, high = np.percentile(known, [tail, 100 - tail])
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a coverage outside of (0, 1)."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence} must lie in (0, 1)")
+
+
+def vector(values: ArrayLike, what: str = "values") -> NDArray[np.float64]:
+    """Return float [n], or refuse anything that is not a list of numbers."""
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1:
+        raise ValueError(f"{what}: expected a list of numbers, got shape {data.shape}")
+    return data
+
+
+def paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return two equally long lists of numbers as float [n], or refuse them."""
+    one = np.asarray(first, dtype=np.float64)
+    two = np.asarray(second, dtype=np.float64)
+    if one.shape != two.shape or one.ndim != 1:
+        raise ValueError(f"pairs need two equally long lists, got shapes {one.shape}, {two.shape}")
+    return one, two
 
 
 def _arcsine(rate: float) -> float:

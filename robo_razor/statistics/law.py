@@ -9,10 +9,10 @@ The paper gives no intervals. Checkpoints of one run are alike, so here runs are
 (interval of R2) and what is left out (error on a run that the fit has not seen). R2 is that of the
 fitted points, so it flatters; the leave-one-run-out error does not.
 
-Arms in heaps far apart give a high R2 to any predictor that tells the heaps apart, whatever happens
-inside of them. So a fit says where the predictor leaves more than a third of its range empty, and
-beside the pooled R2 stand the R2 within arms (arms with intercepts of their own: the within R2 of
-panel regression, Wooldridge 2010, chapter 10) and the error on an arm that it has not seen.
+Two arms that lie far apart give a high R2 to any predictor that separates them, whatever happens
+inside each. So a fit says where the predictor leaves more than a third of its range empty. Beside
+the pooled R2 it gives the R2 within arms (each arm has its own intercept: the within R2 of panel
+regression, Wooldridge 2010, chapter 10) and the error on an arm that it has not seen.
 
 Percentiles of a resampled R2 cover too little, since resamples repeat runs and so fit better: in
 simulations of 4 to 24 runs nominal 95 % covered 65 % to 92 %. The interval is therefore Student's
@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from robo_razor.core.errors import ReportError
 from robo_razor.core.metrics import FORWARD_KL
 from robo_razor.statistics.bootstrap import cluster_counts, student_estimate
-from robo_razor.statistics.estimate import Estimate
+from robo_razor.statistics.intervals import Estimate
 
 Floats = NDArray[np.float64]
 
@@ -119,11 +119,6 @@ class Law:
     gap: tuple[float, float] | None = None
     resampled_r2: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
-    @property
-    def residuals(self) -> tuple[float, ...]:
-        """Prior success minus the fit at each point; empty without a fit."""
-        return tuple(y - fit for y, fit in zip(self.y, self.fitted, strict=False))
-
     def predict(self, x: ArrayLike) -> Floats:
         """Return the fit at x; it means nothing outside of the range of the points.
 
@@ -137,7 +132,7 @@ class Law:
         return np.asarray(c0 + values * (c1 + values * c2))
 
 
-def law(
+def fit_law(
     points: Sequence[LawPoint],
     predictor: str = PREDICTOR,
     *,
@@ -196,8 +191,8 @@ def predictor_table(
         seed: Seed of the resampling, the same for all, so that they see the same resampled runs.
     """
     names = sorted({name for point in points for name in point.predictors})
-    laws = [law(points, name, resamples=resamples, seed=seed) for name in names]
-    return sorted(laws, key=lambda one: -math.inf if one.r2 is None else one.r2, reverse=True)
+    laws = [fit_law(points, name, resamples=resamples, seed=seed) for name in names]
+    return sorted(laws, key=lambda law: -math.inf if law.r2 is None else law.r2, reverse=True)
 
 
 def r2_difference(
@@ -300,7 +295,7 @@ def _why_not(x: Floats, y: Floats, n_runs: int) -> str | None:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A parabola in z = (x - centre) / scale, and the sums of each run that it is made from.
+    """A parabola in z = (x - centre) / scale, by least squares on sums that groups contribute.
 
     z and y - 0.5 lie in [-1, 1], or the powers of x would drown in rounding.
     """
@@ -310,23 +305,25 @@ class _Fit:
     z: Floats
     y: Floats
     owner: NDArray[np.int64]
+    """[n], the group (run or arm) of each point."""
     moments: Floats
-    """[G, 9]: per run, sums of 1, z .. z^4, y, z y, z^2 y, y^2 (of y - 0.5); they add over runs."""
+    """[G, 4, 4]: sums over a group's points of all products of (1, z, z^2, y - 0.5)."""
 
     @classmethod
-    def of(cls, x: Floats, y: Floats, runs: Sequence[str]) -> _Fit:
-        """Collect the sums of points x [n], y [n] by their runs [n]."""
+    def of(cls, x: Floats, y: Floats, groups: Sequence[str]) -> _Fit:
+        """Collect the sums of points x [n], y [n] by their groups [n]."""
         centre, scale = float(x.min() + x.max()) / 2, float(x.max() - x.min()) / 2
-        z, shifted = (x - centre) / scale, y - 0.5
-        names, owner = np.unique(runs, return_inverse=True)
-        columns = [*(z**power for power in range(5)), *(z**power * shifted for power in range(3))]
-        sums = [np.bincount(owner, c, minlength=len(names)) for c in (*columns, shifted**2)]
-        return cls(centre, scale, z, y, owner, np.stack(sums, axis=-1))
+        z = (x - centre) / scale
+        names, owner = np.unique(groups, return_inverse=True)
+        rows = np.column_stack([_powers(z), y - 0.5])
+        moments = np.zeros((len(names), 4, 4))
+        np.add.at(moments, owner, np.einsum("ni,nj->nij", rows, rows))
+        return cls(centre, scale, z, y, owner, moments)
 
     @property
     def beta(self) -> Floats:
         """Coefficients [3] of y - 0.5 in z."""
-        return np.asarray(_solve(self.moments.sum(axis=0)[None])[0])
+        return np.asarray(_solve(self.moments.sum(axis=0, keepdims=True))[0])
 
     @property
     def coefficients(self) -> tuple[float, float, float]:
@@ -338,17 +335,19 @@ class _Fit:
     @property
     def r2(self) -> float:
         """R2 of the fitted points."""
-        return float(_r_squared(self.moments.sum(axis=0)[None])[0])
+        return float(_r_squared(self.moments.sum(axis=0, keepdims=True))[0])
 
     def resampled(self, resamples: int, seed: int) -> Floats:
-        """Return R2 [R] of fits to resampled runs; NaN where y does not vary in them."""
-        return _r_squared(cluster_counts(len(self.moments), resamples, seed) @ self.moments)
+        """Return R2 [R] of fits to resampled groups; NaN where y does not vary in them."""
+        counts = cluster_counts(len(self.moments), resamples, seed)
+        return _r_squared(np.einsum("rg,gij->rij", counts, self.moments))
 
     def leave_one_out_rmse(self) -> float | None:
         """Return the error on groups left out; None if one left out leaves no parabola."""
         others = self.moments.sum(axis=0) - self.moments
         smallest = 1e-10 * len(self.z)
-        if (np.linalg.matrix_rank(_gram(others), tol=smallest, hermitian=True) < 3).any():
+        rank = np.linalg.matrix_rank(others[:, :3, :3], tol=smallest, hermitian=True)
+        if (rank < 3).any():
             return None
         predicted = 0.5 + np.einsum("ni,ni->n", _powers(self.z), _solve(others)[self.owner])
         return float(np.sqrt(np.mean(np.square(self.y - predicted))))
@@ -382,25 +381,21 @@ def _powers(z: Floats) -> Floats:
     return np.stack([np.ones_like(z), z, z * z], axis=-1)
 
 
-def _gram(moments: Floats) -> Floats:
-    """Return the matrices [R, 3, 3] of the normal equations for moments [R, 9]."""
-    return np.asarray(moments[:, np.add.outer(range(3), range(3))])
-
-
 def _solve(moments: Floats) -> Floats:
-    """Return the least squares coefficients [R, 3] for moments [R, 9].
+    """Return the least squares coefficients [R, 3] for moments [R, 4, 4].
 
     Where a resample does not determine a parabola, the smallest of the best coefficients.
     """
-    inverse = np.linalg.pinv(_gram(moments), rcond=1e-10, hermitian=True)
-    return np.asarray(np.einsum("rij,rj->ri", inverse, moments[:, 5:8]))
+    inverse = np.linalg.pinv(moments[:, :3, :3], rcond=1e-10, hermitian=True)
+    return np.asarray(np.einsum("rij,rj->ri", inverse, moments[:, :3, 3]))
 
 
 def _r_squared(moments: Floats) -> Floats:
-    """Return R2 [R] of the fits to moments [R, 9]; NaN where y does not vary."""
-    explained = np.einsum("ri,ri->r", _solve(moments), moments[:, 5:8])
-    level = moments[:, 5] ** 2 / moments[:, 0]
-    total = moments[:, 8] - level
-    varies = total > 1e-12 * moments[:, 0]
-    share = (explained - level) / np.where(varies, total, 1)
+    """Return R2 [R] of the fits to moments [R, 4, 4]; NaN where y does not vary."""
+    size, total = moments[:, 0, 0], moments[:, 0, 3]
+    explained = np.einsum("ri,ri->r", _solve(moments), moments[:, :3, 3])
+    level = total**2 / size
+    spread = moments[:, 3, 3] - level
+    varies = spread > 1e-12 * size
+    share = (explained - level) / np.where(varies, spread, 1)
     return np.where(varies, share.clip(0, 1), np.nan)

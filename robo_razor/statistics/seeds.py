@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from robo_razor.statistics.estimate import Estimate, check_confidence, vector
+from robo_razor.statistics.intervals import Estimate, check_confidence, vector
 
 
 def seed_interval(
@@ -147,50 +147,6 @@ def student_quantile(confidence: float, freedom: float) -> float:
     check_confidence(confidence)
     if not freedom > 0:
         raise ValueError(f"{freedom} degrees of freedom: must be above 0")
-    # P(|T| <= t) = I_x(1/2, freedom/2) with x = t^2 / (freedom + t^2): find the x, then its t.
-    # Searched on 1 - x in logs, which keeps all digits for heavy tails (x close to 1) too.
-    low, high = -700.0, 0.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if 1 - _beta_cdf(math.exp(middle), freedom / 2, 0.5) > confidence:
-            low = middle
-        else:
-            high = middle
-        if high - low < 1e-14 * abs(low):
-            break
-    rest = math.exp((low + high) / 2)
-    return math.sqrt(freedom * -math.expm1((low + high) / 2) / rest)
+    from scipy.special import stdtrit
 
-
-def _beta_cdf(x: float, a: float, b: float) -> float:
-    """Return the regularised incomplete beta function I_x(a, b), x in [0, 1]."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction below converges slowly
-        return 1 - _beta_cdf(1 - x, b, a)
-    scale = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    return scale * _beta_fraction(x, a, b) / a
-
-
-def _beta_fraction(x: float, a: float, b: float) -> float:
-    """Evaluate the continued fraction of I_x(a, b) (Abramowitz and Stegun 26.5.8) after Lentz."""
-    tiny = 1e-300
-    ratio, product = 1.0, 1.0 / _not_zero(1 - (a + b) * x / (a + 1), tiny)
-    value = product
-    for m in range(1, 10_000):
-        before = value
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            product = 1 / _not_zero(1 + term * product, tiny)
-            ratio = _not_zero(1 + term / ratio, tiny)
-            value *= product * ratio
-        if abs(value - before) <= 1e-16 * abs(value):
-            break
-    return value
-
-
-def _not_zero(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny
+    return float(stdtrit(freedom, 0.5 + confidence / 2))

@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from robo_razor.statistics.estimate import check_confidence, normal_quantile
+from robo_razor.statistics.intervals import check_confidence, normal_quantile
 
 Floats = NDArray[np.float64]
 
@@ -88,23 +87,6 @@ class SequentialInterval:
             n > 0 and n % self.look_every == 0 and high - low <= self.width + 1e-12
         )
 
-    def stop_at(self, outcomes: Sequence[bool]) -> int | None:
-        """Return after how many episodes the rule stopped, or None if it has not.
-
-        For outcomes that came in larger blocks, or from a file: what is beyond the stop must not be
-        counted.
-
-        Args:
-            outcomes: Success of the first episodes, in the order of the manifest.
-        """
-        successes = np.cumsum(np.asarray(outcomes, dtype=np.int64))
-        for n in self.looks:
-            if n > len(successes):
-                return None
-            if self.update(int(successes[n - 1]), n):
-                return n
-        return None
-
     def interval(self, successes: int, n: int) -> tuple[float, float]:
         """Return (low, high); its coverage is that promised where the rule stopped."""
         if not 0 <= successes <= n:
@@ -113,17 +95,6 @@ class SequentialInterval:
             return 0.0, 1.0
         low, high = corrected_wilson(successes, n, self.z)
         return float(low), float(high)
-
-    def coverage(self, rate: float) -> float:
-        """Return the exact probability that the interval at the stop holds a true rate."""
-        stops = _calibrated(self)[1]
-        inside = (stops.low <= rate) & (rate <= stops.high)
-        return float(stops.probabilities(np.array([rate]))[inside].sum())
-
-    def expected_episodes(self, rate: float) -> float:
-        """Return the mean number of episodes at the stop, exactly, for a true rate."""
-        stops = _calibrated(self)[1]
-        return float(stops.n @ stops.probabilities(np.array([rate]))[:, 0])
 
 
 def corrected_wilson(successes: ArrayLike, n: ArrayLike, z: float) -> tuple[Floats, Floats]:
@@ -191,7 +162,7 @@ def _calibrated(rule: SequentialInterval) -> tuple[float, _Stops]:
 
 def _find_stops(rule: SequentialInterval, z: float) -> _Stops:
     """Return where the rule stops with this z, and along how many paths it gets there."""
-    found: list[tuple[Floats, Floats, Floats]] = []
+    parts: list[tuple[Floats, Floats, Floats]] = []
     before = 0
     paths: Floats = np.zeros(1)  # log of the number of paths to s successes without a stop
     for n in rule.looks:
@@ -200,11 +171,11 @@ def _find_stops(rule: SequentialInterval, z: float) -> _Stops:
         low, high = corrected_wilson(successes, n, z)
         stopping = (high - low <= rule.width + 1e-12) | (n == rule.max_n)
         here = stopping & (paths > -np.inf)
-        found.append((np.full(int(here.sum()), float(n)), successes[here], paths[here]))
+        parts.append((np.full(int(here.sum()), float(n)), successes[here], paths[here]))
         paths, before = np.where(stopping, -np.inf, paths), n
         if not (paths > -np.inf).any():
             break
-    n_all, s_all, log_paths = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    n_all, s_all, log_paths = (np.concatenate(column) for column in zip(*parts, strict=True))
     return _Stops(n_all, s_all, log_paths, *corrected_wilson(s_all, n_all, z))
 
 

@@ -51,6 +51,19 @@ def frontier(points: ArrayLike, tolerance: float = 0.02) -> list[int]:
     return [int(i) for i in known[near]]
 
 
+def pareto(points: ArrayLike) -> list[tuple[float, float]]:
+    """Return the points that no other one beats, each once, by rising first coordinate.
+
+    Args:
+        points: float [n, 2], (new, prior); points with NaN are never on it.
+    """
+    best: list[tuple[float, float]] = []
+    for new, prior in sorted(map(tuple, _points(points).tolist()), reverse=True):
+        if not best or prior > best[-1][1]:
+            best.append((new, prior))
+    return best[::-1]
+
+
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
     """Return the mean height of a curve: its area by trapezoids, over the range of x.
 
@@ -112,15 +125,9 @@ def isotonic(values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"expected one weight per value, got {heights.shape} and {sizes.shape}")
     if not (sizes > 0).all():
         raise ValueError("the weights of a curve must be above 0")
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, points
-    for height, size in zip(heights.tolist(), sizes.tolist(), strict=True):
-        blocks.append((height, size, 1))
-        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            one, two = blocks[-2], blocks[-1]
-            weight = one[1] + two[1]
-            pooled = (one[0] * one[1] + two[0] * two[1]) / weight
-            blocks[-2:] = [(pooled, weight, one[2] + two[2])]
-    return np.repeat([b[0] for b in blocks], [b[2] for b in blocks]).astype(np.float64)
+    from scipy.optimize import isotonic_regression
+
+    return np.asarray(isotonic_regression(heights, weights=sizes).x)
 
 
 def interpolate_at(

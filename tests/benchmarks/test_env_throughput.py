@@ -16,6 +16,8 @@ def run(*arguments):
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.gl
+@pytest.mark.slow
 @pytest.mark.parametrize("ratios", ["ac"])
 def test_a_short_run_writes_ratios(tmp_path, ratios):
     out = tmp_path / "b.json"

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytestmark = pytest.mark.vla
+
 FILE = Path(__file__).parents[2] / "benchmarks" / "vla_memory.py"
 
 

@@ -7,6 +7,8 @@ import pytest
 from fuzz import harness
 from fuzz.__main__ import PLACES
 
+pytestmark = pytest.mark.slow
+
 CASES_OF_A_PLACE = 25
 HARMLESS = {"nothing": "worked", "enough": "worked", "a paragraph": "refused"}
 TOLD = {

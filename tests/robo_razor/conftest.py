@@ -1,16 +1,10 @@
-"""Keeps torch to one thread; fixtures of sweeps."""
+"""Fixtures of sweeps."""
 
 from __future__ import annotations
 
 import textwrap
 
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

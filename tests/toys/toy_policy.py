@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import toy_env
-
-from robo_razor.policies.load import create_policy
 
 
 def tiny_policy(seed: int = 0, state: int = 7, **settings):
+    import torch  # not before: many only want the names of the tasks
+
+    from robo_razor.policies.load import create_policy
+
     torch.manual_seed(seed)
     sizes = {
         "dim_model": 32,

@@ -40,6 +40,7 @@ def test_missing_old_and_clashing_packages_are_named(monkeypatch):
     assert "scipy" not in text
 
 
+@pytest.mark.gl
 def test_gl_says_what_is_really_used():
     rendering, environment = doctor.check_gl()
     assert rendering.status in ("ok", "note", "slow"), rendering

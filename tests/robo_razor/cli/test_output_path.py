@@ -67,6 +67,11 @@ def no_work(monkeypatch):
     monkeypatch.setattr(report, "load_runs", work)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_policy(tmp_path_factory.mktemp("policy") / "base")
+
+
 FILES = {
     ".json": lambda base, place: run_evaluate(
         EvaluateConfig(policy=base, skills=NEW, episodes=2, json=place, env=ENV), quiet()
@@ -91,17 +96,15 @@ DIRECTORIES = {
 
 
 @pytest.mark.parametrize("ending", FILES)
-def test_a_file_is_tried_first(ending, tmp_path, no_work):
+def test_a_file_is_tried_first(ending, base, tmp_path, no_work):
     (tmp_path / f"x{ending}").mkdir()
-    base = save_tiny_policy(tmp_path / "base")
     for place in (tmp_path / f"x{ending}", f"/proc/absent/x{ending}"):
         with pytest.raises(ConfigError, match="written"):
             FILES[ending](base, str(place))
 
 
 @pytest.mark.parametrize("command", DIRECTORIES)
-def test_a_directory_is_tried_first(command, tmp_path, no_work):
-    base = save_tiny_policy(tmp_path / "base")
+def test_a_directory_is_tried_first(command, base, tmp_path, no_work):
     (tmp_path / "file").write_text("")
     for place in ("/proc/absent/x", str(tmp_path / "file" / "x"), str(tmp_path / "file")):
         with pytest.raises(RoboRazorError, match="written|is a file"):

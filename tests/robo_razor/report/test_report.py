@@ -124,6 +124,7 @@ def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep):
     assert runs.skipped == ("Of the 18 runs of sweep, 2 are left out: 1 failed, 1 running.",)
 
 
+@pytest.mark.slow
 def test_arms_of_a_sweep_can_be_merged(sweep):
     runs = load_runs([sweep], ["ppo,ppo_kl"])
     arms = {arm.name: arm for arm in runs.arms}
@@ -288,6 +289,7 @@ def test_the_report_is_complete(ppo, bc, tmp_path, capsys):
     assert "At 50% success on PlaceCanInBin, ppo keeps 100%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_report_of_a_sweep_has_intervals_over_seeds(tmp_path):
     report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
     level = report["headline_level"]
@@ -355,6 +357,7 @@ def test_the_statement_when_nothing_can_be_compared(tmp_path, ppo):
     assert report["comparisons"][0]["refused"]
 
 
+@pytest.mark.slow
 def test_a_report_replaces_a_report_but_nothing_else(ppo, tmp_path):
     out = tmp_path / "report"
     for _ in range(2):
@@ -363,6 +366,7 @@ def test_a_report_replaces_a_report_but_nothing_else(ppo, tmp_path):
         run_compare(CompareConfig(runs=(ppo,), out=ppo))
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_every_time(ppo, bc, tmp_path):
     texts = []
     for name in "ab":

@@ -213,6 +213,7 @@ def test_the_default_manifest_has_every_skill_and_its_words():
         assert TASKS[row.task].sample(row.seed)[2] == row.instruction
 
 
+@pytest.mark.gl
 @pytest.mark.parametrize("name", shipped_manifests())
 def test_shipped_manifests_still_describe_the_same_start_states(name):
     """Two per skill, from both ends; `robo-razor manifest --check` looks at all."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robo_razor.statistics.intervals import (
+from robo_razor.statistics import (
     bootstrap_mean,
     clustered_bootstrap,
     mean_rate_interval,

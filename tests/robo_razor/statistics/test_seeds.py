@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from robo_razor.statistics.intervals import seed_difference, seed_interval, wilson_interval
+from robo_razor.statistics import seed_difference, seed_interval, wilson_interval
 from robo_razor.statistics.seeds import student_quantile
 
 

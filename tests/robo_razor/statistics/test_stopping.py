@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from robo_razor.statistics.intervals import SequentialInterval
-from robo_razor.statistics.stopping import corrected_wilson
+from robo_razor.statistics import SequentialInterval
+from robo_razor.statistics.stopping import _calibrated, corrected_wilson
 
 RULES = (
     SequentialInterval(0.1, look_every=20, max_n=400),
@@ -16,6 +16,24 @@ RULES = (
     SequentialInterval(0.3, 0.9, look_every=7, max_n=50),
 )
 RATES = (0.0, 0.003, 0.02, 0.1, 0.36, 0.5, 0.8, 0.97, 1.0)
+
+
+def coverage(rule, rate):
+    """Return the exact probability that the interval at the stop holds a true rate."""
+    stops = _calibrated(rule)[1]
+    inside = (stops.low <= rate) & (rate <= stops.high)
+    return float(stops.probabilities(np.array([rate]))[inside].sum())
+
+
+def expected_episodes(rule, rate):
+    """Return the mean number of episodes at the stop, exactly, for a true rate."""
+    stops = _calibrated(rule)[1]
+    return float(stops.n @ stops.probabilities(np.array([rate]))[:, 0])
+
+
+def stop(rule, outcomes):
+    """Return after how many episodes a rule stops."""
+    return next(n for n in rule.looks if rule.update(sum(outcomes[:n]), n))
 
 
 def simulate(rule, rate, runs, interval, seed=0):
@@ -46,24 +64,24 @@ def test_simulated_coverage_and_length_are_those_counted(rule, rate):
     covered = float(np.mean((low <= rate) & (rate <= high)))
     error = 4 * np.sqrt(0.25 / runs) if 0 < rate < 1 else 0
     assert covered >= rule.confidence - error / 2
-    assert covered == pytest.approx(rule.coverage(rate), abs=error)
-    assert n.mean() == pytest.approx(rule.expected_episodes(rate), rel=0.03)
+    assert covered == pytest.approx(coverage(rule, rate), abs=error)
+    assert n.mean() == pytest.approx(expected_episodes(rule, rate), rel=0.03)
     assert (high - low)[n < rule.max_n].max(initial=0) <= rule.width + 1e-12
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_exact_coverage_holds_at_every_rate(rule):
     rates = np.linspace(0, 1, 201)
-    coverage = np.array([rule.coverage(rate) for rate in rates])
-    assert coverage.min() >= rule.confidence
-    assert coverage == pytest.approx(coverage[::-1], abs=1e-9)
+    covered = np.array([coverage(rule, rate) for rate in rates])
+    assert covered.min() >= rule.confidence
+    assert covered == pytest.approx(covered[::-1], abs=1e-9)
     assert rule.z == pytest.approx(stats.norm.ppf(0.5 + rule.confidence / 2), abs=0.15)
 
 
 def test_exact_coverage_equals_that_of_all_sequences():
     rule = SequentialInterval(0.6, look_every=2, max_n=9)
     sequences = [[bool(code >> i & 1) for i in range(9)] for code in range(2**9)]
-    stops = [rule.stop_at(outcomes) for outcomes in sequences]
+    stops = [stop(rule, outcomes) for outcomes in sequences]
     ends = [rule.interval(sum(o[:n]), n) for o, n in zip(sequences, stops, strict=True)]
     won, n = np.sum(sequences, axis=1), np.array(stops)
     low, high = np.array(ends).T
@@ -71,8 +89,8 @@ def test_exact_coverage_equals_that_of_all_sequences():
     for rate in (0.2, 0.5, 0.9):
         probability = rate**won * (1 - rate) ** (9 - won)
         covered = probability[(low <= rate) & (rate <= high)].sum()
-        assert rule.coverage(rate) == pytest.approx(covered)
-        assert rule.expected_episodes(rate) == pytest.approx(probability @ n)
+        assert coverage(rule, rate) == pytest.approx(covered)
+        assert expected_episodes(rule, rate) == pytest.approx(probability @ n)
 
 
 def test_stopping_on_ordinary_intervals_loses_coverage():
@@ -81,8 +99,8 @@ def test_stopping_on_ordinary_intervals_loses_coverage():
         rule, rate, 2000, lambda s, n: np.array(proportion_confint(s, n, method="wilson"))
     )
     assert np.mean((low <= rate) & (rate <= high)) < 0.91
-    assert n.mean() < rule.expected_episodes(rate)  # it stops too early
-    assert rule.coverage(rate) > 0.95
+    assert n.mean() < expected_episodes(rule, rate)  # it stops too early
+    assert coverage(rule, rate) > 0.95
 
 
 def test_looks_and_stops():
@@ -98,21 +116,10 @@ def test_looks_and_stops():
     assert SequentialInterval(0.25, look_every=50, max_n=12).looks == (12,)
 
 
-def test_stop_at_counts_the_first_stop_only():
-    rule = SequentialInterval(0.25, look_every=10, max_n=45)
-    won = [True] * 100
-    assert rule.stop_at(won) == 20
-    assert rule.stop_at(won[:19]) is None
-    assert rule.stop_at([]) is None
-    mixed = [i % 2 == 0 for i in range(45)]
-    assert rule.stop_at(mixed[:44]) is None
-    assert rule.stop_at(mixed) == 45
-
-
 def test_sure_skills_need_far_fewer_episodes():
     rule = SequentialInterval(0.1, look_every=20, max_n=400)
-    assert rule.expected_episodes(0.98) < 90
-    assert 350 < rule.expected_episodes(0.5) <= 400  # as many as a fixed n would need, 381
+    assert expected_episodes(rule, 0.98) < 90
+    assert 350 < expected_episodes(rule, 0.5) <= 400  # as many as a fixed n would need, 381
     assert rule.update(200, 400)
     low, high = rule.interval(200, 400)
     assert high - low < 0.105

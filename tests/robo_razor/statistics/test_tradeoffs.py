@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from robo_razor.statistics.intervals import (
+from robo_razor.statistics import (
     area_under_curve,
     areas_under_curves,
     bootstrap_mean,
@@ -14,6 +14,7 @@ from robo_razor.statistics.intervals import (
     interpolate_at,
     isotonic,
     paired_bootstrap,
+    pareto,
 )
 
 
@@ -57,10 +58,20 @@ def test_a_checkpoint_worse_than_the_base_is_not_near_the_frontier():
     assert frontier([(0.5, 1.0), (0.9, 1.0)], tolerance=0.0) == [1]
 
 
+def test_the_pareto_frontier_is_what_nothing_beats_each_point_once():
+    points = [(0.9, 0.5), (0.8, 0.7), (0.8, 0.7), (0.9, 0.4), (0.3, 0.7), (0.2, 0.9)]
+    assert pareto(points) == [(0.2, 0.9), (0.8, 0.7), (0.9, 0.5)]
+    assert pareto([(math.nan, 1.0), (0.2, 0.2)]) == [(0.2, 0.2)]
+    assert pareto([]) == []
+    points = np.random.default_rng(2).random((40, 2))
+    assert pareto(points) == sorted(tuple(points[i]) for i in frontier(points, tolerance=0.0))
+
+
 def test_isotonic_curve_pools_what_falls():
     assert isotonic([0.2, 0.9, 0.875], [50, 50, 200]) == pytest.approx([0.2, 0.88, 0.88])
     assert isotonic([0.5, 0.4, 0.3], [1, 1, 2]) == pytest.approx([0.375] * 3)
     assert isotonic([0.1, 0.2, 0.9], [1, 1, 1]) == pytest.approx([0.1, 0.2, 0.9])
+    assert isotonic([], []).tolist() == []
     with pytest.raises(ValueError, match="above 0"):
         isotonic([0.1], [0])
     with pytest.raises(ValueError, match="one weight per value"):

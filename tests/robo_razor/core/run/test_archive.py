@@ -56,6 +56,7 @@ def without_paths(found):
     return found
 
 
+@pytest.mark.slow
 def test_an_archived_sweep_is_reported_as_the_sweep_itself(tmp_path):
     sweep = make_sweep(tmp_path / "toy", arms=ARMS, seeds=2)
     file = archived(sweep, tmp_path / "toy.tar.xz")
@@ -68,6 +69,7 @@ def test_an_archived_sweep_is_reported_as_the_sweep_itself(tmp_path):
     assert without_paths(found) == without_paths(direct)
 
 
+@pytest.mark.slow
 def test_archived_runs_are_reported_as_the_runs_themselves(tmp_path):
     points = [(0.4, 1.0, 0.0), (0.6, 0.9, 1.0), (0.9, 0.7, 3.0)]
     runs = [make_run(tmp_path / f"run{k}", points, seed=k) for k in (0, 1)]
@@ -77,6 +79,7 @@ def test_archived_runs_are_reported_as_the_runs_themselves(tmp_path):
     assert without_paths(found) == without_paths(report(runs, tmp_path / "direct"))
 
 
+@pytest.mark.slow
 def test_archived_runs_that_are_called_alike_are_told_apart_by_their_files(tmp_path):
     points = [(0.4, 1.0, 0.0), (0.6, 0.9, 1.0)]
     runs = [make_run(tmp_path / f"{x}/run", points, seed=k) for k, x in enumerate("xy")]

@@ -161,6 +161,7 @@ def test_packages_of_environments_have_plain_names(name):
         EnvConfig(env_packages=("gym_razor", name))
 
 
+@pytest.mark.slow
 def test_a_file_may_not_name_a_package_that_came_with_it(tmp_path, monkeypatch):
     (tmp_path / "downloaded").mkdir()
     (tmp_path / "downloaded" / "brought_along.py").write_text("raise SystemExit('it ran')")
