@@ -179,5 +179,6 @@ def measure_predictors(comparison: Comparison, *, expensive: bool = False) -> di
         if (item.cost == "cheap" or expensive) and item.can_measure(comparison):
             value = item.measure(comparison)
             if value is not None and math.isfinite(value):
-                distances[item.name] = float(value)
+                # A sum over no changes is the integer 0, and was always written as such.
+                distances[item.name] = value if isinstance(value, int) else float(value)
     return distances
