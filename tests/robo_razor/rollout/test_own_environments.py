@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from toy_runs import own_warnings
 
+from gym_razor.suite.tasks import TASKS
 from gym_razor.vector.faults import WorkerError
-from robo_razor.core.errors import EnvError
+from robo_razor.cli.listing import task_table
+from robo_razor.core.errors import EnvError, UnknownNameError
 from robo_razor.core.settings.config import EnvConfig
-from robo_razor.rollout.environments import make_env
+from robo_razor.core.types import make_rows
+from robo_razor.rollout.actors import ExpertActor
+from robo_razor.rollout.environments import (
+    check_tasks,
+    make_env,
+    resolve_tasks,
+    role_of,
+    task_id,
+    time_limit,
+)
+from robo_razor.rollout.episodes import run_actor
 from robo_razor.rollout.groups import GroupDriver
+
+DOCUMENTED = Path(__file__).parents[3] / "docs" / "extend"
+HOVER = "my_tasks/HoverOverButton-v0"
 
 
 def steps_of(env, chunk=5, most=100):
@@ -174,3 +191,51 @@ def test_a_scripted_expert_of_an_environment_can_be_asked():
     env.reset(seed=[0, 1])
     assert env.expert_actions(env_ids=np.array([1])).tolist() == [[[0.25]] * 5]
     assert not hasattr(make("Solved"), "expert_actions")
+
+
+@pytest.fixture
+def unknown():
+    """Let nothing know the documented task, and give back what did."""
+    places = ((gym.registry, HOVER), (TASKS, HOVER), (sys.modules, "my_tasks"))
+    before = [place.pop(name, None) for place, name in places]
+    yield
+    for (place, name), value in zip(places, before, strict=True):
+        place.pop(name, None)
+        if value is not None:
+            place[name] = value
+
+
+@pytest.fixture
+def my_tasks(monkeypatch, unknown):
+    """Make the documented module with a task of the suite importable; return the packages."""
+    monkeypatch.syspath_prepend(DOCUMENTED)
+    return ("gym_razor", "my_tasks")
+
+
+def test_a_task_that_another_package_registers_is_known_by_name_role_and_limit(my_tasks):
+    assert HOVER in resolve_tasks("new", my_tasks)
+    assert HOVER not in resolve_tasks("new", ("gym_razor",))
+    assert resolve_tasks("new", ("my_tasks",)) == [HOVER]
+    assert resolve_tasks("HoverOverButton,PressButton", my_tasks) == [
+        HOVER,
+        "gym_razor/PressButton-v0",
+    ]
+    assert task_id("HoverOverButton", my_tasks) == HOVER
+    assert role_of(HOVER) == "new"
+    assert time_limit(HOVER) == 40
+    assert HOVER in task_table().columns[0]._cells
+
+
+def test_the_expert_of_such_a_task_solves_it_beside_a_task_of_the_suite(my_tasks):
+    config = EnvConfig(num_envs=2, num_workers=2, image_size=16, env_packages=my_tasks)
+    env = make_env(HOVER, config, chunk_size=4, tasks=("gym_razor/PressButton-v0",))
+    rows = [*make_rows(HOVER, range(2)), *make_rows("gym_razor/PressButton-v0", range(2))]
+    assert run_actor(env, ExpertActor("a"), rows).success.all()
+    env.close()
+
+
+def test_a_task_whose_package_is_not_named_says_what_to_name(unknown):
+    with pytest.raises(UnknownNameError, match="`--env.env-packages gym_razor my_tasks`"):
+        check_tasks([HOVER])
+    with pytest.raises(UnknownNameError, match="`--env.env-packages gym_razor YOUR_PACKAGE`"):
+        resolve_tasks("HoverOverButton", ("gym_razor",))
