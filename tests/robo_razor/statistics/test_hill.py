@@ -76,6 +76,7 @@ def random_case(generator):
     return x, hill(x, 0.9, half, steepness) + noise * generator.normal(size=len(x))
 
 
+@pytest.mark.slow
 def test_no_cell_of_a_finer_grid_is_better():
     generator = np.random.default_rng(0)
     checked = 0
@@ -94,6 +95,7 @@ def test_no_cell_of_a_finer_grid_is_better():
     assert checked > 10
 
 
+@pytest.mark.slow
 def test_the_interval_of_half_covers_it():
     covered = 0
     for seed in range(40):

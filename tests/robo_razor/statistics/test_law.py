@@ -92,6 +92,7 @@ def test_interval_equals_refitting_resampled_runs():
     assert result.r2_interval == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [4, 12])
 @pytest.mark.parametrize(("noise", "alike"), [(0.05, 0.05), (0.03, 0.15)])
 def test_interval_covers_for_as_few_runs_as_there_are(runs, noise, alike):
