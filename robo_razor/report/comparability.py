@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ OTHER_BASE = (
     "the base's outcomes on the same start states (another base of that name, or another simulator)"
 )
 
+HARMLESS = "Differences between runs (harmless):"
+"""Begins the note of what differs without harm."""
+SHORT_HASH = 8
+_HASH = re.compile(r"\b[0-9a-f]{16,}\b")
 OTHER_STARTS = "the start states or instructions"
 
 
@@ -42,7 +47,10 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
 
 
 def noted(runs: Sequence[RunSeries]) -> list[str]:
-    """Return what differs and is no bar to a comparison, such as the commit, as sentences."""
+    """Return what differs without harm to a comparison, such as the commit, as sentences.
+
+    Hashes are shortened; the fingerprints have them whole.
+    """
     first = runs[0]
     found: dict[str, dict[str, list[str]]] = {}
     for run in runs[1:]:
@@ -52,8 +60,12 @@ def noted(runs: Sequence[RunSeries]) -> list[str]:
                 what, _, other = clause.rpartition(AGAINST)
                 found.setdefault(what, {}).setdefault(other, []).append(run.name)
     return [
-        f"Not the same in all runs, though no bar to a comparison: {what} ({first.name}){AGAINST}"
-        f"{'; '.join(f'{other} ({_some(names)})' for other, names in others.items())}."
+        _HASH.sub(
+            lambda text: text.group()[:SHORT_HASH],
+            f"{HARMLESS} {what} ({first.name}){AGAINST}"
+            + "; ".join(f"{other} ({_one(names)})" for other, names in others.items()),
+        )
+        + "."
         for what, others in found.items()
     ]
 
@@ -127,3 +139,7 @@ def fingerprint_groups(runs: Sequence[RunSeries]) -> list[dict[str, Any]]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _one(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

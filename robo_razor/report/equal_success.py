@@ -33,14 +33,16 @@ BOUNDS = {"prior": (0.0, 1.0), "retention": (0.0, math.inf), "kl": (0.0, math.in
 """What is compared, and the range of what is possible."""
 QUANTITIES = tuple(BOUNDS)
 
+ONLY_REACHES = "its best run reaches only"
+"""Begins the reason of an arm of which no run reaches a level."""
 RULE = (
     "Prior success and retention are read off where a run's new-task success first reaches the "
     "level, interpolated linearly between checkpoints. Success along a run is first smoothed to "
-    "the closest curve that never falls (isotonic regression, episodes as weights), so an "
-    "evaluation that later ones do not bear out reaches no level. An arm counts at a level only if "
-    "every seed reaches it, and only above the base's own success. Intervals (95%) are over seeds "
-    "and never narrower than the episodes of the seeds leave open; they do not count how uncertain "
-    "the place of the crossing is."
+    "the closest curve that never falls (isotonic regression, episodes as weights), so a single "
+    "lucky evaluation does not count as reaching a level. An arm counts at a level only if every "
+    "seed reaches it, and only above the base's own success. Intervals (95%) are over seeds. They "
+    "are at least as wide as the interval from the finite number of episodes alone, and do not "
+    "include the uncertainty of where the curve crosses the level."
 )
 GRID_RULE = (
     "An arm with several settings is compared by the one that keeps most at that level, chosen "
@@ -291,7 +293,9 @@ def _why_not(arm: Arm, level: float) -> str:
     tops = [top(run) for run in arm.compared]
     count = sum(value >= level for value in tops)
     if count == 0:
-        return f"no run reaches it and holds it; the best gets to {max(tops):.0%}"
+        best = max(tops)
+        text = f"{best:.0%}" if round(best, 2) < level else f"{best:.1%}"
+        return f"{ONLY_REACHES} {text}"
     if len(arm.complete) == 1:
         return f"only {count} of {len(tops)} seeds reach it"
     return f"no setting reaches it with every seed ({count} of {len(tops)} runs do)"
