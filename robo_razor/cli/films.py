@@ -21,8 +21,6 @@ SIZE = 168
 """Side of one policy's picture in pixels; small, because videos are part of the page."""
 COLUMNS = 3
 BACKGROUND = 24
-CONTROLS = 44
-"""Empty pixels at the bottom, which a browser's controls cover in place of the captions."""
 FRAMES_PER_S = 10
 
 
@@ -91,14 +89,9 @@ def _episodes(
 
 
 def side_by_side(
-    parts: Sequence[Iterable[NDArray[np.uint8]]], below: int = CONTROLS
+    parts: Sequence[Iterable[NDArray[np.uint8]]],
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield frames with all parts next to each other; one that is over keeps its last picture.
-
-    Args:
-        parts: The frames of each part, uint8 [h, w, 3].
-        below: Empty pixels below them.
-    """
+    """Yield frames with all parts next to each other; one that is over keeps its last picture."""
     import numpy as np
 
     last: list[NDArray[np.uint8]] = []
@@ -107,7 +100,7 @@ def side_by_side(
         height, width = last[0].shape[:2]
         columns = min(COLUMNS, len(last))
         rows = -(-len(last) // columns)
-        canvas = np.full((rows * height + below, columns * width, 3), BACKGROUND, dtype=np.uint8)
+        canvas = np.full((rows * height, columns * width, 3), BACKGROUND, dtype=np.uint8)
         for i, frame in enumerate(last):
             y, x = i // columns * height, i % columns * width
             canvas[y : y + height, x : x + width] = frame

@@ -150,7 +150,7 @@ def run_title(run: RunSeries) -> str:
 
 
 def is_sweep(path: str | Path) -> bool:
-    """Tell whether a directory is that of a sweep."""
+    """Report whether a directory is that of a sweep."""
     return (Path(path) / RECORD).is_file()
 
 
@@ -334,13 +334,13 @@ def setting_differences(runs: Sequence[RunSeries]) -> list[tuple[str, list[Any]]
     A section that only one method has (`ppo.`, `bc.`) is no difference between runs of two methods.
     """
     flats = [comparable_settings(run) for run in runs]
-    found = []
+    differences = []
     for key in dict.fromkeys(key for flat in flats for key in flat):
         values = [flat[key] for flat in flats if key in flat]
         missing = len(values) < len(flats)
         if any(value != values[0] for value in values) or (missing and not _is_of_method(key)):
-            found.append((key, [flat.get(key) for flat in flats]))
-    return found
+            differences.append((key, [flat.get(key) for flat in flats]))
+    return differences
 
 
 def comparable_settings(run: RunSeries) -> dict[str, Any]:
@@ -369,17 +369,17 @@ def _sibling(value: Any, sweeps: Set[str]) -> Any:
     if not isinstance(value, str) or "/" not in value:
         return value
     parts = Path(value.split(":", 1)[-1]).parts
-    found = [
+    places = [
         i
         for i, part in enumerate(parts[:-2])
         if part in sweeps and parts[i + 3 : i + 4] in ((), (CHECKPOINTS,))
     ]
-    if not found:
+    if not places:
         return value
-    _, arm, run, *rest = parts[found[-1] :]
+    _, arm, run, *rest = parts[places[-1] :]
     name = "" if _SHORTENED.search(run) else _SEED.sub("", run).lstrip("-,")
-    told = "/".join([name, *rest]).strip("/")
-    return f"run of {arm} ({told})" if told else f"run of {arm}"
+    rest_of_name = "/".join([name, *rest]).strip("/")
+    return f"run of {arm} ({rest_of_name})" if rest_of_name else f"run of {arm}"
 
 
 def arm_descriptions(runs: RunSet) -> dict[str, str]:
@@ -402,7 +402,7 @@ def _changed(arm: Arm, keys: Sequence[str]) -> str:
         if values and values != [show_value(defaults.get(key))]:
             name = key.removeprefix(f"{method}.").replace("_", " ").replace(".", " ")
             parts.append(f"{name} {' or '.join(values)}")
-    return f"{method}: {', '.join(parts)}" if parts else method
+    return ", ".join([f"method {method}", *parts])
 
 
 def shown_setting_of(arm: Arm, label: str) -> Setting:

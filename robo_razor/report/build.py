@@ -136,16 +136,16 @@ class Comparison:
         from robo_razor.report.markdown import to_markdown
         from robo_razor.report.page.page import make_page
 
-        tell = progress or _silent
+        say = progress or _silent
         directory = _output_directory(str(out))
         report = {**self.report, "notes": list(self.report["notes"])}
-        filmed = self._videos(report, directory, film, videos, tell)
+        filmed = self._videos(report, directory, film, videos, say)
         report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in filmed]
-        tell("Drawing figures ...")
+        say("Drawing figures ...")
         figures = draw_figures(self.runs, report, directory)
         files = csv_files(self.runs, report)
         report = without_nan(report)
-        tell("Writing the page ...")
+        say("Writing the page ...")
         write_json(directory / JSON, report)
         write_text(directory / MARKDOWN, to_markdown(self.runs, report, figures))
         for name, text in files.items():
@@ -161,14 +161,14 @@ class Comparison:
         )
 
     def _videos(
-        self, report: dict[str, Any], out: Path, film: Film | None, count: int, tell: Progress
+        self, report: dict[str, Any], out: Path, film: Film | None, count: int, say: Progress
     ) -> list[Video]:
         """Make videos where that is possible; say in the report's notes why there are none."""
         made: list[Video] = []
         if count and film is not None:
             try:
                 made = make_videos(
-                    self.runs, report["headline_level"], out / VIDEOS, count, film, tell
+                    self.runs, report["headline_level"], out / VIDEOS, count, film, say
                 )
                 if note := surprise_note(made):
                     report["notes"].append(note)
@@ -210,14 +210,14 @@ def compare(
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
     """
-    tell = progress or _silent
+    say = progress or _silent
     with unpacked(runs) as paths:
-        tell(f"Reading {plural(count_runs(paths), 'run')} ...")
+        say(f"Reading {plural(count_runs(paths), 'run')} ...")
         loaded = load_runs(paths, merge)
         unlike = likeness.unlike(loaded.runs)
         if not allow_unlike:
             likeness.refuse_unlike(unlike)
-        tell(f"Comparing {plural(len(loaded.arms), 'arm')} ...")
+        say(f"Comparing {plural(len(loaded.arms), 'arm')} ...")
         report = build_report(loaded, match, unlike)
         _place_in_archives(report, runs, paths)
         return Comparison(loaded, report, archived=any(given not in paths for given in runs))
@@ -330,18 +330,18 @@ def _matched_entry(runs: RunSet, level: float) -> dict[str, Any]:
     }
 
 
-def _arm_match_entry(found: ArmMatch) -> dict[str, Any]:
+def _arm_match_entry(match: ArmMatch) -> dict[str, Any]:
     return {
-        "arm": found.arm,
-        "n": len(found.runs),
-        "setting": found.setting,
-        "choice": found.choice,
-        "reason": found.reason,
-        "runs": [vars(run) for run in found.runs],
+        "arm": match.arm,
+        "n": len(match.runs),
+        "setting": match.setting,
+        "choice": match.choice,
+        "reason": match.reason,
+        "runs": [vars(run) for run in match.runs],
         **{
             quantity: {
-                **analysis.estimate_entry(found.estimate(quantity), found.values(quantity)),
-                "over_episodes": found.over_episodes(quantity),
+                **analysis.estimate_entry(match.estimate(quantity), match.values(quantity)),
+                "over_episodes": match.over_episodes(quantity),
             }
             for quantity in QUANTITIES
         },
@@ -367,13 +367,13 @@ def _pair_entry(pair: Pair) -> dict[str, Any]:
 
 
 def _difference(one: ArmMatch, two: ArmMatch, quantity: str) -> dict[str, Any]:
-    found = difference(one, two, quantity)
-    if found is None:
+    estimate = difference(one, two, quantity)
+    if estimate is None:
         return {"value": None, "interval": None, "over_episodes": None}
-    known = math.isfinite(found.low)
+    known = math.isfinite(estimate.low)
     return {
-        "value": finite(found.value),
-        "interval": list(found.interval) if known else None,
+        "value": finite(estimate.value),
+        "interval": list(estimate.interval) if known else None,
         "over_episodes": difference_over_episodes(one, two, quantity),
     }
 
@@ -436,12 +436,12 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
 
 def csv_files(runs: RunSet, report: dict[str, Any]) -> dict[str, str]:
     """Return file name -> CSV text; a table without rows is left out."""
-    found = {
+    rows_of = {
         "checkpoints.csv": csv_tables.checkpoint_rows(runs),
         "matched.csv": csv_tables.matched_rows(report),
         "predictors.csv": csv_tables.predictor_csv_rows(report),
     }
-    return {name: csv_tables.to_csv(rows) for name, rows in found.items() if rows}
+    return {name: csv_tables.to_csv(rows) for name, rows in rows_of.items() if rows}
 
 
 def _output_directory(path: str) -> Path:

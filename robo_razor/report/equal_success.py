@@ -94,12 +94,12 @@ class ArmMatch:
 
     def _pairs(self, quantity: str) -> list[tuple[float, tuple[float, float] | None]]:
         if quantity == "kl":
-            found = [(run.kl.get(FORWARD_KL), None) for run in self.runs]
+            pairs = [(run.kl.get(FORWARD_KL), None) for run in self.runs]
         else:
-            found = [
+            pairs = [
                 (getattr(run, quantity), getattr(run, f"{quantity}_interval")) for run in self.runs
             ]
-        return [(value, ends) for value, ends in found if value is not None]
+        return [(value, ends) for value, ends in pairs if value is not None]
 
     def estimate(self, quantity: str) -> Estimate:
         """Return the mean over seeds and its interval (NaN: unknown, or one seed)."""
@@ -168,8 +168,8 @@ def match(run: RunSeries, level: float) -> Matched:
         return Matched(run.name, level, False, None, None, None)
 
     def at(values: Sequence[float]) -> float:
-        found = interpolate_at(level, new, values)
-        return math.nan if found is None else found[0]
+        crossing = interpolate_at(level, new, values)
+        return math.nan if crossing is None else crossing[0]
 
     def ends(name: str) -> tuple[float, float] | None:
         pairs = [getattr(checkpoint, name) for checkpoint in run.checkpoints]
@@ -227,8 +227,8 @@ def levels_between(low: float, high: float) -> tuple[float, ...]:
 def matching_levels(arms: Sequence[Arm]) -> tuple[float, ...]:
     """Return the levels at which any two arms can be compared (or the only arm be read off)."""
     groups = [[arms[i], arms[j]] for i in range(len(arms)) for j in range(i + 1, len(arms))]
-    found = {level for pair in groups or [list(arms)] for level in levels_between(*overlap(pair))}
-    return tuple(sorted(found))
+    levels = {level for pair in groups or [list(arms)] for level in levels_between(*overlap(pair))}
+    return tuple(sorted(levels))
 
 
 def headline_level(arms: Sequence[Arm], levels: Sequence[float]) -> float | None:
@@ -315,8 +315,8 @@ def shown_setting(arm: Arm, level: float | None) -> Setting:
 
 
 def _mean_prior(setting: Setting, level: float) -> float:
-    found = [match(run, level).prior for run in setting.runs]
-    value = mean([prior for prior in found if prior is not None])
+    priors = [match(run, level).prior for run in setting.runs]
+    value = mean([prior for prior in priors if prior is not None])
     return value if math.isfinite(value) else 0.0
 
 

@@ -29,7 +29,7 @@ LAW = "What explains forgetting"
 def literal(text: str) -> str:
     """Return a text as Markdown that shows just that: no links, pictures, code, tags or tables."""
     line = " ".join(printable(word) for word in text.split())
-    return _MARKUP.sub(lambda found: f"\\{found.group()}", line)
+    return _MARKUP.sub(lambda match: f"\\{match.group()}", line)
 
 
 def _sentence(text: str) -> str:

@@ -149,14 +149,14 @@ def _difference(reached: Sequence[ArmMatch]) -> list[str]:
             f"That is a difference of **{gap} points**{over} between single runs. With one seed "
             "there is no interval over seeds: another seed may come out differently."
         ]
-    found = difference(best, worst, "retention")
-    if found is None:
+    estimate = difference(best, worst, "retention")
+    if estimate is None:
         return []
     text = (
         f"The difference between **{best.arm}** and **{worst.arm}** is **{gap} points** "
-        f"{interval(found.interval)} over {_seeds(len(one), len(two))}"
+        f"{interval(estimate.interval)} over {_seeds(len(one), len(two))}"
     )
-    if found.low <= 0 <= found.high:
+    if estimate.low <= 0 <= estimate.high:
         return [f"{text}: there may be none."]
     return [f"{text}."]
 

@@ -60,7 +60,7 @@ class Table:
         return Table(head, rows, numeric)
 
     def __bool__(self) -> bool:
-        """Tell whether there is any row."""
+        """Report whether there is any row."""
         return bool(self.rows)
 
 

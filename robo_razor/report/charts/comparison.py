@@ -123,11 +123,11 @@ def _seed_text(run: Matched, level: float, title: str) -> str:
 def frontier_chart(runs: RunSet, headline: float | None) -> Chart | None:
     """Return new-task against prior success of all checkpoints, those near a frontier filled."""
     series: list[Series] = []
-    apart = min(APART, MAX_APART / max(1, len(runs.arms) - 1))
+    step = apart(len(runs.arms))
     for i, arm in enumerate(runs.arms):
         middle = (len(runs.arms) - 1) / 2
         drawn = _frontier_series(i, arm, paths=len(runs.runs) <= MAX_PATHS)
-        series += shifted(drawn, apart * (middle - i))
+        series += shifted(drawn, step * (middle - i))
     if not series:
         return None
     star = base_star([(run.first.new, run.first.prior) for run in runs.runs if not run.first.step])
@@ -144,6 +144,11 @@ def frontier_chart(runs: RunSet, headline: float | None) -> Chart | None:
         480,
         tuple(views),
     )
+
+
+def apart(count: int) -> float:
+    """Return by how much neighbouring arms are drawn apart, as a rate; 0: two hide little."""
+    return 0.0 if count < 3 else min(APART, MAX_APART / (count - 1))
 
 
 def _frontier_ranges(runs: RunSet) -> list[tuple[str, tuple[float, float] | None]]:

@@ -167,16 +167,16 @@ def _known(places: Sequence[float], ends: Sequence[Ends]) -> list[tuple[float, f
 def _set_axis(axes: Axes, axis: Axis, which: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    mine = axes.xaxis if which == "x" else axes.yaxis
+    target = axes.xaxis if which == "x" else axes.yaxis
     if axis.title:
-        mine.set_label_text(literal(axis.title), fontsize="small")
+        target.set_label_text(literal(axis.title), fontsize="small")
     if axis.kind == "rate":
-        mine.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        target.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if axis.kind == "log":
         axes.set(**{f"{which}scale": "log"})
     if axis.rows:
         names = [literal(name) for name in axis.rows]
-        mine.set_ticks(range(len(names)), labels=names, fontsize="x-small")
+        target.set_ticks(range(len(names)), labels=names, fontsize="x-small")
         axes.set(**{f"{which}lim": (-0.6, len(names) - 0.4)})
     if axis.limits is not None:
         axes.set(**{f"{which}lim": axis.limits})

@@ -20,7 +20,7 @@ def skill_chart(report: dict[str, Any], most: int | None = None) -> Chart | None
     if not arms:
         return None
     names = [entry["skill"] for entry in arms[0]["skills"]]
-    width = 0.76 / len(arms)
+    width = min(0.26, 0.76 / len(arms))
     series = []
     for i, arm in enumerate(arms):
         rows = [
@@ -38,7 +38,7 @@ def skill_chart(report: dict[str, Any], most: int | None = None) -> Chart | None
         Axis(title, rows=tuple(names[::-1])),
         (Reference(x=1.0),),
     )
-    height = 90 + len(names) * max(26, 11 * len(arms) + 12)
+    height = 90 + len(names) * max(34, 11 * len(arms) + 14)
     return Chart("skills", "Share kept of each prior skill", height, (View("", (panel,)),))
 
 

@@ -165,6 +165,18 @@ arms.forEach((button, i) => {
   button.addEventListener("pointerleave", () => raise(null));
 });
 
+// --- Videos ------------------------------------------------------------------------------------
+
+// A browser's own controls cover the captions in the pictures, so there is a button below.
+document.querySelectorAll(".play").forEach((button) => {
+  const video = button.closest("figure").querySelector("video");
+  const toggle = () => (video.paused ? video.play() : video.pause());
+  button.addEventListener("click", toggle);
+  video.addEventListener("click", toggle);
+  video.addEventListener("play", () => (button.textContent = "Pause"));
+  video.addEventListener("pause", () => (button.textContent = "Play"));
+});
+
 // --- Downloads ---------------------------------------------------------------------------------
 
 document.querySelectorAll(".downloads a").forEach((link) => {

@@ -20,7 +20,7 @@ from robo_razor.core.files import without_nan
 from robo_razor.report import tables
 from robo_razor.report.analysis import FRONTIER_TOLERANCE, base_success
 from robo_razor.report.arms import RunSet, arm_descriptions, setting_lines, shown_setting_of
-from robo_razor.report.charts.comparison import APART, frontier_chart, matched_chart
+from robo_razor.report.charts.comparison import apart, frontier_chart, matched_chart
 from robo_razor.report.charts.law import law_chart
 from robo_razor.report.charts.plotly import arm_colour, arm_symbol, page_data
 from robo_razor.report.charts.skills import skill_chart
@@ -163,7 +163,15 @@ def _texts(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
         ],
         "grid_rule": GRID_RULE if any(arm.settings[1:] for arm in runs.arms) else "",
         "tolerance": f"{100 * FRONTIER_TOLERANCE:.0f}",
-        "apart": f"{100 * min(0.01, APART * (len(runs.arms) - 1) / 2):.1f}",
+        "apart": number(100 * apart(len(runs.arms)) * (len(runs.arms) - 1) / 2, 1)
+        if apart(len(runs.arms))
+        else "",
+        "refusals": [
+            f"**{pair['first']}** and **{pair['second']}** cannot be compared at equal success: "
+            f"{pair['refused']}."
+            for pair in report["comparisons"]
+            if pair["refused"]
+        ],
         "intervals_over": sorted({entry["interval_over"] for entry in entries} - {None}),
         "has_means": any(len(runs) > 1 for runs in shown),
         "sampled_drawn": sum(map(len, shown)) <= MAX_SAMPLED

@@ -307,6 +307,17 @@ def test_the_report_is_complete(saved):
     assert "At 50% success on PlaceCanInBin, ppo keeps 100%" in shown
 
 
+def test_the_page_is_small_and_explains_its_words(saved):
+    page = (saved[1] / "index.html").read_text()
+    assert len(page.encode()) < 3e6
+    links = set(re.findall(r'href="#(term-\w+|words)"', page))
+    assert {"term-arm", "term-kept", "term-interval", "term-checkpoint"} <= links
+    assert links <= set(re.findall(r'id="([\w-]+)"', page))
+    assert re.search(r"Made on \d{4}-\d\d-\d\d by robo-razor \S+ with", page)
+    assert re.search(r"<code>robo-razor compare \S+ppo \S+bc --out \S+ --match 0.5</code>", page)
+    assert "To cite it: The robo-razor authors" in page
+
+
 def test_a_comparison_is_a_value(saved, ppo, bc, tmp_path, capsys):
     comparison = compare([ppo, bc])
     assert comparison.headline.startswith("At 90% success on PlaceCanInBin, ppo keeps 90%")
@@ -325,8 +336,8 @@ def test_a_comparison_is_a_value(saved, ppo, bc, tmp_path, capsys):
 def test_arms_say_what_they_are(tmp_path):
     sweep = Path(make_sweep(tmp_path / "sweep", seeds=1))
     lines = arm_descriptions(load_runs([str(sweep)]))
-    assert lines["ppo_kl"] == "ppo: kl coef 0.1"
-    assert re.fullmatch(r"ppo: learning rate \S+ or \S+", lines["ppo"])
+    assert lines["ppo_kl"] == "method ppo, kl coef 0.1"
+    assert re.fullmatch(r"method ppo, learning rate \S+ or \S+", lines["ppo"])
     record = read_json(sweep / "sweep.json")
     write_json(sweep / "sweep.json", {**record, "about": {"ppo": "PPO as in the paper."}})
     assert arm_descriptions(load_runs([str(sweep)]))["ppo"] == "PPO as in the paper."

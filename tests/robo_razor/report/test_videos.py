@@ -53,18 +53,11 @@ def test_parts_stand_side_by_side_and_wait_for_each_other():
     def part(value, length):
         return [np.full((4, 6, 3), value + t, dtype=np.uint8) for t in range(length)]
 
-    frames = list(side_by_side([part(10, 1), part(100, 3), part(50, 2), part(70, 1)], below=0))
+    frames = list(side_by_side([part(10, 1), part(100, 3), part(50, 2), part(70, 1)]))
     assert [frame.shape for frame in frames] == [(8, 18, 3)] * 3
     assert [int(frames[t][0, 0, 0]) for t in range(3)] == [10, 10, 10]
     assert [int(frames[t][0, 6, 0]) for t in range(3)] == [100, 101, 102]
     assert int(frames[2][7, 0, 0]) == 70  # the second row
-
-
-def test_a_browsers_controls_have_room_below_the_pictures():
-    (frame,) = side_by_side([[np.full((4, 6, 3), 9, dtype=np.uint8)]], below=3)
-    assert frame.shape == (7, 6, 3)
-    assert (frame[:4] == 9).all()
-    assert not (frame[4:] == 9).any()
 
 
 def test_an_outcome_unlike_the_measured_one_is_told(tmp_path):
