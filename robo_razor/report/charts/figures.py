@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from robo_razor.report.charts.law import (
     best_law_chart,
     law_chart,
     learning_chart,
+    on_states,
     predictor_chart,
 )
 from robo_razor.report.charts.matplotlib import save
@@ -20,6 +20,7 @@ from robo_razor.report.charts.skills import skill_chart
 from robo_razor.report.charts.spec import Chart, Panel
 from robo_razor.report.charts.training import training_charts
 from robo_razor.report.format import percent
+from robo_razor.report.load import FORWARD_KL
 
 MAX_SKILLS = 60
 """Skills that a figure has room for; of more those are drawn of which least is kept."""
@@ -53,20 +54,21 @@ def figures_of(runs: RunSet, report: dict[str, Any]) -> list[Figure]:
     level = report["headline_level"]
     matched = matched_chart(runs, [] if level is None else [level], level)
     law = law_chart(runs, report)
-    main = law if law and report["law"]["n_points"] else None
+    laws = law.views[0].panels if law and report["law"]["n_points"] else ()
+    laws = tuple(on_states(panel, FORWARD_KL) for panel in laws)
     training = [chart for chart in training_charts(runs, level) if chart.id in SUCCESS]
     figures = [
         _figure("matched", f"At {percent(level)} success on the new task", matched),
         _figure(
             "new_against_prior", "What learning the new task costs", frontier_chart(runs, level)
         ),
-        _figure("prior_against_kl", "Forgetting against distance from the base", main, which=(0,)),
+        Figure("prior_against_kl", "Forgetting against distance from the base", laws[:1]),
         _figure(
             "prior_against_best",
             "Forgetting against the predictor that explains most",
             best_law_chart(runs, report),
         ),
-        _figure("residuals", "Forgetting: measured minus fitted", main, which=(1,)),
+        Figure("residuals", "Forgetting: measured minus fitted", laws[1:]),
         _figure("new_against_kl", "Learning against distance from the base", learning_chart(runs)),
         _figure("predictors", "What explains forgetting", predictor_chart(report)),
         _figure(
@@ -82,13 +84,9 @@ def figures_of(runs: RunSet, report: dict[str, Any]) -> list[Figure]:
     return [figure for figure in figures if figure is not None and figure.panels]
 
 
-def _figure(
-    name: str, title: str, chart: Chart | None, which: Sequence[int] | None = None
-) -> Figure | None:
+def _figure(name: str, title: str, chart: Chart | None) -> Figure | None:
     """Return the view of a chart that is shown first as a figure; None: there is nothing to see."""
     if chart is None:
         return None
-    panels = chart.shown.panels
-    picked = panels if which is None else [panels[k] for k in which if k < len(panels)]
     height = chart.height if chart.id in ("matched", "skills") else HEIGHT
-    return Figure(name, title, tuple(picked), height)
+    return Figure(name, title, chart.shown.panels, height)

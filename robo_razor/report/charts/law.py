@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from robo_razor.report import analysis
@@ -106,8 +107,11 @@ def _bases(runs: RunSet, name: str) -> list[Any]:
 
 def predictor_title(name: str) -> str:
     """Return a predictor as an axis is called, with its unit."""
-    unit = ", nats per decision" if name.startswith("kl_") else ""
-    return f"{predictor_parts(name)[0]}{unit}"
+    return predictor_parts(name)[0] + _unit(name)
+
+
+def _unit(name: str) -> str:
+    return ", nats per decision" if name.startswith("kl_") else ""
 
 
 def _curve(fit: dict[str, Any], lowest: float, highest: float) -> list[Series]:
@@ -137,10 +141,13 @@ def best_law_chart(runs: RunSet, report: dict[str, Any]) -> Chart | None:
     if not fits or fits[0]["predictor"] == FORWARD_KL:
         return None
     (panel, *_) = law_view(runs, fits[0], None).panels
-    unit = ", nats per decision" if fits[0]["predictor"].startswith("kl_") else ""
-    axis = Axis(predictor_name(fits[0]["predictor"]) + unit)
-    view = View("", (Panel(panel.series, axis, panel.y),))
+    view = View("", (on_states(panel, fits[0]["predictor"]),))
     return Chart("best-law", "Forgetting against the predictor that explains most", 440, (view,))
+
+
+def on_states(panel: Panel, predictor: str) -> Panel:
+    """Return a panel whose x axis says on which states the predictor is measured too."""
+    return replace(panel, x=Axis(predictor_name(predictor) + _unit(predictor)), share=1.0)
 
 
 def learning_chart(runs: RunSet) -> Chart | None:
