@@ -90,7 +90,7 @@ def _line(text: str) -> str:
 
 
 def _matched(comparison: Comparison, level: float) -> Table:
-    table = _table(f"At {percent(level)} success on the new task, 95% intervals")
+    table = _table(f"At {percent(level)} success on the new task, with 95% intervals")
     for name, numeric in (("arm", False), ("seeds", True), ("prior success", True)):
         _column(table, name, numeric=numeric)
     _column(table, "kept", numeric=True)
@@ -123,9 +123,9 @@ def _last(comparison: Comparison) -> Table:
     from robo_razor.report.arms import run_title
     from robo_razor.report.load import FORWARD_KL
 
-    table = _table("Last checkpoints, 95% intervals over episodes")
+    table = _table("Last checkpoints: success, share of the prior skills kept (over episodes)")
     _column(table, "run")
-    for name in ("new task", "prior skills kept", "KL"):
+    for name in ("new task", "kept", "KL"):
         _column(table, name, numeric=True)
     for run in comparison.runs.runs:
         last = run.last
@@ -140,7 +140,15 @@ def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def _column(table: Table, name: str, *, numeric: bool = False) -> None:

@@ -217,7 +217,7 @@ def nbt_entry(run: RunSeries) -> dict[str, Any] | None:
 def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
     """Return what is left of one skill at the last checkpoints of one setting's runs.
 
-    With several seeds the interval is over seeds, and no narrower than their episodes leave open;
+    With several seeds the interval is over seeds, and at least as wide as that over episodes alone;
     with one it is over episodes, and says so.
     """
     entries = [run.last.skills[skill] for run in setting.runs]

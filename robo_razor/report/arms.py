@@ -230,7 +230,7 @@ def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
 
 
 def _with_own_names(runs: Sequence[RunSeries]) -> list[RunSeries]:
-    """Give runs of one name, such as those of two sweeps, as much of their paths as tells them."""
+    """Give runs of one name, such as those of two sweeps, enough of their paths to differ."""
     names = [run.name for run in runs]
     same = [i for i, name in enumerate(names) if names.count(name) > 1]
     own = short_names([str(runs[i].path) for i in same]) if same else []

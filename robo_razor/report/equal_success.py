@@ -4,11 +4,11 @@ The rule: the new task's success along a run is smoothed to the closest curve th
 (isotonic regression, episodes as weights), and prior success (retention, KL) is read off where that
 curve first reaches the level, by linear interpolation between checkpoints. The first crossing of
 the raw curve would come too early, the more so the more checkpoints there are: a run that stays at
-85 % shows 90 % in one of several evaluations of 50 episodes almost surely. A single high evaluation
-that later ones do not bear out therefore reaches nothing. A level counts for an arm only where
+85 % shows 90 % in one of several evaluations of 50 episodes almost surely. So a single lucky
+evaluation does not count as reaching a level. A level counts for an arm only where
 every seed of the compared setting reaches it, and only above the base's own success. The mean and
 the interval of an arm are over its seeds (Student's t), of a difference over the seeds of both
-(Welch), both no narrower than the episodes leave open; episodes are never pooled.
+(Welch), both at least as wide as the interval from the episodes alone; episodes are never pooled.
 
 An arm with several settings (a grid) is compared by the one with the highest prior success at that
 level, chosen for each seed on the *other* seeds, so that choosing among many is no advantage. A
@@ -135,7 +135,7 @@ def difference(first: ArmMatch, second: ArmMatch, quantity: str) -> Estimate | N
 def difference_over_episodes(
     first: ArmMatch, second: ArmMatch, quantity: str
 ) -> tuple[float, float] | None:
-    """Return what the episodes of two single runs leave open of their difference, or None.
+    """Return the interval of two single runs' difference over their episodes, or None.
 
     The runs are taken as independent, see `seed_difference`; it says nothing about other seeds.
     """
@@ -201,7 +201,7 @@ def smoothed(run: RunSeries) -> list[float]:
 
 
 def top(run: RunSeries) -> float:
-    """Return the highest new-task success that a run reaches and later evaluations bear out."""
+    """Return the highest new-task success that a run reaches and does not fall from."""
     return smoothed(run)[-1]
 
 

@@ -57,9 +57,9 @@ def bc(tmp_path):
     return make_run(tmp_path / "bc", points, method="bc")
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    return make_sweep(tmp_path / "sweep", noise=0.0)
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return make_sweep(tmp_path_factory.mktemp("quiet") / "sweep", noise=0.0)
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -120,12 +120,13 @@ def test_another_run_of_the_sweep_is_no_difference(tmp_path):
     assert [setting.label for setting in arm.settings] == [""]
 
 
-def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep):
+def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep, tmp_path):
+    sweep = shutil.copytree(sweep, tmp_path / "sweep")  # the others read it as it is
     record = read_json(Path(sweep) / "sweep.json")
     record["runs"][0]["state"] = "failed"
     record["runs"][1]["state"] = "running"
     write_json(Path(sweep) / "sweep.json", record)
-    runs = load_runs([sweep])
+    runs = load_runs([str(sweep)])
     assert len(runs.runs) == len(record["runs"]) - 2
     assert runs.skipped == ("Of the 18 runs of sweep, 2 are left out: 1 failed, 1 running.",)
 
@@ -244,7 +245,7 @@ def test_the_frontiers_area_is_of_settings_that_every_seed_has(tmp_path):
     entry = frontier_entry(arm)
     one, two = entry["hypervolume"]["values"]
     assert one == two  # but for the one more setting they are the same
-    # The base is no point of an arm, nor is what one seed more would have to bear out.
+    # The base is no point of an arm, nor is what one seed more would have to confirm.
     assert {point["step"] for point in entry["points"]} == {10}
     assert [point["prior"] for point in entry["points"]] == pytest.approx([0.45, 0.45])
 
@@ -343,8 +344,14 @@ def test_arms_say_what_they_are(tmp_path):
     assert arm_descriptions(load_runs([str(sweep)]))["ppo"] == "PPO as in the paper."
 
 
-def test_the_report_of_a_sweep_has_intervals_over_seeds(tmp_path):
-    report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
+@pytest.fixture(scope="module")
+def sweep_report(tmp_path_factory):
+    """Return the report of a sweep with noise."""
+    return build_report(load_runs([make_sweep(tmp_path_factory.mktemp("noisy") / "sweep")]))
+
+
+def test_the_report_of_a_sweep_has_intervals_over_seeds(sweep_report):
+    report = sweep_report
     level = report["headline_level"]
     assert BASE_NEW < level < 0.95
     block = next(block for block in report["matched"] if block["level"] == level)
@@ -595,7 +602,7 @@ def test_levels_may_be_asked_for_in_any_order(ppo, bc):
     assert pair_table(report).rows[0][1] == "80%"
 
 
-def test_a_base_without_prior_success_is_told(tmp_path):
+def test_a_base_without_prior_success_is_reported(tmp_path):
     """Nothing can be kept then, which has nothing to do with what the arms reach."""
     runs = []
     for name in ("ppo", "bc"):
@@ -628,8 +635,8 @@ def test_skills_that_are_lost_entirely_are_counted(ppo, tmp_path):
     )
 
 
-def test_predictors_are_compared_on_the_same_runs(tmp_path):
-    report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
+def test_predictors_are_compared_on_the_same_runs(sweep_report):
+    report = sweep_report
     law = " ".join(report["statement"]["sentences"])
     assert "Their intervals overlap" not in law
     paired = report["best_predictor_minus_kl"]
@@ -651,8 +658,9 @@ def test_a_better_predictor_than_the_papers_has_a_figure_of_its_own(tmp_path):
     assert "KL(tuned || base), new task, base's states, nats per decision" in text
     other = {**reverse, "n_points": 3}
     for predictors in ([report["law"], reverse], [other, report["law"]]):
-        drawn = draw_figures(runs, {**report, "predictors": predictors}, tmp_path)
-        assert "prior_against_best.png" not in drawn
+        names = [f.name for f in figures.figures_of(runs, {**report, "predictors": predictors})]
+        assert "prior_against_kl" in names
+        assert "prior_against_best" not in names
 
 
 def test_a_distance_that_one_run_did_not_measure_is_unknown_there(ppo):
@@ -677,7 +685,7 @@ def dashes(chart):
     return [one.dash for one in chart.views[0].panels[0].series if one.mark == "line"]
 
 
-def test_two_heaps_are_told_as_two_heaps(tmp_path):
+def test_two_clusters_are_reported_as_two_clusters(tmp_path):
     near = [(0.2, 1.0, 0.0), (0.6, 1.0, 0.5), (0.9, 0.95, 1.5)]
     far = [(0.2, 1.0, 0.0), (0.8, 0.4, 60.0), (0.9, 0.3, 66.0)]
     further = [(0.2, 1.0, 0.0), (0.8, 0.3, 65.0), (0.9, 0.3, 71.0)]
@@ -700,7 +708,7 @@ def test_two_heaps_are_told_as_two_heaps(tmp_path):
     assert dashes(law_chart(runs, report)) == ["", "dot", ""]
 
 
-def test_half_gone_is_told_where_success_is_level_and_then_falls(tmp_path):
+def test_half_gone_is_reported_where_success_is_level_and_then_falls(tmp_path):
     def prior(kl):
         return 0.95 / (1 + (kl / 20) ** 4)
 
@@ -878,7 +886,7 @@ def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "described"),
     [
         ("policy:runs/s/ppo/learning_rate_0.0001-seed_0", "run of ppo (learning_rate_0.0001)"),
         ("policy:runs/s/ppo/seed_2-learning_rate_0.0001", "run of ppo (learning_rate_0.0001)"),
@@ -888,9 +896,9 @@ def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
         ("policy:runs/t/ppo/seed_3", "policy:runs/t/ppo/seed_3"),
     ],
 )
-def test_what_a_run_cloned_is_told_without_the_seed(tmp_path, value, told):
+def test_what_a_run_cloned_is_described_without_the_seed(tmp_path, value, described):
     """Teachers of several settings make several settings."""
     path = tmp_path / "s/distilled/seed_0"
     make_run(path, [(0.4, 1.0, 0.0)], method="bc", section={"demonstrations": value})
     run = load_run(path, "seed_0", "distilled")
-    assert comparable_settings(run)["bc.demonstrations"] == told
+    assert comparable_settings(run)["bc.demonstrations"] == described

@@ -60,7 +60,7 @@ def test_parts_stand_side_by_side_and_wait_for_each_other():
     assert int(frames[2][7, 0, 0]) == 70  # the second row
 
 
-def test_an_outcome_unlike_the_measured_one_is_told(tmp_path):
+def test_an_outcome_unlike_the_measured_one_is_reported(tmp_path):
     video = Video(tmp_path / "v.mp4", "", b"", surprises=1)
     assert surprise_note([Video(tmp_path / "v.mp4", "", b"")]) is None
     assert surprise_note([video, video]).startswith("2 filmed episodes ended otherwise than")
