@@ -95,7 +95,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor compare runs/ppo runs/bc --out report",
             "robo-razor compare runs/razor --merge ppo,ppo_rates bc,bc_rates --videos 0",
         ),
-        "robo_razor.report.build:run_compare",
+        "robo_razor.cli.compare:run",
         configs.CompareConfig,
     ),
     "archive": Command(

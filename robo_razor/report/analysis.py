@@ -67,8 +67,8 @@ def fit_laws(runs: RunSet) -> Laws:
     """Fit all predictors, and compare the best one with the paper's on the same resampled runs."""
     points = law_points(runs)
     table = predictor_table(points)
-    found = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
-    main = found or fit_law(points, FORWARD_KL)
+    fitted = next((entry for entry in table if entry.predictor == FORWARD_KL), None)
+    main = fitted or fit_law(points, FORWARD_KL)
     best = next((p for p in table if p.r2 is not None and p.n_points == main.n_points), None)
     paired = None
     if best is not None and main.r2 is not None and best.predictor != FORWARD_KL:
@@ -196,10 +196,14 @@ def nbt_entry(run: RunSeries) -> dict[str, Any] | None:
 
     NBT is the mean over prior skills of success before - success after, on the same start states.
     """
-    found = run.last_pairs().nbt()
-    if not math.isfinite(found.value):
+    transfer = run.last_pairs().nbt()
+    if not math.isfinite(transfer.value):
         return None
-    return {"value": found.value, "interval": list(found.interval), "interval_over": "episodes"}
+    return {
+        "value": transfer.value,
+        "interval": list(transfer.interval),
+        "interval_over": "episodes",
+    }
 
 
 # --- Skills ---------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def nbt_entry(run: RunSeries) -> dict[str, Any] | None:
 def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
     """Return what is left of one skill at the last checkpoints of one setting's runs.
 
-    With several seeds the interval is over seeds, and no narrower than their episodes leave open;
+    With several seeds the interval is over seeds, and at least as wide as that over episodes alone;
     with one it is over episodes, and says so.
     """
     entries = [run.last.skills[skill] for run in setting.runs]
@@ -291,24 +295,25 @@ def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
 
 def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
     """Return what a reader must know before believing the tables."""
-    found = [f"Unlike runs are compared: {text}." for text in unlike]
+    lines = [f"Unlike runs are compared: {text}." for text in unlike]
     counts = {arm.name: {len(s.runs) for s in arm.settings} for arm in runs.arms}
     if single := [name for name, sizes in counts.items() if max(sizes) == 1]:
-        found.append(
+        lines.append(
             f"One seed only: {', '.join(single)}. There is no interval over seeds; another seed "
             "may come out differently by more than the episodes' intervals say."
         )
     every = runs.runs
-    if cut := [f"{r.name} (update {r.last.step} of {r.updates})" for r in every if r.is_cut]:
-        found.append(
-            f"Not finished: {', '.join(cut)}. Their last checkpoint is not that of a whole run."
+    if unfinished := [f"{r.name} (update {r.last.step} of {r.updates})" for r in every if r.is_cut]:
+        lines.append(
+            f"Not finished: {', '.join(unfinished)}. Their last checkpoint is not that of a whole "
+            "run."
         )
     n = min(checkpoint.new_n for run in every for checkpoint in run.checkpoints)
     n_last = min(run.last.new_n for run in every)
     least = detectable_difference(every[0].last.new, n_last)
     if math.isfinite(least):
         sizes = f"{n_last}" if n == n_last else f"{n} ({n_last} at the last checkpoint)"
-        found.append(
+        lines.append(
             f"New-task success is from {sizes} episodes. With {n_last}, differences below "
             f"{100 * least:.0f} points are seen less than four times out of five (independent "
             "arms)."
@@ -319,18 +324,18 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
         rate = min(1.0, max(0.0, prior)) if math.isfinite(prior) else 0.5
         least = detectable_difference(rate, smallest)
         if math.isfinite(least):
-            found.append(
+            lines.append(
                 f"A single prior skill has {smallest} episodes per checkpoint: only differences "
                 f"above {100 * least:.0f} points are visible in it."
             )
     if len(runs.arms) > 2:
-        found.append(
+        lines.append(
             f"Intervals are those of single arms and pairs: the best and the worst of "
             f"{len(runs.arms)} arms differ by more than two arms picked beforehand would."
         )
     if unplanned := [run.name for run in every if run.unplanned]:
-        found.append(
+        lines.append(
             f"Checkpoints that were measured because a run was interrupted there are left out: "
             f"{', '.join(unplanned)}."
         )
-    return [*found, *runs.skipped]
+    return [*lines, *runs.skipped]

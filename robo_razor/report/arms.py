@@ -22,6 +22,7 @@ from robo_razor.report.load import RunSeries, load_run, short_names
 FINISHED = "finished"
 CHECKPOINTS = "checkpoints"
 _SEED = re.compile(r"(^|[-,])seed[_=][0-9]+(?=$|[-,])")
+_SEED_AT_END = re.compile(r"(^|[^A-Za-z])seed[ _=:-]?[0-9]+$")
 _SHORTENED = re.compile(r"-[0-9a-f]{8}$")
 """The end of a run's name that stands for all of it, the seed too."""
 NO_PART_OF_A_SETTING = (
@@ -36,6 +37,10 @@ NO_PART_OF_A_SETTING = (
     "env.num_workers",
     "checkpoint.keep",
 )
+
+
+MEASURING = ("tracking", "checkpoint")
+"""Sections that say how a run is measured, not what it learns."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Arm:
 
     name: str
     settings: tuple[Setting, ...]
+    about: str = ""
+    """What it is, in a sentence of the experiment file; empty: it says nothing."""
 
     @property
     def runs(self) -> tuple[RunSeries, ...]:
@@ -115,11 +122,13 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
     names = short_names(plain) if plain else []
     runs = [load_run(path, name) for path, name in zip(plain, names, strict=True)]
     skipped: list[str] = []
+    about: dict[str, str] = {}
     for path in paths:
         if is_sweep(path):
-            found, missing = _load_sweep(Path(path))
-            runs += found
+            of_sweep, missing, texts = _load_sweep(Path(path))
+            runs += of_sweep
             skipped += missing
+            about = texts | about
     if not runs:
         raise ReportError(
             f"No run in {', '.join(map(str, paths))} holds an evaluation yet",
@@ -128,13 +137,32 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
     _refuse_twice(runs)
     _refuse_other_tasks(runs)
     runs = _merged(_with_own_names(runs), merge)
-    arms = group(runs)
+    arms = tuple(replace(arm, about=about.get(arm.name, "")) for arm in group(runs))
     _refuse_equal_seeds(arms)
     return RunSet(arms=arms, skipped=tuple(skipped))
 
 
-def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str]]:
-    """Return a sweep's finished runs in the order of its arms, and what is left out.
+def run_title(run: RunSeries) -> str:
+    """Return a run's name as people read it: `ppo: seed 0`, `ppo: learning rate 6e-05, seed 0`."""
+    if run.arm is None:
+        return run.name if _SEED_AT_END.search(run.name) else f"{run.name}: seed {run.seed}"
+    arm, _, settings = run.name.partition("/")  # not `run.arm`: arms may be merged
+    return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', settings).replace('_', ' ')}"
+
+
+def count_runs(paths: Sequence[str]) -> int:
+    """Return how many runs directories hold, as far as they can be read."""
+    count = 0
+    for path in paths:
+        try:
+            count += len(read_sweep(path)["runs"]) if is_sweep(path) else 1
+        except RoboRazorError:
+            count += 1
+    return count
+
+
+def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str], dict[str, str]]:
+    """Return a sweep's finished runs in the order of its arms, what is left out, and texts on arms.
 
     A run that is not finished says nothing about what it would have reached. Only where no run is
     finished, all that hold evaluations beyond the base are taken.
@@ -157,7 +185,19 @@ def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str]]:
             continue
         if len(run.checkpoints) > 1:
             runs.append(run)
-    return runs, _unfinished(path, entries, bool(finished))
+    return runs, _unfinished(path, entries, bool(finished)), _abouts(record)
+
+
+def _abouts(record: dict[str, Any]) -> dict[str, str]:
+    """Return what a sweep's record says about its arms; older ones say nothing."""
+    given = record.get("about")
+    if not isinstance(given, dict):
+        return {}
+    return {
+        printable(str(name)): printable(text)
+        for name, text in given.items()
+        if isinstance(text, str)
+    }
 
 
 def _unfinished(path: Path, entries: Sequence[dict[str, Any]], left_out: bool) -> list[str]:
@@ -186,7 +226,7 @@ def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
 
 
 def _with_own_names(runs: Sequence[RunSeries]) -> list[RunSeries]:
-    """Give runs of one name, such as those of two sweeps, as much of their paths as tells them."""
+    """Give runs of one name, such as those of two sweeps, enough of their paths to differ."""
     names = [run.name for run in runs]
     same = [i for i, name in enumerate(names) if names.count(name) > 1]
     own = short_names([str(runs[i].path) for i in same]) if same else []
@@ -290,13 +330,13 @@ def setting_differences(runs: Sequence[RunSeries]) -> list[tuple[str, list[Any]]
     A section that only one method has (`ppo.`, `bc.`) is no difference between runs of two methods.
     """
     flats = [comparable_settings(run) for run in runs]
-    found = []
+    differences = []
     for key in dict.fromkeys(key for flat in flats for key in flat):
         values = [flat[key] for flat in flats if key in flat]
         missing = len(values) < len(flats)
         if any(value != values[0] for value in values) or (missing and not _is_of_method(key)):
-            found.append((key, [flat.get(key) for flat in flats]))
-    return found
+            differences.append((key, [flat.get(key) for flat in flats]))
+    return differences
 
 
 def comparable_settings(run: RunSeries) -> dict[str, Any]:
@@ -325,17 +365,40 @@ def _sibling(value: Any, sweeps: Set[str]) -> Any:
     if not isinstance(value, str) or "/" not in value:
         return value
     parts = Path(value.split(":", 1)[-1]).parts
-    found = [
+    places = [
         i
         for i, part in enumerate(parts[:-2])
         if part in sweeps and parts[i + 3 : i + 4] in ((), (CHECKPOINTS,))
     ]
-    if not found:
+    if not places:
         return value
-    _, arm, run, *rest = parts[found[-1] :]
+    _, arm, run, *rest = parts[places[-1] :]
     name = "" if _SHORTENED.search(run) else _SEED.sub("", run).lstrip("-,")
-    told = "/".join([name, *rest]).strip("/")
-    return f"run of {arm} ({told})" if told else f"run of {arm}"
+    rest_of_name = "/".join([name, *rest]).strip("/")
+    return f"run of {arm} ({rest_of_name})" if rest_of_name else f"run of {arm}"
+
+
+def arm_descriptions(runs: RunSet) -> dict[str, str]:
+    """Return each arm in a line: its own text, or its method and the settings that set it apart.
+
+    How often a run is measured is left out, and so are values that are the default.
+    """
+    keys = [key for key, _ in setting_differences(list(runs.runs)) if key != "method"]
+    keys = [key for key in keys if key.split(".", 1)[0] not in MEASURING]
+    return {arm.name: arm.about or _changed(arm, keys) for arm in runs.arms}
+
+
+def _changed(arm: Arm, keys: Sequence[str]) -> str:
+    method = arm.runs[0].method
+    defaults = flatten(default_settings(method))
+    flats = [comparable_settings(setting.runs[0]) for setting in arm.settings]
+    parts = []
+    for key in keys:
+        values = list(dict.fromkeys(show_value(flat[key]) for flat in flats if key in flat))
+        if values and values != [show_value(defaults.get(key))]:
+            name = key.removeprefix(f"{method}.").replace("_", " ").replace(".", " ")
+            parts.append(f"{name} {' or '.join(values)}")
+    return ", ".join([f"method {method}", *parts])
 
 
 def shown_setting_of(arm: Arm, label: str) -> Setting:
@@ -346,6 +409,14 @@ def shown_setting_of(arm: Arm, label: str) -> Setting:
 def setting_lines(run: RunSeries) -> list[str]:
     """Return `key: value` of all of a run's settings."""
     return [f"{key}: {show_value(value)}" for key, value in flatten(run.config).items()]
+
+
+def default_settings(method: str) -> dict[str, Any]:
+    """Return the settings of a run of a method when nothing is said; empty: unknown method."""
+    from robo_razor.core.plugins import METHODS
+    from robo_razor.core.settings.config import FinetuneConfig, to_dict
+
+    return to_dict(FinetuneConfig(method=METHODS.get(method)())) if method in METHODS else {}
 
 
 def _is_of_method(key: str) -> bool:

@@ -1,27 +1,27 @@
 """Compare runs: new-task success against forgetting, at equal new-task success.
 
-Reads what runs left on disk only, so it needs no torch and no environment (videos apart, which are
-left out where they cannot be made). Runs learn at different speeds, so comparing them at equal
-steps says little: the numbers that count are what is left of the prior skills when the new task is
-first solved equally often (`robo_razor.report.equal_success`).
+Reads what runs left on disk only, so it needs no torch and no environment; who wants videos hands
+in what films them. Runs learn at different speeds, so comparing them at equal steps says little:
+the numbers that count are what is left of the prior skills when the new task is first solved
+equally often (`robo_razor.report.equal_success`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robo_razor.core.errors import ReportError, RoboRazorError
 from robo_razor.core.files import check_writable, finite, without_nan, write_json, write_text
-from robo_razor.core.plain_text import printable
 from robo_razor.core.run.archive import unpacked
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.report import analysis, csv_tables
 from robo_razor.report import comparability as likeness
-from robo_razor.report.arms import Arm, RunSet, load_runs
+from robo_razor.report.arms import Arm, RunSet, count_runs, load_runs
 from robo_razor.report.equal_success import (
     QUANTITIES,
     RULE,
@@ -36,11 +36,10 @@ from robo_razor.report.equal_success import (
     matching_levels,
     shown_setting,
 )
+from robo_razor.report.format import plural
 from robo_razor.report.load import RunSeries, known_interval
 from robo_razor.report.sentences import make_statement
-
-if TYPE_CHECKING:
-    from robo_razor.report.videos import Video
+from robo_razor.report.videos import Film, Video, make_videos, reason_without, surprise_note
 
 PAGE = "index.html"
 MARKDOWN = "report.md"
@@ -48,51 +47,210 @@ JSON = "report.json"
 VIDEOS = "videos"
 KIND = "robo-razor comparison"
 
+Progress = Callable[[str], None]
+"""Takes a line that says what is being done."""
 
-def run_compare(config: CompareConfig) -> None:
-    """Write the report (page, Markdown, JSON, CSV, figures), and print its tables.
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a saved comparison, as paths."""
+
+    page: Path
+    markdown: Path
+    json: Path
+    tables: tuple[Path, ...]
+    """CSV files."""
+    figures: tuple[Path, ...]
+    """PNG and SVG files."""
+    videos: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison of runs found."""
+
+    runs: RunSet
+    """What was compared: arms, their settings, their runs."""
+    report: dict[str, Any]
+    """All of it as plain values: what `report.json` holds."""
+    archived: bool = False
+    """Whether runs came out of an archive, and so have no policies to film."""
+
+    @property
+    def headline(self) -> str:
+        """What came out, in one sentence."""
+        return plain(self.report["statement"]["headline"])
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What else came out, the most important first."""
+        return tuple(map(plain, self.report["statement"]["sentences"]))
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """New-task success rates in [0, 1] at which the arms were compared."""
+        return tuple(block["level"] for block in self.report["matched"])
+
+    @property
+    def headline_level(self) -> float | None:
+        """The level that the headline speaks of; None: arms cannot be compared at equal success."""
+        level: float | None = self.report["headline_level"]
+        return level
+
+    @property
+    def law(self) -> dict[str, Any]:
+        """The forgetting law in the paper's predictor: coefficients, R², intervals, reason."""
+        law: dict[str, Any] = self.report["law"]
+        return law
+
+    def at(self, level: float) -> dict[str, ArmMatch]:
+        """Return each arm at a new-task success rate, or the reason why there is no number.
+
+        Args:
+            level: Success rate in [0, 1].
+        """
+        return {arm.name: match_arm(arm, level) for arm in self.runs.arms}
+
+    def save(
+        self,
+        out: str | Path = "report",
+        *,
+        film: Film | None = None,
+        videos: int = 2,
+        command: str | None = None,
+        progress: Progress | None = None,
+    ) -> Written:
+        """Write the report: page, Markdown, JSON, CSV, figures, videos.
+
+        Args:
+            out: Directory that is absent, empty, or holds an earlier report.
+            film: What films policies; None: there are no videos.
+            videos: Videos of base and tuned on the same start states, where policies are on disk.
+            command: The command that made the report, which the page then names.
+            progress: Is given a line before every part that takes long.
+
+        Raises:
+            ReportError: The directory holds something else.
+        """
+        from robo_razor.report.charts.figures import draw_figures
+        from robo_razor.report.markdown import to_markdown
+        from robo_razor.report.page.page import make_page
+
+        say = progress or _silent
+        directory = _output_directory(str(out))
+        report = {**self.report, "notes": list(self.report["notes"])}
+        filmed = self._videos(report, directory, film, videos, say)
+        report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in filmed]
+        say("Drawing figures ...")
+        figures = draw_figures(self.runs, report, directory)
+        files = csv_files(self.runs, report)
+        report = without_nan(report)
+        say("Writing the page ...")
+        write_json(directory / JSON, report)
+        write_text(directory / MARKDOWN, to_markdown(self.runs, report, figures))
+        for name, text in files.items():
+            write_text(directory / name, text)
+        write_text(directory / PAGE, make_page(self.runs, report, files, filmed, command))
+        return Written(
+            page=directory / PAGE,
+            markdown=directory / MARKDOWN,
+            json=directory / JSON,
+            tables=tuple(directory / name for name in files),
+            figures=tuple(directory / name for name in figures),
+            videos=tuple(video.file for video in filmed),
+        )
+
+    def _videos(
+        self, report: dict[str, Any], out: Path, film: Film | None, count: int, say: Progress
+    ) -> list[Video]:
+        """Make videos where that is possible; say in the report's notes why there are none."""
+        made: list[Video] = []
+        if count and film is not None:
+            try:
+                made = make_videos(
+                    self.runs, report["headline_level"], out / VIDEOS, count, film, say
+                )
+                if note := surprise_note(made):
+                    report["notes"].append(note)
+            except (RoboRazorError, ImportError, OSError, RuntimeError) as error:
+                report["notes"].append(reason_without(error))
+        if count and self.archived:
+            report["notes"].append(
+                "Archived runs are not filmed: no policy is ever loaded from an archive."
+            )
+        return made
+
+
+def _silent(line: str) -> None:
+    """Report nothing."""
+
+
+def plain(sentence: str) -> str:
+    """Return a sentence of the report without its `**bold**` marks."""
+    return sentence.replace("**", "")
+
+
+def compare(
+    runs: Sequence[str],
+    *,
+    match: Sequence[float] = (),
+    merge: Sequence[str] = (),
+    allow_unlike: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare runs; nothing is written.
+
+    Args:
+        runs: Run directories, directories of sweeps, or files of `robo-razor archive`.
+        match: New-task success rates in [0, 1] at which runs are compared; empty: chosen from them.
+        merge: Arms of a sweep to compare as settings of one: names with commas.
+        allow_unlike: Compare runs of unlike versions, renderers or bases too.
+        progress: Is given a line before every part that takes long.
+
+    Raises:
+        ReportError: No run is given, one cannot be read, or they cannot be compared.
+    """
+    say = progress or _silent
+    with unpacked(runs) as paths:
+        say(f"Reading {plural(count_runs(paths), 'run')} ...")
+        loaded = load_runs(paths, merge)
+        unlike = likeness.unlike(loaded.runs)
+        if not allow_unlike:
+            likeness.refuse_unlike(unlike)
+        say(f"Comparing {plural(len(loaded.arms), 'arm')} ...")
+        report = build_report(loaded, match, unlike)
+        _place_in_archives(report, runs, paths)
+        return Comparison(loaded, report, archived=any(given not in paths for given in runs))
+
+
+def run_compare(
+    config: CompareConfig,
+    *,
+    film: Film | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare runs as settings say, and write the report (page, Markdown, JSON, CSV, figures).
+
+    Args:
+        config: Settings of `robo-razor compare`.
+        film: What films policies; None: there are no videos.
+        command: The command that made the report, which the page then names.
+        progress: Is given a line before every part that takes long.
 
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
     """
     check_writable(config.out, "out", directory=True)
-    with unpacked(config.runs) as paths:
-        _write_report(config, paths)
-
-
-def _write_report(config: CompareConfig, paths: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from robo_razor.report.charts.figures import draw_figures
-    from robo_razor.report.markdown import to_console, to_markdown
-    from robo_razor.report.page.page import make_page
-
-    runs = load_runs(paths, config.merge)
-    unlike = likeness.unlike(runs.runs)
-    if not config.allow_unlike:
-        likeness.refuse_unlike(unlike)
-    out = _output_directory(config.out)
-    report = build_report(runs, config.match, unlike)
-    _place_in_archives(report, config.runs, paths)
-    videos = _videos(runs, report, out, config.videos)
-    if config.videos and any(given not in paths for given in config.runs):
-        report["notes"].append(
-            "Archived runs are not filmed: no policy is ever loaded from an archive."
-        )
-    report["videos"] = [{"file": f"{VIDEOS}/{v.file.name}", "shows": v.caption} for v in videos]
-    figures = draw_figures(runs, report, out)
-    files = csv_files(runs, report)
-    report = without_nan(report)
-    write_json(out / JSON, report)
-    write_text(out / MARKDOWN, to_markdown(runs, report, figures))
-    for name, text in files.items():
-        write_text(out / name, text)
-    write_text(out / PAGE, make_page(runs, report, files, videos))
-    console = Console()
-    console.print(Markdown(to_console(runs, report)))
-    written = [PAGE, MARKDOWN, JSON, *files, *figures]
-    console.print(printable(f"Written to {out}: {', '.join(written)}"), markup=False)
+    comparison = compare(
+        config.runs,
+        match=config.match,
+        merge=config.merge,
+        allow_unlike=config.allow_unlike,
+        progress=progress,
+    )
+    comparison.save(config.out, film=film, videos=config.videos, command=command, progress=progress)
+    return comparison
 
 
 def _place_in_archives(report: dict[str, Any], given: Sequence[str], read: Sequence[str]) -> None:
@@ -172,18 +330,18 @@ def _matched_entry(runs: RunSet, level: float) -> dict[str, Any]:
     }
 
 
-def _arm_match_entry(found: ArmMatch) -> dict[str, Any]:
+def _arm_match_entry(match: ArmMatch) -> dict[str, Any]:
     return {
-        "arm": found.arm,
-        "n": len(found.runs),
-        "setting": found.setting,
-        "choice": found.choice,
-        "reason": found.reason,
-        "runs": [vars(run) for run in found.runs],
+        "arm": match.arm,
+        "n": len(match.runs),
+        "setting": match.setting,
+        "choice": match.choice,
+        "reason": match.reason,
+        "runs": [vars(run) for run in match.runs],
         **{
             quantity: {
-                **analysis.estimate_entry(found.estimate(quantity), found.values(quantity)),
-                "over_episodes": found.over_episodes(quantity),
+                **analysis.estimate_entry(match.estimate(quantity), match.values(quantity)),
+                "over_episodes": match.over_episodes(quantity),
             }
             for quantity in QUANTITIES
         },
@@ -209,13 +367,13 @@ def _pair_entry(pair: Pair) -> dict[str, Any]:
 
 
 def _difference(one: ArmMatch, two: ArmMatch, quantity: str) -> dict[str, Any]:
-    found = difference(one, two, quantity)
-    if found is None:
+    estimate = difference(one, two, quantity)
+    if estimate is None:
         return {"value": None, "interval": None, "over_episodes": None}
-    known = math.isfinite(found.low)
+    known = math.isfinite(estimate.low)
     return {
-        "value": finite(found.value),
-        "interval": list(found.interval) if known else None,
+        "value": finite(estimate.value),
+        "interval": list(estimate.interval) if known else None,
         "over_episodes": difference_over_episodes(one, two, quantity),
     }
 
@@ -278,28 +436,12 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
 
 def csv_files(runs: RunSet, report: dict[str, Any]) -> dict[str, str]:
     """Return file name -> CSV text; a table without rows is left out."""
-    found = {
+    rows_of = {
         "checkpoints.csv": csv_tables.checkpoint_rows(runs),
         "matched.csv": csv_tables.matched_rows(report),
         "predictors.csv": csv_tables.predictor_csv_rows(report),
     }
-    return {name: csv_tables.to_csv(rows) for name, rows in found.items() if rows}
-
-
-def _videos(runs: RunSet, report: dict[str, Any], out: Path, count: int) -> list[Video]:
-    """Make videos where that is possible; say in the report's notes why there is none."""
-    from robo_razor.report import videos
-
-    if count == 0:
-        return []
-    try:
-        made = videos.make_videos(runs, report["headline_level"], out / VIDEOS, count)
-        if note := videos.surprise_note(made):
-            report["notes"].append(note)
-        return made
-    except (RoboRazorError, ImportError, OSError, RuntimeError) as error:
-        report["notes"].append(videos.reason_without(error))
-        return []
+    return {name: csv_tables.to_csv(rows) for name, rows in rows_of.items() if rows}
 
 
 def _output_directory(path: str) -> Path:
@@ -313,7 +455,7 @@ def _output_directory(path: str) -> Path:
         raise ReportError(f"The output directory {path!r} is a file", remedy="Choose another one.")
     if out.is_dir() and any(out.iterdir()) and not _is_report(out):
         raise ReportError(
-            f"The output directory {path!r} is in use: it holds files that are no report",
+            f"The output directory {path!r} is in use: it holds files that are not a report",
             remedy="Choose another one with `--out`.",
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ OTHER_BASE = (
     "the base's outcomes on the same start states (another base of that name, or another simulator)"
 )
 
+HARMLESS = "Differences between runs (harmless):"
+"""Begins the note of what differs without harm."""
+SHORT_HASH = 8
+_HASH = re.compile(r"\b[0-9a-f]{16,}\b")
 OTHER_STARTS = "the start states or instructions"
 
 
@@ -24,7 +29,7 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
     """Return what differs between runs that should not, each as a clause."""
     first = runs[0]
     base = read_episodes(first.path, 0)
-    found: dict[str, list[str]] = {}
+    clauses_of: dict[str, list[str]] = {}
     for run in runs[1:]:
         clauses = differences(_fingerprint(first), _fingerprint(run))
         if first.config.get("policy") != run.config.get("policy"):
@@ -37,37 +42,44 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
             clauses.append("fingerprint: one of them has none")
         clauses += _other_starts(first, run)
         for clause in clauses:
-            found.setdefault(clause, []).append(run.name)
-    return [f"{clause} ({first.name} / {_some(names)})" for clause, names in found.items()]
+            clauses_of.setdefault(clause, []).append(run.name)
+    return [f"{clause} ({first.name} / {_some(names)})" for clause, names in clauses_of.items()]
 
 
 def noted(runs: Sequence[RunSeries]) -> list[str]:
-    """Return what differs and is no bar to a comparison, such as the commit, as sentences."""
+    """Return what differs without harm to a comparison, such as the commit, as sentences.
+
+    Hashes are shortened; the fingerprints have them whole.
+    """
     first = runs[0]
-    found: dict[str, dict[str, list[str]]] = {}
+    differences_of: dict[str, dict[str, list[str]]] = {}
     for run in runs[1:]:
         decisive = differences(first.environment, run.environment)
         for clause in differences(first.environment, run.environment, harmless=True):
             if clause not in decisive and not clause.startswith("policy_hash"):
                 what, _, other = clause.rpartition(AGAINST)
-                found.setdefault(what, {}).setdefault(other, []).append(run.name)
+                differences_of.setdefault(what, {}).setdefault(other, []).append(run.name)
     return [
-        f"Not the same in all runs, though no bar to a comparison: {what} ({first.name}){AGAINST}"
-        f"{'; '.join(f'{other} ({_some(names)})' for other, names in others.items())}."
-        for what, others in found.items()
+        _HASH.sub(
+            lambda text: text.group()[:SHORT_HASH],
+            f"{HARMLESS} {what} ({first.name}){AGAINST}"
+            + "; ".join(f"{other} ({_one(names)})" for other, names in others.items()),
+        )
+        + "."
+        for what, others in differences_of.items()
     ]
 
 
 def divergence_kinds(runs: Sequence[RunSeries]) -> list[str]:
     """Return which runs' KL divergences are those of denoising paths, as sentences."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for run in runs:
         if run.kl_kind in ("upper bound", "path divergence"):
-            found.setdefault(run.kl_kind, []).append(run.name)
+            names_of.setdefault(run.kl_kind, []).append(run.name)
     return [
         f"KL divergences of {_some(names)} are not exact: {kind}. They depend on `flow.kernel`, "
         "`flow.noise` and the number of denoising steps."
-        for kind, names in found.items()
+        for kind, names in names_of.items()
     ]
 
 
@@ -127,3 +139,7 @@ def fingerprint_groups(runs: Sequence[RunSeries]) -> list[dict[str, Any]]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _one(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

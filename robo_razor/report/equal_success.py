@@ -4,11 +4,11 @@ The rule: the new task's success along a run is smoothed to the closest curve th
 (isotonic regression, episodes as weights), and prior success (retention, KL) is read off where that
 curve first reaches the level, by linear interpolation between checkpoints. The first crossing of
 the raw curve would come too early, the more so the more checkpoints there are: a run that stays at
-85 % shows 90 % in one of several evaluations of 50 episodes almost surely. A single high evaluation
-that later ones do not bear out therefore reaches nothing. A level counts for an arm only where
+85 % shows 90 % in one of several evaluations of 50 episodes almost surely. So a single lucky
+evaluation does not count as reaching a level. A level counts for an arm only where
 every seed of the compared setting reaches it, and only above the base's own success. The mean and
 the interval of an arm are over its seeds (Student's t), of a difference over the seeds of both
-(Welch), both no narrower than the episodes leave open; episodes are never pooled.
+(Welch), both at least as wide as the interval from the episodes alone; episodes are never pooled.
 
 An arm with several settings (a grid) is compared by the one with the highest prior success at that
 level, chosen for each seed on the *other* seeds, so that choosing among many is no advantage. A
@@ -34,14 +34,16 @@ BOUNDS = {"prior": (0.0, 1.0), "retention": (0.0, math.inf), "kl": (0.0, math.in
 """What is compared, and the range of what is possible."""
 QUANTITIES = tuple(BOUNDS)
 
+ONLY_REACHES = "its best run reaches only"
+"""Begins the reason of an arm of which no run reaches a level."""
 RULE = (
     "Prior success and retention are read off where a run's new-task success first reaches the "
     "level, interpolated linearly between checkpoints. Success along a run is first smoothed to "
-    "the closest curve that never falls (isotonic regression, episodes as weights), so an "
-    "evaluation that later ones do not bear out reaches no level. An arm counts at a level only if "
-    "every seed reaches it, and only above the base's own success. Intervals (95%) are over seeds "
-    "and never narrower than the episodes of the seeds leave open; they do not count how uncertain "
-    "the place of the crossing is."
+    "the closest curve that never falls (isotonic regression, episodes as weights), so a single "
+    "lucky evaluation does not count as reaching a level. An arm counts at a level only if every "
+    "seed reaches it, and only above the base's own success. Intervals (95%) are over seeds. They "
+    "are at least as wide as the interval from the finite number of episodes alone, and do not "
+    "include the uncertainty of where the curve crosses the level."
 )
 GRID_RULE = (
     "An arm with several settings is compared by the one that keeps most at that level, chosen "
@@ -93,12 +95,12 @@ class ArmMatch:
 
     def _pairs(self, quantity: str) -> list[tuple[float, tuple[float, float] | None]]:
         if quantity == "kl":
-            found = [(run.kl.get(FORWARD_KL), None) for run in self.runs]
+            pairs = [(run.kl.get(FORWARD_KL), None) for run in self.runs]
         else:
-            found = [
+            pairs = [
                 (getattr(run, quantity), getattr(run, f"{quantity}_interval")) for run in self.runs
             ]
-        return [(value, ends) for value, ends in found if value is not None]
+        return [(value, ends) for value, ends in pairs if value is not None]
 
     def estimate(self, quantity: str) -> Estimate:
         """Return the mean over seeds and its interval (NaN: unknown, or one seed)."""
@@ -134,7 +136,7 @@ def difference(first: ArmMatch, second: ArmMatch, quantity: str) -> Estimate | N
 def difference_over_episodes(
     first: ArmMatch, second: ArmMatch, quantity: str
 ) -> tuple[float, float] | None:
-    """Return what the episodes of two single runs leave open of their difference, or None.
+    """Return the interval of two single runs' difference over their episodes, or None.
 
     The runs are taken as independent, see `seed_difference`; it says nothing about other seeds.
     """
@@ -167,8 +169,8 @@ def match(run: RunSeries, level: float) -> Matched:
         return Matched(run.name, level, False, None, None, None)
 
     def at(values: Sequence[float]) -> float:
-        found = interpolate_at(level, new, values)
-        return math.nan if found is None else found[0]
+        crossing = interpolate_at(level, new, values)
+        return math.nan if crossing is None else crossing[0]
 
     def ends(name: str) -> tuple[float, float] | None:
         pairs = [getattr(checkpoint, name) for checkpoint in run.checkpoints]
@@ -200,7 +202,7 @@ def smoothed(run: RunSeries) -> list[float]:
 
 
 def top(run: RunSeries) -> float:
-    """Return the highest new-task success that a run reaches and later evaluations bear out."""
+    """Return the highest new-task success that a run reaches and does not fall from."""
     return smoothed(run)[-1]
 
 
@@ -226,8 +228,8 @@ def levels_between(low: float, high: float) -> tuple[float, ...]:
 def matching_levels(arms: Sequence[Arm]) -> tuple[float, ...]:
     """Return the levels at which any two arms can be compared (or the only arm be read off)."""
     groups = [[arms[i], arms[j]] for i in range(len(arms)) for j in range(i + 1, len(arms))]
-    found = {level for pair in groups or [list(arms)] for level in levels_between(*overlap(pair))}
-    return tuple(sorted(found))
+    levels = {level for pair in groups or [list(arms)] for level in levels_between(*overlap(pair))}
+    return tuple(sorted(levels))
 
 
 def headline_level(arms: Sequence[Arm], levels: Sequence[float]) -> float | None:
@@ -292,7 +294,9 @@ def _why_not(arm: Arm, level: float) -> str:
     tops = [top(run) for run in arm.compared]
     count = sum(value >= level for value in tops)
     if count == 0:
-        return f"no run reaches it and holds it; the best gets to {max(tops):.0%}"
+        best = max(tops)
+        text = f"{best:.0%}" if round(best, 2) < level else f"{best:.1%}"
+        return f"{ONLY_REACHES} {text}"
     if len(arm.complete) == 1:
         return f"only {count} of {len(tops)} seeds reach it"
     return f"no setting reaches it with every seed ({count} of {len(tops)} runs do)"
@@ -312,8 +316,8 @@ def shown_setting(arm: Arm, level: float | None) -> Setting:
 
 
 def _mean_prior(setting: Setting, level: float) -> float:
-    found = [match(run, level).prior for run in setting.runs]
-    value = mean([prior for prior in found if prior is not None])
+    priors = [match(run, level).prior for run in setting.runs]
+    value = mean([prior for prior in priors if prior is not None])
     return value if math.isfinite(value) else 0.0
 
 

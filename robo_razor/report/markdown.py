@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robo_razor.core.plain_text import printable
 from robo_razor.report import tables
+from robo_razor.report.arms import arm_descriptions
 from robo_razor.report.format import percent
 
 if TYPE_CHECKING:
@@ -26,31 +26,10 @@ go on behind it."""
 LAW = "What explains forgetting"
 
 
-def to_console(runs: RunSet, report: dict[str, Any]) -> str:
-    """Return what the terminal shows: the statement and the two tables that it rests on."""
-    level = report["headline_level"]
-    shown = [tables.last_table(runs.runs, brief=True)]
-    if level is not None:
-        shown.insert(0, tables.matched_table(report, level))
-    parts = [*_statement(report), *(_table(_breakable(table)) for table in shown)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _breakable(table: Table) -> Table:
-    """Put spaces into long names, where a narrow terminal would cut them off with an ellipsis."""
-
-    def spaced(cells: Sequence[str]) -> tuple[str, ...]:
-        return tuple(
-            re.sub(r"\w{13,}", lambda name: name.group().replace("_", " "), cell) for cell in cells
-        )
-
-    return replace(table, head=spaced(table.head), rows=tuple(map(spaced, table.rows)))
-
-
 def literal(text: str) -> str:
     """Return a text as Markdown that shows just that: no links, pictures, code, tags or tables."""
     line = " ".join(printable(word) for word in text.split())
-    return _MARKUP.sub(lambda found: f"\\{found.group()}", line)
+    return _MARKUP.sub(lambda match: f"\\{match.group()}", line)
 
 
 def _sentence(text: str) -> str:
@@ -75,11 +54,12 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
     """
     parts = [
         *_statement(report),
+        _arms(runs),
         "## At equal new-task success",
         _table(tables.matched_table(report)) or "No run rises above the base on the new task.",
         report["rule"],
     ]
-    if seeds := tables.seed_table(report):
+    if seeds := tables.seed_table(runs, report):
         level = percent(report["headline_level"])
         parts += [f"### Every seed at {level} (intervals over episodes)", _table(seeds)]
     for title, table in (
@@ -89,9 +69,9 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
         ),
         (LAW, tables.predictor_rows(report)),
         ("Area under the frontier of new-task and prior success", tables.frontier_table(report)),
-        ("Last checkpoints (intervals over episodes)", tables.last_table(runs.runs)),
+        ("Last checkpoints (intervals over episodes)", tables.last_table(runs.runs, report)),
         ("Prior skills at the last checkpoint", tables.skill_table(report)),
-        ("Same start states, last checkpoints (exact McNemar)", tables.paired_table(report)),
+        ("Same start states, last checkpoints (exact McNemar)", tables.paired_table(runs, report)),
         (
             "Success on every skill after every run, last checkpoints, in percent",
             tables.matrix_table(runs, report),
@@ -120,6 +100,14 @@ def _statement(report: dict[str, Any]) -> list[str]:
         f"**{literal(statement['headline'].replace(BOLD, ''))}**",
         " ".join(_sentence(sentence) for sentence in statement["sentences"]),
     ]
+
+
+def _arms(runs: RunSet) -> str:
+    """Return what each arm is, a line each."""
+    lines = [
+        f"- **{literal(name)}**: {literal(text)}" for name, text in arm_descriptions(runs).items()
+    ]
+    return "\n".join(lines)
 
 
 def _table(table: Table) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from robo_razor.core.plain_text import skill_name
 from robo_razor.report.analysis import Laws
-from robo_razor.report.arms import Arm
+from robo_razor.report.arms import Arm, run_title
 from robo_razor.report.equal_success import (
+    ONLY_REACHES,
     ArmMatch,
     Pair,
     difference,
@@ -28,7 +29,7 @@ from robo_razor.report.format import (
     predictor_parts,
     with_interval,
 )
-from robo_razor.report.load import RunSeries, mean
+from robo_razor.report.load import mean
 from robo_razor.statistics.hill import Falloff
 from robo_razor.statistics.intervals import Estimate
 from robo_razor.statistics.law import Law
@@ -39,9 +40,13 @@ MOST_NAMED = 4
 """Arms that one sentence can name with their numbers."""
 
 
+FIRST = 2
+"""Sentences that stand beside the headline; the others are folded away."""
+
+
 @dataclass(frozen=True)
 class Statement:
-    """What came out, in words."""
+    """What came out, in words: the most important first."""
 
     headline: str
     sentences: tuple[str, ...]
@@ -64,24 +69,21 @@ def make_statement(
         asked: Levels that the user asked for; empty: they were chosen from the runs.
     """
     task = skill_of(str(arms[0].runs[0].config.get("task")))
-    found = [] if level is None else [match_arm(arm, level) for arm in arms]
+    matches = [] if level is None else [match_arm(arm, level) for arm in arms]
     reached = sorted(
-        (m for m in found if m.reason is None), key=lambda m: -_order(m.estimate("retention"))
+        (m for m in matches if m.reason is None), key=lambda m: -_order(m.estimate("retention"))
     )
-    sentences: list[str] = []
+    excluded = _excluded([m for m in matches if m.reason is not None])
     if len(reached) >= 2 and level is not None and reached[0].values("retention"):
         headline = _compared(task, level, reached)
-        sentences += _between(reached)
-        sentences += _difference(reached)
-        sentences += _distance(reached)
-        sentences += _ends(arms, level)
+        sentences = [*_difference(reached), *excluded, *_between(reached), *_distance(reached)]
+        sentences += [*_last(arms, level), *_lost(arms, level)]
+    elif len(arms) == 1:
+        headline, sentences = _alone(task, arms[0]), excluded
     else:
-        headline = _alone(task, arms[0]) if len(arms) == 1 else _nothing(task, arms, pairs, asked)
-    sentences += [
-        f"**{m.arm}** is not compared there: {m.reason}." for m in found if m.reason is not None
-    ]
-    sentences += _law(laws)
-    return Statement(headline, tuple(sentences))
+        headline, sentences = _unmatched(task, arms, pairs, asked)
+        sentences += excluded
+    return Statement(headline, (*sentences, *_law(laws)))
 
 
 def skill_of(task: str) -> str:
@@ -138,25 +140,25 @@ def _difference(reached: Sequence[ArmMatch]) -> list[str]:
     if (len(one) < 2) != (len(two) < 2):
         lone = best if len(one) < 2 else worst
         return [
-            f"That is a difference of **{gap} points**; **{lone.arm}** has one seed, so there is "
-            "no interval over seeds, and another seed may say something else."
+            f"That is a difference of **{gap} points**. **{lone.arm}** has one seed, so there is "
+            "no interval over seeds: another seed may come out differently."
         ]
     if len(one) < 2:
         ends = interval(difference_over_episodes(best, worst, "retention"))
         over = f" {ends} over episodes" if ends else ""
         return [
-            f"That is a difference of **{gap} points**{over} between single runs: with one seed "
-            "there is no interval over seeds, and another seed may say something else."
+            f"That is a difference of **{gap} points**{over} between single runs. With one seed "
+            "there is no interval over seeds: another seed may come out differently."
         ]
-    found = difference(best, worst, "retention")
-    if found is None:
+    estimate = difference(best, worst, "retention")
+    if estimate is None:
         return []
     text = (
         f"The difference between **{best.arm}** and **{worst.arm}** is **{gap} points** "
-        f"{interval(found.interval)} over {_seeds(len(one), len(two))}"
+        f"{interval(estimate.interval)} over {_seeds(len(one), len(two))}"
     )
-    if found.low <= 0 <= found.high:
-        return [f"{text}: it may be none."]
+    if estimate.low <= 0 <= estimate.high:
+        return [f"{text}: there may be none."]
     return [f"{text}."]
 
 
@@ -189,48 +191,110 @@ def _alone(task: str, arm: Arm) -> str:
     return f"{text}. No prior skills were measured."
 
 
-def _nothing(task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Sequence[float]) -> str:
-    if not any(run.last.skills for arm in arms for run in arm.runs):
-        return f"No prior skills were measured, so nothing is known about forgetting on {task}."
-    if not any(math.isfinite(run.last.retention) for arm in arms for run in arm.runs):
-        return (
+def _unmatched(
+    task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Sequence[float]
+) -> tuple[str, list[str]]:
+    """Return the headline and sentences where no arms can be compared at equal success."""
+    runs = [run for arm in arms for run in arm.runs]
+    if not any(run.last.skills for run in runs):
+        text = f"No prior skills were measured, so nothing is known about forgetting on {task}."
+        return text, []
+    if not any(math.isfinite(run.last.retention) for run in runs):
+        text = (
             f"The base succeeds at none of the prior skills, so nothing is known about what is "
             f"kept of them on {task}."
         )
+        return text, []
     ranges = [pair for pair in pairs if pair.high > pair.low]
     if asked and ranges:
         widest = max(ranges, key=lambda pair: pair.high)
         levels = listing([percent(level) for level in sorted(asked)])
-        return (
+        text = (
             f"Nothing can be compared at {levels} success on {task}: {widest.first} and "
             f"{widest.second} can be compared above {percent(widest.low)} and up to "
             f"{percent(math.floor(100 * widest.high) / 100)}."
         )
-    start = max(run.first.new for arm in arms for run in arm.runs)
-    best = max((run for arm in arms for run in arm.runs), key=top)
+        return text, [*_last(arms, None), *_lost(arms, None)]
+    start = max(run.first.new for run in runs)
     return (
-        f"Nothing can be compared at equal success: no two arms rise above the base's "
-        f"{percent(start)} on {task} together. The best run is {best.name} with "
-        f"{percent(top(best))}."
+        _kept_in_the_end(arms),
+        [_why_unmatched(task, arms, start), *_lost(arms, None)],
     )
 
 
-def _ends(arms: Sequence[Arm], level: float) -> list[str]:
-    """Return where the arms get to, and the skill that most is lost of on the way."""
-    shown = [(arm, shown_setting(arm, level).runs) for arm in arms]
-    sentences = []
-    if len(arms) <= MOST_NAMED:
-        parts = [
-            f"**{arm.name}** has {percent(mean([run.last.new for run in runs]))} and keeps "
-            f"{percent(mean([run.last.retention for run in runs]))}"
-            for arm, runs in shown
-        ]
-        sentences.append(f"At the last checkpoint {listing(parts)}.")
-    return [*sentences, *_lost(shown)]
+def _kept_in_the_end(arms: Sequence[Arm]) -> str:
+    """Return what is left of the prior skills at the last checkpoints, most first."""
+    kept = [
+        (mean([run.last.retention for run in shown_setting(arm, None).runs]), arm) for arm in arms
+    ]
+    known = sorted(((k, arm) for k, arm in kept if math.isfinite(k)), key=lambda item: -item[0])
+    if len(known) > MOST_NAMED:
+        (most, best), (least, worst) = known[0], known[-1]
+        return (
+            f"At the last checkpoint **{best.name}** keeps most of the prior skills, "
+            f"**{percent(most)}**, and **{worst.name}** least, **{percent(least)}**, of "
+            f"{len(known)} arms."
+        )
+    parts = [f"**{arm.name}** **{percent(value)}**" for value, arm in known]
+    parts[0] = parts[0].replace("** **", "** keeps **", 1) + " of the prior skills"
+    return f"At the last checkpoint {listing(parts)}."
 
 
-def _lost(shown: Sequence[tuple[Arm, Sequence[RunSeries]]]) -> list[str]:
+def _why_unmatched(task: str, arms: Sequence[Arm], start: float) -> str:
+    """Return why there is no comparison at equal success: which arms improved on the base."""
+    best = [(max(arm.runs, key=top), arm) for arm in arms]
+    improved = [(run, arm) for run, arm in best if top(run) > start]
+    if len(improved) == 1:
+        run, arm = improved[0]
+        text = (
+            f"No matched comparison: only **{arm.name}** improved on the base on {task} "
+            f"({percent(run.first.new)} → {percent(top(run))})"
+        )
+        lasts = [mean([run.last.new for run in other.runs]) for other in arms if other is not arm]
+        others = [f"**{other.name}**" for other in arms if other is not arm]
+        if len(others) > MOST_NAMED:
+            return f"{text}."
+        return f"{text}; {listing(others)} ended at {listing([percent(x) for x in lasts])}."
+    run = max((run for run, _ in best), key=top)
+    reason = "no arm improved" if not improved else "no two arms rise together"
+    return (
+        f"No matched comparison: {reason} above the base's {percent(start)} on {task}. "
+        f"The best run is {run_title(run)} with {percent(top(run))}."
+    )
+
+
+def _excluded(matches: Sequence[ArmMatch]) -> list[str]:
+    """Return why arms have no number at the level, those of one kind in one sentence."""
+    short = [m for m in matches if str(m.reason).startswith(ONLY_REACHES)]
+    others = [m for m in matches if m not in short]
+    sentences = [f"**{m.arm}** is excluded at this level: {m.reason}." for m in others]
+    if len(short) == 1:
+        sentences.insert(0, f"**{short[0].arm}** is excluded at this level: {short[0].reason}.")
+    elif short:
+        names = listing([f"**{m.arm}**" for m in short])
+        rates = listing([str(m.reason).removeprefix(ONLY_REACHES).strip() for m in short])
+        sentences.insert(
+            0, f"{names} are excluded at this level: their best runs reach only {rates}."
+        )
+    return sentences
+
+
+def _last(arms: Sequence[Arm], level: float | None) -> list[str]:
+    """Return where the arms get to."""
+    if len(arms) > MOST_NAMED:
+        return []
+    parts = []
+    for arm in arms:
+        runs = shown_setting(arm, level).runs
+        kept = percent(mean([run.last.retention for run in runs]))
+        new = percent(mean([run.last.new for run in runs]))
+        parts.append(f"**{arm.name}** has {new} and keeps {kept}")
+    return [f"At the last checkpoint {listing(parts)}."]
+
+
+def _lost(arms: Sequence[Arm], level: float | None) -> list[str]:
     """Return which skills the worst arm lost entirely, or the one of which most is lost."""
+    shown = [(arm, shown_setting(arm, level).runs) for arm in arms]
     losses = [
         (mean([run.last.skills[skill]["retention"] for run in runs]), skill, arm)
         for arm, runs in shown
@@ -270,10 +334,9 @@ def _law(laws: Laws) -> list[str]:
     if law.gap is not None:
         low, high = (number(end) for end in law.gap)
         return [
-            f"No law of forgetting can be told from these runs: no checkpoint lies between {low} "
-            f"and {high} nats of KL(base ‖ tuned) on the new task, so the R² of {number(law.r2)} "
-            f"({size}) says that the two groups differ, not how prior success falls with the "
-            f"distance.{_inside(law)}"
+            f"These runs show no law of forgetting: no checkpoint lies between {low} and {high} "
+            "nats of KL(base ‖ tuned) on the new task. The R² of "
+            f"{number(law.r2)} ({size}) merely separates two clusters.{_inside(law)}"
         ]
     sentences = [
         f"KL(base ‖ tuned) on the new task explains {_share(law)} of the variation in prior "
@@ -288,44 +351,50 @@ def _law(laws: Laws) -> list[str]:
     gap = laws.best_minus_main
     difference = f"{number(gap.value)} [{number(gap.low)}, {number(gap.high)}]"
     verdict = (
-        f"R² is not told apart from that of KL: the difference is {difference}"
-        if not gap.low > 0
-        else f"the difference in R² to KL is {difference}"
+        f"Its R² is higher than that of KL by {difference}"
+        if gap.low > 0
+        else f"Its R² is not clearly higher than that of KL: the difference is {difference}"
     )
     return [
         *sentences,
-        f"Of {len(fitted)} predictors, {_named(fitted[0])} explains most: {_share(fitted[0])}; "
+        f"Of {len(fitted)} predictors, {_named(fitted[0])} explains most: {_share(fitted[0])}. "
         f"{verdict}, runs resampled.",
     ]
 
 
 def _falloff(fit: Falloff) -> list[str]:
-    """Return where half is lost, if a curve that is level and then falls tells it."""
+    """Return where half is lost, if a curve that is level and then falls shows it."""
     if fit.half is None or fit.half_interval is None or fit.minus_parabola is None:
         return []
     low, high = (number(end) for end in fit.half_interval)
-    gap = fit.minus_parabola
-    difference = f"{number(gap.value)} [{number(gap.low)}, {number(gap.high)}]"
     return [
-        f"Half of prior success is gone at {number(fit.half)} nats [{low}, {high}], by a curve "
-        f"that is level at first (Hill's: R² {number(fit.r2)}, minus that of the polynomial "
-        f"{difference})."
+        f"A Hill curve (R² {number(fit.r2)}, {against_parabola(fit.minus_parabola.interval)}) puts "
+        f"the half-loss point at {number(fit.half)} nats [{low}, {high}]."
     ]
+
+
+def against_parabola(difference: Sequence[float]) -> str:
+    """Return how a curve's R² compares with the polynomial's, from the difference's interval."""
+    low, high = difference
+    if low > 0:
+        return "better than the polynomial"
+    return "worse than the polynomial" if high < 0 else "about as good as the polynomial"
 
 
 def _inside(law: Law) -> str:
     """Return what the fit is worth inside of arms, and on an arm that it has not seen."""
-    parts = []
+    text = ""
     if law.within_r2 is not None:
-        parts.append(f"within arms it explains {percent(law.within_r2)}")
+        text += f" Within arms it explains {percent(law.within_r2)}."
     if law.leave_one_arm_out_rmse is not None:
         error = 100 * law.leave_one_arm_out_rmse
-        text = f"{error:.0f}" if error < 100 else "more than 100"
-        parts.append(f"an arm left out of the fit is missed by {text} points (RMS)")
-    if not parts:
-        return ""
-    text = "; ".join(parts)
-    return f" {text[0].upper()}{text[1:]}."
+        text += (
+            f" On an arm that was left out of the fit it errs by {error:.0f} points (RMS)."
+            if error < 100
+            else " It does not extrapolate: predicting an arm that was left out of the fit fails "
+            "(error above 100 points)."
+        )
+    return text
 
 
 def _named(fit: Law) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from robo_razor.core.settings.conversion import flatten
-from robo_razor.report.analysis import base_success
+from robo_razor.report.analysis import base_success, nbt_entry
 from robo_razor.report.arms import (
     RunSet,
     comparable_settings,
+    run_title,
     setting_differences,
     show_value,
     shown_setting_of,
@@ -29,7 +29,6 @@ from robo_razor.report.format import (
 )
 from robo_razor.report.load import FORWARD_KL, REVERSE_KL, RunSeries
 
-LAST_IN_BRIEF = ("run", "new task, greedy", "prior success", "retention", "KL(base ‖ tuned)")
 MINUS = "\u2212"
 LINE = "\n"
 """Within a cell: what follows is less important and stands below."""
@@ -50,8 +49,18 @@ class Table:
         numeric = frozenset(k for k, i in enumerate(which) if i in self.numeric)
         return Table(tuple(names), rows, numeric)
 
+    def below(self, column: int) -> Table:
+        """Return the table with the next column's texts below those of this one."""
+        rows = tuple(
+            (*row[:column], f"{row[column]}{LINE}{row[column + 1]}", *row[column + 2 :])
+            for row in self.rows
+        )
+        head = (*self.head[: column + 1], *self.head[column + 2 :])
+        numeric = frozenset(i - (i > column) for i in self.numeric if i != column + 1)
+        return Table(head, rows, numeric)
+
     def __bool__(self) -> bool:
-        """Tell whether there is any row."""
+        """Report whether there is any row."""
         return bool(self.rows)
 
 
@@ -77,6 +86,15 @@ def matched_table(report: dict[str, Any], level: float | None = None) -> Table:
     return Table(head, tuple(rows), frozenset({0, 2, 3, 4, 5}))
 
 
+def headline_table(report: dict[str, Any]) -> Table:
+    """Return the arms at the level that the report speaks of first; empty: there is none."""
+    level = report["headline_level"]
+    if level is None:
+        return Table((), ())
+    table = matched_table(report, level)
+    return table.columns(table.head[1:])
+
+
 def _choice(entry: dict[str, Any]) -> str:
     if not entry["setting"]:
         return ""
@@ -95,11 +113,12 @@ def _over_seeds(entry: dict[str, Any]) -> str:
     return show_estimate(entry)
 
 
-def seed_table(report: dict[str, Any]) -> Table:
+def seed_table(runs: RunSet, report: dict[str, Any]) -> Table:
     """Return every seed at the level that the report speaks of first, intervals over episodes."""
+    titles = {run.name: run_title(run) for run in runs.runs}
     rows = [
         (
-            run["run"],
+            titles[run["run"]],
             number(run["step"], 1),
             with_interval(run["new"], run["new_interval"]),
             str(run["new_n"]),
@@ -221,28 +240,31 @@ def frontier_table(report: dict[str, Any]) -> Table:
     return Table(head, tuple(rows), frozenset({1, 2}))
 
 
-def last_table(runs: Sequence[RunSeries], *, brief: bool = False) -> Table:
+def last_table(runs: Sequence[RunSeries], report: dict[str, Any] | None = None) -> Table:
     """Return every run's base and last checkpoint; all intervals are over episodes.
 
     Args:
         runs: What is shown.
-        brief: Leave out what a terminal has no room for.
+        report: The report's plain values; None: episodes are read from the runs' directories.
     """
+    transfers = {entry["name"]: entry["nbt"] for entry in report["runs"]} if report else {}
     rows = []
     for run in runs:
         last, base = run.last, run.first
         sampled = with_interval(last.sampled, last.sampled_interval)
-        nbt = run.last_pairs().nbt()
+        nbt = transfers[run.name] if report else nbt_entry(run)
         rows.append(
             (
-                _in_words(run) if brief else run.label,
+                run_title(run),
                 str(last.step),
                 f"{percent(base.new)} \u2192 {with_interval(last.new, last.new_interval)}",
                 str(last.new_n),
                 f"{sampled}, n = {last.sampled_n}" if last.sampled_n else UNKNOWN,
                 f"{percent(base.prior)} \u2192 {with_interval(last.prior, last.prior_interval)}",
                 with_interval(last.retention, last.retention_interval),
-                f"{points(nbt.value)} {interval(nbt.interval, signed=True)}".strip(),
+                f"{points(nbt['value'])} {interval(nbt['interval'], signed=True)}"
+                if nbt
+                else UNKNOWN,
                 number(last.kl.get(FORWARD_KL)),
                 number(last.kl.get(REVERSE_KL)),
                 number(last.entropy),
@@ -250,16 +272,7 @@ def last_table(runs: Sequence[RunSeries], *, brief: bool = False) -> Table:
         )
     head = ("run", "step", "new task, greedy", "n", "new task, sampled", "prior success")
     more = ("retention", "NBT, points", "KL(base ‖ tuned)", "KL(tuned ‖ base)", "entropy")
-    table = Table((*head, *more), tuple(rows), frozenset(range(1, 11)))
-    return table.columns(LAST_IN_BRIEF) if brief else table
-
-
-def _in_words(run: RunSeries) -> str:
-    """Return a run's label with spaces, at which a terminal breaks lines, not with an ellipsis."""
-    if run.arm is None:
-        return run.label
-    arm, _, settings = run.name.partition("/")  # not `run.arm`: arms may be merged
-    return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', settings).replace('_', ' ')}"
+    return Table((*head, *more), tuple(rows), frozenset(range(1, 11)))
 
 
 def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
@@ -281,7 +294,7 @@ def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
     rows.append(
         ("new task", _whole(first.first.new), *(_whole(run.last.new) for _, run in columns))
     )
-    names = [f"{arm.name}, seed {run.seed}" for arm, run in columns]
+    names = [f"{arm.name}: seed {run.seed}" for arm, run in columns]
     return Table(("skill", "base", *names), tuple(rows), frozenset(range(1, len(names) + 2)))
 
 
@@ -305,8 +318,9 @@ def skill_table(report: dict[str, Any]) -> Table:
     return Table(("skill", *(arm["arm"] for arm in arms)), tuple(rows))
 
 
-def paired_table(report: dict[str, Any]) -> Table:
+def paired_table(runs: RunSet, report: dict[str, Any]) -> Table:
     """Return two runs' episodes on the same start states."""
+    titles = {run.name: run_title(run) for run in runs.runs}
     rows = []
     for pair in report["paired"]:
         for role in ("new", "prior"):
@@ -315,7 +329,7 @@ def paired_table(report: dict[str, Any]) -> Table:
             entry = pair[role]
             rows.append(
                 (
-                    f"{pair['first']} {MINUS} {pair['second']}",
+                    f"{titles[pair['first']]} {MINUS} {titles[pair['second']]}",
                     role,
                     f"{points(entry['difference'])} {interval(entry['interval'], signed=True)}",
                     f"{entry['only_first']} / {entry['only_second']}",
@@ -331,14 +345,14 @@ def setting_table(runs: RunSet) -> Table:
     """Return the settings in which the compared runs differ, one row per setting of an arm."""
     every = list(runs.runs)
     keys = [key for key, _ in setting_differences(every)]
-    groups = [(arm, setting) for arm in runs.arms for setting in arm.settings]
     rows = []
-    for arm, setting in groups:
-        flat = comparable_settings(setting.runs[0])
-        seeds = listing([str(run.seed) for run in setting.runs])
-        cells = [show_value(flat[key]) if key in flat else UNKNOWN for key in keys]
-        rows.append((arm.name, seeds, *cells))
-    return Table(("arm", "seeds", *keys), tuple(rows))
+    for arm in runs.arms:
+        for setting in arm.settings:
+            flat = comparable_settings(setting.runs[0])
+            seeds = listing([str(run.seed) for run in setting.runs])
+            cells = [f"{key}: {show_value(flat[key])}" for key in keys if key in flat]
+            rows.append((arm.name, seeds, ", ".join(cells) or "as the others"))
+    return Table(("arm", "seeds", "settings that differ"), tuple(rows))
 
 
 def fingerprint_table(report: dict[str, Any]) -> Table:

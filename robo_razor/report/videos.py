@@ -1,19 +1,18 @@
-"""Videos of the base and of tuned policies on the same start states.
+"""Videos of the base and of tuned policies on the same start states: which, and what they show.
 
-This is the only part of the report that needs torch and MuJoCo, so both are imported when a video
-is made. Start states are picked where outcomes differ: in turn one on the new task that the base
-fails and tuned policies solve, and one of a prior skill that the base solves and they fail.
+Start states are picked where outcomes differ: in turn one on the new task that the base fails and
+tuned policies solve, and one of a prior skill that the base solves and they fail. Filming itself
+needs policies and a simulator, so a `Film` does it, which the caller hands in.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from robo_razor.core.errors import RoboRazorError
 from robo_razor.core.run.directory import CONFIG, RunDirectory, find_pretrained_model
@@ -25,17 +24,43 @@ from robo_razor.report.format import listing, plural
 from robo_razor.report.load import RunSeries, read_outcomes
 from robo_razor.report.sentences import skill_of
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-SIZE = 168
-"""Side of one policy's picture in pixels; small, because videos are part of the page."""
-COLUMNS = 3
 MAX_POLICIES = 5
 """Tuned policies shown beside the base."""
-BACKGROUND = 24
-FRAMES_PER_S = 10
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One start state as filmed: all policies side by side, in the order given."""
+
+    file: Path
+    poster: bytes
+    """JPEG of the last picture, which shows the outcomes before anything is played."""
+    instruction: str
+    successes: tuple[bool, ...]
+    """How each policy's episode ended."""
+
+
+class Film(Protocol):
+    """Films policies from start states."""
+
+    def __call__(
+        self,
+        policies: Sequence[tuple[str, str]],
+        states: Sequence[State],
+        config: Mapping[str, Any],
+        out: Path,
+    ) -> list[Shot]:
+        """Return one shot per start state.
+
+        Args:
+            policies: (name, where to load it from); the base first.
+            states: Tasks and seeds.
+            config: The settings of a run, which say how its environments are made.
+            out: Directory for the files.
+
+        Raises:
+            RoboRazorError: A policy or an environment cannot be used.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,24 +70,33 @@ class Video:
     file: Path
     caption: str
     poster: bytes
-    """JPEG of the last picture, which shows the outcomes before anything is played."""
     surprises: int = 0
     """Episodes that ended otherwise than when the run was measured."""
 
-    def tag(self) -> str:
-        """Return the video as an HTML element with everything in it."""
-        data, poster = (
-            base64.b64encode(part).decode() for part in (self.file.read_bytes(), self.poster)
-        )
-        if self.file.suffix == ".gif":  # where there is no ffmpeg
-            return f'<img alt="" src="data:image/gif;base64,{data}">'
-        return (
-            '<video controls loop muted playsinline preload="none" '
-            f'poster="data:image/jpeg;base64,{poster}" src="data:video/mp4;base64,{data}"></video>'
-        )
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is an animated picture, as where there is no ffmpeg."""
+        return self.file.suffix == ".gif"
+
+    @property
+    def data(self) -> str:
+        """The file in base64."""
+        return base64.b64encode(self.file.read_bytes()).decode()
+
+    @property
+    def poster_data(self) -> str:
+        """The poster in base64."""
+        return base64.b64encode(self.poster).decode()
 
 
-def make_videos(runs: RunSet, level: float | None, out: Path, count: int) -> list[Video]:
+def make_videos(
+    runs: RunSet,
+    level: float | None,
+    out: Path,
+    count: int,
+    film: Film,
+    progress: Callable[[str], None] | None = None,
+) -> list[Video]:
     """Film the base and one run of each arm from the same start states.
 
     Args:
@@ -70,6 +104,8 @@ def make_videos(runs: RunSet, level: float | None, out: Path, count: int) -> lis
         level: New-task success that decides which setting stands for an arm.
         out: Directory for the files.
         count: Videos.
+        film: What films.
+        progress: Is given a line before the filming begins.
 
     Returns:
         The videos; none where no checkpoint or no start state is at hand.
@@ -77,43 +113,35 @@ def make_videos(runs: RunSet, level: float | None, out: Path, count: int) -> lis
     Raises:
         RoboRazorError: A policy or an environment cannot be used.
     """
-    shown = filmable(runs, level)[:MAX_POLICIES]
-    states = pick_states([run for _, run, _ in shown], runs.task, count)
-    if not shown or not states:
+    cast = filmable(runs, level)[:MAX_POLICIES]
+    states = pick_states([run for _, run, _ in cast], runs.task, count)
+    if not cast or not states:
         return []
-    first = shown[0][1]
+    first = cast[0][1]
     policies = [("base", str(first.config.get("policy")))]
-    policies += [(name, str(model)) for name, _, model in shown]
-    recorded = [read_episodes(first.path, 0), *(read_outcomes(run) for _, run, _ in shown)]
+    policies += [(name, str(model)) for name, _, model in cast]
+    recorded = [read_episodes(first.path, 0), *(read_outcomes(run) for _, run, _ in cast)]
     packages = first.config.get("env", {}).get("env_packages", ())
     refuse_packages_beside(packages, first.path, str(first.path / CONFIG))
-    filmed = _film([model for _, model in policies], states, first.config)
-    videos = []
-    for k, state in enumerate(states):
-        tiles = [(name, tiles[k]) for (name, _), tiles in zip(policies, filmed, strict=True)]
-        expected = [outcomes[state] for outcomes in recorded]
-        file = out / f"start_state_{k}.mp4"
-        videos.append(_make(file, state, tiles, expected))
-    return videos
-
-
-def _make(
-    file: Path, state: State, tiles: Sequence[tuple[str, Any]], expected: Sequence[bool]
-) -> Video:
-    from robo_razor.rollout.video import Tile, compose, write_video
-
-    parts = [
-        list(compose([Tile(tile.frames, name, tile.success)], FRAMES_PER_S)) for name, tile in tiles
+    if progress is not None:
+        progress(f"Filming {plural(len(states), 'video')} ...")
+    shots = film(policies, states, first.config, out)
+    return [
+        _video(shot, state, [name for name, _ in policies], [before[state] for before in recorded])
+        for shot, state in zip(shots, states, strict=True)
     ]
-    frames = list(side_by_side(parts))
-    outcomes = [f"{name} {'succeeds' if tile.success else 'fails'}" for name, tile in tiles]
+
+
+def _video(shot: Shot, state: State, names: Sequence[str], expected: Sequence[bool]) -> Video:
+    ends = zip(names, shot.successes, strict=True)
+    outcomes = [f"{name} {'succeeds' if success else 'fails'}" for name, success in ends]
     return Video(
-        file=write_video(file, iter(frames), FRAMES_PER_S),
-        caption=f"{skill_of(state[0])}, \u201c{tiles[0][1].instruction}\u201d, start state "
+        file=shot.file,
+        caption=f"{skill_of(state[0])}, \u201c{shot.instruction}\u201d, start state "
         f"{state[1]}: {listing(outcomes)}.",
-        poster=_jpeg(frames[-1]),
+        poster=shot.poster,
         surprises=sum(
-            tile.success != before for (_, tile), before in zip(tiles, expected, strict=True)
+            success != before for success, before in zip(shot.successes, expected, strict=True)
         ),
     )
 
@@ -138,14 +166,14 @@ def filmable(runs: RunSet, level: float | None) -> list[tuple[str, RunSeries, Pa
     Raises:
         CheckpointError: It is there, and damaged.
     """
-    found = []
+    cast = []
     for arm in runs.arms:
         for run in shown_setting(arm, level).runs:
             directory = RunDirectory(run.path).pretrained_model(run.last.step)
             if directory.is_dir():
-                found.append((arm.name, run, find_pretrained_model(directory)))
+                cast.append((arm.name, run, find_pretrained_model(directory)))
                 break
-    return found
+    return cast
 
 
 def pick_states(runs: Sequence[RunSeries], task: str, count: int) -> list[State]:
@@ -176,67 +204,7 @@ def _spread(states: Sequence[State]) -> list[State]:
     return [state for row in rounds for state in row if state is not None]
 
 
-def _film(
-    models: Sequence[str], states: Sequence[State], config: dict[str, Any]
-) -> list[list[Any]]:
-    """Return for each policy a `video.Tile` per start state; they act in the same environments."""
-    from robo_razor.core.settings.config import EnvConfig, from_dict, replace
-    from robo_razor.core.types import EpisodeRow
-    from robo_razor.policies.load import load_policy
-    from robo_razor.rollout.actors import OpenLoopActor, PolicyActor
-    from robo_razor.rollout.environments import import_env_packages, make_env
-    from robo_razor.rollout.episodes import run_actor
-    from robo_razor.rollout.video import FrameCollector, tiles_of
-
-    env_config = from_dict(EnvConfig, config.get("env", {}))
-    import_env_packages(env_config.env_packages)
-    small = replace(env_config, num_envs=len(states), num_workers=1)
-    policies = [load_policy(model) for model in models]
-    for policy in policies:
-        policy.rename(config.get("rename", ""), strict=False)  # some are of the run's data set
-    tasks = [task for task, _ in states]
-    shape = policies[0].wanted_image_shape
-    env = make_env(tasks[0], small, chunk_size=1, tasks=tasks, image_shape=shape)
-    rows = [EpisodeRow(task, seed, None, i, 0) for i, (task, seed) in enumerate(states)]
-    filmed = []
-    try:
-        for policy in policies:
-            policy.check_env(env.single_observation_space, env.single_action_space)
-            collector = FrameCollector(SIZE)
-            actor = OpenLoopActor(PolicyActor(policy, "greedy"), policy.chunk_size)
-            batch = run_actor(env, actor, rows, observer=collector)
-            filmed.append(tiles_of(batch, collector))
-    finally:
-        env.close()
-    return filmed
-
-
-def _jpeg(frame: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def side_by_side(parts: Sequence[Iterable[NDArray[np.uint8]]]) -> Iterator[NDArray[np.uint8]]:
-    """Yield frames with all parts next to each other; one that is over keeps its last picture."""
-    import numpy as np
-
-    last: list[NDArray[np.uint8]] = []
-    for frames in itertools.zip_longest(*parts):
-        last = [frame if frame is not None else last[i] for i, frame in enumerate(frames)]
-        height, width = last[0].shape[:2]
-        columns = min(COLUMNS, len(last))
-        rows = -(-len(last) // columns)
-        canvas = np.full((rows * height, columns * width, 3), BACKGROUND, dtype=np.uint8)
-        for i, frame in enumerate(last):
-            y, x = i // columns * height, i % columns * width
-            canvas[y : y + height, x : x + width] = frame
-        yield canvas
-
-
 def reason_without(error: Exception) -> str:
-    """Return the note that tells why there is no video."""
+    """Return the note that says why there is no video."""
     text = error.problem if isinstance(error, RoboRazorError) else str(error)
     return f"There are no videos: {text}."

@@ -1,8 +1,9 @@
 // Draws the figures from the values in #charts, in the colours of the page's theme.
 "use strict";
 
-const charts = JSON.parse(document.getElementById("charts").textContent);
+const { charts, texts } = JSON.parse(document.getElementById("charts").textContent);
 const hiddenArms = new Set();
+let raisedArm = null; // the arm that is pointed at
 const selected = {}; // group of charts -> index of the view shown
 const finePointer = matchMedia("(pointer: fine)").matches;
 
@@ -79,12 +80,25 @@ function layoutOf(chart, view) {
 
 // --- Drawing -----------------------------------------------------------------------------------
 
+function tracesOf(chart, view) {
+  const given = Array.isArray(view.traces) ? view.traces : chart.views[view.traces].traces;
+  const shown = given.filter((trace) => !hiddenArms.has(trace.meta.arm));
+  if (raisedArm === null) return shown;
+  const isRaised = (trace) => trace.meta.arm === raisedArm;
+  return [
+    ...shown.filter((trace) => !isRaised(trace)).map((trace) => ({ ...trace, opacity: 0.14 })),
+    ...shown.filter(isRaised),
+  ];
+}
+
 function draw(chart) {
   const view = chart.views[selected[chart.group] ?? chart.selected];
   const style = getComputedStyle(document.documentElement);
-  const traces = view.traces
-    .filter((trace) => !hiddenArms.has(trace.meta.arm))
-    .map((trace) => resolve(trace, style));
+  const traces = tracesOf(chart, view).map((trace) => {
+    const resolved = resolve(trace, style);
+    if (trace.customdata) resolved.customdata = trace.customdata.map((i) => texts[i]);
+    return resolved;
+  });
   const config = { displayModeBar: false, responsive: true, scrollZoom: false };
   return Plotly.react(chart.id, traces, layoutOf(chart, view), config);
 }
@@ -113,13 +127,71 @@ document.querySelectorAll("[data-group]").forEach((control) => {
   });
 });
 
-document.querySelectorAll(".legend button").forEach((button, i) => {
-  button.addEventListener("click", () => {
-    if (!hiddenArms.delete(i)) hiddenArms.add(i);
-    button.setAttribute("aria-pressed", String(!hiddenArms.has(i)));
+const arms = [...document.querySelectorAll(".legend button")];
+let waiting = 0;
+
+function raise(arm) {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    if (raisedArm === arm) return;
+    raisedArm = arm;
     drawAll();
+  }, 120); // not for every button that the pointer passes
+}
+
+function show(isShown) {
+  clearTimeout(waiting);
+  raisedArm = null;
+  arms.forEach((button, i) => {
+    if (isShown(i)) hiddenArms.delete(i);
+    else hiddenArms.add(i);
+    button.setAttribute("aria-pressed", String(isShown(i)));
+  });
+  drawAll();
+}
+
+arms.forEach((button, i) => {
+  button.addEventListener("click", () => {
+    const before = new Set(hiddenArms);
+    show((k) => (k === i ? before.has(k) : !before.has(k)));
+  });
+  button.addEventListener("dblclick", () => {
+    const alone = !hiddenArms.has(i) && hiddenArms.size === arms.length - 1;
+    show((k) => alone || k === i);
+  });
+  button.addEventListener("pointerenter", (event) => {
+    if (event.pointerType === "mouse" && !hiddenArms.has(i)) raise(i);
+  });
+  button.addEventListener("pointerleave", () => raise(null));
+});
+
+// --- Videos ------------------------------------------------------------------------------------
+
+// A browser's own controls cover the captions in the pictures, so there is a button below.
+document.querySelectorAll(".play").forEach((button) => {
+  const video = button.closest("figure").querySelector("video");
+  const toggle = () => (video.paused ? video.play() : video.pause());
+  button.addEventListener("click", toggle);
+  video.addEventListener("click", toggle);
+  video.addEventListener("play", () => (button.textContent = "Pause"));
+  video.addEventListener("pause", () => (button.textContent = "Play"));
+});
+
+// --- Downloads ---------------------------------------------------------------------------------
+
+document.querySelectorAll(".downloads a").forEach((link) => {
+  link.addEventListener("click", async (event) => {
+    if (link.href.startsWith("blob:")) return;
+    event.preventDefault();
+    const bytes = Uint8Array.from(atob(link.dataset.gzip), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const content = await new Response(stream).arrayBuffer();
+    link.href = URL.createObjectURL(new Blob([content], { type: link.dataset.type }));
+    link.click();
   });
 });
+
+// --- Light and dark ----------------------------------------------------------------------------
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = document.querySelector(".theme");

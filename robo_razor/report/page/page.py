@@ -1,39 +1,98 @@
-"""The page: one HTML file with everything in it, that opens without a network."""
+"""The page: one HTML file with everything in it, that opens without a network.
+
+`page.html.j2` is its text, with every value escaped; here is what it is filled with.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
-import importlib.util
+import datetime
+import gzip
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robo_razor.core.errors import ReportError
 from robo_razor.core.files import without_nan
 from robo_razor.report import tables
-from robo_razor.report.analysis import FRONTIER_TOLERANCE
-from robo_razor.report.arms import RunSet, setting_lines
-from robo_razor.report.charts import charts, charts_of_runs
-from robo_razor.report.charts.chart import Chart
-from robo_razor.report.equal_success import GRID_RULE
-from robo_razor.report.format import listing, number, percent, plural
-from robo_razor.report.page.markup import Markup, control, fold, paragraph, plot, section
-from robo_razor.report.page.matrix import success_matrix
-from robo_razor.report.sentences import skill_of
+from robo_razor.report.analysis import FRONTIER_TOLERANCE, base_success
+from robo_razor.report.arms import RunSet, arm_descriptions, setting_lines, shown_setting_of
+from robo_razor.report.charts.comparison import apart, frontier_chart, matched_chart
+from robo_razor.report.charts.law import law_chart
+from robo_razor.report.charts.plotly import arm_colour, arm_symbol, page_data
+from robo_razor.report.charts.skills import skill_chart
+from robo_razor.report.charts.spec import Chart
+from robo_razor.report.charts.training import MAX_SAMPLED, training_charts
+from robo_razor.report.comparability import HARMLESS
+from robo_razor.report.equal_success import GRID_RULE, shown_setting
+from robo_razor.report.format import UNKNOWN, listing, number, percent, plural
+from robo_razor.report.sentences import FIRST, against_parabola, skill_of
+from robo_razor.report.tables import LINE
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
     from robo_razor.report.videos import Video
 
 HERE = Path(__file__).parent
+PLOTLY = "plotly-basic.min.js"
 MANY_ROWS = 12
 """Rows beyond which a table is folded away."""
+BEST_PREDICTORS = 8
+"""Predictors in the table that is not folded away."""
+LONG_TEXT = 34
+"""Characters beyond which a table's cell is broken into lines."""
+MANY_BUTTONS, LONG_LABEL = 8, 24
+"""Views beyond which, and label length from which, a menu takes the place of buttons."""
+MEDIA_TYPES = {".csv": "text/csv", ".json": "application/json"}
+SHAPES = {
+    # Marker -> its outline in a box from -6 to 6, as Plotly draws it.
+    "circle": "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0Z",
+    "square": "M-4.6-4.6H4.6V4.6H-4.6Z",
+    "diamond": "M0-6L6 0L0 6L-6 0Z",
+    "triangle-up": "M0-5.5L6 4.5H-6Z",
+    "triangle-down": "M0 5.5L6-4.5H-6Z",
+    "pentagon": "M0-6L5.7-1.9L3.5 4.9H-3.5L-5.7-1.9Z",
+    "cross": "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+    "x": "M-6-3.4L-3.4-6L0-2.6L3.4-6L6-3.4L2.6 0L6 3.4L3.4 6L0 2.6L-3.4 6L-6 3.4L-2.6 0Z",
+}
+_INTERVAL = re.compile(r"^(?P<value>[^\[\]]*\S)\s(?P<rest>\[[^\[\]]*\].*)$")
+
+
+@dataclass(frozen=True)
+class ArmMark:
+    """An arm as the page names it."""
+
+    name: str
+    about: str
+    style: str
+    shape: str
+
+    @property
+    def path(self) -> str:
+        """The outline of its marker."""
+        return SHAPES[self.shape]
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """Success on one skill after one run, tinted by the change since the base."""
+
+    text: str
+    tone: str = "--gain"
+    share: int = 0
 
 
 def make_page(
-    runs: RunSet, report: dict[str, Any], files: Mapping[str, str], videos: Sequence[Video] = ()
+    runs: RunSet,
+    report: dict[str, Any],
+    files: Mapping[str, str],
+    videos: Sequence[Video] = (),
+    command: str | None = None,
 ) -> str:
     """Return the page.
 
@@ -42,284 +101,250 @@ def make_page(
         report: The report's plain values.
         files: Name -> text of files that the page offers for download.
         videos: Base and tuned on the same start states.
+        command: The command that made it; None: unknown.
     """
-    page = _Page(runs, report)
-    sections = [
-        page.matched(),
-        page.frontier(),
-        page.law(),
-        page.skills(),
-        page.videos(videos),
-        page.training(),
-        page.provenance(),
-        page.notes(),
-        _downloads(report, files),
+    descriptions = arm_descriptions(runs)
+    arms = [
+        ArmMark(arm.name, descriptions[arm.name], f"--arm:{arm_colour(i)}", arm_symbol(i))
+        for i, arm in enumerate(runs.arms)
     ]
-    values = json.dumps(without_nan([chart.to_dict() for chart in page.charts]), allow_nan=False)
-    title = html.escape(f"{skill_of(report['task'])}: what was learnt, what was kept")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="robo-razor {html.escape(report["robo_razor"])}">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-{(HERE / "page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-{page.header()}
-{page.markup.legend()}
-<main>
-{"".join(sections)}</main>
-<footer>Made by robo-razor {html.escape(report["robo_razor"])}. This file needs no network.</footer>
-<script type="application/json" id="charts">{values.replace("<", "\\u003c")}</script>
-<script>{_plotly()}</script>
-<script>
-{(HERE / "page.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
+    charts = _charts(runs, report)
+    template = _environment(arms).get_template("page.html.j2")
+    return template.render(
+        **_texts(runs, report),
+        **_tables(runs, report),
+        arms=arms,
+        report=report,
+        charts=charts,
+        chart_data=_script_json(page_data([chart for group in charts.values() for chart in group])),
+        videos=videos,
+        downloads=_downloads(report, files),
+        command=command,
+        date=datetime.date.today().isoformat(),
+        style=_file("page.css"),
+        script=_file("page.js"),
+        plotly=_file(PLOTLY),
+    )
 
 
-class _Page:
-    """Builds the sections and keeps the charts that they use; a section may be empty."""
+def _charts(runs: RunSet, report: dict[str, Any]) -> dict[str, list[Chart]]:
+    """Return section -> its charts; a section without data has none."""
+    level = report["headline_level"]
+    levels = [block["level"] for block in report["matched"]]
+    single = {
+        "matched": matched_chart(runs, levels, level),
+        "frontier": frontier_chart(runs, level),
+        "law": law_chart(runs, report),
+        "skills": skill_chart(report),
+    }
+    charts = {name: [] if chart is None else [chart] for name, chart in single.items()}
+    return {**charts, "training": training_charts(runs, level)}
 
-    def __init__(self, runs: RunSet, report: dict[str, Any]) -> None:
-        self.runs, self.report = runs, report
-        self.charts: list[Chart] = []
-        self.markup = Markup([arm.name for arm in runs.arms])
 
-    def header(self) -> str:
-        statement = self.report["statement"]
-        sentences = "".join(f"<p>{self.markup.rich(text)}</p>" for text in statement["sentences"])
-        every = self.runs.runs
-        facts = [
-            plural(len(self.runs.arms), "arm"),
+def _texts(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the words of the page that depend on the runs."""
+    every = runs.runs
+    without_steps = [
+        arm.name for arm in runs.arms if all(math.isnan(run.last.env_steps) for run in arm.runs)
+    ]
+    entries = [skill for arm in report["skills"] for skill in arm["skills"]]
+    statement = report["statement"]
+    shown = [shown_setting(arm, report["headline_level"]).runs for arm in runs.arms]
+    return {
+        "title": f"{skill_of(report['task'])}: what was learnt, what was kept",
+        "first": statement["sentences"][:FIRST],
+        "more": statement["sentences"][FIRST:],
+        "facts": [
+            plural(len(runs.arms), "arm"),
             plural(len(every), "run"),
             plural(sum(len(run.checkpoints) for run in every), "checkpoint"),
             plural(len(every[0].last.skills), "prior skill"),
             f"base {listing(sorted({str(run.config.get('policy')) for run in every}))}",
+        ],
+        "grid_rule": GRID_RULE if any(arm.settings[1:] for arm in runs.arms) else "",
+        "tolerance": f"{100 * FRONTIER_TOLERANCE:.0f}",
+        "apart": number(100 * apart(len(runs.arms)) * (len(runs.arms) - 1) / 2, 1)
+        if apart(len(runs.arms))
+        else "",
+        "refusals": [
+            f"**{pair['first']}** and **{pair['second']}** cannot be compared at equal success: "
+            f"{pair['refused']}."
+            for pair in report["comparisons"]
+            if pair["refused"]
+        ],
+        "intervals_over": sorted({entry["interval_over"] for entry in entries} - {None}),
+        "has_means": any(len(runs) > 1 for runs in shown),
+        "sampled_drawn": sum(map(len, shown)) <= MAX_SAMPLED
+        and any(run.last.sampled_n for runs in shown for run in runs),
+        "without_steps": without_steps if len(without_steps) < len(runs.arms) else [],
+        "notes": [note for note in report["notes"] if not note.startswith(HARMLESS)],
+        "harmless": [
+            note.removeprefix(HARMLESS).strip()
+            for note in report["notes"]
+            if note.startswith(HARMLESS)
+        ],
+        "settings": [
+            (arm.runs[0].name, "\n".join(setting_lines(arm.runs[0]))) for arm in runs.arms
+        ],
+    }
+
+
+def _tables(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
+    predictors = tables.predictor_rows(report)
+    if predictors:
+        predictors = predictors.below(1)
+    return {
+        "tables": {
+            "headline": tables.headline_table(report),
+            "matched": tables.matched_table(report),
+            "seeds": tables.seed_table(runs, report),
+            "pairs": tables.pair_table(report),
+            "frontier": tables.frontier_table(report),
+            "predictors": predictors,
+            "best_predictors": replace(predictors, rows=predictors.rows[:BEST_PREDICTORS]),
+            "settings": tables.setting_table(runs),
+            "last": tables.last_table(runs.runs, report),
+            "paired": tables.paired_table(runs, report),
+            "fingerprints": tables.fingerprint_table(report),
+        },
+        "shares": [e["r2"] for e in report["predictors"] if e["r2"] is not None],
+        "remarks": tables.predictor_remarks(report),
+        "matrix": _matrix(runs, report),
+        "many_rows": MANY_ROWS,
+    }
+
+
+def _matrix(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
+    """Return S_ij, success on skills (rows) after runs (columns), with the heads of the columns."""
+    groups = [
+        shown_setting_of(arm, entry["shown_setting"]).runs
+        for arm, entry in zip(runs.arms, report["arms"], strict=True)
+    ]
+    columns = [run for group in groups for run in group]
+    first = runs.runs[0]
+    rows = []
+    for skill in sorted(first.last.skills):
+        cells = [
+            _matrix_cell(run.last.skills[skill]["success_rate"], base_success(run, skill))
+            for run in columns
         ]
-        return (
-            '<header class="top"><div class="eyebrow"><span>robo-razor comparison on '
-            f"{html.escape(self.report['task'])}</span>"
-            '<button class="theme" type="button">Dark</button></div>'
-            f"<h1>{self.markup.rich(statement['headline'])}</h1>"
-            f'<div class="lede">{sentences}</div>'
-            f'<p class="facts">{html.escape(" · ".join(facts))}</p></header>'
-        )
+        rows.append((skill, [_matrix_cell(base_success(first, skill), None), *cells]))
+    new = [_matrix_cell(run.last.new, run.first.new) for run in columns]
+    rows.append((f"{skill_of(runs.task)} (new)", [_matrix_cell(first.first.new, None), *new]))
+    return {
+        "widths": [len(group) for group in groups],
+        "seeds": [run.seed for run in columns],
+        "rows": rows,
+    }
 
-    def matched(self) -> str:
-        report = self.report
-        levels = [block["level"] for block in report["matched"]]
-        chart = charts.matched_chart(self.runs, levels, report["headline_level"])
-        pairs = tables.pair_table(report)
-        parts = [paragraph(report["rule"])]
-        if any(arm.settings[1:] for arm in self.runs.arms):
-            parts.append(paragraph(GRID_RULE))
-        if chart is not None:
-            every = self.markup.table(tables.matched_table(report))
-            seeds = self.markup.table(tables.seed_table(report))
-            level = percent(report["headline_level"])
-            parts += [
-                self._figure(chart, "New-task success"),
-                fold("All levels", every),
-                fold(f"Every seed at {level}, intervals over episodes", seeds),
-            ]
-        elif not pairs:
-            return ""
-        title = "Differences between arms, at the highest level that both reach"
-        table = self.markup.table(pairs)
-        if len(pairs.rows) > MANY_ROWS:
-            parts.append(fold(title, table))
-        elif pairs:
-            parts.append(f"<h3>{title}</h3>{table}")
-        return section("At equal success on the new task", parts)
 
-    def frontier(self) -> str:
-        chart = charts.frontier_chart(self.runs, self.report["headline_level"])
-        if chart is None:
-            return ""
-        text = (
-            "Every point is a checkpoint; up and to the right is better. The line joins the "
-            "checkpoints that no other one of their arm beats; filled points have at most "
-            f"{100 * FRONTIER_TOLERANCE:.0f} points less than one of those on either axis; "
-            "the star is the base."
-        )
-        if (level := self.report["headline_level"]) is not None:
-            text += f" The dotted line is the level of the comparison above, {percent(level)}."
-        areas = self.markup.table(tables.frontier_table(self.report))
-        parts = [paragraph(text), self._figure(chart), fold("Area under each frontier", areas)]
-        return section("Learning against forgetting", parts)
+def _matrix_cell(value: float | None, base: float | None) -> MatrixCell:
+    if value is None:
+        return MatrixCell(UNKNOWN)
+    change = 0.0 if base is None else value - base
+    return MatrixCell(
+        percent(value).removesuffix("%"),
+        "--loss" if change < 0 else "--gain",
+        round(min(70.0, 85 * abs(change))),
+    )
 
-    def law(self) -> str:
-        chart = charts.law_chart(self.runs, self.report)
-        if chart is None:
-            return ""
-        fit = self.report["law"]
-        if fit["r2"] is None:
-            text = f"No law is fitted: {fit['reason']}."
+
+def _environment(arms: Sequence[ArmMark]) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    by_name = {arm.name: arm for arm in arms}
+
+    def bold(text: str) -> Markup:
+        return _bold(text, by_name)
+
+    def cell(text: str, column: int) -> Markup:
+        return _cell(text, column, by_name)
+
+    environment.filters |= {
+        "bold": bold,
+        "cell": cell,
+        "percent": percent,
+        "number": number,
+        "listing": listing,
+        "against": against_parabola,
+    }
+    environment.globals |= {
+        "is_long": lambda text: len(text) > LONG_TEXT,
+        "is_menu": _is_menu,
+    }
+    return environment
+
+
+def _is_menu(chart: Chart) -> bool:
+    labels = [view.label for view in chart.views]
+    return len(labels) > MANY_BUTTONS or max(map(len, labels)) > LONG_LABEL
+
+
+def _bold(text: str, arms: Mapping[str, ArmMark]) -> Markup:
+    """Return text with `**bold**` as HTML; an arm's name takes its colour."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"\*\*(.+?)\*\*", text)
+    html = Markup()
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            html += escape(part)
+        elif part in arms:
+            html += Markup('<strong class="arm" style="{}">{}</strong>').format(
+                arms[part].style, part
+            )
         else:
-            text = (
-                "A second-degree polynomial of prior success in the distance from the base, over "
-                f"{fit['n_points']} checkpoints. Intervals are from a bootstrap over whole runs."
-            )
-            if fit["gap"] is not None:
-                low, high = (number(end) for end in fit["gap"])
-                text += (
-                    f" No checkpoint lies between {low} and {high} nats, so the shape of the curve "
-                    "there is a guess, and R² only says that the two sides differ."
-                )
-            if fit["within_r2"] is not None:
-                text += f" Within arms it explains {percent(fit['within_r2'])} of the variation."
-            if fit["leave_one_run_out_rmse"] is not None:
-                error = number(100 * fit["leave_one_run_out_rmse"], 1)
-                text += f" On a run left out of the fit it errs by {error} points (RMS)."
-            falloff = self.report["falloff"]
-            if falloff["half"] is not None:
-                low, high = (number(end) for end in falloff["half_interval"])
-                text += (
-                    " The dashed curve is level at first (Hill's, with as many coefficients): R² "
-                    f"{number(falloff['r2'])}, half gone at {number(falloff['half'])} nats "
-                    f"[{low}, {high}]."
-                )
-        parts = [paragraph(text), self._figure(chart, "Predictor"), self._predictors()]
-        return section("What explains forgetting", parts)
-
-    def _predictors(self) -> str:
-        table = tables.predictor_rows(self.report)
-        if not table:
-            return ""
-        bars = [entry["r2"] for entry in self.report["predictors"] if entry["r2"] is not None]
-        remarks = tables.predictor_remarks(self.report)
-        return (
-            "<h3>Predictors by the share of variation that they explain</h3>"
-            + self.markup.table(table, bars={1: bars})
-            + "".join(paragraph(remark) for remark in remarks)
-        )
-
-    def skills(self) -> str:
-        chart = charts_of_runs.skill_chart(self.report)
-        if chart is None:
-            return ""
-        entries = [skill for arm in self.report["skills"] for skill in arm["skills"]]
-        over = sorted({entry["interval_over"] for entry in entries} - {None})
-        text = (
-            "What each arm keeps of each prior skill at its last checkpoint, which is not equal "
-            "success on the new task. The dotted line is the base."
-        )
-        if over:
-            alone = (
-                " of one run, which say nothing about other seeds" if "seeds" not in over else ""
-            )
-            text += f" Intervals (95%) are over {listing(over)}{alone}."
-        return section(
-            "Skill by skill",
-            [
-                paragraph(text),
-                self._figure(chart),
-                "<h3>Success on every skill after every run</h3>",
-                paragraph(
-                    "In percent at the last checkpoint, next to the base. Orange: below the base; "
-                    "blue: above it."
-                ),
-                success_matrix(self.runs, self.report),
-            ],
-        )
-
-    def videos(self, videos: Sequence[Video]) -> str:
-        if not videos:
-            return ""
-        blocks = "".join(
-            f"<figure>{video.tag()}<figcaption>{html.escape(video.caption)}</figcaption></figure>"
-            for video in videos
-        )
-        text = (
-            "The base and tuned policies from the same start states, picked because outcomes "
-            "differ there: they are no sample."
-        )
-        parts = [paragraph(text), f'<div class="videos">{blocks}</div>']
-        return section("Base and tuned, side by side", parts)
-
-    def training(self) -> str:
-        found = charts_of_runs.training_charts(self.runs, self.report["headline_level"])
-        if not found:
-            return ""
-        self.charts += found
-        without = [
-            arm.name
-            for arm in self.runs.arms
-            if all(math.isnan(run.last.env_steps) for run in arm.runs)
-        ]
-        text = (
-            "Every line is a run. Success is that of the likeliest (greedy) action; thin dotted "
-            "lines are success with sampled actions. Bars are 95% over episodes."
-        )
-        if any(arm.settings[1:] for arm in self.runs.arms):
-            text += " Of an arm with several settings one is shown; the table below has them all."
-        if without and len(without) < len(self.runs.arms):
-            text += f" No environment steps of its own: {listing(without)}."
-        panels = "".join(plot(chart) for chart in found)
-        parts = [paragraph(text), control(found[0], "Against")]
-        return section("Along training", [*parts, f'<div class="panels">{panels}</div>'])
-
-    def provenance(self) -> str:
-        every = [
-            f"<h3>{html.escape(arm.runs[0].name)}</h3>"
-            f"<pre>{html.escape(chr(10).join(setting_lines(arm.runs[0])))}</pre>"
-            for arm in self.runs.arms
-        ]
-        table = self.markup.table
-        parts = [
-            "<h3>Settings that differ</h3>",
-            table(tables.setting_table(self.runs)),
-            fold("All settings of one run of each arm", "".join(every)),
-            fold(
-                "Last checkpoint of every run, intervals over episodes",
-                table(tables.last_table(self.runs.runs)),
-            ),
-            fold(
-                "Episodes on the same start states, last checkpoints (exact McNemar)",
-                table(tables.paired_table(self.report)),
-            ),
-            fold("Fingerprints", table(tables.fingerprint_table(self.report))),
-        ]
-        return section("What was run", parts)
-
-    def notes(self) -> str:
-        items = "".join(f"<li>{html.escape(note)}</li>" for note in self.report["notes"])
-        return section("Before you believe it", [f'<ul class="notes">{items}</ul>'])
-
-    def _figure(self, chart: Chart, name: str = "") -> str:
-        self.charts.append(chart)
-        return f"<figure>{control(chart, name)}{plot(chart)}</figure>"
+            html += Markup("<strong>{}</strong>").format(part)
+    return html
 
 
-def _downloads(report: dict[str, Any], files: Mapping[str, str]) -> str:
-    kinds = {".csv": "text/csv", ".json": "application/json", ".md": "text/markdown"}
+def _cell(text: str, column: int, arms: Mapping[str, ArmMark]) -> Markup:
+    """Return a table's cell: an arm with its marker, an interval that phones put below."""
+    from markupsafe import Markup
+
+    first, _, second = text.partition(LINE)
+    if second:
+        return Markup("{}<small>{}</small>").format(first, second)
+    if column <= 1 and text in arms:
+        arm = arms[text]
+        marker = '<svg viewBox="-6.5 -6.5 13 13" aria-hidden="true"><path d="{}"/></svg>'
+        html = Markup('<span class="swatch" style="{}">' + marker + "{}</span>")
+        return html.format(arm.style, arm.path, text)
+    parts = _INTERVAL.match(text)
+    if parts is None:
+        return Markup("{}").format(text)
+    return Markup('{} <span class="interval">{}</span>').format(parts["value"], parts["rest"])
+
+
+def _script_json(values: Any) -> Markup:
+    """Return values as JSON that may stand in a script: without `<`."""
+    from markupsafe import Markup
+
+    text = json.dumps(without_nan(values), allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _downloads(report: dict[str, Any], files: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return (name, media type, content in gzip and base64) of the files in the page."""
     every = {**files, "report.json": json.dumps(report, indent=2, allow_nan=False)}
-    items = "".join(
-        f'<li><a download="{name}" href="data:{kinds[Path(name).suffix]};charset=utf-8;base64,'
-        f'{base64.b64encode(text.encode()).decode()}">{name}</a></li>'
-        for name, text in every.items()
-    )
-    return section("Download", [f'<ul class="downloads">{items}</ul>'])
-
-
-def _plotly() -> str:
-    """Return Plotly's script, from the installed package.
-
-    Raises:
-        ReportError: The package is missing.
-    """
-    found = importlib.util.find_spec("plotly")
-    if found is None or found.origin is None:
-        raise ReportError(
-            "The package plotly is missing, which draws the page's figures",
-            remedy="Install it: `pip install plotly`.",
+    return [
+        (
+            name,
+            MEDIA_TYPES[Path(name).suffix],
+            base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode(),
         )
-    return (Path(found.origin).parent / "package_data" / "plotly.min.js").read_text(
-        encoding="utf-8"
-    )
+        for name, text in every.items()
+    ]
+
+
+def _file(name: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup((HERE / name).read_text(encoding="utf-8"))

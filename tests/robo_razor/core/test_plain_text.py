@@ -23,7 +23,8 @@ from robo_razor.core.settings.config import CompareConfig
 from robo_razor.core.types import SkillResult
 from robo_razor.report.arms import load_runs
 from robo_razor.report.build import run_compare
-from robo_razor.report.charts import figures
+from robo_razor.report.charts import figures, matplotlib
+from robo_razor.report.charts.skills import skill_chart
 from robo_razor.report.csv_tables import to_csv
 from robo_razor.report.markdown import literal as markdown_literal
 
@@ -85,7 +86,7 @@ class Page(HTMLParser):
 def test_the_page_has_its_three_scripts_and_the_names_as_text(out):
     page = Page((out / "index.html").read_text(encoding="utf-8"))
     assert len(page.scripts) == 3
-    charts = json.loads(page.scripts[0])
+    charts = json.loads(page.scripts[0])["charts"]
     assert {"matched", "frontier", "skills"} <= {chart["id"] for chart in charts}
     assert "img" not in page.tags
     assert "onerror" not in page.attributes
@@ -187,24 +188,27 @@ def test_figures_show_names_as_they_are():
     figure, axes = plt.subplots()
     names = ["$\\frac$", "_hidden", "a$b$c", "x" * 300, "日本"]
     for name in names:
-        axes.plot([0, 1], [0, 1], label=figures.literal(name))
+        axes.plot([0, 1], [0, 1], label=matplotlib.literal(name))
     texts = [text.get_text() for text in axes.legend().get_texts()]
     plt.close(figure)
     assert len(texts) == len(names)  # matplotlib leaves out labels that begin with _
     assert texts[0] == "\\$\\frac\\$"
-    assert len(texts[3]) == figures.MAX_NAME
+    assert len(texts[3]) == matplotlib.MAX_NAME
 
 
 def test_a_figure_of_many_skills_shows_those_of_which_least_is_kept():
     skills = [
-        {"skill": f"s{k}", "retention": 0.9 - 0.001 * k, "interval": None} for k in range(1000)
+        {"skill": f"s{k}", "retention": 0.9 - 0.001 * k, "interval": None, "values": [0.5]}
+        | {"success_rate": 0.5, "n": 10}
+        for k in range(1000)
     ]
     report = {"skills": [{"arm": "a", "skills": skills}]}
-    figure, axes = plt.subplots()
-    figures._skills(axes, None, report)
+    figure = plt.figure()
+    matplotlib.draw(figure, skill_chart(report, figures.MAX_SKILLS).shown.panels, "skills")
+    (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     plt.close(figure)
-    assert names == [f"s{k}" for k in range(940, 1000)]
+    assert names == [f"s{k}" for k in range(999, 939, -1)]  # the first one is at the top
     assert axes.get_ylabel() == "940 skills of which more is kept are left out"
 
 

@@ -131,6 +131,21 @@ def test_the_legend_hides_an_arm_everywhere(page_file, show):
     assert errors == []
 
 
+def test_the_legend_shows_one_arm_alone_and_brings_it_forward(page_file, show):
+    page, errors, _ = show(page_file)
+    arms = page.locator(".legend button")
+    others = "document.getElementById('frontier').data.filter(t => ![null, 1].includes(t.meta.arm))"
+    arms.nth(1).hover()
+    page.wait_for_function(f"{others}.every(t => t.opacity < 1)")
+    arms.nth(1).dblclick()
+    page.wait_for_function(f"{others}.length === 0")
+    assert arms.nth(1).get_attribute("aria-pressed") == "true"
+    assert arms.first.get_attribute("aria-pressed") == "false"
+    arms.nth(1).dblclick()
+    page.wait_for_function(f"{others}.length > 0")
+    assert errors == []
+
+
 def test_dark_and_light_follow_the_system_and_the_button(page_file, show):
     page, errors, _ = show(page_file, color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -150,6 +165,10 @@ def test_a_phone_shows_all_of_it(page_file, show):
         page_file, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True
     )
     assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out
+    assert page.evaluate(
+        "[...document.querySelectorAll('.legend button')].every("
+        "b => b.getBoundingClientRect().right <= 390)"
+    )  # the legend wraps
     widths = page.evaluate("charts.map(c => document.getElementById(c.id).offsetWidth)")
     assert all(300 < width <= 390 for width in widths)
     box = page.locator("#frontier .scatterlayer .points path.point").nth(3)

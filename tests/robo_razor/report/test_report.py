@@ -1,5 +1,6 @@
 """Known runs give known tables, unlike runs are refused, nothing foreign is overwritten."""
 
+import io
 import json
 import math
 import re
@@ -11,18 +12,22 @@ from pathlib import Path
 import pytest
 import yaml
 from made_up_runs import ARMS, BASE_NEW, LAW, SKILLS, make_run, make_sweep
+from rich.console import Console
 
+from robo_razor.cli.compare import run as run_command
 from robo_razor.core.errors import ReportError
 from robo_razor.core.files import read_json, write_json
 from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.settings.config import CompareConfig, FinetuneConfig
 from robo_razor.core.settings.conversion import merged
 from robo_razor.report.analysis import frontier_entry
-from robo_razor.report.arms import comparable_settings, load_runs
-from robo_razor.report.build import build_report, run_compare
-from robo_razor.report.charts.charts import frontier_chart, law_chart, matched_chart
-from robo_razor.report.charts.charts_of_runs import training_charts
+from robo_razor.report.arms import arm_descriptions, comparable_settings, load_runs
+from robo_razor.report.build import build_report, compare, run_compare
+from robo_razor.report.charts import figures
+from robo_razor.report.charts.comparison import frontier_chart, matched_chart
 from robo_razor.report.charts.figures import draw_figures
+from robo_razor.report.charts.law import law_chart
+from robo_razor.report.charts.training import training_charts
 from robo_razor.report.comparability import OTHER_BASE, divergence_kinds, noted, unlike
 from robo_razor.report.equal_success import (
     compare_pair,
@@ -34,6 +39,7 @@ from robo_razor.report.equal_success import (
     top,
 )
 from robo_razor.report.load import load_run, mean
+from robo_razor.report.markdown import to_markdown
 from robo_razor.report.tables import last_table, pair_table, predictor_rows
 from robo_razor.statistics.intervals import wilson_interval
 
@@ -51,9 +57,9 @@ def bc(tmp_path):
     return make_run(tmp_path / "bc", points, method="bc")
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    return make_sweep(tmp_path / "sweep", noise=0.0)
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return make_sweep(tmp_path_factory.mktemp("quiet") / "sweep", noise=0.0)
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -114,12 +120,13 @@ def test_another_run_of_the_sweep_is_no_difference(tmp_path):
     assert [setting.label for setting in arm.settings] == [""]
 
 
-def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep):
+def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep, tmp_path):
+    sweep = shutil.copytree(sweep, tmp_path / "sweep")  # the others read it as it is
     record = read_json(Path(sweep) / "sweep.json")
     record["runs"][0]["state"] = "failed"
     record["runs"][1]["state"] = "running"
     write_json(Path(sweep) / "sweep.json", record)
-    runs = load_runs([sweep])
+    runs = load_runs([str(sweep)])
     assert len(runs.runs) == len(record["runs"]) - 2
     assert runs.skipped == ("Of the 18 runs of sweep, 2 are left out: 1 failed, 1 running.",)
 
@@ -182,7 +189,7 @@ def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
     ]
     (arm,) = load_runs(paths).arms
     assert match_arm(arm, 0.7).reason == "only 1 of 2 seeds reach it"
-    assert match_arm(arm, 0.95).reason == "no run reaches it and holds it; the best gets to 90%"
+    assert match_arm(arm, 0.95).reason == "its best run reaches only 90%"
     assert match_arm(arm, 0.2).reason == "the base already has 20%"
     found = match_arm(arm, 0.6)
     assert found.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
@@ -228,7 +235,7 @@ def test_a_setting_under_way_sets_no_level(tmp_path):
     """The best of its few seeds gets further than the worst of three: that is no reach."""
     kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
     arm = arm_of_rates(tmp_path / "sweep", kept, top={1e-4: 0.95})
-    assert match_arm(arm, 0.9).reason == "no run reaches it and holds it; the best gets to 80%"
+    assert match_arm(arm, 0.9).reason == "its best run reaches only 80%"
     assert shown_setting(arm, 0.9).label == "learning_rate=3e-4"
     assert matching_levels([arm]) == (0.3, 0.5, 0.7, 0.8)
     (pair,) = compare_pair(arm, arm, (0.8, 0.9)).levels
@@ -241,7 +248,7 @@ def test_the_frontiers_area_is_of_settings_that_every_seed_has(tmp_path):
     entry = frontier_entry(arm)
     one, two = entry["hypervolume"]["values"]
     assert one == two  # but for the one more setting they are the same
-    # The base is no point of an arm, nor is what one seed more would have to bear out.
+    # The base is no point of an arm, nor is what one seed more would have to confirm.
     assert {point["step"] for point in entry["points"]} == {10}
     assert [point["prior"] for point in entry["points"]] == pytest.approx([0.45, 0.45])
 
@@ -259,10 +266,29 @@ def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
 # --- The report -----------------------------------------------------------------------------------
 
 
-def test_the_report_is_complete(ppo, bc, tmp_path, capsys):
-    out = tmp_path / "report"
-    run_compare(CompareConfig(runs=(ppo, bc), out=str(out), match=(0.5,)))
-    figures = ("matched", "new_against_prior", "prior_against_kl", "new_against_kl", "skills")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Return a comparison of two runs, its directory, and what the terminal showed."""
+    root = tmp_path_factory.mktemp("saved")
+    runs = (
+        make_run(root / "ppo", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0), (0.9, 0.9, 2.0)]),
+        make_run(root / "bc", [(0.2, 1.0, 0.0), (0.8, 0.6, 4.0), (0.95, 0.4, 8.0)], method="bc"),
+    )
+    console = Console(file=io.StringIO(), width=80)
+    config = CompareConfig(runs=runs, out=str(root / "report"), match=(0.5,))
+    comparison = run_command(config, console)
+    return comparison, root / "report", console.file.getvalue()
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave out the figures, which take seconds."""
+    monkeypatch.setattr(figures, "draw_figures", lambda *_: [])
+
+
+def test_the_report_is_complete(saved):
+    _, out, shown = saved
+    names = ("matched", "new_against_prior", "prior_against_kl", "new_against_kl", "skills")
     assert {p.name for p in out.iterdir()} == {
         "index.html",
         "report.md",
@@ -270,11 +296,7 @@ def test_the_report_is_complete(ppo, bc, tmp_path, capsys):
         "checkpoints.csv",
         "matched.csv",
         "predictors.csv",
-        *(
-            f"{name}{suffix}"
-            for name in (*figures, "along_training")
-            for suffix in (".png", ".svg")
-        ),
+        *(f"{name}{suffix}" for name in (*names, "along_training") for suffix in (".png", ".svg")),
     }
     report = json.loads((out / "report.json").read_text())
     matched = {run["run"]: run for run in report["matched"][0]["runs"]}
@@ -286,12 +308,53 @@ def test_the_report_is_complete(ppo, bc, tmp_path, capsys):
     text = (out / "report.md").read_text()
     for part in ("| 50% | ppo |", "LiftCube", "![new against prior](new_against_prior.png)"):
         assert part in text
-    assert "At 50% success on PlaceCanInBin, ppo keeps 100%" in capsys.readouterr().out
+    assert "At 50% success on PlaceCanInBin, ppo keeps 100%" in shown
 
 
-@pytest.mark.slow
-def test_the_report_of_a_sweep_has_intervals_over_seeds(tmp_path):
-    report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
+def test_the_page_is_small_and_explains_its_words(saved):
+    page = (saved[1] / "index.html").read_text()
+    assert len(page.encode()) < 3e6
+    links = set(re.findall(r'href="#(term-\w+|words)"', page))
+    assert {"term-arm", "term-kept", "term-interval", "term-checkpoint"} <= links
+    assert links <= set(re.findall(r'id="([\w-]+)"', page))
+    assert re.search(r"Made on \d{4}-\d\d-\d\d by robo-razor \S+ with", page)
+    assert re.search(r"<code>robo-razor compare \S+ppo \S+bc --out \S+ --match 0.5</code>", page)
+    assert "To cite it: The robo-razor authors" in page
+
+
+def test_a_comparison_is_a_value(saved, ppo, bc, tmp_path, capsys):
+    comparison = compare([ppo, bc])
+    assert comparison.headline.startswith("At 90% success on PlaceCanInBin, ppo keeps 90%")
+    assert comparison.sentences[0].startswith("That is a difference of 43 points")
+    assert comparison.levels == (0.3, 0.5, 0.7, 0.8, 0.9)
+    assert comparison.headline_level == 0.9
+    assert comparison.law["predictor"] == "kl_base_tuned/new_base_visited"
+    at = comparison.at(0.5)
+    assert at["ppo"].values("retention") == pytest.approx([1.0])
+    assert at["bc"].values("retention") == pytest.approx([0.8])
+    assert capsys.readouterr().out == ""
+    assert saved[0].levels == (0.5,)
+    assert saved[0].at(0.99)["ppo"].reason == "its best run reaches only 90%"
+
+
+def test_arms_say_what_they_are(tmp_path):
+    sweep = Path(make_sweep(tmp_path / "sweep", seeds=1))
+    lines = arm_descriptions(load_runs([str(sweep)]))
+    assert lines["ppo_kl"] == "method ppo, kl coef 0.1"
+    assert re.fullmatch(r"method ppo, learning rate \S+ or \S+", lines["ppo"])
+    record = read_json(sweep / "sweep.json")
+    write_json(sweep / "sweep.json", {**record, "about": {"ppo": "PPO as in the paper."}})
+    assert arm_descriptions(load_runs([str(sweep)]))["ppo"] == "PPO as in the paper."
+
+
+@pytest.fixture(scope="module")
+def sweep_report(tmp_path_factory):
+    """Return the report of a sweep with noise."""
+    return build_report(load_runs([make_sweep(tmp_path_factory.mktemp("noisy") / "sweep")]))
+
+
+def test_the_report_of_a_sweep_has_intervals_over_seeds(sweep_report):
+    report = sweep_report
     level = report["headline_level"]
     assert BASE_NEW < level < 0.95
     block = next(block for block in report["matched"] if block["level"] == level)
@@ -353,12 +416,17 @@ def test_the_statement_of_one_run(ppo):
 def test_the_statement_when_nothing_can_be_compared(tmp_path, ppo):
     stuck = make_run(tmp_path / "stuck", [(0.2, 1.0, 0.0), (0.2, 0.9, 1.0)], method="bc")
     report = build_report(load_runs([ppo, stuck]))
-    assert report["statement"]["headline"].startswith("Nothing can be compared at equal success")
+    assert report["statement"]["headline"] == (
+        "At the last checkpoint **ppo** keeps **90%** of the prior skills and **bc** **90%**."
+    )
+    assert report["statement"]["sentences"][0] == (
+        "No matched comparison: only **ppo** improved on the base on PlaceCanInBin (20% → 90%); "
+        "**bc** ended at 20%."
+    )
     assert report["comparisons"][0]["refused"]
 
 
-@pytest.mark.slow
-def test_a_report_replaces_a_report_but_nothing_else(ppo, tmp_path):
+def test_a_report_replaces_a_report_but_nothing_else(saved, ppo, tmp_path, no_figures):
     out = tmp_path / "report"
     for _ in range(2):
         run_compare(CompareConfig(runs=(ppo,), out=str(out)))
@@ -366,13 +434,11 @@ def test_a_report_replaces_a_report_but_nothing_else(ppo, tmp_path):
         run_compare(CompareConfig(runs=(ppo,), out=ppo))
 
 
-@pytest.mark.slow
-def test_figures_are_the_same_every_time(ppo, bc, tmp_path):
-    texts = []
-    for name in "ab":
-        run_compare(CompareConfig(runs=(ppo, bc), out=str(tmp_path / name)))
-        texts.append((tmp_path / name / "new_against_prior.svg").read_text())
-    assert texts[0] == texts[1]
+def test_figures_are_the_same_every_time(saved, tmp_path):
+    comparison, out, _ = saved
+    for name in draw_figures(comparison.runs, comparison.report, tmp_path):
+        if name.endswith(".svg"):
+            assert (tmp_path / name).read_text() == (out / name).read_text(), name
 
 
 def test_runs_without_prior_skills_and_kl(tmp_path):
@@ -530,9 +596,7 @@ def test_success_with_sampled_actions_is_shown(ppo):
     runs = load_runs([ppo])
     assert last_table(runs.runs).rows[0][4] == "60%\xa0[41,\xa077], n = 25"
     chart = next(c for c in training_charts(runs, None) if c.id == "training-new")
-    assert [t["line"].get("dash") for t in chart.views[0].traces or chart.views[2].traces][-1] == (
-        "dot"
-    )
+    assert [series.dash for series in chart.views[0].panels[0].series][-1] == "dot"
 
 
 def test_levels_may_be_asked_for_in_any_order(ppo, bc):
@@ -541,7 +605,7 @@ def test_levels_may_be_asked_for_in_any_order(ppo, bc):
     assert pair_table(report).rows[0][1] == "80%"
 
 
-def test_a_base_without_prior_success_is_told(tmp_path):
+def test_a_base_without_prior_success_is_reported(tmp_path):
     """Nothing can be kept then, which has nothing to do with what the arms reach."""
     runs = []
     for name in ("ppo", "bc"):
@@ -574,15 +638,15 @@ def test_skills_that_are_lost_entirely_are_counted(ppo, tmp_path):
     )
 
 
-def test_predictors_are_compared_on_the_same_runs(tmp_path):
-    report = build_report(load_runs([make_sweep(tmp_path / "sweep")]))
+def test_predictors_are_compared_on_the_same_runs(sweep_report):
+    report = sweep_report
     law = " ".join(report["statement"]["sentences"])
     assert "Their intervals overlap" not in law
     paired = report["best_predictor_minus_kl"]
     if paired is None:
         assert report["predictors"][0]["predictor"] == report["law"]["predictor"]
     elif paired["interval"][0] <= 0:
-        assert "is not told apart from that of KL" in law
+        assert "Its R² is not clearly higher than that of KL" in law
     assert report["law"]["within_r2"] is not None
     assert report["law"]["leave_one_arm_out_rmse"] is not None
 
@@ -597,8 +661,9 @@ def test_a_better_predictor_than_the_papers_has_a_figure_of_its_own(tmp_path):
     assert "KL(tuned || base), new task, base's states, nats per decision" in text
     other = {**reverse, "n_points": 3}
     for predictors in ([report["law"], reverse], [other, report["law"]]):
-        drawn = draw_figures(runs, {**report, "predictors": predictors}, tmp_path)
-        assert "prior_against_best.png" not in drawn
+        names = [f.name for f in figures.figures_of(runs, {**report, "predictors": predictors})]
+        assert "prior_against_kl" in names
+        assert "prior_against_best" not in names
 
 
 def test_a_distance_that_one_run_did_not_measure_is_unknown_there(ppo):
@@ -618,7 +683,12 @@ def test_a_run_from_before_a_setting_existed_is_a_seed_of_the_same_arm(tmp_path)
     assert [len(setting.runs) for setting in arm.settings] == [2]
 
 
-def test_two_heaps_are_told_as_two_heaps(tmp_path):
+def dashes(chart):
+    """Return how the lines of a chart's first panel are dashed."""
+    return [one.dash for one in chart.views[0].panels[0].series if one.mark == "line"]
+
+
+def test_two_clusters_are_reported_as_two_clusters(tmp_path):
     near = [(0.2, 1.0, 0.0), (0.6, 1.0, 0.5), (0.9, 0.95, 1.5)]
     far = [(0.2, 1.0, 0.0), (0.8, 0.4, 60.0), (0.9, 0.3, 66.0)]
     further = [(0.2, 1.0, 0.0), (0.8, 0.3, 65.0), (0.9, 0.3, 71.0)]
@@ -631,17 +701,17 @@ def test_two_heaps_are_told_as_two_heaps(tmp_path):
     report = build_report(runs)
     (sentence,) = [s for s in report["statement"]["sentences"] if "law" in s]
     assert sentence.startswith(
-        "No law of forgetting can be told from these runs: no checkpoint lies between 1.50 and 60.0"
+        "These runs show no law of forgetting: no checkpoint lies between 1.50 and 60.0"
     )
+    assert "merely separates two clusters" in sentence
     assert "explains **" not in sentence
     assert "Within arms it explains" in sentence
     assert report["law"]["gap"] == [1.5, 60.0]
     assert predictor_rows(report).rows[0][1].endswith("*")
-    lines = [t["line"].get("dash") for t in law_chart(runs, report).views[0].traces if "line" in t]
-    assert lines == [None, "dot", None]
+    assert dashes(law_chart(runs, report)) == ["", "dot", ""]
 
 
-def test_half_gone_is_told_where_success_is_level_and_then_falls(tmp_path):
+def test_half_gone_is_reported_where_success_is_level_and_then_falls(tmp_path):
     def prior(kl):
         return 0.95 / (1 + (kl / 20) ** 4)
 
@@ -656,40 +726,40 @@ def test_half_gone_is_told_where_success_is_level_and_then_falls(tmp_path):
     low, high = report["falloff"]["half_interval"]
     assert low < report["falloff"]["half"] < high
     assert report["falloff"]["minus_parabola"]["value"] > 0
-    (sentence,) = [s for s in report["statement"]["sentences"] if s.startswith("Half of")]
+    (sentence,) = [s for s in report["statement"]["sentences"] if s.startswith("A Hill curve")]
     assert f"{report['falloff']['half']:.1f} nats [" in sentence
-    lines = [t["line"].get("dash") for t in law_chart(steep, report).views[0].traces if "line" in t]
-    assert lines == [None, "dash"]
+    assert dashes(law_chart(steep, report)) == ["", "dash"]
 
     mild = load_runs([run(f"p{k}", 8 + k, seed=k, method="ppo") for k in range(4)])
     report = build_report(mild)
     assert report["falloff"]["half"] is None
     assert "no checkpoint has lost half" in report["falloff"]["reason"]
-    assert not [s for s in report["statement"]["sentences"] if s.startswith("Half of")]
+    assert not [s for s in report["statement"]["sentences"] if s.startswith("A Hill curve")]
 
 
 def test_every_figure_shows_how_sure_it_is(ppo, bc):
     runs = load_runs([ppo, bc])
-    points = [t for t in frontier_chart(runs, 0.9).views[0].traces if "error_y" in t]
+    series = frontier_chart(runs, 0.9).views[0].panels[0].series
+    points = [one for one in series if one.y_ends]
     assert len(points) == 2  # the filled ones of each arm
-    assert all(max(t["error_y"]["array"] + t["error_y"]["arrayminus"]) > 0.01 for t in points)
-    bars = [t["error_x"] for t in matched_chart(runs, [0.9], 0.9).views[0].traces]
-    assert all(bar["thickness"] == 1 and bar["arrayminus"][0] > 0.01 for bar in bars)
+    assert all(max(high - low for low, high in one.y_ends) > 0.01 for one in points)
+    bars = matched_chart(runs, [0.9], 0.9).views[0].panels[0].series
+    assert all(bar.end_width == 1 and bar.x[0] - bar.x_ends[0][0] > 0.01 for bar in bars)
     for chart in training_charts(runs, 0.9):
-        known = any("error_y" in trace for view in chart.views for trace in view.traces)
+        every = [one for view in chart.views for panel in view.panels for one in panel.series]
+        known = any(one.y_ends for one in every)
         assert known == (chart.id in ("training-new", "training-prior"))
 
 
-def test_the_text_says_what_the_page_says(ppo, bc, tmp_path):
-    out = tmp_path / "report"
-    run_compare(CompareConfig(runs=(ppo, bc), out=str(out)))
-    text = (out / "report.md").read_text()
+def test_the_text_says_what_the_page_says(ppo, bc):
+    runs = load_runs([ppo, bc])
+    text = to_markdown(runs, build_report(runs), [])
     for part in (
         "### Every seed at 90%",
         "## Area under the frontier",
         "## Success on every skill after every run",
         "## Fingerprints",
-        "| skill | base | ppo, seed 0 | bc, seed 0 |",
+        "| skill | base | ppo: seed 0 | bc: seed 0 |",
         "mujoco",
     ):
         assert part in text, part
@@ -707,7 +777,7 @@ def test_runs_on_other_tasks_are_refused(ppo, tmp_path):
         load_runs([ppo, fewer])
 
 
-def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path):
+def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path, no_figures):
     file = Path(bc) / "environment.json"
     environment = read_json(file)
     environment["packages"]["mujoco"] = "3.0.0"
@@ -744,7 +814,8 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
     file = Path(third) / "environment.json"
     write_json(file, read_json(file) | {"git": {"commit": "3" * 40}})
     (note,) = [note for note in noted(load_runs([ppo, bc, third]).runs) if "commit" in note]
-    assert note.endswith(f"{'1' * 40} (ppo) against {'3' * 40} (third); {'2' * 40} (bc).")
+    assert note.startswith("Differences between runs (harmless): git commit")
+    assert note.endswith(f"{'1' * 8} (ppo) against {'3' * 8} (third); {'2' * 8} (bc).")
     (Path(bc) / "environment.json").unlink()
     assert unlike(load_runs([ppo, bc]).runs) == ["fingerprint: one of them has none (ppo / bc)"]
 
@@ -786,12 +857,16 @@ def test_comparing_needs_no_torch(ppo, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_the_terminal_names_every_run_in_full(tmp_path, capsys):
+def test_the_terminal_names_every_run_in_full(tmp_path, capsys, no_figures):
     sweep = make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"], seeds=2)
-    run_compare(CompareConfig(runs=(sweep,), out=str(tmp_path / "report"), videos=0))
+    run_command(CompareConfig(runs=(sweep,), out=str(tmp_path / "report"), videos=0))
     shown = capsys.readouterr().out
     assert "\u2026" not in shown
     assert shown.count("rate=1,seed=1") == 2  # of each arm
+    assert max(map(len, shown.splitlines()[:-2])) <= 80  # the last two name files
+    for line in ("Reading 6 runs ...", "Comparing 2 arms ...", "Drawing figures ..."):
+        assert line in shown
+    assert re.search(r"index\.html\n.*report\.md, and \d+ figures, 3 CSV files and", shown)
 
 
 def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
@@ -814,7 +889,7 @@ def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "described"),
     [
         ("policy:runs/s/ppo/learning_rate_0.0001-seed_0", "run of ppo (learning_rate_0.0001)"),
         ("policy:runs/s/ppo/seed_2-learning_rate_0.0001", "run of ppo (learning_rate_0.0001)"),
@@ -824,9 +899,9 @@ def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
         ("policy:runs/t/ppo/seed_3", "policy:runs/t/ppo/seed_3"),
     ],
 )
-def test_what_a_run_cloned_is_told_without_the_seed(tmp_path, value, told):
+def test_what_a_run_cloned_is_described_without_the_seed(tmp_path, value, described):
     """Teachers of several settings make several settings."""
     path = tmp_path / "s/distilled/seed_0"
     make_run(path, [(0.4, 1.0, 0.0)], method="bc", section={"demonstrations": value})
     run = load_run(path, "seed_0", "distilled")
-    assert comparable_settings(run)["bc.demonstrations"] == told
+    assert comparable_settings(run)["bc.demonstrations"] == described

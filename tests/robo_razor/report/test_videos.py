@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from made_up_runs import TASK, make_run
 
+from robo_razor.cli.films import film, side_by_side
 from robo_razor.core.files import read_json
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.report.arms import load_runs
@@ -16,7 +17,6 @@ from robo_razor.report.videos import (
     filmable,
     make_videos,
     pick_states,
-    side_by_side,
     surprise_note,
 )
 
@@ -45,7 +45,7 @@ def test_start_states_are_those_where_most_policies_differ_from_the_base(runs):
 
 def test_without_checkpoints_there_is_no_video(runs, tmp_path):
     assert filmable(runs, 0.5) == []
-    assert make_videos(runs, 0.5, tmp_path / "videos", 2) == []
+    assert make_videos(runs, 0.5, tmp_path / "videos", 2, film) == []
     assert not (tmp_path / "videos").exists()
 
 
@@ -60,7 +60,7 @@ def test_parts_stand_side_by_side_and_wait_for_each_other():
     assert int(frames[2][7, 0, 0]) == 70  # the second row
 
 
-def test_an_outcome_unlike_the_measured_one_is_told(tmp_path):
+def test_an_outcome_unlike_the_measured_one_is_reported(tmp_path):
     video = Video(tmp_path / "v.mp4", "", b"", surprises=1)
     assert surprise_note([Video(tmp_path / "v.mp4", "", b"")]) is None
     assert surprise_note([video, video]).startswith("2 filmed episodes ended otherwise than")
@@ -73,7 +73,7 @@ def test_a_video_that_cannot_be_made_is_a_note(tmp_path):
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"no weights")
     out = tmp_path / "report"
-    run_compare(CompareConfig(runs=(str(path),), out=str(out)))
+    run_compare(CompareConfig(runs=(str(path),), out=str(out)), film=film)
     report = read_json(out / "report.json")
     assert report["videos"] == []
     assert any(note.startswith("There are no videos: ") for note in report["notes"])
@@ -87,7 +87,7 @@ def test_the_shipped_base_is_filmed_beside_itself(tmp_path):
     model = path / "checkpoints" / "000010" / "pretrained_model"
     shutil.copytree(locate_policy("razor-base"), model)
     out = tmp_path / "report"
-    run_compare(CompareConfig(runs=(str(path),), out=str(out), videos=1))
+    run_compare(CompareConfig(runs=(str(path),), out=str(out), videos=1), film=film)
     (entry,) = read_json(out / "report.json")["videos"]
     assert entry["shows"].startswith("PlaceCanInBin, ")
     assert (out / entry["file"]).stat().st_size > 1000
