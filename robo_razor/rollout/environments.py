@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence, Set
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -265,7 +265,8 @@ def _make_family(
             arguments=kwargs,
         )
         return own
-    env: Any = gym.make_vec(
+    # Gymnasium types what it returns as its own class, which has less than ours.
+    made = gym.make_vec(
         task,
         num_envs=config.num_envs,
         vectorization_mode="vector_entry_point",
@@ -274,8 +275,7 @@ def _make_family(
         image_size=config.image_size,
         **kwargs,
     )
-    made: VectorEnv = env
-    return made
+    return cast("VectorEnv", made)
 
 
 def check_vector_env(task: str, env: VectorEnv) -> None:
@@ -316,20 +316,16 @@ def _try_tasks(tasks: Sequence[str], env: VectorEnv) -> None:
     """
     if getattr(_vector_maker(tasks[0]), "pure_starts", False):
         return
+    own: Any = env  # those of `OWN_VECTOR_ENV` answer questions to their environments
     for task in reversed(tasks):  # the first one last: that is the one they are to be left with
         if trouble := seed_trouble(env, task):
             logger.warning("%s %s", task, trouble)
-        if _family(task) == OWN_VECTOR_ENV and not _tells_limit(env):
+        if _family(task) == OWN_VECTOR_ENV and not own.call("tells_limit")[0]:
             logger.warning(
                 "The environment %r tells no time limit. Where it has none, an episode that fails "
                 "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",
                 task,
             )
-
-
-def _tells_limit(env: Any) -> bool:
-    """Return whether an environment of `OWN_VECTOR_ENV` has a time limit."""
-    return bool(env.call("tells_limit")[0])
 
 
 def seed_trouble(env: VectorEnv, task: str) -> str | None:

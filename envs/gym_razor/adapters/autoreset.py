@@ -55,8 +55,8 @@ class Autoreset(VectorWrapper[Any, Any, NDArray[Any]]):
         """Start episodes; see the environment."""
         mask = (options or {}).get("reset_mask")
         self._finished[slice(None) if mask is None else np.asarray(mask, np.bool_)] = False
-        env: Any = self.env  # Gymnasium types `seed` more narrowly than its environments take it
-        observations, infos = env.reset(seed=seed, options=options)
+        # Gymnasium types `seed` more narrowly than its environments take it.
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         return observations, infos
 
     def step(
