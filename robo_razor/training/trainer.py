@@ -52,7 +52,7 @@ from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
-from robo_razor.training import messages
+from robo_razor.core.run import messages
 from robo_razor.training.checkpoint import (
     Checkpoint,
     check_room_for,
