@@ -118,6 +118,15 @@ class Run:
         return load_policy(self.config.policy)
 
 
+def load_run(path: str | Path) -> Run:
+    """Return a run on disk.
+
+    Raises:
+        RunDirectoryError: `path` is not a run directory.
+    """
+    return Run(path)
+
+
 def finetune(
     policy: str | Policy = "razor-base",
     task: str = MAIN_TASK,

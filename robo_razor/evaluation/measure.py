@@ -1,0 +1,227 @@
+"""Two policies, or one, measured from Python: success on skills, and how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+
+from robo_razor.core.errors import ConfigError, PolicyError
+from robo_razor.core.machine import cpu_count
+from robo_razor.core.metrics import NEW_BASE, PRIOR
+from robo_razor.core.settings.config import (
+    HELD_OUT_SEED,
+    MAIN_TASK,
+    EnvConfig,
+    replace,
+)
+from robo_razor.core.types import SkillResult
+from robo_razor.evaluation.evaluate import evaluate as evaluate_in
+from robo_razor.evaluation.forgetting import Divergence, measure_probe
+from robo_razor.evaluation.predictors import Comparison, measure_predictors
+from robo_razor.evaluation.probes import ProbeSet, make_probe
+from robo_razor.policies.load import load_policy
+from robo_razor.policies.policy import Policy
+from robo_razor.rollout.environments import make_env, named_tasks
+from robo_razor.rollout.episodes import episode_bar, run_episodes
+from robo_razor.rollout.groups import VectorEnv
+from robo_razor.rollout.start_states import held_out_rows
+
+PROBE_EPISODES = 4
+"""Episodes per task from which probe states are taken."""
+
+States = Literal["new", "prior"] | str | ProbeSet
+"""Where policies are compared: `new`, `prior`, names of skills with commas, or observations."""
+
+
+def evaluate(
+    policy: str | Policy,
+    skills: str = "all",
+    episodes: int = 50,
+    *,
+    mode: Literal["greedy", "sample"] = "greedy",
+    seed: int = 0,
+    seed_offset: int = HELD_OUT_SEED,
+    env: EnvConfig | None = None,
+    progress: bool = False,
+) -> dict[str, SkillResult]:
+    """Measure a policy's success on skills, from held-out start states.
+
+    Args:
+        policy: A policy, or what `load_policy` takes.
+        skills: `prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK`, with
+            commas.
+        episodes: Episodes per skill (>= 1), each from a start state of its own.
+        mode: Actions: the most likely (`greedy`) or drawn from the policy (`sample`).
+        seed: Seed of sampled actions.
+        seed_offset: Seed of the first start state.
+        env: How environments are run in parallel.
+        progress: Show a bar on standard error.
+
+    Returns:
+        Skill -> result; `success_rate` and `interval` (95 %, Wilson) are in [0, 1].
+
+    Raises:
+        RoboRazorError: Unknown skills or policy, or a policy that does not fit the environment.
+    """
+    loaded, settings = _loaded(policy), _settings(env)
+    tasks = _tasks(skills, settings)
+    environment = _made(loaded, tasks, settings)
+    try:
+        with episode_bar(Console(stderr=True) if progress else None, "evaluating") as bar:
+            return evaluate_in(
+                loaded,
+                environment,
+                tasks,
+                episodes,
+                seed_offset,
+                mode,
+                sampling_seed=seed,
+                progress=bar,
+            )
+    finally:
+        environment.close()
+
+
+def measure(
+    base: str | Policy,
+    tuned: str | Policy,
+    on: States = "new",
+    *,
+    states: int = 128,
+    expensive: bool = False,
+    env: EnvConfig | None = None,
+) -> Measured:
+    """Measure how far a tuned policy is from its base; success plays no part.
+
+    Args:
+        base: A policy, or what `load_policy` takes.
+        tuned: Another policy with the same inputs and actions.
+        on: The states on which they are compared. `new`, `prior` or names of skills: states that
+            the base visits there, greedily, from held-out start states. Or a `ProbeSet`.
+        states: How many states (>= 1), of all tasks together.
+        expensive: Also measure distances that take long, such as Fisher-weighted ones.
+        env: How environments are run in parallel.
+
+    Returns:
+        Name -> divergence, such as `kl_base_tuned`, with `distances` beside it.
+
+    Raises:
+        RoboRazorError: Unknown skills, or policies that cannot be compared.
+    """
+    first, second = _loaded(base), _loaded(tuned)
+    _refuse_unlike(first, second)
+    if isinstance(on, ProbeSet):
+        probe, name = on, NEW_BASE
+    else:
+        probe = visited_states(first, on, states, env=env)
+        name = PRIOR if on == "prior" else NEW_BASE
+    result = measure_probe(first, second, probe)
+    distances = measure_predictors(Comparison(first, second, {name: probe}), expensive=expensive)
+    return Measured(result.measures, distances, probe)
+
+
+class Measured(dict[str, Divergence]):
+    """Name -> divergence between two policies.
+
+    Attributes:
+        distances: Name -> distance of weights and activations, see `evaluation.predictors`.
+        states: The observations on which the policies were compared.
+    """
+
+    def __init__(
+        self, measures: Mapping[str, Divergence], distances: dict[str, float], states: ProbeSet
+    ) -> None:
+        super().__init__(measures)
+        self.distances, self.states = distances, states
+
+    def __repr__(self) -> str:
+        numbers = {name: round(measure.mean, 6) for name, measure in self.items()}
+        return f"Measured({numbers}, on {len(self.states)} states)"
+
+
+def visited_states(
+    policy: str | Policy, skills: str = "new", states: int = 128, *, env: EnvConfig | None = None
+) -> ProbeSet:
+    """Return states that a policy visits on skills, greedily, from held-out start states.
+
+    Args:
+        policy: A policy, or what `load_policy` takes.
+        skills: `new` (the main new task), `prior`, or names with commas.
+        states: How many (>= 1), evenly spread over all episodes.
+        env: How environments are run in parallel.
+    """
+    loaded, settings = _loaded(policy), _settings(env)
+    tasks = _tasks(MAIN_TASK if skills == "new" else skills, settings)
+    environment = _made(loaded, tasks, settings)
+    try:
+        rows = held_out_rows(tasks, PROBE_EPISODES)
+        record = run_episodes(environment, loaded, rows, "greedy", record="inputs").record
+    finally:
+        environment.close()
+    assert record is not None  # it was asked for
+    return make_probe(record, states, np.arange(len(rows)))
+
+
+def _loaded(policy: str | Policy) -> Policy:
+    return load_policy(policy) if isinstance(policy, str) else policy
+
+
+def _settings(env: EnvConfig | None) -> EnvConfig:
+    """Return how environments run: as given, else with a worker per core."""
+    return env or replace(EnvConfig(), num_workers=max(1, cpu_count()))
+
+
+def _tasks(skills: str, env: EnvConfig) -> dict[str, str]:
+    tasks = named_tasks(skills, env.env_packages)
+    if not tasks:
+        raise ConfigError(
+            f"`skills` = {skills!r} names no skill",
+            allowed="prior, new, all, or names with commas",
+        )
+    return tasks
+
+
+def _made(policy: Policy, tasks: Mapping[str, str], settings: EnvConfig) -> VectorEnv:
+    """Return environments of some tasks that fit a policy.
+
+    Raises:
+        PolicyEnvMismatchError: The policy does not fit them.
+    """
+    first, *others = tasks.values()
+    env = make_env(
+        first,
+        settings,
+        chunk_size=policy.chunk_size,
+        tasks=others,
+        image_shape=policy.wanted_image_shape,
+    )
+    try:
+        policy.check_env(env.single_observation_space, env.single_action_space)
+    except BaseException:
+        env.close()
+        raise
+    return env
+
+
+def _refuse_unlike(base: Policy, tuned: Policy) -> None:
+    """Refuse two policies that do not see the same or do not choose among the same actions."""
+
+    def about(policy: Policy) -> dict[str, object]:
+        return {
+            "cameras": sorted(policy.sources.image_keys),
+            "state": policy.state_dim,
+            "actions": (policy.chunk_size, policy.action_dim),
+            "density": policy.has_density,
+        }
+
+    one, two = about(base), about(tuned)
+    for name, value in one.items():
+        if two[name] != value:
+            raise PolicyError(
+                f"The policies {base.name!r} and {tuned.name!r} cannot be compared: {name} "
+                f"{value} against {two[name]}",
+                allowed="two policies with equal inputs and actions",
+            )
