@@ -165,7 +165,8 @@ def _show_files(written: Written, console: Console) -> None:
         more.insert(1, plural(len(written.videos), "video"))
     lines = (
         f"Page: {written.page}",
-        f"Text: {written.markdown}, and {', '.join(more[:-1])} and {more[-1]}",
+        f"Text: {written.markdown}",
+        f"Beside them: {', '.join(more[:-1])} and {more[-1]}",
     )
     for line in lines:
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -863,10 +863,10 @@ def test_the_terminal_names_every_run_in_full(tmp_path, capsys, no_figures):
     shown = capsys.readouterr().out
     assert "\u2026" not in shown
     assert shown.count("rate=1,seed=1") == 2  # of each arm
-    assert max(map(len, shown.splitlines()[:-2])) <= 80  # the last two name files
+    assert max(map(len, shown.splitlines()[:-3])) <= 80  # the last ones name files
     for line in ("Reading 6 runs ...", "Comparing 2 arms ...", "Drawing figures ..."):
         assert line in shown
-    assert re.search(r"index\.html\n.*report\.md, and \d+ figures, 3 CSV files and", shown)
+    assert re.search(r"Page: .*index\.html\nText: .*report\.md\nBeside them: \d+ figures, 3", shown)
 
 
 def test_runs_of_a_renamed_sweep_that_clone_siblings_are_one_setting(tmp_path):
