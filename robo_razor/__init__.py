@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from robo_razor.policies.load import load_policy
     from robo_razor.policies.policy import Policy
     from robo_razor.report.build import Comparison, compare
-    from robo_razor.rollout.catalogue import list_tasks
+    from robo_razor.rollout.environments import TaskInfo, list_tasks
     from robo_razor.rollout.play import rollout
     from robo_razor.training.methods.bc import BC
     from robo_razor.training.methods.grpo import GRPO
@@ -49,6 +49,7 @@ __all__ = [
     "Reinforce",
     "RoboRazorError",
     "Run",
+    "TaskInfo",
     "TrackingConfig",
     "compare",
     "evaluate",
@@ -70,7 +71,7 @@ _HOMES = {
     "policies.load": ("load_policy",),
     "policies.policy": ("Policy",),
     "report.build": ("Comparison", "compare"),
-    "rollout.catalogue": ("list_tasks",),
+    "rollout.environments": ("TaskInfo", "list_tasks"),
     "rollout.play": ("rollout",),
     "training.methods.bc": ("BC",),
     "training.methods.grpo": ("GRPO",),

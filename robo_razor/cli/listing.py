@@ -101,14 +101,6 @@ def policy_table() -> Table:
 
 def _tasks() -> dict[str, str | None]:
     """Return id -> role of the default environment packages' tasks and of all that have a role."""
-    import gymnasium as gym
+    from robo_razor.rollout.environments import list_tasks
 
-    from robo_razor.rollout.environments import import_env_packages
-
-    packages = EnvConfig().env_packages
-    import_env_packages(packages)
-    return {
-        name: spec.kwargs.get("role")
-        for name, spec in gym.registry.items()
-        if name.split("/")[0] in packages or "role" in spec.kwargs
-    }
+    return {task.id: task.role for task in list_tasks(env_packages=EnvConfig().env_packages)}

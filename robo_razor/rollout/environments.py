@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium as gym
@@ -170,6 +171,42 @@ def named_tasks(spec: str, packages: Sequence[str]) -> dict[str, str]:
 def role_of(task: str) -> str:
     """Return the role "prior" or "new" that a task is registered with ("new" without one)."""
     return str(gym.registry[task].kwargs.get("role", "new") if task in gym.registry else "new")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A registered task.
+
+    Attributes:
+        id: Its Gymnasium id.
+        skill: Its short name, which commands take as well.
+        role: `prior` (the shipped base can do it), `new` (it cannot), or None.
+        max_episode_steps: Control steps before an episode is truncated; None: no limit.
+    """
+
+    id: str
+    skill: str
+    role: str | None
+    max_episode_steps: int | None
+
+
+def list_tasks(
+    role: str | None = None, env_packages: Sequence[str] = ("gym_razor",)
+) -> list[TaskInfo]:
+    """Return the tasks of some packages and all tasks that have a role, by role and name.
+
+    Args:
+        role: Only those with this role, `prior` or `new`.
+        env_packages: Packages that register tasks; they are imported.
+    """
+    import_env_packages(env_packages)
+    tasks = [
+        TaskInfo(name, skill_name(name), spec.kwargs.get("role"), spec.max_episode_steps)
+        for name, spec in gym.registry.items()
+        if _is_of(spec, env_packages) or "role" in spec.kwargs
+    ]
+    chosen = [task for task in tasks if role is None or task.role == role]
+    return sorted(chosen, key=lambda task: (task.role or "~", task.id))
 
 
 def time_limit(task: str) -> float:

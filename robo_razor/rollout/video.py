@@ -165,13 +165,21 @@ class Rollout:
     batch: EpisodeBatch
     video: Path | None = None
 
+    @property
+    def success_rate(self) -> float:
+        """Return the share of successful episodes, in [0, 1]."""
+        return self.batch.success_rate
 
-def roll_out(config: RolloutConfig, progress: Progress | None = None) -> Rollout:
+
+def roll_out(
+    config: RolloutConfig, progress: Progress | None = None, loaded: Policy | None = None
+) -> Rollout:
     """Run a policy on a task as the settings say, and film it if they name a file.
 
     Args:
         config: Settings of `robo-razor rollout`.
         progress: Called as episodes finish.
+        loaded: The policy, where it need not be loaded.
 
     Raises:
         RoboRazorError: Unknown task or policy, or one that does not fit the environment.
@@ -184,7 +192,7 @@ def roll_out(config: RolloutConfig, progress: Progress | None = None) -> Rollout
     env_config = replace(config.env, num_envs=min(config.env.num_envs, config.episodes))
     collector = FrameCollector(config.video_size) if config.video else None
     with torch_threads(config.torch_threads):
-        policy, actor, chunk_size = _actor(config)
+        policy, actor, chunk_size = _actor(config, loaded)
         if config.video is not None:
             actor, chunk_size = OpenLoopActor(actor, chunk_size), 1
         shape = None if policy is None else policy.wanted_image_shape
@@ -204,11 +212,11 @@ def roll_out(config: RolloutConfig, progress: Progress | None = None) -> Rollout
     return Rollout(config.task, batch, write_video(str(config.video), frames, fps))
 
 
-def _actor(config: RolloutConfig) -> tuple[Policy | None, Actor, int]:
+def _actor(config: RolloutConfig, loaded: Policy | None = None) -> tuple[Policy | None, Actor, int]:
     """Return the policy (None for the expert), who acts, and the chunk size."""
     if config.policy == "expert":
         return None, ExpertActor("a"), 1
-    policy = load_policy(config.policy, resolve_device(config.device))
+    policy = loaded or load_policy(config.policy, resolve_device(config.device))
     policy.rename(config.rename)
     if config.instruction is not None:
         policy.check_instruction(config.instruction)

@@ -42,6 +42,7 @@ from robo_razor.core.metrics import (
     Summary,
 )
 from robo_razor.core.ranks import ALONE, Ranks, launched
+from robo_razor.core.run import messages
 from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.run.display import format_seconds, summary_table
 from robo_razor.core.run.log import RunLog
@@ -52,7 +53,6 @@ from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
-from robo_razor.core.run import messages
 from robo_razor.training.checkpoint import (
     Checkpoint,
     check_room_for,
