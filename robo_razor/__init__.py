@@ -72,7 +72,6 @@ _HOMES = {
     "policies.policy": ("Policy",),
     "report.build": ("Comparison", "compare"),
     "rollout.environments": ("TaskInfo", "list_tasks"),
-    "rollout.play": ("rollout",),
     "training.methods.bc": ("BC",),
     "training.methods.grpo": ("GRPO",),
     "training.methods.ppo": ("PPO",),
@@ -85,6 +84,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "rollout":  # also the name of a package, which can be called
+        return importlib.import_module("robo_razor.rollout")
     for module, names in _HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f"robo_razor.{module}"), name)
