@@ -59,6 +59,7 @@ def test_on_the_batch_it_is_what_ppos_own_penalty_was(direction):
         "warmup_updates": 0,
         "temperature": 0.7,
         "ent_coef": 0.01,
+        "target_kl": None,
     }
     own = make_learner(OldPPO(**settings, direction=direction), alter=moved)
     term = make_learner(PPO(**settings), [KL(weight=0.3, direction=direction)], alter=moved)
