@@ -34,7 +34,7 @@ LEFT_OUT = ("*/checksums.json",)
 """Files of those above that follow from others."""
 TIMES = ("time/*", "*tracking_s", "*elapsed_s", "*wall_s", "*share_of_tracking")
 """Keys that are times, which differ from run to run; a report has only those of its runs."""
-CHANGES = ("renamed", "gone", "new", "value")
+CHANGES = ("renamed", "gone", "new", "value", "text")
 
 Place = tuple[int, str]
 """A line, counted from 1 (0 where a file has none), and a key."""
@@ -114,7 +114,7 @@ class Expected:
     """A deliberate change.
 
     Attributes:
-        change: "renamed", "gone", "new" or "value".
+        change: "renamed", "gone", "new", "value" of a number, or "text" that reads otherwise.
         reason: Why it is meant.
         case: Pattern of cases, as in `fnmatch`.
         file: Pattern of files.
@@ -145,8 +145,8 @@ class Expected:
             raise UsageError(f"{self}: `to` belongs to `change: renamed`")
         if (self.change == "value") != (0.0 < self.within <= 1.0):
             raise UsageError(f"{self}: `within`, from 0 to 1, belongs to `change: value`")
-        if self.change == "value" and not self.key:
-            raise UsageError(f"{self}: `change: value` needs a `key`")
+        if self.change in ("value", "text") and not self.key:
+            raise UsageError(f"{self}: `change: {self.change}` needs a `key`")
         if not self.key and self.file == "*":
             raise UsageError(f"{self} names neither a `file` nor a `key`")
 
@@ -161,7 +161,9 @@ class Expected:
 
     def allows(self, difference: Difference) -> bool:
         """Say whether it covers a difference, and count it if so."""
-        if self.change != difference.change or not self.names(difference.case, difference.file):
+        both_texts = isinstance(difference.old, str) and isinstance(difference.new, str)
+        kind = "text" if difference.change == "value" and both_texts else difference.change
+        if self.change != kind or not self.names(difference.case, difference.file):
             return False
         if bool(self.key) != bool(difference.key):
             return False

@@ -168,6 +168,15 @@ def test_a_change_within_its_bound_is_expected(old, new):
     assert narrow.uses == 0
 
 
+def test_a_text_that_reads_otherwise_is_expected_and_a_number_is_not(old, new):
+    write_run(old, lines=changed(2, note="old words", other=1))
+    write_run(new, lines=changed(2, note="new words", other=2))
+    entry = Expected("text", "plain words", key="*")
+    (line,) = differences(old, new, entry)
+    assert "other: 1 -> 2" in line
+    assert entry.uses == 1
+
+
 def test_a_renamed_key_is_compared_under_its_new_name(old, new):
     lines = [{k.replace("train/", "learning/"): v for k, v in line.items()} for line in LINES]
     lines[1]["learning/loss"] = 0.5
