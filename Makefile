@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make finetune` and `make test`. Both set .venv up first, once.
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test lint types tests fast crash fuzz same format constraints clean
+.PHONY: help setup finetune test lint types tests fast docs crash fuzz same format constraints clean
 
 METHOD ?= ppo
 ARGS ?=
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt setup.sh
 finetune: setup ## Fine-tune the shipped base on the new task (METHOD=ppo|bc, ARGS="--seed 1")
 	$(BIN)/robo-razor finetune --method $(METHOD) $(ARGS)
 
-test: lint types tests ## Lint, types and tests
+test: lint types docs tests ## Lint, types, the documentation and tests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -43,6 +43,9 @@ crash: setup ## Stop a small run at every operation on its files, go on, compare
 
 fuzz: setup ## Try N=500 damaged and hostile files (SEED=0, ONLY=archive, CASE=archive-17)
 	PYTHONPATH=tests $(BIN)/python -m fuzz -n $(or $(N),500) --seed $(SEED) --only "$(ONLY)" --case "$(CASE)"
+
+docs: setup ## Build the documentation site into site/, without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 same: setup ## Compare what REV=<revision> makes with what this tree makes, bit for bit (ONLY=ppo,vla)
 	$(BIN)/python tests/same/same.py --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") $(ARGS) $(REV)
