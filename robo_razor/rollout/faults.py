@@ -36,8 +36,6 @@ def worker_errors(what: str | Callable[[], str] = "The environment failed") -> I
     except (Exception, SystemExit) as error:
         kind, text = type(error).__name__, str(error)
         remedy = None
-        if kind == "StartError":
-            raise EnvError(text) from None  # it is the script's fault: where it came from is noise
         if kind == "WorkerError":
             text = re.sub(r"\nTraceback.*\n(?=\.)", "", text, flags=re.DOTALL)
             if "raised EnvironmentFault: " not in text:

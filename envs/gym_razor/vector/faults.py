@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-NO_GUARD = 77
-"""Exit code of a worker process that would start workers itself, while it reads its script."""
-_STARTING = "GYM_RAZOR_STARTS_WORKERS"
 
 
 class WorkerError(RuntimeError):
     """A worker process died, hung or raised; the text names its episodes and their dump."""
-
-
-class StartError(WorkerError):
-    """Worker processes cannot be started from this program; the text says what to do."""
 
 
 class EnvironmentFault(RuntimeError):
@@ -59,42 +48,3 @@ def worker_error(worker: str, what: str, episodes: Sequence[Mapping[str, Any]], 
         f"{worker} {what}. Its episodes ({named}{more}) with the actions so far are in {dump}; "
         "replay one by resetting its task with its seed and stepping those actions."
     )
-
-
-def unguarded() -> StartError:
-    """Return the error for a script that starts workers as it is read, which every worker does."""
-    return StartError(
-        "Worker processes cannot start, because your script makes environments as soon as it is "
-        "read, and every worker reads it first. Put what your script runs under "
-        '`if __name__ == "__main__":`, or make the environments with num_workers=0.'
-    )
-
-
-def check_can_start() -> None:
-    """Check that this program can start worker processes.
-
-    In a worker that is still reading its script, the process ends quietly: its parent says why.
-
-    Raises:
-        StartError: The program was not read from a file that a worker could read.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False) and _STARTING in os.environ:
-        os._exit(NO_GUARD)
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    if getattr(main, "__spec__", None) is None and path is not None and not Path(path).exists():
-        raise StartError(
-            f"Worker processes cannot start, because the program comes from {Path(path).name}, "
-            "which they cannot read. Save it as a file, with what it runs under "
-            '`if __name__ == "__main__":`, or make the environments with num_workers=0.'
-        )
-
-
-@contextlib.contextmanager
-def starting_workers() -> Iterator[None]:
-    """Start worker processes within; see `check_can_start`."""
-    os.environ[_STARTING] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_STARTING, None)

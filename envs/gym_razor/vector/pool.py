@@ -20,7 +20,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from gym_razor.vector.faults import StartError, WorkerError, dump_episodes, worker_error
+from gym_razor.vector.faults import WorkerError, dump_episodes, worker_error
 from gym_razor.vector.workers import (
     Group,
     Layout,
@@ -359,25 +359,22 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
     def _send(self, index: int, command: str, *arguments: Any) -> None:
         try:
             self._workers[index].send(command, *arguments)
-        except (WorkerFault, StartError) as error:
+        except WorkerFault as error:
             self._fail(index, error)
 
     def _receive(self, index: int, *, is_ready: bool = False) -> Any:
         try:
             return self._workers[index].receive(is_ready=is_ready)
-        except (WorkerFault, StartError) as error:
+        except WorkerFault as error:
             self._fail(index, error)
 
-    def _fail(self, index: int, error: WorkerFault | StartError) -> None:
+    def _fail(self, index: int, error: WorkerFault) -> None:
         """Stop everything and report a faulty worker with a dump of its episodes.
 
         Raises:
             WorkerError: Always.
         """
         worker, ids = self._workers[index], self.groups[index].tolist()
-        if isinstance(error, StartError):
-            self.close(terminate=True)
-            raise error
         text = f"{worker.name} {error}."
         if all(self.tasks[env_id] for env_id in ids):  # else it never got so far
             episodes = [{"task": self.tasks[i], "seed": self._seeds[i]} for i in ids]

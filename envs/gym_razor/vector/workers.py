@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -21,8 +22,6 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
-
-from gym_razor.vector.faults import NO_GUARD, check_can_start, starting_workers, unguarded
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +131,6 @@ class RemoteWorker:
 
         Raises:
             WorkerFault: The process died, raised, or gave no answer for `timeout_s`.
-            StartError: The script that starts the workers does not let them start.
         """
         if not is_ready and not self.connection.poll(self.timeout_s):
             self.process.kill()
@@ -167,8 +165,6 @@ class RemoteWorker:
     def _died(self) -> Exception:
         self.process.join(timeout=5)
         code = self.process.exitcode
-        if code == NO_GUARD:
-            return unguarded()
         why = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
         return WorkerFault(f"died with exit code {code}{why} in {self._last_command}")
 
@@ -190,18 +186,35 @@ def start_workers(
         local: Run the groups in this process.
         timeout_s: Longest wait for an answer.
         variables: What a worker process finds among its environment variables.
-
-    Raises:
-        StartError: This program cannot start worker processes.
     """
     if local:
         return [LocalWorker(make, name) for name, make in makers]
-    check_can_start()
     started: list[Worker] = []
-    with starting_workers(), _environment_variables(variables):
+    with _hidden_program(), _environment_variables(variables):
         for name, make in makers:
             started.append(RemoteWorker(make, name, timeout_s))
     return started
+
+
+@contextlib.contextmanager
+def _hidden_program() -> Iterator[None]:
+    """Keep processes that start within from running this program's main module first.
+
+    Python has a spawned process import it, and a script that makes environments as it is read
+    would make them again there, without end. A worker needs nothing of it: what is defined in the
+    main module travels by value. So scripts need no main guard, and programs from standard input
+    have workers, too.
+    """
+    main: dict[str, Any] = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {
+        name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+    }
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.pop("__spec__")
+        main.update(hidden)
 
 
 def first_ready(workers: Mapping[int, Worker]) -> tuple[int, bool]:

@@ -129,21 +129,24 @@ def run(*arguments, **given):
     )
 
 
-def test_a_script_without_a_guard_is_told_what_to_do(tmp_path):
+def test_a_script_needs_no_main_guard(tmp_path):
     file = tmp_path / "script.py"
     file.write_text(SCRIPT)
     done = run(str(file))
-    assert done.returncode == 1
-    assert 'Put what your script runs under `if __name__ == "__main__":`' in done.stderr
-    assert "freeze_support" not in done.stderr
-    told = [
-        line for line in done.stderr.splitlines() if line.startswith("gym_razor.vector.faults.")
-    ]
-    assert len(told) == 1
+    assert (done.returncode, done.stdout) == (0, "reset\n"), done.stderr
 
 
-def test_a_program_from_standard_input_is_told_what_to_do():
+def test_a_program_from_standard_input_has_workers_too():
     done = run(input=SCRIPT)
-    assert done.returncode == 1
-    assert "the program comes from <stdin>" in done.stderr
-    assert "Save it as a file" in done.stderr
+    assert (done.returncode, done.stdout) == (0, "reset\n"), done.stderr
+
+
+def test_workers_know_what_the_main_module_defines(tmp_path):
+    file = tmp_path / "script.py"
+    file.write_text(
+        SCRIPT.replace("[toy_factory()]", "[mine]").replace(
+            "env =", "def mine():\n    return toy_factory()()\n\nenv ="
+        )
+    )
+    done = run(str(file))
+    assert (done.returncode, done.stdout) == (0, "reset\n"), done.stderr
