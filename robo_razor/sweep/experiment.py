@@ -26,6 +26,7 @@ from robo_razor.core.settings.conversion import (
     replace,
     setting,
 )
+from robo_razor.core.settings.env_packages import refuse_plugins_beside
 
 HEAD_KEYS = ("name", "out", "parallel", "base", "arms")
 ARM_KEYS = ("name", "settings", "grid", "needs")
@@ -116,8 +117,14 @@ def read_experiment(file: str | Path) -> ExperimentFile:
         head = replace(head, name=Path(file).stem)
     where = f"{source}: base"
     base = nested(_mapping(data.get("base"), where), where)
+    folder = Path(file).absolute().parent
+    refuse_plugins_beside(base, folder, source)  # building settings imports them
     _check_base(base, where)
-    return ExperimentFile(source, head, base, _read_arms(data.get("arms"), source))
+    arms = _read_arms(data.get("arms"), source)
+    for arm in arms.values():
+        for settings in (arm.settings, *arm.draws):
+            refuse_plugins_beside(settings, folder, source)
+    return ExperimentFile(source, head, base, arms)
 
 
 def _check_keys(data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:

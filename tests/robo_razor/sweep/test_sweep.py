@@ -272,6 +272,22 @@ def test_an_experiment_may_not_name_a_package_that_came_with_it(write, tmp_path,
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "base: {plugins: [came_along]}\narms: [{name: a}]",
+        "arms: [{name: a, settings: {plugins: came_along}}]",
+        "arms: [{name: a, grid: {plugins: [[came_along]]}}]",
+    ],
+)
+def test_an_experiment_may_not_name_a_plugin_that_came_with_it(write, tmp_path, monkeypatch, text):
+    (tmp_path / "came_along.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ConfigError, match="'came_along'.*may not bring code"):
+        load_plan(write(text))
+
+
+@pytest.mark.parametrize(
     ("change", "problem"),
     [
         ({"path": "../../etc"}, "path` is '../../etc', where a path below the sweep's directory"),
