@@ -23,9 +23,16 @@ class NoisyPolicy(Policy):
     has_density = True
 
     def distribution(self, batch: dict[str, Tensor]) -> GaussianChunkDistribution:
-        """Return the distribution of the executed chunk, [B, H, A]: PPO and the KL need it."""
+        """Return the distribution of the executed chunk, [B, H, A]."""
         mean = self.module.predict_action_chunk(batch)[:, : self.chunk_size]
         return GaussianChunkDistribution(mean, torch.tensor(STANDARD_DEVIATION).log())
+
+    def distribution_and_value(
+        self, batch: dict[str, Tensor], value_detach: bool = True
+    ) -> tuple[GaussianChunkDistribution, Tensor]:
+        """Return the distribution and a value, [B]: 0, because the module has no value head."""
+        distribution = self.distribution(batch)
+        return distribution, torch.zeros(len(distribution.mean))
 
 
 @FAMILIES.register("linear")  # LeRobot's name of the type

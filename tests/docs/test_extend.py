@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
+import importlib.metadata
 import io
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +20,30 @@ from fake_finetune import __file__ as FAKE_PROGRAM
 from fake_sweep import FakeSweep
 from linear_policy import saved_linear_policy
 from rich.console import Console
-from toy_policy import save_tiny_policy
+from toy_env import ToyVectorEnv
+from toy_policy import NEW, save_tiny_policy
 from toy_runs import metrics, summary
 
 from robo_razor.cli.commands import main
 from robo_razor.cli.sweep import run_sweep
 from robo_razor.core import plugins
 from robo_razor.core.quantities import QUANTITIES
-from robo_razor.core.settings.config import FinetuneConfig, SweepConfig
+from robo_razor.core.settings.config import SweepConfig
+from robo_razor.core.types import make_rows
 from robo_razor.policies.load import load_policy
+from robo_razor.rollout.episodes import run_episodes
 from robo_razor.sweep.schedule import State
 
 ROOT = Path(__file__).parents[2]
 EXTEND = ROOT / "docs" / "extend"
-KINDS = ("method", "regulariser", "predictor", "policy_family", "launcher", "sink")
+KINDS = {
+    "method": plugins.METHODS,
+    "regulariser": plugins.REGULARISERS,
+    "predictor": plugins.PREDICTORS,
+    "policy_family": plugins.FAMILIES,
+    "launcher": plugins.LAUNCHERS,
+    "sink": plugins.SINKS,
+}
 SMALL = (
     "--torch-threads", "1", "--my_method.num-updates", "2", "--my_method.episodes-per-update", "8",
     "--env.num-envs", "8", "--env.num-workers", "1", "--env.image-size", "16",
@@ -39,21 +51,14 @@ SMALL = (
     "--tracking.final-episodes-new", "4", "--tracking.episodes-new-sampled", "4",
     "--tracking.kl-states", "8",
 )  # fmt: skip
-REGISTRIES = (
-    plugins.METHODS,
-    plugins.REGULARISERS,
-    plugins.PREDICTORS,
-    plugins.FAMILIES,
-    plugins.LAUNCHERS,
-    plugins.SINKS,
-)
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A folder outside the repository with copies of the files, found as in PYTHONPATH."""
-    FinetuneConfig.sections()  # built-in ones are registered when they are imported, once
-    for registry in REGISTRIES:
+    for registry in KINDS.values():
+        for name in registry.built_in():
+            registry.get(name)  # it is registered when it is imported, once
         monkeypatch.setattr(registry, "_items", dict(registry._items))
     monkeypatch.setitem(QUANTITIES, "my_predictor", None)  # removed afterwards
     folder = tmp_path / "elsewhere"
@@ -164,6 +169,11 @@ def test_the_policy_family_gives_a_policy_of_its_type_a_density(elsewhere, tmp_p
         with torch.no_grad():
             distribution = policy.distribution(batch)
             assert distribution.kl(policy.distribution(batch)).tolist() == [0.0] * 3
+        rows = make_rows(NEW, range(3))
+        env = ToyVectorEnv(2, 1, chunk_size=policy.chunk_size, image_size=16, task=NEW)
+        record = run_episodes(env, policy, rows, "sample", record=True).record
+        assert torch.isfinite(record.log_prob).all()
+        assert not record.value.any()
         policy.freeze_vision()
         trained = {name for name, p in policy.module.named_parameters() if p.requires_grad}
         assert trained == {"head.weight", "head.bias"}
@@ -173,16 +183,28 @@ def test_the_policy_family_gives_a_policy_of_its_type_a_density(elsewhere, tmp_p
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_has_a_page_that_shows_it_and_how_to_use_it(kind):
     page = (EXTEND / f"{kind}.md").read_text()
-    name = "linear" if kind == "policy_family" else f"my_{kind}"
+    package = KINDS[kind].package.replace(".", "/")
     assert f'--8<-- "extend/my_{kind}.py"' in page
-    assert f"`{plugins_folder(kind)}" in page
-    assert "[project.entry-points." in page
-    assert name in page
+    assert f"`{package}/{registered_name(kind)}.py`" in page
+    assert f"--plugins my_{kind}" in page
     assert f"extend/{kind}.md" in (ROOT / "mkdocs.yml").read_text()
+    assert f"({kind}.md)" in (EXTEND / "index.md").read_text()
 
 
-def plugins_folder(kind):
-    """Return the folder in the tree where things of a kind lie."""
-    names = {registry.kind.replace(" ", "_"): registry.package for registry in REGISTRIES}
-    return names["metric_sink" if kind == "sink" else kind].replace(".", "/") + "/"
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_installed_package_offers_it_as_its_page_says(kind, elsewhere, monkeypatch):
+    text = (EXTEND / f"{kind}.md").read_text().split("```toml\n")[1].split("```")[0]
+    [(group, offers)] = tomllib.loads(text)["project"]["entry-points"].items()
+    points = importlib.metadata.EntryPoints(
+        importlib.metadata.EntryPoint(name, value.removeprefix("my_package."), group)
+        for name, value in offers.items()
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", points.select)
+    monkeypatch.setattr(KINDS[kind], "_asked_others", False)
+    item = KINDS[kind].get(registered_name(kind))
+    assert getattr(item, "measure", item).__module__ == f"my_{kind}"
 
+
+def registered_name(kind):
+    """Return the name under which a file of docs/extend/ registers what it brings."""
+    return "linear" if kind == "policy_family" else f"my_{kind}"
