@@ -21,6 +21,7 @@ class MyMethod(OnPolicy):
         """Return an advantage for every decision of an update's episodes."""
         import torch
 
+        assert batch.record is not None  # training keeps the decisions of its episodes
         returns = torch.from_numpy(batch.episode_return).float()  # [E], one per episode
         of_others = (returns.sum() - returns) / (len(returns) - 1)
         advantages = returns - of_others
