@@ -1,9 +1,9 @@
 """Compare two policies: what each can do from the same start states, and how far they are apart.
 
-Takes a minute and a half on two cores. The second policy is the first after a little cloning; put any
-two in their places that see the same cameras. Run this as a script, or cell by cell in an editor
-that knows `# %%`. Worker processes import this file again, so what runs stands under `if __name__
-== "__main__":`. In a notebook that is true, too, and may be left out.
+Takes a minute and a half on two cores. The second policy is the first after a little cloning; put
+any two in their places that see the same cameras. Run this as a script, or cell by cell in an
+editor that knows `# %%`. Worker processes import this file again, so what runs stands under
+`if __name__ == "__main__":`. In a notebook that is true, too, and may be left out.
 """
 
 # %% How much to do.

@@ -37,7 +37,7 @@ def test_every_example_is_tested():
 
 def test_finetune_and_compare(tmp_path):
     printed = output_of("finetune_and_compare", tmp_path)
-    tables = re.findall(r"^ +step +new_success_rate +prior_success_rate .*\n +0 .*\n", printed, re.M)
+    tables = re.findall(r"^ +step +new_success_rate +prior_success_rate .*\n +0 ", printed, re.M)
     assert len(tables) == 2
     assert re.search(r"^At the last checkpoint|^At .* success", printed, re.M)
     assert "Page: report/index.html" in printed
