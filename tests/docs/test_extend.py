@@ -45,7 +45,7 @@ KINDS = {
     "sink": plugins.SINKS,
 }
 SMALL = (
-    "--torch-threads", "1", "--my_method.num-updates", "2", "--my_method.episodes-per-update", "8",
+    "--torch-threads", "1", "--my-method.num-updates", "2", "--my-method.episodes-per-update", "8",
     "--env.num-envs", "8", "--env.num-workers", "1", "--env.image-size", "16",
     "--prior-tasks", "none", "--tracking.every", "1", "--tracking.episodes-new", "4",
     "--tracking.final-episodes-new", "4", "--tracking.episodes-new-sampled", "4",
@@ -80,8 +80,8 @@ def test_a_method_a_regulariser_a_predictor_a_sink_and_a_task_make_two_updates(
     words = [
         "finetune", "--policy", base, "--out", str(out), *SMALL,
         "--plugins", "my_method", "my_regulariser", "my_predictor", "my_sink",
-        "--method", "my_method", "--my_method.entropy-bonus", "0.01",
-        "--regularise.my_regulariser.weight", "0.2", "--log", "my_sink",
+        "--method", "my_method", "--my-method.entropy-bonus", "0.01",
+        "--regularise.my-regulariser.weight", "0.2", "--log", "my_sink",
         "--task", "HoverOverButton", "--env.env-packages", "gym_razor", "my_tasks",
         "--env.reward-type", "shaped",
     ]  # fmt: skip
