@@ -180,7 +180,8 @@ def _with_resume_value(words: list[str]) -> list[str]:
 def _refuse_other_methods(base: FinetuneConfig, words: list[str]) -> None:
     """Refuse flags of a method that is not chosen."""
     for word in words:
-        section = word.removeprefix("--").split(".", 1)[0] if word.startswith("--") else ""
+        name = _flag_name(word).split(".", 1)[0] if word.startswith("--") else ""
+        section = name.replace("-", "_")
         if "." in word and section != base.method.name and section in METHODS:
             raise ConfigError(
                 f"`{word.split('=', 1)[0]}` belongs to the method {section!r}, but the method is "
@@ -192,9 +193,9 @@ def _refuse_other_methods(base: FinetuneConfig, words: list[str]) -> None:
 def _with_terms(base: FinetuneConfig, words: list[str]) -> tuple[RegulariserSettings, ...]:
     """Return the regularisers, with those that flags name, or all of them where help is asked."""
     named = [
-        word.split(".")[1].split("=", 1)[0]
+        _flag_name(word).split(".")[1].replace("-", "_")
         for word in words
-        if word.startswith("--regularise.") and word.count(".") > 1
+        if word.startswith("--regularise.") and _flag_name(word).count(".") > 1
     ]
     if _asks_for_help(words):
         named += list(REGULARISERS)

@@ -488,3 +488,8 @@ class SweepConfig(Settings):
     """Try again what failed in an earlier sweep."""
     dry_run: bool = False
     """Check the file, show the runs, and start none."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register launchers."""
+
+    def _check_together(self) -> None:
+        import_plugins(self.plugins)
