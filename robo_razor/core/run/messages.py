@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,11 +58,31 @@ def expensive_tracking(share: float, config: FinetuneConfig) -> str | None:
     )
 
 
-def done(total: int, seconds: float, share: float, best: int | None, path: Path) -> str:
+def done(total: int, seconds: float, share: float, best: int | None) -> str:
     """Return what a run says at its end."""
     return (
         f"Done: {total} updates in {format_seconds(seconds)}, tracking {share:.0%} of it. "
-        f"Best checkpoint: step {best}. Run directory: {path}"
+        f"Best checkpoint on the new task: step {best}."
+    )
+
+
+def what_next(path: Path) -> str:
+    """Return where a finished run is, and the commands that look at it."""
+    name = shlex.quote(str(path))
+    return (
+        f"Run directory: {path}\n"
+        f"Next: robo-razor compare {name} --out report\n"
+        f"      tensorboard --logdir {name}"
+    )
+
+
+def after_pretraining(out: str) -> str:
+    """Return where a new base policy is, and the commands that use it."""
+    name = shlex.quote(out)
+    return (
+        f"Run directory: {out}\n"
+        f"Next: robo-razor evaluate --policy {name} --skills prior\n"
+        f"      robo-razor finetune --policy {name}"
     )
 
 
