@@ -51,6 +51,8 @@ from robo_razor.core.settings.env_packages import (
 from robo_razor.core.settings.shipped import settings_file, which_file
 
 MAX_MESSAGE = 500
+
+
 def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str], about: str) -> C:
     """Turn the words after `robo-razor COMMAND` into settings.
 

@@ -131,10 +131,10 @@ COMMANDS: dict[str, Command] = {
         also=("check", "info"),
     ),
     "list": Command(
-        "List what there is to choose from: tasks, methods, policies, settings files, ...",
+        "List tasks, skills, methods, regularisers, predictors, policies, configs, ...",
         (
             "robo-razor list",
-            "robo-razor list configs predictors",
+            "robo-razor list configs predictors lerobot",
             "robo-razor list tasks --env.env-packages gym_razor my_package",
             "robo-razor list methods --plugins my_module",
         ),
@@ -274,7 +274,11 @@ def _overview() -> str:
 def _examples(command: Command) -> str:
     title = "example" if len(command.examples) == 1 else "examples"
     body = "\n".join(command.examples)
-    more = "" if command.config is None else "also: --config FILE (settings from YAML; flags override them), --debug\n"
+    more = (
+        ""
+        if command.config is None
+        else "also: --config FILE (settings from YAML; flags override them), --debug\n"
+    )
     return f"\n{title}:\n{textwrap.indent(body, '  ')}\n{more}"
 
 

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -36,6 +39,10 @@ POSITIONAL: dict[type[Settings], tuple[str, str]] = {
 }
 """The setting that a command takes without a flag, and what the usage line calls it."""
 
+WIDTH = 80
+"""Columns that a usage line fits into."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 type Column = tuple[str, Any, Any]
 """Name, annotated type and default of a field that flags are read onto."""
 
@@ -64,19 +71,34 @@ def show_help(prog: str, base: Settings, words: Sequence[str], about: str) -> No
     """
     import tyro
 
-    shown = columns(base)
-    if HELP_ALL not in words:
-        shown = _main_columns(base, shown)
+    every = columns(base)
+    shown = every if HELP_ALL in words else _main_columns(base, every)
     flags = dataclasses.make_dataclass(type(base).__name__, shown, kw_only=True)
-    try:
+    screen = _Screen()
+    with contextlib.redirect_stdout(screen), contextlib.suppress(SystemExit):
         tyro.cli(flags, prog=prog, description=about, args=["--help"])
-    finally:
-        count, total = _count(shown), _count(columns(base))
-        if count < total:
-            sys.stdout.write(
-                f"\n{count} of {total} settings are shown; `{prog} {HELP_ALL}` shows the rest.\n"
-            )
+    usage, _, rest = screen.getvalue().partition("\n")
+    if len(_COLOUR.sub("", usage)) > WIDTH:
+        usage = f"usage: {prog} [-h] [OPTIONS] {POSITIONAL.get(type(base), ('', ''))[1]}".rstrip()
+    sys.stdout.write(f"{usage}\n{rest}")
+    if _count(shown) < _count(every):
+        sys.stdout.write(
+            f"\n{_count(shown)} of {_count(every)} settings are shown; `{prog} {HELP_ALL}` shows "
+            "all.\n"
+        )
     raise SystemExit(0)
+
+
+class _Screen(io.StringIO):
+    """Keeps what is printed, in colours where standard output has some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = sys.stdout.isatty()
+
+    def isatty(self) -> bool:
+        """Say whether it will be seen on a terminal."""
+        return self._terminal
 
 
 def _columns(base: Settings) -> Iterator[Column]:
@@ -110,7 +132,11 @@ def _flag_of(base: FinetuneConfig, name: str, kind: Any) -> tuple[Any, Any]:
         if not base.regularise:
             return None, None
         sections = [
-            (term.name, _annotated(type(term), [_help(_about(term))]), dataclasses.field(default=term))
+            (
+                term.name,
+                _annotated(type(term), [_help(_about(term))]),
+                dataclasses.field(default=term),
+            )
             for term in base.regularise
         ]
         terms = dataclasses.make_dataclass("Regularise", sections, frozen=True, kw_only=True)

@@ -43,9 +43,7 @@ def run_sweep(
         KeyboardInterrupt: The sweep was interrupted; running runs saved themselves first.
     """
     if not config.file:
-        raise ConfigError(
-            "No experiment file", remedy=f"Name one. {which_file(EXPERIMENTS)}"
-        )
+        raise ConfigError("No experiment file", remedy=f"Name one. {which_file(EXPERIMENTS)}")
     screen = _Screen(console or Console())
     plan = load_plan(experiment_file(config.file), config.out, with_task_id)
     selected = plan.select(config.arms)

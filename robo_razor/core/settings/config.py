@@ -476,7 +476,7 @@ class ListConfig(Settings):
     """List what there is to choose from: tasks, methods, policies, settings files, ..."""
 
     kinds: tuple[str, ...] = ()
-    """What to list, one or several, see below; none: tasks, methods, regularisers, policies."""
+    """What to list, one or several; none: tasks, methods, regularisers and policies."""
     env: PackagesConfig = PackagesConfig()
     """Which packages' tasks are listed."""
     plugins: tuple[str, ...] = ()
@@ -491,7 +491,7 @@ class SweepConfig(Settings):
     """Run an experiment file: methods and settings times seeds, resumable, several at a time."""
 
     file: str = path("")
-    """Experiment file (YAML): what all runs share, the arms, their values; or a shipped one's name."""
+    """Experiment file (YAML): what all runs share, and the arms; or the name of one that ships."""
     out: str | None = path(None)
     """Directory of all runs; None: the file's `out`, else `runs/` and the file's `name`."""
     arms: str = "all"

@@ -1,4 +1,4 @@
-"""Settings files that ship with robo-razor: `configs/` of a checkout, `robo_razor/configs` of a wheel.
+"""Settings files that ship: `configs/` in a checkout, `robo_razor/configs` in a wheel.
 
 A file of one's own goes before one that ships and has the same name.
 """
