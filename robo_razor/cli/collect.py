@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from robo_razor.core.plain_text import printable
+from robo_razor.core.run.messages import shell
 from robo_razor.core.settings.config import CollectConfig
 from robo_razor.rollout.demonstrations import EXPERT, Collected, collect
 from robo_razor.statistics.intervals import wilson_interval
+
+NEXT = ("robo-razor", "finetune", "--method", "bc", "--bc.demonstrations")
+"""The command that learns from what was written; the directory follows."""
 
 
 def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
@@ -41,8 +44,8 @@ def show_collected(config: CollectConfig, collected: Collected, console: Console
         f"Demonstrated by {who}: {collected.succeeded} of {collected.tried} episodes succeeded "
         f"({collected.succeeded / collected.tried:.0%}, 95 % interval {low:.0%} - {high:.0%}); "
         "only successes are written.",
-        "Next: robo-razor finetune --method bc --bc.demonstrations "
-        f"{shlex.quote(str(collected.directory))}",
+        f"Next: {shell(*NEXT, str(collected.directory))}",
     )
-    for line in lines:
-        console.print(printable(line), highlight=False, markup=False)
+    for text in lines:
+        for line in text.split("\n"):
+            console.print(printable(line), highlight=False, markup=False)

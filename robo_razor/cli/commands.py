@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -282,12 +283,31 @@ def _examples(command: Command) -> str:
     return f"\n{title}:\n{textwrap.indent(body, '  ')}\n{more}"
 
 
+class _Folded(logging.Formatter):
+    """Breaks lines between words where the width of the terminal is known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a message."""
+        text = super().format(record)
+        if "COLUMNS" not in os.environ and not sys.stderr.isatty():
+            return text
+        width = shutil.get_terminal_size().columns
+        lines = [
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            for line in text.split("\n")
+        ]
+        return "\n".join(lines)
+
+
 def _set_up_logging(debug: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
-        stream=sys.stderr,
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter("%(levelname)s %(name)s: %(message)s")
+        if debug
+        else _Folded("%(levelname)s: %(message)s")
     )
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("robo_razor").setLevel(logging.DEBUG if debug else logging.INFO)
     if debug:  # their debug output would bury ours
         for name in ("matplotlib", "PIL", "urllib3", "httpcore", "httpx", "OpenGL", "fsspec"):
