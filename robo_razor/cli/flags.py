@@ -90,11 +90,16 @@ def show_help(prog: str, base: Settings, words: Sequence[str], about: str) -> No
 
 
 class _Screen(io.StringIO):
-    """Keeps what is printed, in colours where standard output has some."""
+    """Keeps what is printed, with the colours and boxes that standard output can show."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._terminal = sys.stdout.isatty()
+        self._terminal, self._encoding = sys.stdout.isatty(), sys.stdout.encoding
+
+    @property
+    def encoding(self) -> str:
+        """Return that of standard output."""
+        return self._encoding
 
     def isatty(self) -> bool:
         """Say whether it will be seen on a terminal."""

@@ -108,6 +108,7 @@ def test_summary_table_shows_what_was_forgotten():
     for part in ("Step 20", "80.0%", "67.0% - 89.0%", "LiftCube", "90.0%", "0.50", "1.25"):
         assert part in output
     assert "KL(base||tuned), nats per decision: " in output
+    assert "1.25 on the new task where the base goes, 0.75 on the new" in " ".join(output.split())
     console.print(summary_table(replace(SUMMARY, kl_kind="upper bound")))
     assert "KL(base||tuned), nats per decision (upper bound): " in console.file.getvalue()
     sampled, mean = (line for line in output.splitlines() if "sampled" in line or "mean" in line)
