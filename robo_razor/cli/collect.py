@@ -41,11 +41,11 @@ def show_collected(config: CollectConfig, collected: Collected, console: Console
     who = f"the expert, style {config.style}" if config.policy == EXPERT else config.policy
     lines = (
         f"{collected.episodes} episodes of {', '.join(collected.tasks)} in {collected.directory}",
-        f"Demonstrated by {who}: {collected.succeeded} of {collected.tried} episodes succeeded "
+        f"Demonstrated by {who}: {collected.succeeded} of {collected.tried} episodes succeeded",
         f"({collected.succeeded / collected.tried:.0%}, 95 % interval {low:.0%} - {high:.0%}); "
         "only successes are written.",
         f"Next: {shell(*NEXT, str(collected.directory))}",
     )
     for text in lines:
         for line in text.split("\n"):
-            console.print(printable(line), highlight=False, markup=False)
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

@@ -47,4 +47,4 @@ def run_pretrain(config: PretrainConfig, console: Console | None = None) -> None
 
 def _print(text: str, console: Console) -> None:
     lines = "\n".join(printable(line) for line in text.split("\n"))
-    console.print(lines, markup=False, highlight=False)
+    console.print(lines, markup=False, highlight=False, soft_wrap=True)

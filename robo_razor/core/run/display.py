@@ -159,9 +159,9 @@ def summary_table(summary: Summary) -> Table:
     """Return a checkpoint's table: success with intervals, retention, and the KL to the base."""
     table = Table(title=f"Step {summary.step}", title_justify="left", caption=_kl_line(summary))
     table.caption_justify = "left"
-    table.add_column("skill", no_wrap=True)
+    table.add_column("skill", overflow="fold")
     for name in ("success", "95 % interval", "n", "base", "retention"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for role, skills in ((NEW, summary.new), (PRIOR, summary.prior)):
         for skill, entry in skills.items():
             table.add_row(literal(f"{skill} (new)" if role == NEW else skill), *_cells(entry))

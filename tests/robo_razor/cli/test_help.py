@@ -57,7 +57,7 @@ def foreign(tmp_path, monkeypatch):
 
 def flags(text):
     """Return the options that a help explains."""
-    return set(re.findall(r"^│ (--[\w.-]+)", text, re.MULTILINE))
+    return set(re.findall(r"^[│ ] ?(--[a-z][\w.-]*)", text, re.MULTILINE))
 
 
 def test_help_of_finetune_has_the_main_settings_and_fits_a_screen(helped):

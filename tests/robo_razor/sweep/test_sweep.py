@@ -680,7 +680,7 @@ from robo_razor.sweep.launchers.local import LocalLauncher
 class Mine(LocalLauncher):
     def __init__(self, parallel, configs):
         import sys, fake_finetune
-        assert all(config.method in ("bc", "ppo") for config in configs)
+        assert all(config.method.name in ("bc", "ppo") for config in configs)
         super().__init__(parallel, configs, (sys.executable, fake_finetune.__file__))
 """
 

@@ -124,6 +124,18 @@ def test_summary_table_fits_a_log_of_80_columns():
     assert name in console.file.getvalue()
 
 
+def test_a_skill_with_a_long_name_is_folded_and_not_cut():
+    console = Console(file=io.StringIO(), width=80)
+    name = "lerobot:" + "x" * 60 + "end"
+    console.print(summary_table(replace(SUMMARY, prior={name: SUMMARY.prior["LiftCube"]})))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    first_column = "".join(line.split("│")[1].strip() for line in shown.splitlines() if "│" in line)
+    assert name in first_column
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "67.0% - 89.0%" in shown
+
+
 def test_summary_becomes_metrics(run):
     with RunLog(run, total=20, console=text_console()) as log:
         log.show(summary_table(SUMMARY))
