@@ -77,7 +77,7 @@ def show_help(prog: str, base: Settings, words: Sequence[str], about: str) -> No
     screen = _Screen()
     with contextlib.redirect_stdout(screen), contextlib.suppress(SystemExit):
         tyro.cli(flags, prog=prog, description=about, args=["--help"])
-    usage, _, rest = screen.getvalue().partition("\n")
+    usage, _, rest = screen.text().partition("\n")
     if len(_COLOUR.sub("", usage)) > WIDTH:
         usage = f"usage: {prog} [-h] [OPTIONS] {POSITIONAL.get(type(base), ('', ''))[1]}".rstrip()
     sys.stdout.write(f"{usage}\n{rest}")
@@ -89,21 +89,21 @@ def show_help(prog: str, base: Settings, words: Sequence[str], about: str) -> No
     raise SystemExit(0)
 
 
-class _Screen(io.StringIO):
+class _Screen(io.TextIOWrapper):
     """Keeps what is printed, with the colours and boxes that standard output can show."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._terminal, self._encoding = sys.stdout.isatty(), sys.stdout.encoding
-
-    @property
-    def encoding(self) -> str:
-        """Return that of standard output."""
-        return self._encoding
+        super().__init__(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", newline="")
+        self._terminal = sys.stdout.isatty()
 
     def isatty(self) -> bool:
         """Say whether it will be seen on a terminal."""
         return self._terminal
+
+    def text(self) -> str:
+        """Return what was printed."""
+        self.seek(0)
+        return self.read()
 
 
 def _columns(base: Settings) -> Iterator[Column]:

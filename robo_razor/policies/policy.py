@@ -304,7 +304,8 @@ class Policy:
         Those that its tokenizer does not know, and those that its longest instruction cuts off.
         """
         for step in self.preprocessor.steps:
-            if hasattr(tokenizer := getattr(step, "tokenizer", None), "owner"):
+            tokenizer: Any = getattr(step, "tokenizer", None)
+            if hasattr(tokenizer, "owner"):
                 tokenizer.owner = self.name  # it warns itself
         known = self._known_instructions
         for text in dict.fromkeys(instructions):
