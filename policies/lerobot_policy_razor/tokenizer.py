@@ -53,6 +53,8 @@ class WordTokenizer:
         if type(max_length) is not int or not 1 <= max_length <= MAX_LENGTH:
             raise ValueError(f"max_length is {max_length!r}, not a whole number from 1 to 1024.")
         self.max_length = max_length
+        self.owner = ""
+        """Name of the policy that reads with it, for warnings; empty: it is not known."""
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
         self._warned: set[str] = set()  # unknown words
         self._seen: set[str] = set()  # instructions
@@ -95,21 +97,24 @@ class WordTokenizer:
     def _warn_of_unread(self, text: str) -> None:
         cut = self.cut_words(text)
         read = " ".join(split_words(text)[: self.max_length])
+        policy = f"the policy {self.owner}".strip()
         new = [word for word in self.unknown_words(read) if word not in self._warned]
         if new:
             self._warned.update(new)
             logger.warning(
-                "The instruction %.200r has words that the policy never learnt: %s. It sees %s in "
+                "The instruction %.200r has words that %.200s never learnt: %s. It sees %s in "
                 "their place.",
                 text,
+                policy,
                 ", ".join(new)[:500],
                 UNKNOWN,
             )
         if cut:
             logger.warning(
-                "The instruction %.200r is longer than the %d words that the policy reads. It does "
+                "The instruction %.200r is longer than the %d words that %.200s reads. It does "
                 "not see the rest: %s.",
                 text,
                 self.max_length,
+                policy,
                 " ".join(cut)[:500],
             )

@@ -9,28 +9,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
+from robo_razor.cli.flags import (
+    HELP,
+    HELP_ALL,
+    RESUME_WORDS,
+    asks_for_help,
+    columns,
+    flag_names,
+    show_help,
+)
 from robo_razor.core.errors import ConfigError, shown
 from robo_razor.core.plugins import METHODS, REGULARISERS
 from robo_razor.core.settings.config import (
-    ArchiveConfig,
-    CompareConfig,
     EnvConfig,
     FinetuneConfig,
+    PackagesConfig,
     RegulariserSettings,
-    SweepConfig,
     import_plugins,
     regulariser_class,
 )
 from robo_razor.core.settings.conversion import (
     Settings,
     check_path,
-    field_help,
-    flatten,
     from_dict,
     meant,
     merged,
@@ -44,18 +48,9 @@ from robo_razor.core.settings.env_packages import (
     refuse_packages_beside,
     refuse_plugins_beside,
 )
+from robo_razor.core.settings.shipped import settings_file, which_file
 
-RESUME_WORDS: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
-"""Values of finetune's `--resume`; alone it means true."""
 MAX_MESSAGE = 500
-CHECK_FILE = "Check the path given to `--config`."
-
-POSITIONAL: dict[type[Settings], tuple[str, str]] = {
-    CompareConfig: ("runs", "RUN ..."),
-    SweepConfig: ("file", "FILE"),
-    ArchiveConfig: ("directory", "DIRECTORY"),
-}
-"""The setting that a command takes without a flag, and what the usage line calls it."""
 
 
 def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str], about: str) -> C:
@@ -72,9 +67,10 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
         SystemExit: Help was asked for (status 0) or a flag is unknown (status 2).
     """
     rest, file = _take_option(list(words), "--config")
+    file = None if file is None else settings_file(check_path("config", file))
     if issubclass(config_class, FinetuneConfig):
         rest = _with_resume_value(rest)
-    data: dict[str, Any] = {} if file is None else read_yaml(check_path("config", file), CHECK_FILE)
+    data: dict[str, Any] = {} if file is None else read_yaml(file, which_file())
     takes_plugins = PLUGINS in {item.name for item in dataclasses.fields(config_class)}
     if takes_plugins and (plugins := _values_of(rest, PLUGINS)):
         data = {**data, PLUGINS: list(plugins)}
@@ -154,7 +150,7 @@ def _resumed(words: list[str], data: dict[str, Any], file: str | None) -> Finetu
 def _refuse_bundled_packages(config: Settings, file: str) -> None:
     """Refuse code that came with a settings file."""
     env = getattr(config, "env", None)
-    if isinstance(env, EnvConfig):
+    if isinstance(env, EnvConfig | PackagesConfig):
         refuse_packages_beside(env.env_packages, Path(file).absolute().parent, file)
 
 
@@ -191,21 +187,17 @@ def _refuse_other_methods(base: FinetuneConfig, words: list[str]) -> None:
 
 
 def _with_terms(base: FinetuneConfig, words: list[str]) -> tuple[RegulariserSettings, ...]:
-    """Return the regularisers, with those that flags name, or all of them where help is asked."""
+    """Return the regularisers, with those that flags name, or all of them in the long help."""
     named = [
         _flag_name(word).split(".")[1].replace("-", "_")
         for word in words
         if word.startswith("--regularise.") and _flag_name(word).count(".") > 1
     ]
-    if _asks_for_help(words):
+    if HELP_ALL in words:
         named += list(REGULARISERS)
     active = {term.name for term in base.regularise}
     new = [regulariser_class(name)() for name in dict.fromkeys(named) if name not in active]
     return *base.regularise, *new
-
-
-def _asks_for_help(words: list[str]) -> bool:
-    return "-h" in words or "--help" in words
 
 
 def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: str) -> C:
@@ -215,10 +207,10 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
     prog = f"robo-razor {command}"
     _refuse_unknown_flags(command, base, words)
     _refuse_flags_given_twice(words)
-    columns = _columns(base)
-    flags = dataclasses.make_dataclass(type(base).__name__, columns, kw_only=True)
-    if _asks_for_help(words):
-        tyro.cli(flags, prog=prog, description=about, args=words)
+    if asks_for_help(words):
+        show_help(prog, base, words, about)
+    fields = columns(base)
+    flags = dataclasses.make_dataclass(type(base).__name__, fields, kw_only=True)
     screen = io.StringIO()
     try:
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
@@ -226,70 +218,13 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
     except SystemExit:
         help_line = f"`{prog} --help` lists the options."
         raise ConfigError(_unboxed(screen.getvalue()), remedy=help_line) from None
-    values = {name: getattr(parsed, name) for name, *_ in columns}
+    values = {name: getattr(parsed, name) for name, *_ in fields}
     if isinstance(base, FinetuneConfig):
         values["resume"] = RESUME_WORDS[values["resume"]]
         values["method"] = values.pop(base.method.name)
         terms = values.pop("regularise", None)
         values["regularise"] = tuple(getattr(terms, term.name) for term in base.regularise)
     return replace(base, **values)
-
-
-def _columns(base: Settings) -> list[tuple[str, Any, Any]]:
-    """Return name, annotated type and default of every field that flags are read onto."""
-    hints = typing.get_type_hints(type(base), include_extras=True)
-    lines = field_help(type(base))
-    positional, metavar = POSITIONAL.get(type(base), ("", ""))
-    columns = []
-    for item in dataclasses.fields(base):
-        kind, value = hints[item.name], getattr(base, item.name)
-        if isinstance(base, FinetuneConfig):
-            kind, value = _flag_of(base, item.name, kind)
-        if kind is None:
-            continue
-        marks: list[Any] = [_help(lines[item.name])]
-        if item.name == positional:
-            marks = [_help(lines[item.name], metavar), *_positional()]
-        columns.append((item.name, _annotated(kind, marks), dataclasses.field(default=value)))
-    if isinstance(base, FinetuneConfig):
-        name, about = base.method.name, f"Settings of `--method {base.method.name}`."
-        section = _annotated(type(base.method), [_help(about)])
-        columns.append((name, section, dataclasses.field(default=base.method)))
-    return columns
-
-
-def _flag_of(base: FinetuneConfig, name: str, kind: Any) -> tuple[Any, Any]:
-    """Return type and default of a flag of `finetune`; None for the type: there is no such flag."""
-    if name == "method":
-        return Literal.__getitem__(tuple(METHODS)), base.method.name
-    if name == "resume":
-        word = next(word for word, meaning in RESUME_WORDS.items() if meaning == base.resume)
-        return Literal.__getitem__(tuple(RESUME_WORDS)), word
-    if name == "regularise":
-        if not base.regularise:
-            return None, None
-        sections = [
-            (term.name, type(term), dataclasses.field(default=term)) for term in base.regularise
-        ]
-        terms = dataclasses.make_dataclass("Regularise", sections, frozen=True, kw_only=True)
-        return terms, terms()
-    return kind, getattr(base, name)
-
-
-def _annotated(kind: Any, marks: list[Any]) -> Any:
-    return Annotated.__class_getitem__((kind, *marks))  # type: ignore[attr-defined]
-
-
-def _help(line: str, metavar: str | None = None) -> Any:
-    import tyro
-
-    return tyro.conf.arg(help=line, metavar=metavar)
-
-
-def _positional() -> tuple[Any, ...]:
-    import tyro
-
-    return (tyro.conf.Positional,)
 
 
 def _unboxed(text: str) -> str:
@@ -315,12 +250,12 @@ def _refuse_flags_given_twice(words: list[str]) -> None:
 
 def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> None:
     """Raise for the first flag that no key has, with a suggestion."""
-    known = _flags(base)
+    known = flag_names(base)
     for word in words:
         if not word.startswith("--") or word == "--":
             continue
         name = _flag_name(word)
-        if name in known or name == "help":
+        if name in known or word in (*HELP, HELP_ALL):
             continue
         if (instead := _removed(base, name)) is not None:
             raise removed(name, instead)
@@ -357,17 +292,6 @@ def _values_of(words: list[str], name: str) -> tuple[str, ...]:
         elif inside:
             found.append(word)
     return tuple(found)
-
-
-def _flags(base: Settings) -> set[str]:
-    names: set[str] = set()
-    for key, value in flatten(to_dict(base)).items():
-        flag = key.replace("_", "-")
-        names.add(flag)
-        if isinstance(value, bool):
-            section, _, last = flag.rpartition(".")
-            names.add(f"{section}.no-{last}" if section else f"no-{last}")
-    return names
 
 
 def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:

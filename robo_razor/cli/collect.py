@@ -6,8 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from robo_razor.core.plain_text import printable
+from robo_razor.core.run.messages import shell
 from robo_razor.core.settings.config import CollectConfig
-from robo_razor.rollout.demonstrations import Collected, collect
+from robo_razor.rollout.demonstrations import EXPERT, Collected, collect
+from robo_razor.statistics.intervals import wilson_interval
+
+NEXT = ("robo-razor", "finetune", "--method", "bc", "--bc.demonstrations")
+"""The command that learns from what was written; the directory follows."""
 
 
 def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
@@ -25,14 +31,21 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
     collected = collect(config, console)
-    show_collected(collected, console)
+    show_collected(config, collected, console)
     return collected.directory
 
 
-def show_collected(collected: Collected, console: Console) -> None:
-    """Print what was written."""
-    console.print(
+def show_collected(config: CollectConfig, collected: Collected, console: Console) -> None:
+    """Print what was written, how often who demonstrated succeeded, and what can be done next."""
+    low, high = wilson_interval(collected.succeeded, collected.tried)
+    who = f"the expert, style {config.style}" if config.policy == EXPERT else config.policy
+    lines = (
         f"{collected.episodes} episodes of {', '.join(collected.tasks)} in {collected.directory}",
-        highlight=False,
-        markup=False,
+        f"Demonstrated by {who}: {collected.succeeded} of {collected.tried} episodes succeeded",
+        f"({collected.succeeded / collected.tried:.0%}, 95 % interval {low:.0%} - {high:.0%}); "
+        "only successes are written.",
+        f"Next: {shell(*NEXT, str(collected.directory))}",
     )
+    for text in lines:
+        for line in text.split("\n"):
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

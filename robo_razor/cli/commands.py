@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -12,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robo_razor.core.errors import ConfigError, RoboRazorError, unknown_name
+from robo_razor.core.errors import ConfigError, RoboRazorError, UnknownNameError, unknown_name
 from robo_razor.core.interrupts import interruptible
 from robo_razor.core.settings import config as configs
 
+WIDTH = 80
+"""Columns that the overview fits into."""
 EXIT_ERROR = 2
 EXIT_SIGNAL = 128
 """Plus the number of the signal that stopped a run: 130 for Ctrl-C, 143 for SIGTERM."""
@@ -30,6 +33,8 @@ class Command:
     target: str
     """`module:function`, imported when the command runs."""
     config: type[configs.Settings] | None = None
+    also: tuple[str, ...] = ()
+    """What people may type for it; not a command, but it is suggested."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -37,51 +42,52 @@ COMMANDS: dict[str, Command] = {
         "Fine-tune a policy on a new task; measure at every checkpoint what it forgets.",
         (
             "robo-razor finetune --method ppo --out runs/x",
-            "robo-razor finetune --config configs/debug_ppo.yaml",
+            "robo-razor finetune --config debug_ppo",
             "robo-razor finetune --method bc --bc.learning-rate 1e-4 --seed 3",
             "robo-razor finetune --resume --out runs/x",
         ),
-        "robo_razor.training.trainer:finetune",
+        "robo_razor.cli.training:run_finetune",
         configs.FinetuneConfig,
+        ("train", "tune", "fit", "learn"),
     ),
     "pretrain": Command(
-        "Make the base policy from scratch: perception first, then cloning of all prior skills.",
+        "Make a base policy from scratch: perception, then cloning of all prior skills.",
         ("robo-razor pretrain --out runs/base",),
-        "robo_razor.training.pretrain:run_pretrain",
+        "robo_razor.cli.training:run_pretrain",
         configs.PretrainConfig,
     ),
     "collect": Command(
         "Write demonstrations of a scripted expert or of a policy as a LeRobotDataset.",
-        (
-            "robo-razor collect --task gym_razor/PlaceCanInBin-v0 --style b --episodes 100 "
-            "--out data/can",
-        ),
+        ("robo-razor collect --task PlaceCanInBin --style b --out data/can",),
         "robo_razor.cli.collect:run_collect",
         configs.CollectConfig,
+        ("record", "demonstrate", "demo"),
     ),
     "rollout": Command(
-        "Run a policy on a task, with an instruction of your own if you like, and film it.",
+        "Run a policy on a task, with your own instruction if you like, and film it.",
         (
-            "robo-razor rollout --policy razor-base --task gym_razor/LiftCube-v0 --video v.mp4 "
-            '--instruction "lift the red cube"',
+            "robo-razor rollout --policy razor-base --task LiftCube --video v.mp4",
+            'robo-razor rollout --task LiftCube --instruction "lift the red cube"',
         ),
         "robo_razor.cli.rollout:run_rollout",
         configs.RolloutConfig,
+        ("run", "play", "film", "watch"),
     ),
     "evaluate": Command(
-        "Measure a policy's success on skills, with 95 % intervals, on fixed start states.",
+        "Measure a policy's success on skills, on fixed start states, with intervals.",
         (
-            "robo-razor evaluate --policy razor-base --skills all --episodes 200 --json out.json",
-            "robo-razor evaluate --policy runs/x/checkpoints/best --skills PlaceCanInBin,LiftCan",
+            "robo-razor evaluate --policy razor-base --skills all --json out.json",
+            "robo-razor evaluate --policy runs/x/checkpoints/best --skills LiftCan",
             "robo-razor evaluate --manifest razor --json out.json --resume",
             "robo-razor evaluate --skills LiftCube --until-width .05",
-            "robo-razor evaluate --policy DIR --skills lerobot:metaworld/reach-v3,LiftCube",
+            "robo-razor evaluate --policy DIR --skills lerobot:metaworld/reach-v3",
         ),
         "robo_razor.cli.evaluate:run_evaluate",
         configs.EvaluateConfig,
+        ("eval", "test", "measure"),
     ),
     "manifest": Command(
-        "Write down the start states of an evaluation, or check that they are still the same.",
+        "Write down an evaluation's start states, or check that they are the same.",
         (
             "robo-razor manifest --skills all --episodes 200 --out states.json.gz",
             "robo-razor manifest --check razor --episodes 10",
@@ -90,13 +96,14 @@ COMMANDS: dict[str, Command] = {
         configs.ManifestConfig,
     ),
     "compare": Command(
-        "Compare runs or a sweep: what is kept at equal new-task success, as a page to read.",
+        "Compare runs or a sweep at equal new-task success, as a page to read.",
         (
             "robo-razor compare runs/ppo runs/bc --out report",
             "robo-razor compare runs/razor --merge ppo,ppo_rates bc,bc_rates --videos 0",
         ),
         "robo_razor.cli.compare:run",
         configs.CompareConfig,
+        ("report", "plot", "show", "analyse"),
     ),
     "archive": Command(
         "Keep what a sweep or a run measured in one small file, without weights.",
@@ -110,22 +117,31 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "Run an experiment file: many runs, several at a time, resumable, into one table.",
         (
-            "robo-razor sweep configs/experiments/razor_smoke.yaml",
-            "robo-razor sweep configs/experiments/razor_smoke.yaml --dry-run",
-            "robo-razor sweep configs/experiments/razor_smoke.yaml --backend ray --parallel 8",
+            "robo-razor sweep razor_smoke",
+            "robo-razor sweep my_experiment.yaml --dry-run",
+            "robo-razor sweep my_experiment.yaml --backend ray --parallel 8",
         ),
         "robo_razor.cli.sweep:run_sweep",
         configs.SweepConfig,
+        ("experiment", "grid"),
     ),
     "doctor": Command(
         "Check this machine: packages, OpenGL, CPU, GPU, disk; say what is slow or wrong.",
         ("robo-razor doctor",),
         "robo_razor.cli.doctor:run_doctor",
+        also=("check", "info"),
     ),
     "list": Command(
-        "List tasks, skills, methods and policies (or one of them, or LeRobot's environments).",
-        ("robo-razor list", "robo-razor list tasks", "robo-razor list lerobot"),
+        "List tasks, skills, methods, regularisers, predictors, policies, configs, ...",
+        (
+            "robo-razor list",
+            "robo-razor list configs predictors lerobot",
+            "robo-razor list tasks --env.env-packages gym_razor my_package",
+            "robo-razor list methods --plugins my_module",
+        ),
         "robo_razor.cli.listing:run_list",
+        configs.ListConfig,
+        ("ls",),
     ),
 }
 
@@ -189,7 +205,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        raise unknown_name("command", name, COMMANDS, remedy="See `robo-razor --help`.")
+        raise _unknown_command(name)
     command = COMMANDS[name]
     if command.config is None:
         return _run_plain(name, command, rest)
@@ -207,19 +223,28 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
+def _unknown_command(name: str) -> RoboRazorError:
+    """Return the error for a word that is not a command; what people say for one is understood."""
+    remedy = "See `robo-razor --help`."
+    for command, entry in COMMANDS.items():
+        if name in entry.also:
+            return UnknownNameError(
+                f"Unknown command {name!r}. Did you mean {command!r}?",
+                allowed=", ".join(sorted(COMMANDS)),
+                remedy=remedy,
+            )
+    return unknown_name("command", name, COMMANDS, remedy=remedy)
+
+
 def _run_plain(name: str, command: Command, arguments: list[str]) -> int:
-    """Run a command that has no settings, only positional arguments."""
-    if "-h" in arguments or "--help" in arguments:
+    """Run a command that has no settings."""
+    if any(word in arguments for word in ("-h", "--help", "--help-all")):
         sys.stdout.write(f"usage: robo-razor {name}\n\n{command.about}\n{_examples(command)}")
         return 0
-    if arguments and (name != "list" or len(arguments) > 1 or arguments[0].startswith("-")):
-        raise ConfigError(
-            f"`robo-razor {name}` does not take {arguments[-1]!r}",
-            allowed="tasks, skills, methods, policies or lerobot"
-            if name == "list"
-            else "no option",
-        )
-    return int(_load(command.target)(*arguments) or 0)
+    if arguments:
+        problem = f"`robo-razor {name}` does not take {arguments[-1]!r}"
+        raise ConfigError(problem, allowed="no option")
+    return int(_load(command.target)() or 0)
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -229,13 +254,18 @@ def _load(target: str) -> Callable[..., Any]:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10}{command.about}" for name, command in COMMANDS.items()]
+    lines = [
+        textwrap.fill(f"  {name:<10}{command.about}", WIDTH, subsequent_indent=" " * 12)
+        for name, command in COMMANDS.items()
+    ]
     return (
         "usage: robo-razor COMMAND [OPTIONS]\n\n"
         "Fine-tune robot policies and see at every checkpoint which skills they forgot.\n\n"
         "commands:\n" + "\n".join(lines) + "\n\n"
         "`robo-razor COMMAND --help` shows a command's options and examples. Everywhere:\n"
-        "  --config FILE  read settings from a YAML file; flags override it\n"
+        "  --config FILE  read settings from a YAML file, or one that ships (`robo-razor\n"
+        "                 list configs`); flags override it\n"
+        "  --help-all     show all settings, not the main ones only\n"
         "  --debug        on an error, show the traceback\n"
         "  --version      show the version\n\n"
         "example:\n  robo-razor finetune --method ppo --out runs/x\n"
@@ -245,16 +275,39 @@ def _overview() -> str:
 def _examples(command: Command) -> str:
     title = "example" if len(command.examples) == 1 else "examples"
     body = "\n".join(command.examples)
-    more = "" if command.config is None else "also: --config FILE.yaml, --debug\n"
+    more = (
+        ""
+        if command.config is None
+        else "also: --config FILE (settings from YAML; flags override them), --debug\n"
+    )
     return f"\n{title}:\n{textwrap.indent(body, '  ')}\n{more}"
 
 
+class _Folded(logging.Formatter):
+    """Breaks lines between words where the width of the terminal is known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a message."""
+        text = super().format(record)
+        if "COLUMNS" not in os.environ and not sys.stderr.isatty():
+            return text
+        width = shutil.get_terminal_size().columns
+        lines = [
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            for line in text.split("\n")
+        ]
+        return "\n".join(lines)
+
+
 def _set_up_logging(debug: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
-        stream=sys.stderr,
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter("%(levelname)s %(name)s: %(message)s")
+        if debug
+        else _Folded("%(levelname)s: %(message)s")
     )
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("robo_razor").setLevel(logging.DEBUG if debug else logging.INFO)
     if debug:  # their debug output would bury ours
         for name in ("matplotlib", "PIL", "urllib3", "httpcore", "httpx", "OpenGL", "fsspec"):

@@ -53,9 +53,9 @@ class Finding:
 def run_doctor() -> int:
     """Print all findings; return 1 if something is wrong, else 0."""
     console = Console()
-    table = Table(
-        "", "what", "found", "what to do", title="robo-razor doctor", title_justify="left"
-    )
+    table = Table(title="robo-razor doctor", title_justify="left")
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
     findings: list[Finding] = []
     with console.status("looking"):
         for check in CHECKS:

@@ -60,10 +60,10 @@ def show_results(
 def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
     """Return a table of skills with success rates and 95 % Wilson intervals."""
     table = Table(title=escape(printable(title)) or None, title_justify="left")
-    table.add_column("skill")
-    table.add_column("role")
+    table.add_column("skill", overflow="fold")
+    table.add_column("role", no_wrap=True)
     for name in ("success", "95 % interval", "n", "mean steps"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for skill, result in results.items():
         low, high = result.interval
         table.add_row(

@@ -25,7 +25,7 @@ def run_manifest(config: ManifestConfig, console: Console | None = None) -> Mani
         console.print(check_text(config, check), soft_wrap=True, markup=False)
         return check.manifest
     manifest = make_manifest(config)
-    text = f"{config.out}: {len(manifest)} rows, {len(manifest.tasks)} tasks, hash {manifest.hash}"
+    text = f"{config.out}: {len(manifest)} rows, {len(manifest.tasks)} tasks\nhash {manifest.hash}"
     console.print(text, soft_wrap=True, markup=False)
     return manifest
 

@@ -15,6 +15,7 @@ from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.run.display import format_seconds
 from robo_razor.core.run.sweep_record import RECORD
 from robo_razor.core.settings.config import FinetuneConfig, SweepConfig
+from robo_razor.core.settings.shipped import EXPERIMENTS, experiment_file, which_file
 from robo_razor.sweep.launchers import Launcher
 from robo_razor.sweep.plan import Plan, load_plan
 from robo_razor.sweep.run import Sweep, refuse_failures
@@ -42,11 +43,9 @@ def run_sweep(
         KeyboardInterrupt: The sweep was interrupted; running runs saved themselves first.
     """
     if not config.file:
-        raise ConfigError(
-            "No experiment file", remedy="Name one: `robo-razor sweep configs/experiments/x.yaml`."
-        )
+        raise ConfigError("No experiment file", remedy=f"Name one. {which_file(EXPERIMENTS)}")
     screen = _Screen(console or Console())
-    plan = load_plan(config.file, config.out, with_task_id)
+    plan = load_plan(experiment_file(config.file), config.out, with_task_id)
     selected = plan.select(config.arms)
     _check_tasks([run.config for run in plan.runs])
     if config.dry_run:

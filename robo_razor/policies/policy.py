@@ -303,6 +303,10 @@ class Policy:
 
         Those that its tokenizer does not know, and those that its longest instruction cuts off.
         """
+        for step in self.preprocessor.steps:
+            tokenizer: Any = getattr(step, "tokenizer", None)
+            if hasattr(tokenizer, "owner"):
+                tokenizer.owner = self.name  # it warns itself
         known = self._known_instructions
         for text in dict.fromkeys(instructions):
             if text in known or len(known) >= 100 * MAX_WARNINGS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from robo_razor.core.plain_text import skill_name
 from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import POLICY_PREFIX, CollectConfig, EnvConfig
-from robo_razor.core.types import DemonstrationSet, make_rows
+from robo_razor.core.types import DemonstrationSet, EpisodeBatch, make_rows
 from robo_razor.policies.inputs import STATE, camera_name, image_key
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.policy import Policy
@@ -182,6 +182,7 @@ def collect_demonstrations(
     *,
     first_seed: int = 0,
     console: Console | None = None,
+    on_batch: Callable[[EpisodeBatch], None] | None = None,
 ) -> DemonstrationSet:
     """Run episodes until there are enough successful ones; keep those, in seed order.
 
@@ -192,6 +193,7 @@ def collect_demonstrations(
         episodes: Successful episodes wanted.
         first_seed: Seed of the first start state; the next ones follow.
         console: Where progress is shown; None: nowhere.
+        on_batch: Is given all episodes that were run, failures too.
 
     Raises:
         DemonstrationError: Too few episodes succeed, or one holds numbers that are not finite.
@@ -214,6 +216,8 @@ def collect_demonstrations(
         recorder = _DemonstrationRecorder(episodes, parts)
         with episode_bar(console, f"demonstrations of {name}") as progress:
             batch = run_actor(env, actor, rows, progress=progress, observer=recorder)
+        if on_batch is not None:
+            on_batch(batch)
         if (good := np.flatnonzero(batch.success)[:missing]).size:
             parts.append(recorder.demonstrations(good, fps))
         del recorder  # with the pictures of the failures
@@ -519,6 +523,7 @@ def write_demonstrations(
     *,
     first_seed: int = 0,
     console: Console | None = None,
+    on_batch: Callable[[EpisodeBatch], None] | None = None,
 ) -> None:
     """Collect demonstrations of some tasks and write them as one dataset.
 
@@ -529,6 +534,7 @@ def write_demonstrations(
         directory: Where; must not exist.
         first_seed: Seed of every task's first start state; the next ones follow.
         console: Where progress is shown; None: nowhere.
+        on_batch: Is given all episodes that were run, failures too.
 
     Raises:
         DemonstrationError: Too few episodes succeed.
@@ -537,7 +543,13 @@ def write_demonstrations(
     try:
         for task, number in episodes.items():
             demonstrations = collect_demonstrations(
-                env, actor, task, number, first_seed=first_seed, console=console
+                env,
+                actor,
+                task,
+                number,
+                first_seed=first_seed,
+                console=console,
+                on_batch=on_batch,
             )
             writer = writer or create_dataset(directory, demonstrations)
             write_episodes(writer, demonstrations)
@@ -557,12 +569,16 @@ class Collected:
     Attributes:
         directory: Where.
         tasks: Skill name -> task id of what was demonstrated.
-        episodes: Successful episodes, of all tasks together.
+        episodes: Successful episodes, of all tasks together, which were written.
+        tried: Episodes that were run for them, of all tasks together.
+        succeeded: How many of those succeeded; more than are written where some were left over.
     """
 
     directory: Path
     tasks: Mapping[str, str]
     episodes: int
+    tried: int
+    succeeded: int
 
 
 def collect(config: CollectConfig, console: Console | None = None) -> Collected:
@@ -592,14 +608,22 @@ def collect(config: CollectConfig, console: Console | None = None) -> Collected:
         tasks=tuple(tasks.values()),
         image_shape=None if policy is None else policy.wanted_image_shape,
     )
+    outcomes: list[bool] = []
     try:
         if policy is not None:
             policy.check_env(env.single_observation_space, env.single_action_space)
-        numbers = dict.fromkeys(tasks.values(), config.episodes)
-        write_demonstrations(env, actor, numbers, out, first_seed=config.seed, console=console)
+        write_demonstrations(
+            env,
+            actor,
+            dict.fromkeys(tasks.values(), config.episodes),
+            out,
+            first_seed=config.seed,
+            console=console,
+            on_batch=lambda batch: outcomes.extend(batch.success.tolist()),
+        )
     finally:
         env.close()
-    return Collected(out, tasks, config.episodes * len(tasks))
+    return Collected(out, tasks, config.episodes * len(tasks), len(outcomes), sum(outcomes))
 
 
 def _policy_actor(config: CollectConfig) -> tuple[Policy, Actor]:

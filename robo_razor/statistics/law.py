@@ -31,13 +31,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robo_razor.core.errors import ReportError
-from robo_razor.core.metrics import FORWARD_KL
 from robo_razor.statistics.bootstrap import cluster_counts, student_estimate
 from robo_razor.statistics.intervals import Estimate
 
 Floats = NDArray[np.float64]
 
-PREDICTOR = FORWARD_KL
+PREDICTOR = "kl_base_tuned/new_base_visited"
 """The paper's predictor, nats per decision: KL(base || tuned) where the base goes on the task."""
 
 BASE = "(base)"

@@ -27,9 +27,10 @@ from robo_razor.core.settings.conversion import (
     setting,
 )
 from robo_razor.core.settings.env_packages import refuse_plugins_beside
+from robo_razor.core.settings.shipped import EXPERIMENTS, which_file
 
 HEAD_KEYS = ("name", "out", "parallel", "base", "arms")
-ARM_KEYS = ("name", "settings", "grid", "needs")
+ARM_KEYS = ("name", "about", "settings", "grid", "needs")
 OWN_KEYS = ("out", "resume")
 """Settings of a run that the sweep chooses."""
 RANDOM_KEYS = ("search", "num_samples", "seed")
@@ -37,6 +38,7 @@ RANDOM_KEYS = ("search", "num_samples", "seed")
 MAX_RUNS = 2000
 """Runs that an experiment may have, in all arms together."""
 MAX_NAME = 100
+MAX_ABOUT = 300
 MAX_LEVELS = 5
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+-]*")
@@ -80,12 +82,14 @@ class Arm:
 
     Attributes:
         name: The arm's name.
+        about: What it is, in words, for the report; may be empty.
         settings: Nested settings of all its runs.
         draws: Combinations of values (by dotted key) that it goes through, one per run.
         needs: Arms that must have run first.
     """
 
     name: str
+    about: str
     settings: dict[str, Any]
     draws: tuple[dict[str, Any], ...]
     needs: tuple[str, ...]
@@ -108,7 +112,7 @@ def read_experiment(file: str | Path) -> ExperimentFile:
         ConfigError: A key is unknown or a value cannot be used.
     """
     source = str(file)
-    data = read_yaml(file, "Check the path of the experiment file.")
+    data = read_yaml(file, which_file(EXPERIMENTS))
     _refuse_random_search(data, source)
     _check_keys(data, HEAD_KEYS, f"{source}: ")
     plain = {key: value for key, value in data.items() if key not in ("base", "arms")}
@@ -208,10 +212,21 @@ def _read_arm(name: str, entry: dict[str, Any], where: str, room: int) -> Arm:
         _refuse_own_keys({key: None}, where)
     return Arm(
         name=name,
+        about=_about(entry.get("about"), where),
         settings=settings,
         draws=tuple(_draws(grid, where, room)),
         needs=_names(entry.get("needs"), f"{where}: `needs`"),
     )
+
+
+def _about(value: Any, where: str) -> str:
+    text = "" if value is None else value
+    if not isinstance(text, str) or len(text) > MAX_ABOUT or not text.isprintable():
+        raise ConfigError(
+            f"{where}: `about` = {shown(value)} does not describe an arm",
+            allowed=f"a text of one line, up to {MAX_ABOUT} characters",
+        )
+    return text
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

@@ -71,12 +71,14 @@ class Plan:
         source: The file.
         runs: Every arm's first values first, with one seed after the other, then the second
             values, and so on: what there is at any time can be compared.
+        abouts: Arm -> what it is, in words; may be empty.
     """
 
     head: Head
     out: Path
     source: Path
     runs: tuple[PlannedRun, ...]
+    abouts: Mapping[str, str]
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -149,7 +151,8 @@ def load_plan(
     }
     refuse_packages_beside(packages, Path(file).absolute().parent, experiment.source)
     ordered = _by_turn_and_seed([runs[name] for name in experiment.arms])
-    return Plan(head, directory, Path(file), tuple(ordered))
+    abouts = {name: arm.about for name, arm in experiment.arms.items()}
+    return Plan(head, directory, Path(file), tuple(ordered), abouts)
 
 
 # --- Expanding ------------------------------------------------------------------------------------

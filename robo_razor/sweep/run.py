@@ -10,6 +10,7 @@ The file (YAML)::
       bc: {epochs: 12}       # a method's section counts where an arm uses that method
     arms:
       - name: bc
+        about: Cloning of the other annotator's demonstrations.   # for the report; may be left out
         settings: {method: bc, bc.style: b}       # dotted or nested keys
         grid:
           bc.learning_rate: [1e-4, 3e-4, 1e-3]
@@ -166,6 +167,7 @@ class Sweep:
             "version": VERSION,
             "name": self.plan.head.name,
             "arms": list(self.plan.arms),
+            "about": {arm: text for arm, text in self.plan.abouts.items() if text},
             "runs": [_entry(item, out) for item in self.runs],
         }
         write_json(out / RECORD, record)

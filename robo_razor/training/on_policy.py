@@ -45,17 +45,17 @@ class OnPolicy(Method):
     group_size = 1  # where it is a field, so many episodes begin at each start state
     micro_batch_size: ClassVar[int | None] = None
 
-    learning_rate: float = setting(1e-4, above=0.0)
+    learning_rate: float = setting(1e-4, above=0.0, main=True)
     """AdamW's learning rate of the policy (> 0)."""
     warmup_updates: int = setting(4, low=0)
     """Updates over which the policy's learning rate rises (>= 0); Adam's first steps are large."""
-    episodes_per_update: int = setting(256, low=2)
+    episodes_per_update: int = setting(256, low=2, main=True)
     """Complete episodes collected before each update (>= 2)."""
-    num_updates: int = setting(40, low=1)
+    num_updates: int = setting(40, low=1, main=True)
     """Updates in the run (>= 1)."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
-    lora_rank: int = setting(0, low=0, high=4096)
+    lora_rank: int = setting(0, low=0, high=4096, main=True)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     temperature: float = setting(1.0, low=1e-3)
     """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
@@ -122,7 +122,7 @@ class Clipped(OnPolicy):
     summed, so that at equal weights the gradient, and always `approx_kl`, are per decision.
     """
 
-    learning_rate: float = setting(1.2e-4, above=0.0)
+    learning_rate: float = setting(1.2e-4, above=0.0, main=True)
     """AdamW's learning rate of the policy (> 0)."""
     clip_low: float = setting(0.2, above=0.0, high=1.0)
     """Probability ratios are clipped at 1 - clip_low, (0, 1]."""
@@ -132,7 +132,7 @@ class Clipped(OnPolicy):
     """What is clipped: ratios of each denoising `step`, or of the `chunk`; tokens have one step."""
     update_epochs: int = setting(3, low=1, high=10_000)
     """Passes over the collected decisions per update (>= 1)."""
-    minibatch_size: int = setting(1024, low=1)
+    minibatch_size: int = setting(1024, low=1, main=True)
     """Decisions per gradient step (>= 1)."""
     micro_batch_size: int | None = setting(None, low=1)  # type: ignore[misc]
     """Decisions at once in memory (>= 1), gradients are added up; None: the whole minibatch."""

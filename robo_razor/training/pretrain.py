@@ -327,8 +327,12 @@ class Pretraining:
         write_json(folder / "pretraining.json", record)
 
 
-def run_pretrain(config: PretrainConfig) -> None:
-    """Run `robo-razor pretrain`.
+def pretrain(config: PretrainConfig, console: Console) -> None:
+    """Make a base policy as the settings say.
+
+    Args:
+        config: Settings of `robo-razor pretrain`.
+        console: Where progress is shown.
 
     Raises:
         UnknownNameError: A task is not registered.
@@ -337,7 +341,6 @@ def run_pretrain(config: PretrainConfig) -> None:
     refuse_used_directory(config.out)
     check_writable(config.out, "out", directory=True)
     keep_freed_memory()
-    console = Console()
     pretraining = Pretraining(config, console)
     skills = ", ".join(skill_name(task) for task in pretraining.tasks)
     console.print(f"pretraining on {len(pretraining.tasks)} skills: {skills}")

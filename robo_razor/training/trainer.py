@@ -416,7 +416,7 @@ class Trainer:
         best = self.stored.best_step()
         if warning := messages.expensive_tracking(share, self.config):
             self.log.warn(warning)
-        self.log.note(messages.done(total, self._elapsed(), share, best, self.run_directory.path))
+        self.log.note(messages.done(total, self._elapsed(), share, best))
         summary = self.run_directory.summary(self.step)
         path = self.ranks.gather(self.run_directory.path)[0]
         return FinetuneResult(path, self.step, best, summary.to_json(), share)
@@ -538,8 +538,8 @@ class Trainer:
         return self.earlier_s + time.perf_counter() - self.began
 
     def _greet(self, total: int) -> None:
-        what = "Going on with" if self.config.resume else "Run directory:"
-        self.log.note(f"{what} {self.run_directory.path}")
+        if self.config.resume:
+            self.log.note(f"Going on after update {self.step} of {total}.")
         self.log.note(messages.plan(self.config, total, self.tracker.prior))
         if self._computes_slowly():
             self.log.warn(messages.slow_bf16(self.config.method.name))

@@ -626,8 +626,9 @@ def _steps_in(directory: Path) -> list[int]:
 def _fresh_name(config: Settings) -> Path:
     """Return a name under `runs/` that no run has yet, from the task, method and seed."""
     task = skill_name(str(getattr(config, "task", "run")))
-    method, seed = getattr(config, "method", ""), getattr(config, "seed", 0)
-    stem = "-".join(part for part in (task, str(method), f"seed{seed}") if part)
+    method, seed = getattr(config, "method", None), getattr(config, "seed", 0)
+    name = getattr(method, "name", "")
+    stem = "-".join(part for part in (task, name, f"seed{seed}") if part)
     number = 1
     while (Path("runs") / f"{stem}-{number:03d}").exists():
         number += 1

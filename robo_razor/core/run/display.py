@@ -20,6 +20,15 @@ from robo_razor.core.metrics import (
 )
 from robo_razor.core.plain_text import literal, printable
 
+STATES = {
+    "new_base_visited": "on the new task where the base goes",
+    "new_tuned_visited": "on the new task where the tuned policy goes",
+    "prior": "on the prior skills",
+    "demonstrations": "on the demonstrations",
+}
+"""In words, on which states a distance to the base is measured."""
+WHAT_KL_IS = "KL: how much the tuned policy decides otherwise than the base; 0: not at all."
+
 PLAIN_LINE_SECONDS = 15.0
 """Without a terminal a progress line is printed at most this often."""
 
@@ -150,9 +159,9 @@ def summary_table(summary: Summary) -> Table:
     """Return a checkpoint's table: success with intervals, retention, and the KL to the base."""
     table = Table(title=f"Step {summary.step}", title_justify="left", caption=_kl_line(summary))
     table.caption_justify = "left"
-    table.add_column("skill", no_wrap=True)
+    table.add_column("skill", overflow="fold")
     for name in ("success", "95 % interval", "n", "base", "retention"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for role, skills in ((NEW, summary.new), (PRIOR, summary.prior)):
         for skill, entry in skills.items():
             table.add_row(literal(f"{skill} (new)" if role == NEW else skill), *_cells(entry))
@@ -206,6 +215,8 @@ def _kl_line(summary: Summary) -> str | None:
     ):
         if numbers := _on_states(values):
             lines.append(f"{name}, nats per decision{_of_kind(summary.kl_kind)}: {numbers}")
+    if lines and summary.step == 0:
+        lines.append(WHAT_KL_IS)
     if numbers := _on_states(summary.surrogate):
         lines.append(f"No KL: the policy has no density. Surrogate: {numbers}")
         lines.append(f"({summary.surrogate_kind})")
@@ -213,6 +224,6 @@ def _kl_line(summary: Summary) -> str | None:
 
 
 def _on_states(values: OnStates | None) -> str:
-    """Return `prior 0.5, ...` of the states that have a number."""
+    """Return `0.5 on the prior skills, ...` of the states that have a number."""
     known = {states: x for states, x in (values or {}).items() if x is not None}
-    return ", ".join(f"{states} {x:.3g}" for states, x in known.items())
+    return ", ".join(f"{x:.3g} {STATES.get(states, states)}" for states, x in known.items())

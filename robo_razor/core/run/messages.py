@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from robo_razor.core.files import system_refusal
 from robo_razor.core.run.display import format_seconds
 from robo_razor.core.settings.config import FinetuneConfig
 
+COMMAND_WIDTH = 70
+"""Columns of a command, beside what stands before it."""
+INDENT = " " * 8
 MAX_LISTED = 12
 """A greeting names the steps of at most so many checkpoints."""
 
@@ -57,12 +61,53 @@ def expensive_tracking(share: float, config: FinetuneConfig) -> str | None:
     )
 
 
-def done(total: int, seconds: float, share: float, best: int | None, path: Path) -> str:
+def done(total: int, seconds: float, share: float, best: int | None) -> str:
     """Return what a run says at its end."""
     return (
         f"Done: {total} updates in {format_seconds(seconds)}, tracking {share:.0%} of it. "
-        f"Best checkpoint: step {best}. Run directory: {path}"
+        f"Best checkpoint on the new task: step {best}."
     )
+
+
+def what_next(path: Path) -> str:
+    """Return where a finished run is, and the commands that look at it."""
+    return "\n".join(
+        (
+            f"Run directory: {path}",
+            f"Next: {shell('robo-razor', 'compare', str(path), '--out', 'report')}",
+            f"      {shell('tensorboard', '--logdir', str(path))}",
+        )
+    )
+
+
+def after_pretraining(out: str) -> str:
+    """Return where a new base policy is, and the commands that use it."""
+    return "\n".join(
+        (
+            f"Run directory: {out}",
+            f"Next: {shell('robo-razor', 'evaluate', '--policy', out, '--skills', 'prior')}",
+            f"      {shell('robo-razor', 'finetune', '--policy', out)}",
+        )
+    )
+
+
+def shell(*words: str) -> str:
+    """Return a command that can be copied: a long one is continued on further lines.
+
+    Args:
+        words: The program and its arguments; an option stays with its value.
+    """
+    lines = [""]
+    for i, word in enumerate(map(shlex.quote, words)):
+        room = COMMAND_WIDTH if len(lines) == 1 else COMMAND_WIDTH - len(INDENT)
+        follows = i > 0 and words[i - 1].startswith("--")
+        value = (
+            f" {shlex.quote(words[i + 1])}" if word.startswith("--") and i + 1 < len(words) else ""
+        )
+        if lines[-1] and not follows and len(lines[-1]) + len(word + value) + 1 > room:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return f" \\\n{INDENT}".join(lines)
 
 
 def how_to_go_on(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What a sweep writes down about itself, `sweep.json`: its arms, its runs, and where each stands.
 
-`{"kind": "robo-razor sweep", "version": 1, "name", "arms": [], "runs": []}` with, per run, `arm`,
+`{"kind": "robo-razor sweep", "version": 1, "name", "arms": [], "about": {}, "runs": []}` with
+`about` (arm -> what it is, in words; absent in older records) and, per run, `arm`,
 `name`, `path` (relative to the sweep's directory), `state` (one of `STATES`), `method`, `seed`,
 `changed` (key -> value of the settings that its arm sets), `needs` (`ARM/NAME` of the runs before
 it), `starts`, `exit_status`, `error`, `wall_s` (seconds that its processes took).
@@ -115,5 +116,6 @@ _SWEEP = entries(
             ),
             MAX_RUNS,
         ),
-    }
+    },
+    {"about": plain_values},
 )

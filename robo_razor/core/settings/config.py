@@ -34,6 +34,7 @@ from robo_razor.core.settings.sections import (
     EnvConfig,
     FlowConfig,
     MethodSettings,
+    PackagesConfig,
     RegulariserSettings,
     TrackingConfig,
     check_modules,
@@ -49,8 +50,10 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FlowConfig",
+    "ListConfig",
     "ManifestConfig",
     "MethodSettings",
+    "PackagesConfig",
     "PretrainConfig",
     "RegulariserSettings",
     "RolloutConfig",
@@ -92,21 +95,21 @@ class FinetuneConfig(Settings):
     """Fine-tune a policy on a new task and measure at every checkpoint what it forgets."""
 
     # A name until a config is built: no method is imported before, and a plugin may bring it.
-    method: MethodSettings = cast("MethodSettings", DEFAULT_METHOD)  # noqa: RUF009
+    method: MethodSettings = setting(cast("MethodSettings", DEFAULT_METHOD), main=True)  # noqa: RUF009
     """How to fine-tune; `robo-razor list methods` shows them."""
-    policy: str = path("razor-base", or_name=True)
+    policy: str = path("razor-base", or_name=True, main=True)
     """Base policy: `razor-base`, a run or checkpoint directory, or a hub id."""
-    task: str = MAIN_TASK
+    task: str = setting(MAIN_TASK, main=True)
     """The new task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
-    prior_tasks: str = "prior"
+    prior_tasks: str = setting("prior", main=True)
     """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
-    out: str | None = path(None)
+    out: str | None = path(None, main=True)
     """Run directory to create; None: a fresh one under `runs/`."""
-    resume: bool | Literal["auto"] = False
+    resume: bool | Literal["auto"] = setting(False, main=True)
     """Go on with the run in `out` from its last checkpoint; `auto`: begin it if there is none."""
-    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1, main=True)
     """Seed of start states, sampling and initialisation."""
     freeze_vision: bool = True
     """Keep the image encoder as it is in the base, where the policy has one."""
@@ -246,23 +249,23 @@ def regulariser_class(name: object) -> type[RegulariserSettings]:
 class EvaluateConfig(Settings):
     """Measure a policy's success on skills, with 95 % intervals, on fixed start states."""
 
-    policy: str = path("razor-base", or_name=True)
+    policy: str = path("razor-base", or_name=True, main=True)
     """Policy: `razor-base`, a run or checkpoint directory, or a hub id."""
-    skills: str = "all"
+    skills: str = setting("all", main=True)
     """`prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK` with commas."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
-    episodes: int | None = setting(None, low=1)
+    episodes: int | None = setting(None, low=1, main=True)
     """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
-    manifest: str | None = path(None)
+    manifest: str | None = path(None, main=True)
     """Start states: a manifest's file or a shipped one's name (`razor`); None: held-out seeds."""
-    until_width: float | None = setting(None, above=0.0, high=1.0)
+    until_width: float | None = setting(None, above=0.0, high=1.0, main=True)
     """Stop a skill once its 95 % interval, high minus low, is this narrow (0, 1]; None: run all."""
-    mode: Literal["greedy", "sample"] = "greedy"
+    mode: Literal["greedy", "sample"] = setting("greedy", main=True)
     """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
-    json: str | None = path(None)
+    json: str | None = path(None, main=True)
     """File to write the result to."""
-    resume: bool = False
+    resume: bool = setting(False, main=True)
     """Go on with an interrupted evaluation; its finished episodes stand in `JSON.unfinished`."""
     seed: int = setting(0, low=0, high=MAX_SEED)
     """Seed of sampled actions."""
@@ -295,15 +298,15 @@ class EvaluateConfig(Settings):
 class ManifestConfig(Settings):
     """Write down the start states of an evaluation, or check that they are still the same."""
 
-    skills: str = "all"
+    skills: str = setting("all", main=True)
     """`prior`, `new`, `all`, or skill names or Gymnasium ids with commas."""
-    episodes: int | None = setting(None, low=1)
+    episodes: int | None = setting(None, low=1, main=True)
     """Rows per skill (>= 1); None: 200, or all that the manifest to check has."""
     seed_offset: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
     """Seed of the first start state; from 1000000 on they are held out from training."""
-    out: str = path("manifest.json")
+    out: str = path("manifest.json", main=True)
     """File to write (.json or .json.gz)."""
-    check: str | None = path(None)
+    check: str | None = path(None, main=True)
     """Write nothing; compare this manifest's (file or name) start states with this installation."""
     env: EnvConfig = EnvConfig(image_size=16)
     """How environments are run in parallel."""
@@ -313,23 +316,23 @@ class ManifestConfig(Settings):
 class RolloutConfig(Settings):
     """Run a policy on a task, with an instruction of your own if you like, and film it."""
 
-    policy: str = path("razor-base", or_name=True)
+    policy: str = path("razor-base", or_name=True, main=True)
     """Policy: `razor-base`, a run or checkpoint directory, a hub id, or `expert`."""
-    task: str = MAIN_TASK
+    task: str = setting(MAIN_TASK, main=True)
     """The task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
-    instruction: str | None = None
+    instruction: str | None = setting(None, main=True)
     """Your own words for the policy; None: the task's."""
-    episodes: int = setting(9, low=1, high=10_000)
+    episodes: int = setting(9, low=1, high=10_000, main=True)
     """Episodes to run (>= 1)."""
-    video: str | None = path(None)
+    video: str | None = path(None, main=True)
     """Video file to write (.mp4 or .gif): the episodes in a grid."""
     video_size: int = setting(192, low=32, high=1024)
     """Height and width of one episode in the video, pixels [32, 1024]."""
-    mode: Literal["greedy", "sample"] = "greedy"
+    mode: Literal["greedy", "sample"] = setting("greedy", main=True)
     """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
-    seed: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
+    seed: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED, main=True)
     """Seed of the first start state."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
@@ -348,21 +351,21 @@ class RolloutConfig(Settings):
 class CollectConfig(Settings):
     """Write demonstrations of a scripted expert or of a policy as a LeRobotDataset."""
 
-    task: str = MAIN_TASK
+    task: str = setting(MAIN_TASK, main=True)
     """The task: a Gymnasium id or a skill's name, several with commas, or `prior`."""
-    policy: str = path("expert", or_name=True)
+    policy: str = path("expert", or_name=True, main=True)
     """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
     rename: str = mapping()
     """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
-    style: str = "a"
+    style: str = setting("a", main=True)
     """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
-    episodes: int = setting(100, low=1)
+    episodes: int = setting(100, low=1, main=True)
     """Successful episodes to write per task (>= 1)."""
-    out: str = path("demonstrations")
+    out: str = path("demonstrations", main=True)
     """Dataset directory to create."""
     noise: float = setting(0.0, low=0.0, high=1.0)
     """Standard deviation of noise on executed actions; clean actions are recorded (as in DART)."""
-    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1, main=True)
     """Seed of the first start state."""
     device: str = "auto"
     """Torch device for a policy: `auto`, `cpu`, `cuda`, ..."""
@@ -379,26 +382,26 @@ class CollectConfig(Settings):
 class PretrainConfig(Settings):
     """Make the base policy from scratch: perception first, then cloning of all prior skills."""
 
-    out: str = path("runs/pretrain")
+    out: str = path("runs/pretrain", main=True)
     """Run directory to create."""
-    tasks: str = "prior"
+    tasks: str = setting("prior", main=True)
     """Skills to learn: `prior` (all of them) or names with commas."""
-    style: str = "a"
+    style: str = setting("a", main=True)
     """The scripted experts' style."""
     chunk_size: int = setting(4, low=1, high=1000)
     """Actions per decision (>= 1)."""
-    episodes: int = setting(500, low=1)
+    episodes: int = setting(500, low=1, main=True)
     """Demonstrations per task (>= 1)."""
     disturbance: float = setting(0.3, low=0.0, high=1.0)
     """Probability that an expert's decision is disturbed; the clean one is the label (as in
     DART)."""
     noise: float = setting(0.5, low=0.0, high=1.0)
     """Standard deviation of disturbances, in action units [0, 1]."""
-    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1)
+    seed: int = setting(0, low=0, high=HELD_OUT_SEED - 1, main=True)
     """Seed of start states, noise and initialisation."""
     perception_epochs: float = setting(2.0, low=0.0)
     """Epochs on landmark positions alone, before cloning (>= 0)."""
-    epochs: float = setting(3.0, above=0.0)
+    epochs: float = setting(3.0, above=0.0, main=True)
     """Epochs of cloning before the first round of corrections (> 0)."""
     correction_rounds: int = setting(2, low=0, high=1000)
     """Rounds in which the policy acts and the experts label where it gets to (>= 0), as in
@@ -413,9 +416,9 @@ class PretrainConfig(Settings):
     """Standard deviation of soft action labels, in bins; 0: hard labels."""
     ema_decay: float = setting(0.998, low=0.0, high=0.99999)
     """Decay per gradient step of the weight average that is saved."""
-    batch_size: int = setting(128, low=1)
+    batch_size: int = setting(128, low=1, main=True)
     """Decisions per gradient step (>= 1)."""
-    learning_rate: float = setting(8e-4, above=0.0)
+    learning_rate: float = setting(8e-4, above=0.0, main=True)
     """AdamW's peak learning rate (> 0)."""
     perception_learning_rate: float = setting(3e-3, above=0.0)
     """The same while only landmark positions are learnt (> 0)."""
@@ -469,11 +472,26 @@ class ArchiveConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListConfig(Settings):
+    """List what there is to choose from: tasks, methods, policies, settings files, ..."""
+
+    kinds: tuple[str, ...] = ()
+    """What to list, one or several; none: tasks, methods, regularisers and policies."""
+    env: PackagesConfig = PackagesConfig()
+    """Which packages' tasks are listed."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they may register methods, regularisers and distances."""
+
+    def _check_together(self) -> None:
+        import_plugins(self.plugins)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig(Settings):
     """Run an experiment file: methods and settings times seeds, resumable, several at a time."""
 
     file: str = path("")
-    """Experiment file (YAML): what all runs share, the arms, and the values each goes through."""
+    """Experiment file (YAML): what all runs share, and the arms; or the name of one that ships."""
     out: str | None = path(None)
     """Directory of all runs; None: the file's `out`, else `runs/` and the file's `name`."""
     arms: str = "all"

@@ -35,6 +35,8 @@ MAPPING = "mapping"
 """Metadata of fields that hold a mapping as text."""
 PATH, OR_NAME = "path", "or_name"
 """Metadata of fields that hold a path: what may stand before it, and whether it may be a name."""
+MAIN = "main"
+"""Metadata of the fields that a short help shows; where a class marks none, it shows all."""
 
 MAX_COUNT = 1_000_000
 """Bound of whole numbers that say no other: what is counted here fits in memory."""
@@ -50,7 +52,12 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def setting[T](
-    default: T, *, low: float | None = None, high: float | None = None, above: float | None = None
+    default: T,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    main: bool = False,
 ) -> T:
     """Declare a field with a default and the range its value must lie in.
 
@@ -61,9 +68,13 @@ def setting[T](
         low: Smallest value allowed.
         high: Largest value allowed.
         above: The value must be greater than this.
+        main: Whether a short help shows it.
     """
     bounds = {"low": low, "high": high, "above": above}
-    result: T = field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
+    metadata: dict[str, Any] = {k: v for k, v in bounds.items() if v is not None}
+    if main:
+        metadata[MAIN] = True
+    result: T = field(default=default, metadata=metadata)
     return result
 
 
@@ -73,15 +84,17 @@ def mapping(default: str = "") -> str:
     return result
 
 
-def path[T](default: T, *, prefix: str = "", or_name: bool = False) -> T:
+def path[T](default: T, *, prefix: str = "", or_name: bool = False, main: bool = False) -> T:
     """Declare a field that holds a path; `~` becomes the home directory.
 
     Args:
         default: The field's default.
         prefix: What may stand before a path, such as `policy:`.
         or_name: Whether a text without `/` may be a name of any length.
+        main: Whether a short help shows it.
     """
-    result: T = field(default=default, metadata={PATH: prefix, OR_NAME: or_name})
+    metadata = {PATH: prefix, OR_NAME: or_name, MAIN: main}
+    result: T = field(default=default, metadata=metadata)
     return result
 
 

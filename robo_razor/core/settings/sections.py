@@ -45,6 +45,15 @@ def check_modules(key: str, names: tuple[str, ...], lacks: str, allowed: str) ->
             )
 
 
+def _check_env_packages(names: tuple[str, ...]) -> None:
+    check_modules(
+        "env.env_packages",
+        names,
+        "no environments",
+        "installed packages that register Gymnasium ids",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(Settings):
     """How environments are run in parallel."""
@@ -69,12 +78,20 @@ class EnvConfig(Settings):
     """Let Meta-World render without shadows, at the policy's image size if any, unlike LeRobot."""
 
     def _check_together(self) -> None:
-        check_modules(
-            "env.env_packages",
-            self.env_packages,
-            "no environments",
-            "installed packages that register Gymnasium ids",
-        )
+        _check_env_packages(self.env_packages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagesConfig(Settings):
+    """Which packages' environments there are."""
+
+    SECTION: ClassVar[str] = "env"
+
+    env_packages: tuple[str, ...] = ("gym_razor",)
+    """Python packages imported so that they register their Gymnasium ids."""
+
+    def _check_together(self) -> None:
+        _check_env_packages(self.env_packages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +120,7 @@ class TrackingConfig(Settings):
     """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0:
     never."""
     distances: bool = False
-    """Also measure the dear distances to the base, from Fisher-weighted weight changes to CKNNA."""
+    """Also compute the expensive distance measures (Fisher-weighted weight change, CKNNA, ...)."""
 
     def checkpoints(self, num_updates: int) -> tuple[int, ...]:
         """Return the steps in (0, num_updates] after which a run is saved and measured.
@@ -202,7 +219,7 @@ class RegulariserSettings(Settings):
 
     NAME: ClassVar[str] = ""
 
-    weight: float = setting(1.0, low=0.0)
+    weight: float = setting(1.0, low=0.0, main=True)
     """Weight of the penalty in the loss (>= 0)."""
 
     @property

@@ -55,7 +55,7 @@ class BC(Method):
     needs_density: ClassVar[bool] = False
     clones = True
 
-    demonstrations: str = path("expert", prefix=POLICY_PREFIX)
+    demonstrations: str = path("expert", prefix=POLICY_PREFIX, main=True)
     """`expert` (scripted), `policy:NAME` (a policy's sampled successes), or a dataset's
     directory."""
     temperature: float = setting(1.0, low=1e-3)
@@ -66,13 +66,13 @@ class BC(Method):
     """Whose statistics normalise: the `base`'s, or the `demonstrations`' (another policy then)."""
     noise: float = setting(0.15, low=0.0, high=1.0)
     """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
-    episodes: int = setting(700, low=1)
+    episodes: int = setting(700, low=1, main=True)
     """Demonstrations used (>= 1); all there are when the directory holds fewer."""
-    epochs: int = setting(10, low=1)
+    epochs: int = setting(10, low=1, main=True)
     """Passes over the demonstrations (>= 1)."""
-    batch_size: int = setting(128, low=1)
+    batch_size: int = setting(128, low=1, main=True)
     """Decisions per gradient step (>= 1)."""
-    learning_rate: float = setting(5e-4, above=0.0)
+    learning_rate: float = setting(5e-4, above=0.0, main=True)
     """AdamW's peak learning rate (> 0)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: `cosine` down to 0, or `constant`."""
@@ -82,7 +82,7 @@ class BC(Method):
     """AdamW's weight decay (>= 0)."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """Gradients are scaled down to this norm (> 0)."""
-    lora_rank: int = setting(0, low=0, high=4096)
+    lora_rank: int = setting(0, low=0, high=4096, main=True)
     """Rank of low-rank updates (LoRA); 0: all weights are trained."""
     bf16: bool = False
     """Compute matrix products in bfloat16: much slower on a CPU that has to emulate it."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class GRPO(Clipped):
     """Group-relative policy optimisation: episodes compared with others from the same start."""
 
-    group_size: int = setting(8, low=2, high=10_000)
+    group_size: int = setting(8, low=2, high=10_000, main=True)
     """Episodes from each start state (>= 2)."""
     divide_by_std: bool = True
     """Divide by the standard deviation in a group (GRPO), or do not (Dr. GRPO)."""

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 class Reinforce(OnPolicy):
     """REINFORCE on action chunks with a binary reward, no critic and no KL term."""
 
-    learning_rate: float = setting(1e-5, above=0.0)
+    learning_rate: float = setting(1e-5, above=0.0, main=True)
     """AdamW's learning rate (> 0)."""
     warmup_updates: int = setting(2, low=0)
     """Updates over which the learning rate rises (>= 0)."""
     temperature: float = setting(0.4, low=1e-3)
     """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
-    advantage: Literal["normalised", "one_zero"] = "normalised"
+    advantage: Literal["normalised", "one_zero"] = setting("normalised", main=True)
     """`normalised`: rewards minus their mean, over their deviation; `one_zero`: successes only."""
     num_minibatches: int = setting(4, low=1)
     """Gradient steps per update, each on other decisions (>= 1)."""

@@ -68,6 +68,8 @@ def test_examples_in_help_are_valid(name, called, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "debug_ppo.yaml").write_text("method: ppo\n")
+    (tmp_path / "my_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
     previous = RunDirectory.create(FinetuneConfig(out="runs/x"))
     previous.save_checkpoint(lambda directory: None, TrainingState(step=0))
     previous.close()

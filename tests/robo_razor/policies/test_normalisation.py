@@ -231,8 +231,8 @@ def test_the_base_keeps_its_own_and_what_is_learnt_from_is_prepared_anew(
         seen[self.step] = (
             held(self.base)["mean"],
             held(self.policy)["mean"],
-            self.method.sampler.batch(np.arange(4))[STATE],
-            self.method.demonstrations.state[self.method.sampler.frames[:4]],
+            self.learner.sampler.batch(np.arange(4))[STATE],
+            self.learner.demonstrations.state[self.learner.sampler.frames[:4]],
         )
 
     monkeypatch.setattr(Trainer, "_track", look)

@@ -340,7 +340,7 @@ def test_a_comparison_is_a_value(saved, ppo, bc, tmp_path, capsys):
 def test_arms_say_what_they_are(tmp_path):
     sweep = Path(make_sweep(tmp_path / "sweep", seeds=1))
     lines = arm_descriptions(load_runs([str(sweep)]))
-    assert lines["ppo_kl"] == "method ppo, kl coef 0.1"
+    assert lines["ppo_kl"] == "method ppo, ent coef 0.1"
     assert re.fullmatch(r"method ppo, learning rate \S+ or \S+", lines["ppo"])
     record = read_json(sweep / "sweep.json")
     write_json(sweep / "sweep.json", {**record, "about": {"ppo": "PPO as in the paper."}})

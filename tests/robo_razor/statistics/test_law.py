@@ -33,6 +33,10 @@ def parabola(x):
     return 0.9 - 0.15 * x + 0.01 * x**2
 
 
+def test_the_papers_predictor_is_called_as_in_the_tables():
+    assert PREDICTOR == FORWARD_KL
+
+
 def test_recovers_a_known_parabola():
     result = fit_law(make_points(curve=parabola))
     assert result.coefficients == pytest.approx((0.9, -0.15, 0.01))

@@ -128,6 +128,7 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
     ("text", "message"),
     [
         ("{}", "`arms` must be a list with at least one arm"),
+        ("arms: [{name: a, about: 3}]", "arm 'a': `about` = 3 does not describe an arm"),
         ("arm: []", r"Unknown key `arm`\. Did you mean 'arms'"),
         ("arms: [{nam: a}]", r"arms\[0\]: Unknown key `nam`\. Did you mean 'name'"),
         ("arms: [{name: a/b}]", "`name` = 'a/b' cannot name a directory"),
@@ -309,6 +310,16 @@ def test_a_damaged_record_is_told(fake, change, problem):
     record["runs"] = 3
     (fake.out / "sweep.json").write_text(json.dumps(record))
     with pytest.raises(SweepError, match="is damaged"):
+        read_sweep(fake.out)
+
+
+def test_what_an_arm_is_reaches_the_record(fake):
+    text = "{name: a, about: Cloning, settings: {method: bc}, grid: {seed: [0, 1]}}"
+    fake.run(text=TWO_ARMS.replace("{name: a, settings: {method: bc}, grid: {seed: [0, 1]}}", text))
+    assert read_sweep(fake.out)["about"] == {"a": "Cloning"}
+    record = json.loads((fake.out / "sweep.json").read_text())
+    (fake.out / "sweep.json").write_text(json.dumps(record | {"about": 3}))
+    with pytest.raises(SweepError, match="`about` is 3, where an object"):
         read_sweep(fake.out)
 
 
@@ -685,7 +696,7 @@ from robo_razor.sweep.launchers.local import LocalLauncher
 class Mine(LocalLauncher):
     def __init__(self, parallel, configs):
         import sys, fake_finetune
-        assert all(config.method in ("bc", "ppo") for config in configs)
+        assert all(config.method.name in ("bc", "ppo") for config in configs)
         super().__init__(parallel, configs, (sys.executable, fake_finetune.__file__))
 """
 

@@ -14,7 +14,7 @@ from robo_razor.policies.load import create_policy, load_policy
 from robo_razor.rollout.actors import Disturbance, ExpertActor, NoisyActor, PolicyActor, disturb
 from robo_razor.rollout.environments import make_env
 from robo_razor.rollout.expert_labels import collect_labelled, join
-from robo_razor.training.pretrain import MovingAverage, Pretraining, run_pretrain
+from robo_razor.training.pretrain import MovingAverage, Pretraining, pretrain
 
 TINY = {
     "tasks": "PressButton,LiftCube",
@@ -111,7 +111,7 @@ def test_skills_that_failed_get_more_corrections(tmp_path):
 
 def test_a_tiny_run_leaves_a_policy_that_loads(tmp_path):
     config = PretrainConfig(out=str(tmp_path / "run"), **TINY)
-    run_pretrain(config)
+    pretrain(config, Console(quiet=True))
     policy = load_policy(tmp_path / "run")
     assert policy.chunk_size == 4
     assert policy.config.landmark_names[0] == "cube"
@@ -124,10 +124,10 @@ def test_a_tiny_run_leaves_a_policy_that_loads(tmp_path):
         "corrections 1",
     ]
     with pytest.raises(RunDirectoryError):
-        run_pretrain(config)
+        pretrain(config, Console(quiet=True))
 
 
 def test_unknown_skills_are_refused_before_anything_starts(tmp_path):
     with pytest.raises(UnknownNameError, match="LiftCube"):
-        run_pretrain(PretrainConfig(out=str(tmp_path / "run"), tasks="LiftCub"))
+        pretrain(PretrainConfig(out=str(tmp_path / "run"), tasks="LiftCub"), Console(quiet=True))
     assert not (tmp_path / "run").exists()

@@ -108,6 +108,7 @@ def test_summary_table_shows_what_was_forgotten():
     for part in ("Step 20", "80.0%", "67.0% - 89.0%", "LiftCube", "90.0%", "0.50", "1.25"):
         assert part in output
     assert "KL(base||tuned), nats per decision: " in output
+    assert "1.25 on the new task where the base goes, 0.75 on the new" in " ".join(output.split())
     console.print(summary_table(replace(SUMMARY, kl_kind="upper bound")))
     assert "KL(base||tuned), nats per decision (upper bound): " in console.file.getvalue()
     sampled, mean = (line for line in output.splitlines() if "sampled" in line or "mean" in line)
@@ -121,6 +122,18 @@ def test_summary_table_fits_a_log_of_80_columns():
     name = "PlaceBottleOnShelf"
     console.print(summary_table(replace(SUMMARY, prior={name: SUMMARY.prior["LiftCube"]})))
     assert name in console.file.getvalue()
+
+
+def test_a_skill_with_a_long_name_is_folded_and_not_cut():
+    console = Console(file=io.StringIO(), width=80)
+    name = "lerobot:" + "x" * 60 + "end"
+    console.print(summary_table(replace(SUMMARY, prior={name: SUMMARY.prior["LiftCube"]})))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    first_column = "".join(line.split("│")[1].strip() for line in shown.splitlines() if "│" in line)
+    assert name in first_column
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "67.0% - 89.0%" in shown
 
 
 def test_summary_becomes_metrics(run):

@@ -133,7 +133,7 @@ def test_low_rank_updates_with_a_penalty_in_small_parts(smolvla, tmp_path):
         update_epochs=2, learning_rate=1e-4, warmup_updates=0, value_warmup_updates=0,
         lora_rank=2, ratio="chunk", bf16=True, target_kl=None,
     )  # fmt: skip
-    result = finetune(FinetuneConfig(**{**vars(config), "ppo": ppo}), quiet())
+    result = finetune(dataclasses.replace(config, method=ppo), quiet())
     assert result.summary["kl_base_tuned"]["prior"] > 0.0
     changed = load_policy(str(tmp_path / "run"))
     assert changed.flow == FlowConfig(train="expert", noise=0.7)
