@@ -8,6 +8,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from robo_razor.core.errors import ReportError
+from robo_razor.core.metrics import FORWARD_KL
 from robo_razor.statistics import LawPoint, fit_law, predictor_table, r2_difference
 from robo_razor.statistics.law import PREDICTOR
 

@@ -12,7 +12,6 @@ from toy_runs import assert_same_weights, interrupt_at, metrics, quiet, run_conf
 
 from robo_razor.core.settings.config import (
     EnvConfig,
-    FinetuneConfig,
     FlowConfig,
     TrackingConfig,
 )
