@@ -15,9 +15,9 @@ from robo_razor.core.settings.conversion import Settings, field_help
 COMMANDS_PAGE = "reference/commands.md"
 INTRODUCTION = """# Commands and settings
 
-This page is made from the code. `robo-razor COMMAND --help` shows the same. `--config FILE.yaml`
-reads settings from a file, and flags override the file. A key `ppo.learning_rate` in the file is
-the flag `--ppo.learning-rate`.
+This page is made from the code. `robo-razor COMMAND --help-all` shows the same; `--help` shows the
+main settings only. `--config FILE.yaml` reads settings from a file, and flags override the file. A
+key `ppo.learning_rate` in the file is the flag `--ppo.learning-rate`.
 """
 
 

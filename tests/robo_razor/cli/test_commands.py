@@ -83,6 +83,11 @@ def test_every_command_calls_something_that_exists(name):
     assert callable(cli._load(cli.COMMANDS[name].target))
 
 
+def test_every_command_is_called_through_the_command_line():
+    """Which parses, calls the library and shows what it returns."""
+    assert all(command.target.startswith("robo_razor.cli.") for command in cli.COMMANDS.values())
+
+
 def test_help_shows_the_chosen_method_only(capsys):
     run("finetune", "--method", "bc", "--help")
     output = capsys.readouterr().out
