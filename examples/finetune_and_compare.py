@@ -11,7 +11,7 @@ import os
 import robo_razor as rr
 
 UPDATES = int(os.environ.get("UPDATES", "2"))
-EPISODES = int(os.environ.get("EPISODES", "32"))
+EPISODES = int(os.environ.get("EPISODES", "24"))
 REPORT = os.environ.get("REPORT", "report")
 
 TASK = "PlaceCanInBin"
