@@ -73,7 +73,7 @@ def skill_forgetting(base: Sequence[bool], tuned: Sequence[bool]) -> SkillForget
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Divergence:
     """One measure of how far two policies are apart, over a probe set.
 
@@ -95,6 +95,13 @@ class Divergence:
     unit: str = "nats per decision"
     per_dimension: NDArray[np.float64] | None = None
     per_dimension_error: NDArray[np.float64] | None = None
+
+    def __repr__(self) -> str:
+        """Return what fits on a line: not the values."""
+        return (
+            f"Divergence(mean={self.mean:.6g}, standard_error={self.standard_error:.3g}, "
+            f"kind={self.kind!r}, unit={self.unit!r}, n={len(self.values)})"
+        )
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def test_measure_needs_no_success_and_takes_given_states(base, run):
     measured = rr.measure(base, run.last, states)
     assert measured["kl_base_tuned"].mean > 0.0
     assert measured["kl_base_tuned"].kind == "exact"
+    assert len(repr(measured["kl_base_tuned"])) < 150
     assert measured.states is states
     assert measured.distances["weight_l2"] > 0.0
     assert "on 8 states" in repr(measured)
