@@ -1,8 +1,7 @@
 """Add a method of fine-tuning in twenty lines: clone the faster half of the own successes.
 
-Takes about a minute on two cores. Run it as a script, or cell by cell in an editor that knows
-`# %%`. Worker processes import this file again, so what runs stands under `if __name__ ==
-"__main__":`. In a notebook that is true, too, and may be left out.
+Takes about a minute on two cores. Run it as a script, or cell by cell in an
+editor that knows `# %%`.
 """
 
 # %% How much to do.
@@ -43,18 +42,17 @@ class FastSuccesses(OnPolicy):
 
 
 # %% Two updates with it, held near the base by a regulariser.
-if __name__ == "__main__":
-    run = rr.finetune(
-        "razor-base",
-        "PlaceCanInBin",
-        FastSuccesses(num_updates=UPDATES, episodes_per_update=EPISODES, temperature=0.6),
-        regularisers=[rr.L2(weight=0.1)],
-        prior="OpenDrawer,LiftCube",
-        env=rr.EnvConfig(num_envs=16),
-        tracking=rr.TrackingConfig(
-            every=1, episodes_new=8, episodes_new_sampled=0, final_episodes_new=8, episodes_prior=4
-        ),
-    )
-    columns = ["step", "new_success_rate", "prior_success_rate", "kl_base_tuned/new_base_visited"]
-    print(run.table()[columns].to_string(index=False))
-    print("Weights moved by (L2):", run.summaries[-1].distances["weight_l2"])
+run = rr.finetune(
+    "razor-base",
+    "PlaceCanInBin",
+    FastSuccesses(num_updates=UPDATES, episodes_per_update=EPISODES, temperature=0.6),
+    regularisers=[rr.L2(weight=0.1)],
+    prior="OpenDrawer,LiftCube",
+    env=rr.EnvConfig(num_envs=16),
+    tracking=rr.TrackingConfig(
+        every=1, episodes_new=8, episodes_new_sampled=0, final_episodes_new=8, episodes_prior=4
+    ),
+)
+columns = ["step", "new_success_rate", "prior_success_rate", "kl_base_tuned/new_base_visited"]
+print(run.table()[columns].to_string(index=False))
+print("Weights moved by (L2):", run.summaries[-1].distances["weight_l2"])

@@ -1,8 +1,7 @@
 """Fine-tune the shipped policy by RL and by imitation, and compare what each forgot.
 
-Takes about a minute and a half on two cores. Run it as a script, or cell by cell in an editor that
-knows `# %%`. Worker processes import this file again, so what runs stands under `if __name__ ==
-"__main__":`. In a notebook that is true, too, and may be left out.
+Takes about a minute and a half on two cores. Run it as a script, or cell by cell in an
+editor that knows `# %%`.
 """
 
 # %% How much to do. More episodes take longer, and narrow the intervals.
@@ -30,22 +29,19 @@ COMMON = {
 }
 
 # %% Reinforcement learning: the policy tries, and learns from its own successes and failures.
-if __name__ == "__main__":
-    base = rr.load_policy("razor-base")
-    method = rr.PPO(num_updates=UPDATES, episodes_per_update=EPISODES, value_warmup_updates=0)
-    ppo = rr.finetune(base, TASK, method, **COMMON)
-    print(ppo.table()[COLUMNS].to_string(index=False))
+base = rr.load_policy("razor-base")
+method = rr.PPO(num_updates=UPDATES, episodes_per_update=EPISODES, value_warmup_updates=0)
+ppo = rr.finetune(base, TASK, method, **COMMON)
+print(ppo.table()[COLUMNS].to_string(index=False))
 
 # %% Imitation: an expert shows how, in another style than that of the base's teacher.
-if __name__ == "__main__":
-    method = rr.BC(episodes=EPISODES // 2, epochs=2, warmup_steps=5)
-    bc = rr.finetune(base, TASK, method, **COMMON)
-    print(bc.table()[COLUMNS].to_string(index=False))
+method = rr.BC(episodes=EPISODES // 2, epochs=2, warmup_steps=5)
+bc = rr.finetune(base, TASK, method, **COMMON)
+print(bc.table()[COLUMNS].to_string(index=False))
 
 # %% Compare, and write a page that opens in a browser.
-if __name__ == "__main__":
-    comparison = rr.compare([ppo.path, bc.path])
-    print(comparison.headline)
-    for sentence in comparison.sentences:
-        print("-", sentence)
-    print("Page:", comparison.save(REPORT).page)
+comparison = rr.compare([ppo.path, bc.path])
+print(comparison.headline)
+for sentence in comparison.sentences:
+    print("-", sentence)
+print("Page:", comparison.save(REPORT).page)
