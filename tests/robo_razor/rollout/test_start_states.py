@@ -176,7 +176,7 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     file = str(tmp_path / "m.json.gz")
     words = ["--env.env-packages", "toy_env", "--env.num-envs", "3"]
     assert cli.main(["manifest", "--episodes", "4", "--out", file, *words]) == 0
-    assert "12 rows, 3 tasks, hash" in capsys.readouterr().out
+    assert "12 rows, 3 tasks\nhash " in capsys.readouterr().out
     assert cli.main(["manifest", "--check", file, *words]) == 0
     assert "all 12 start states are as the manifest says" in capsys.readouterr().out
     made = Manifest.load(file)

@@ -109,7 +109,7 @@ def test_its_settings_are_in_yaml_flags_and_help(plugin, tmp_path, capsys):
     assert dataclasses.replace(config, seed=1).method == config.method
     with pytest.raises(ConfigError, match=r"`winners\.boost` = 0\.0 is out of range"):
         parse("finetune", FinetuneConfig, ["--config", str(file), "--winners.boost=0"], "")
-    words = ["--plugins", plugin, "--method", "winners", "--help"]
+    words = ["--plugins", plugin, "--method", "winners", "--help-all"]
     with pytest.raises(SystemExit):
         parse("finetune", FinetuneConfig, words, "")
     shown = capsys.readouterr().out
