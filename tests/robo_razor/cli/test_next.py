@@ -74,6 +74,7 @@ def test_a_command_can_be_copied_however_long_it_is(path):
     assert ("\n" in text) == (path == LONG)
 
 
+@pytest.mark.lerobot
 def test_collect_says_how_often_the_demonstrator_succeeded_and_what_follows(console, tmp_path):
     out = tmp_path / "demos"
     run_collect(CollectConfig(task=RED, episodes=3, out=str(out), env=ENV), console)
