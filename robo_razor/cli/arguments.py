@@ -85,17 +85,10 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
     if file is not None and not _gives(rest, "env.env-packages"):
         _refuse_bundled_packages(config, file)
     if stored is not None and isinstance(config, FinetuneConfig):
-        from robo_razor.training.resumption import refuse_other_run  # slow to import
+        from robo_razor.training.resumption import refuse_other_run, with_task_id  # slow to import
 
         refuse_other_run(to_dict(stored), to_dict(with_task_id(config)))
     return config
-
-
-def with_task_id(config: FinetuneConfig) -> FinetuneConfig:
-    """Return settings that name the new task by its id, see `training.resumption`."""
-    from robo_razor.training import resumption  # slow to import
-
-    return resumption.with_task_id(config)
 
 
 def _starting_point[C: Settings](
