@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from robo_razor.core.plain_text import literal, printable
 from robo_razor.core.settings.config import CompareConfig
-from robo_razor.report.build import Comparison, Written, compare
+from robo_razor.report.build import Comparison, Written, run_compare
 from robo_razor.report.format import UNKNOWN, number, percent, plural, with_interval
 from robo_razor.report.sentences import FIRST
 
@@ -29,24 +29,13 @@ def run(config: CompareConfig, console: Console | None = None) -> Comparison:
     from rich.console import Console
 
     from robo_razor.cli.films import film
-    from robo_razor.core.files import check_writable
 
     console = console or Console(highlight=False)
 
     def say(line: str) -> None:
         console.print(printable(line), markup=False, highlight=False)
 
-    check_writable(config.out, "out", directory=True)
-    comparison = compare(
-        config.runs,
-        match=config.match,
-        merge=config.merge,
-        allow_unlike=config.allow_unlike,
-        progress=say,
-    )
-    written = comparison.save(
-        config.out, film=film, videos=config.videos, command=command_of(config), progress=say
-    )
+    comparison, written = run_compare(config, film=film, command=command_of(config), progress=say)
     show(comparison, console)
     _show_files(written, console)
     return comparison

@@ -229,7 +229,7 @@ def run_compare(
     film: Film | None = None,
     command: str | None = None,
     progress: Progress | None = None,
-) -> Comparison:
+) -> tuple[Comparison, Written]:
     """Compare runs as settings say, and write the report (page, Markdown, JSON, CSV, figures).
 
     Args:
@@ -249,8 +249,10 @@ def run_compare(
         allow_unlike=config.allow_unlike,
         progress=progress,
     )
-    comparison.save(config.out, film=film, videos=config.videos, command=command, progress=progress)
-    return comparison
+    written = comparison.save(
+        config.out, film=film, videos=config.videos, command=command, progress=progress
+    )
+    return comparison, written
 
 
 def _place_in_archives(report: dict[str, Any], given: Sequence[str], read: Sequence[str]) -> None:
