@@ -26,7 +26,7 @@ from robo_razor.core.machine import resolve_device, torch_threads
 from robo_razor.core.metrics import EpisodeEntry, SkillSummary
 from robo_razor.core.plain_text import printable, skill_name
 from robo_razor.core.ranks import Ranks, launched
-from robo_razor.core.settings.config import HELD_OUT_SEED, EvaluateConfig, replace
+from robo_razor.core.settings.config import HELD_OUT_SEED, EnvConfig, EvaluateConfig, replace
 from robo_razor.core.types import EpisodeBatch, EpisodeRow, SkillResult
 from robo_razor.evaluation.episode_log import EpisodeLog
 from robo_razor.policies.load import load_policy
@@ -208,18 +208,10 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
             console, config = None, replace(config, json=None)
         policy = load_policy(config.policy, resolve_device(config.device))
         policy.rename(config.rename)
-        tasks = plan.manifest.tasks
-        env = make_env(
-            tasks[0],
-            config.env,
-            chunk_size=policy.chunk_size,
-            tasks=tasks[1:],
-            image_shape=policy.wanted_image_shape,
-        )
+        env = env_of(policy, plan.manifest.tasks, config.env)
         stack.callback(env.close)
         beside = workers_beside(env)
         stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
-        policy.check_env(env.single_observation_space, env.single_action_space)
         with _episode_log(config, plan, policy) as log:
             results = _measure(config, plan, policy, env, log, console, ranks)
             if config.json is not None:
@@ -230,16 +222,47 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
     return Evaluation(results, ranks.is_main)
 
 
+def env_of(policy: Policy, tasks: Sequence[str], settings: EnvConfig) -> VectorEnv:
+    """Return environments that switch to some tasks, and that a policy fits.
+
+    Raises:
+        PolicyEnvMismatchError: It does not fit them.
+    """
+    env = make_env(
+        tasks[0],
+        settings,
+        chunk_size=policy.chunk_size,
+        tasks=tasks[1:],
+        image_shape=policy.wanted_image_shape,
+    )
+    try:
+        policy.check_env(env.single_observation_space, env.single_action_space)
+    except BaseException:
+        env.close()
+        raise
+    return env
+
+
+def chosen_skills(skills: str, env_packages: Sequence[str]) -> dict[str, str]:
+    """Return skill name -> task id of what a setting names.
+
+    Raises:
+        ConfigError: It names nothing.
+    """
+    tasks = named_tasks(skills, env_packages)
+    if not tasks:
+        raise ConfigError(
+            f"`skills` = {skills!r} names no skill",
+            allowed="prior, new, all, or names with commas",
+        )
+    return tasks
+
+
 def _plan(config: EvaluateConfig) -> _Plan:
     """Choose the rows: those of the manifest, or held-out seeds."""
     packages = config.env.env_packages
     if config.manifest is None:
-        skills = named_tasks(config.skills, packages)
-        if not skills:
-            raise ConfigError(
-                f"`skills` = {config.skills!r} names no skill",
-                allowed="prior, new, all, or names with commas",
-            )
+        skills = chosen_skills(config.skills, packages)
         at_most = EPISODES if config.until_width is None else EPISODES_UNTIL_WIDTH
         rows = held_out_rows(skills, config.episodes or at_most, config.seed_offset)
         return _Plan(Manifest.of(rows), skills)

@@ -8,25 +8,22 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from robo_razor.core.errors import ConfigError, PolicyError
-from robo_razor.core.machine import cpu_count
+from robo_razor.core.errors import PolicyError
 from robo_razor.core.metrics import NEW_BASE, PRIOR
 from robo_razor.core.settings.config import (
     HELD_OUT_SEED,
     MAIN_TASK,
     EnvConfig,
-    replace,
 )
 from robo_razor.core.types import SkillResult
+from robo_razor.evaluation.evaluate import chosen_skills, env_of
 from robo_razor.evaluation.evaluate import evaluate as evaluate_in
 from robo_razor.evaluation.forgetting import Divergence, measure_probe
 from robo_razor.evaluation.predictors import Comparison, measure_predictors
 from robo_razor.evaluation.probes import ProbeSet, make_probe
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.policy import Policy
-from robo_razor.rollout.environments import make_env, named_tasks
 from robo_razor.rollout.episodes import episode_bar, run_episodes
-from robo_razor.rollout.groups import VectorEnv
 from robo_razor.rollout.start_states import held_out_rows
 
 PROBE_EPISODES = 4
@@ -66,9 +63,9 @@ def evaluate(
     Raises:
         RoboRazorError: Unknown skills or policy, or a policy that does not fit the environment.
     """
-    loaded, settings = _loaded(policy), _settings(env)
-    tasks = _tasks(skills, settings)
-    environment = _made(loaded, tasks, settings)
+    loaded, settings = _loaded(policy), env or EnvConfig()
+    tasks = chosen_skills(skills, settings.env_packages)
+    environment = env_of(loaded, list(tasks.values()), settings)
     try:
         with episode_bar(Console(stderr=True) if progress else None, "evaluating") as bar:
             return evaluate_in(
@@ -153,9 +150,9 @@ def visited_states(
         states: How many (>= 1), evenly spread over all episodes.
         env: How environments are run in parallel.
     """
-    loaded, settings = _loaded(policy), _settings(env)
-    tasks = _tasks(MAIN_TASK if skills == "new" else skills, settings)
-    environment = _made(loaded, tasks, settings)
+    loaded, settings = _loaded(policy), env or EnvConfig()
+    tasks = chosen_skills(MAIN_TASK if skills == "new" else skills, settings.env_packages)
+    environment = env_of(loaded, list(tasks.values()), settings)
     try:
         rows = held_out_rows(tasks, PROBE_EPISODES)
         record = run_episodes(environment, loaded, rows, "greedy", record="inputs").record
@@ -167,43 +164,6 @@ def visited_states(
 
 def _loaded(policy: str | Policy) -> Policy:
     return load_policy(policy) if isinstance(policy, str) else policy
-
-
-def _settings(env: EnvConfig | None) -> EnvConfig:
-    """Return how environments run: as given, else with a worker per core."""
-    return env or replace(EnvConfig(), num_workers=max(1, cpu_count()))
-
-
-def _tasks(skills: str, env: EnvConfig) -> dict[str, str]:
-    tasks = named_tasks(skills, env.env_packages)
-    if not tasks:
-        raise ConfigError(
-            f"`skills` = {skills!r} names no skill",
-            allowed="prior, new, all, or names with commas",
-        )
-    return tasks
-
-
-def _made(policy: Policy, tasks: Mapping[str, str], settings: EnvConfig) -> VectorEnv:
-    """Return environments of some tasks that fit a policy.
-
-    Raises:
-        PolicyEnvMismatchError: The policy does not fit them.
-    """
-    first, *others = tasks.values()
-    env = make_env(
-        first,
-        settings,
-        chunk_size=policy.chunk_size,
-        tasks=others,
-        image_shape=policy.wanted_image_shape,
-    )
-    try:
-        policy.check_env(env.single_observation_space, env.single_action_space)
-    except BaseException:
-        env.close()
-        raise
-    return env
 
 
 def _refuse_unlike(base: Policy, tuned: Policy) -> None:
