@@ -1,4 +1,4 @@
-"""Settings of every command, with their defaults; their sections are in `config_sections`.
+"""Settings of every command, with their defaults; their sections are in `sections`.
 
 The line under each field is its help on the command line. Ranges are checked when an object is
 built, whatever it is built from (flags, YAML, Python). Nothing heavy is imported here: no torch,
