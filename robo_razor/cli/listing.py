@@ -83,8 +83,8 @@ def lerobot_table() -> Table:
         default = next(item.default for item in dataclasses.fields(config) if item.name == "task")
         table.add_row(kind, f"{PREFIX}{kind}/{default}" if default else "-")
     table.caption = (
-        'Most need `pip install "lerobot[TYPE]"`; docs/lerobot.md says what was run. The tasks are '
-        "the defaults of LeRobot's configs, not all of which are up to date."
+        'Most need `pip install "lerobot[TYPE]"`; docs/how-to/lerobot.md says what was run. The '
+        "tasks are the defaults of LeRobot's configs, not all of which are up to date."
     )
     return table
 

@@ -204,7 +204,8 @@ class ExpertActor:
             raise EnvError(
                 f"The environment of {request.rows[0].task!r} has no scripted expert",
                 remedy="Choose a task of gym_razor, let a policy demonstrate, or give your "
-                "environment a method `expert_actions(style, length)` (docs/environments.md).",
+                "environment a method `expert_actions(style, length)` "
+                "(docs/how-to/environments.md).",
             )
         styles = getattr(env, "expert_styles", (self.style,))
         if self.style not in styles:

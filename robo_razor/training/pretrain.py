@@ -263,7 +263,7 @@ class Pretraining:
             raise EnvError(
                 f"The environment of {self.tasks[0]!r} has no scripted expert to clone.",
                 remedy="Choose tasks of gym_razor, or give your environment a method "
-                "`expert_actions(style, length)` (docs/environments.md).",
+                "`expert_actions(style, length)` (docs/how-to/environments.md).",
             )
         try:
             self.landmark_names = env.metadata["landmark_names"]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
-import my_tasks  # noqa: F401 - registers the task of docs/environments.md
+import my_tasks  # noqa: F401 - registers the task of docs/how-to/environments.md
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env

@@ -46,7 +46,7 @@ def registered():
 def test_the_documentation_shows_the_file_that_is_tested():
     file = Path(my_tasks.__file__)
     assert file == ROOT / "docs" / "extend" / "my_tasks.py"
-    assert file.read_text() in (ROOT / "docs" / "environments.md").read_text()
+    assert file.read_text() in (ROOT / "docs" / "how-to" / "environments.md").read_text()
 
 
 def test_a_registration_says_role_package_and_time_limit(registered):

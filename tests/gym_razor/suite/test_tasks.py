@@ -1,7 +1,7 @@
 """The suite's tasks: scripted experts, start states, success, faults."""
 
 import gymnasium as gym
-import my_tasks  # noqa: F401 - registers the task of docs/environments.md
+import my_tasks  # noqa: F401 - registers the task of docs/how-to/environments.md
 import numpy as np
 import pytest
 
