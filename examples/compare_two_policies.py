@@ -1,7 +1,7 @@
-"""Compare two policies: what each can do from the same start states, and how far they are apart.
+"""Compare two policies: what each can do from the same start states, and how far apart they are.
 
-Takes a minute and a half on two cores. The second policy is the first after a little cloning; put
-any two in their places that see the same cameras. Run this as a script, or cell by cell in an
+Takes a minute and a half on two cores. The second policy is the first after a little cloning. Use
+any two policies instead that see the same cameras. Run this as a script, or cell by cell in an
 editor that knows `# %%`.
 """
 
