@@ -23,7 +23,9 @@ $(STAMP): pyproject.toml constraints.txt setup.sh
 finetune: setup ## Fine-tune the shipped base on the new task (METHOD=ppo|bc, ARGS="--seed 1")
 	$(BIN)/robo-razor finetune --method $(METHOD) $(ARGS)
 
-test: lint types docs tests ## Lint, types, the documentation and tests
+test: setup ## Lint, types, the documentation and tests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync lint types docs
+	@$(MAKE) --no-print-directory tests
 
 lint: setup
 	$(BIN)/ruff check .
