@@ -122,7 +122,7 @@ def test_a_seed_that_is_ignored_is_warned_of_once(caplog, name, text):
 @pytest.mark.parametrize("other", ["Wider", "Lone"])
 def test_every_task_of_a_run_is_checked_against_the_first(other):
     tasks = ("plain/DropsIt-v0", f"plain/{other}-v0")
-    with pytest.raises(EnvError, match=f"{tasks[1]} and {tasks[0]} give or take other things"):
+    with pytest.raises(EnvError, match=f"{tasks[1]} and {tasks[0]} differ in their observations or actions"):
         make_env(tasks[0], EnvConfig(num_envs=1, **OWN), chunk_size=5, tasks=tasks)
 
 
