@@ -67,7 +67,7 @@ def test_styles_differ_in_path_and_place() -> None:
 def test_unknown_style_is_refused() -> None:
     episode = Episode(take_world)
     episode.reset("gym_razor/LiftCube-v0", 0)
-    with pytest.raises(ValueError, match=r"Unknown style 'c'; there are a, b"):
+    with pytest.raises(ValueError, match=r"Unknown style 'c'; allowed are a, b"):
         episode.expert_actions("c", 2)
 
 

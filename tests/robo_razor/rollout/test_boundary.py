@@ -57,8 +57,8 @@ HALF = np.array([1.0, np.nan])
     [
         ({"rewards": HALF}, r"ReachGreen-v0 \(seed 4, control step 3\) gives `reward` nan"),
         ({"rewards": np.ones((2, 1))}, r"`reward` as float64 of shape \(2, 1\)"),
-        ({"terminated": np.zeros(2)}, "`terminated` that is not bool"),
-        ({"truncated": [False, False]}, "`truncated` that is not bool"),
+        ({"terminated": np.zeros(2)}, "`terminated` that is not a bool array"),
+        ({"truncated": [False, False]}, "`truncated` that is not a bool array"),
         ({"agent_pos": None}, "gives no 'agent_pos', though its observation space has it"),
         ({"agent_pos": np.zeros((2, 6), np.float32)}, r"'agent_pos' as float32 of shape \(6,\)"),
         ({"agent_pos": np.zeros((2, 7))}, "float64 .* space says float32"),
@@ -71,7 +71,7 @@ HALF = np.array([1.0, np.nan])
         ({"infos": {"success": HALF}}, r"seed 4.*`success` as .*nan.*neither"),
         ({"infos": {"success": np.ones((2, 2))}}, "not one value for each of 2"),
         ({"infos": {"success": YES, "is_success": NO}}, r"seed 3.*contradicts itself"),
-        ({"infos": {}, "terminated": YES}, r"seed 3.*tells no success: .*\[\]"),
+        ({"infos": {}, "terminated": YES}, r"seed 3.*does not report success: .*\[\]"),
         ({"infos": {"is_success": NO, "landmarks": HALF}}, "seed 4.*`landmarks` nan"),
     ],
 )

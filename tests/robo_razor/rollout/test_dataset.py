@@ -137,7 +137,7 @@ def test_episodes_are_those_that_exist(tmp_path, caplog):
     assert demos.num_episodes == 2
     assert demos.offsets.tolist() == [0, 3, 6]
     assert demos.place(4) == "episode 3, frame 1"
-    assert "says that there are 4 episodes, but the tables hold 2" in caplog.text
+    assert "lists 4 episodes, but the tables hold 2" in caplog.text
     one = load_demonstrations(root, 1)
     assert one.num_episodes == 1
     assert one.place(0) == "episode 1, frame 0"
@@ -220,7 +220,7 @@ PLACE = r"of episode 1, frame 3 in .*file-000.parquet "
         (of_row("frame_index", -3), r"'frame_index' is -3 .*negative"),
         (of_row("task_index", 7), r"'task_index' of episode 1, frame 3 is 7.*Allowed: 0"),
         (without(6), r"'frame_index': episode 1, frame 3 .*comes right after frame 1.*missing"),
-        (twice, r"'frame_index': episode 1, frame 3 is there twice.*row 7.*row 15"),
+        (twice, r"'frame_index': episode 1, frame 3 occurs twice.*row 7.*row 15"),
         (
             typed("action", pa.list_(pa.string()), lambda x: list(map(str, x))),
             r"'action' of .* holds 'list<.*string>', not numbers",
@@ -258,7 +258,7 @@ PLACE = r"of episode 1, frame 3 in .*file-000.parquet "
         ),
         (
             of_row("observation.images.wrist", {"bytes": png(9, (16, 8)), "path": None}),
-            r"episode 1, frame 3, .* is 16x8 px, and meta/info.json says 16x16 px",
+            r"episode 1, frame 3, .* is 16x8 px, but meta/info.json says 16x16 px",
         ),
         (
             of_row("observation.images.wrist", {"bytes": png(9, mode="I;16"), "path": None}),
@@ -290,7 +290,7 @@ def test_rows_that_are_not_asked_for_may_be_anything(tmp_path):
         ({"fps": -10}, r"`fps` = -10"),
         ({"fps": "10"}, r"`fps` = '10'"),
         ({"fps": True}, r"`fps` = True"),
-        ({"features": []}, r"tells no `features`"),
+        ({"features": []}, r"has no `features`"),
         ({"features": {"action": 3}}, r"describes the column 'action' as 3"),
         ({"features": {"action": {"dtype": "float32"}}}, r"'action' the shape None"),
         ({"features": {"action": {"dtype": "float32", "shape": [5, 1]}}}, r"shape \[5, 1\]"),
@@ -325,7 +325,7 @@ def test_info_may_be_missing_hostile_or_no_file(tmp_path):
         ("{", "holds no JSON"),
         ("[" * 10**5, "holds no JSON"),
         ('{"fps": NaN}', "holds no JSON"),
-        ("5", "tells no `features`"),
+        ("5", "has no `features`"),
     ):
         info.write_text(text)
         refused(root, match)
@@ -483,7 +483,7 @@ def film(tmp_path, lengths=(3, 3), **episode):
     ("episode", "match"),
     [
         ({"from_timestamp": 0.35}, r"episode 1, frame 0 has no frame in .*at 0.3500 s"),
-        ({"from_timestamp": 9.0}, r"episode 1, frame 0 has no frame .*last one seen is at 0.5000"),
+        ({"from_timestamp": 9.0}, r"episode 1, frame 0 has no frame .*last one read is at 0.5000"),
         ({"from_timestamp": 0.2}, r"episode 0, frame 2 would be at 0.2000 s .*another episode"),
         ({"from_timestamp": float("nan")}, r"from_timestamp' of episode 1 in .* is nan"),
         ({"from_timestamp": None}, r"from_timestamp' of episode 1 in .* is empty"),
@@ -508,7 +508,7 @@ def test_videos_that_are_short_large_missing_or_no_videos_are_refused(tmp_path):
     write_video(file, folder.film[:5], FPS)
     refused(root, r"'observation.images.front' of episode 1, frame 2 has no frame")
     write_video(file, folder.film, FPS, size=32)
-    refused(root, r"the frame at 0.0000 s of .* is 32x32 px, and meta/info.json says 16x16 px")
+    refused(root, r"the frame at 0.0000 s of .* is 32x32 px, but meta/info.json says 16x16 px")
     file.write_bytes(whole[: len(whole) // 2])
     refused(root, r"file-000.mp4 cannot be decoded as an MP4 video")
     for playlist in (
@@ -520,7 +520,7 @@ def test_videos_that_are_short_large_missing_or_no_videos_are_refused(tmp_path):
     file.unlink()
     refused(root, r"file-000.mp4 does not exist")
     shutil.rmtree(root / "meta" / "episodes")
-    refused(root, r"no meta/episodes that says where each episode begins")
+    refused(root, r"no meta/episodes with the start of each episode")
 
 
 def test_rows_of_meta_episodes_may_stand_in_any_order_but_not_twice(tmp_path):
@@ -531,7 +531,7 @@ def test_rows_of_meta_episodes_may_stand_in_any_order_but_not_twice(tmp_path):
     folder.episodes = [folder.episodes[0]] * 2
     refused(folder.write(tmp_path / "twice"), "says nothing|two rows of episode 1")
     folder.episodes.pop()
-    refused(folder.write(tmp_path / "less"), "says nothing of the video of episode 0, frame 0")
+    refused(folder.write(tmp_path / "less"), "does not list the video of episode 0, frame 0")
 
 
 # --- Nothing outside of the folder ----------------------------------------------------------------
@@ -542,7 +542,7 @@ def test_no_name_in_the_metadata_leads_out_of_the_folder(tmp_path):
     folder.write(tmp_path / "other")
     folder.info["video_path"] = "../other/videos/{video_key}/chunk-000/file-000.mp4"
     root = folder.write(path)
-    refused(root, r"`video_path` = '../other.*no other place is read")
+    refused(root, r"`video_path` = '../other.*no other is read")
     outside = "../../other/videos/" + FRONT
     folder.info["video_path"] = None
     folder.info["data_path"] = "/etc/{chunk_index}"  # is not read at all

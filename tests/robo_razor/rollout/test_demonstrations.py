@@ -169,7 +169,7 @@ def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path,
     free(frame * int(demos.offsets[4]))
     refused(
         rf"The 6 demonstrations .* {len(demos)} frames of observation.images.front 16x16 px, "
-        r".*take 0.0 GiB, and 0.0 GiB are free.*`--bc.episodes 4` fits.*smaller pictures"
+        r".*take 0.0 GiB, but 0.0 GiB are free.*`--bc.episodes 4` fits.*smaller pictures"
     )
     assert load_demonstrations(tmp_path / "data", max_episodes=4).num_episodes == 4
     small = load_demonstrations(tmp_path / "data", image_shape=(8, 8))
@@ -205,7 +205,7 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
         free(frame * len(whole))
         with pytest.raises(
             DemonstrationError,
-            match=r"30 demonstrations .*: by the \d+ so far their pictures take 0.0 GiB more, and "
+            match=r"30 demonstrations .*: judged by the \d+ so far, their pictures need 0.0 GiB more, but "
             r"0.0 GiB are free.*`--bc.episodes`, of `collect` `--episodes`.: at most [12]\d fit",
         ):
             expert(30)
@@ -258,7 +258,7 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):
         load_demonstrations(tmp_path / "old" / "meta" / "info.json")
     for text in ("[]", '{"codebase_version": "v3.0", "features": null}'):
         (tmp_path / "old" / "meta" / "info.json").write_text(text)
-        with pytest.raises(DemonstrationError, match="tells no `features`"):
+        with pytest.raises(DemonstrationError, match="has no `features`"):
             load_demonstrations(tmp_path / "old")
 
 

@@ -268,7 +268,7 @@ def test_the_callers_own_generators_are_left_alone():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("Fixed", "whatever the seed"), ("Drifting", "does not begin twice")],
+    [("Fixed", "whatever the seed"), ("Drifting", "starts differently each time")],
 )
 def test_an_environment_that_takes_no_seed_is_told_of(make, caplog, name, text):
     with caplog.at_level(logging.WARNING):
@@ -307,7 +307,7 @@ def test_fast_images_are_without_shadows_at_any_size(shape):
 
 def test_fast_images_of_an_environment_that_has_none_are_warned_of(make, caplog):
     make(LEFT, num_envs=1, fast_images=True)
-    assert f"`env.fast_images` does nothing for {LEFT}" in caplog.text
+    assert f"`env.fast_images` has no effect on {LEFT}" in caplog.text
 
 
 def test_workers_import_neither_lerobot_nor_torch(make):

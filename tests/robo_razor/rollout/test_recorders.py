@@ -8,7 +8,7 @@ from toy_policy import RED, tiny_policy
 from robo_razor.core.types import make_rows
 from robo_razor.rollout.actors import ExpertActor, LabellingActor
 from robo_razor.rollout.episodes import run_actor
-from robo_razor.rollout.recorders import LandmarkWatch, Recorder
+from robo_razor.rollout.recorders import LandmarkTracker, Recorder
 
 ROWS = make_rows(RED, range(6))
 
@@ -54,15 +54,15 @@ def test_only_what_was_asked_for_is_kept():
 
 
 def test_landmarks_that_were_never_seen_are_none():
-    watch = LandmarkWatch()
+    tracker = LandmarkTracker()
     ids = np.array([0, 2])
-    watch.see(ids, {"other": 1})
-    assert watch.of(ids) is None
+    tracker.update(ids, {"other": 1})
+    assert tracker.of(ids) is None
     landmarks = np.arange(12.0, dtype=np.float32).reshape(2, 2, 3)
     infos = {"landmarks": landmarks, "landmarks_present": np.ones((2, 2), bool)}
-    watch.see(ids, infos)
+    tracker.update(ids, infos)
     landmarks[:] = 0.0  # the environment may use its memory again
-    positions, present = watch.of(np.array([2]))
+    positions, present = tracker.of(np.array([2]))
     assert positions.tolist() == [[[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]]]
     assert present.all()
-    assert watch.of(np.array([1, 2])) is None
+    assert tracker.of(np.array([1, 2])) is None

@@ -86,7 +86,7 @@ def test_the_hash_is_that_of_the_rows(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "x"}, "is no manifest: its `kind` is not 'robo-razor manifest'"),
+        ({"kind": "x"}, "is not a manifest: its `kind` is not 'robo-razor manifest'"),
         ({"version": 2}, "has version 2. Allowed: 1"),
         ({"hash": "0"}, "were changed: their hash is .*, the file says 0"),
         ({"rows": []}, "has no rows"),
@@ -168,7 +168,7 @@ def test_a_check_that_could_compare_nothing_does_not_say_that_all_is_well(tmp_pa
         ManifestConfig(skills="ReachRed", episodes=2, env=env, out=str(tmp_path / "m.json"))
     )
     replace(made, start_states=(None, None)).save(tmp_path / "none.json")
-    with pytest.raises(ManifestError, match="nothing can be checked"):
+    with pytest.raises(ManifestError, match="there is nothing to check"):
         run_manifest(ManifestConfig(check=str(tmp_path / "none.json"), env=env))
 
 
