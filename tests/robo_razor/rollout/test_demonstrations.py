@@ -205,8 +205,9 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
         free(frame * len(whole))
         with pytest.raises(
             DemonstrationError,
-            match=r"30 demonstrations .*: judged by the \d+ so far, their pictures need 0.0 GiB more, but "
-            r"0.0 GiB are free.*`--bc.episodes`, of `collect` `--episodes`.: at most [12]\d fit",
+            match=r"30 demonstrations .*: judged by the \d+ so far, their pictures need 0.0 GiB "
+            r"more, but 0.0 GiB are free.*`--bc.episodes`, or `--episodes` of `collect`.: at most "
+            r"[12]\d fit",
         ):
             expert(30)
         assert sum(steps) < played / 2
