@@ -61,7 +61,7 @@ IMAGE = np.zeros((8, 12, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("given", "cameras", "numbers"),
+    ("raw", "cameras", "numbers"),
     [
         (IMAGE, {LONE_CAMERA: (4, 4, 3)}, {"agent_pos": (0,)}),
         (np.ones(3), {}, {"agent_pos": (3,)}),
@@ -73,8 +73,8 @@ IMAGE = np.zeros((8, 12, 3), np.uint8)
         ),
     ],
 )
-def test_observations_are_named_as_in_lerobot(given, cameras, numbers):
-    env = ContractEnv({"odd": lambda: Odd(given)}, image_shape=(4, 4))
+def test_observations_are_named_as_in_lerobot(raw, cameras, numbers):
+    env = ContractEnv({"odd": lambda: Odd(raw)}, image_shape=(4, 4))
     observation, _ = env.reset(seed=0)
     assert {name: x.shape for name, x in observation.pop("pixels").items()} == cameras
     assert {name: x.shape for name, x in observation.items()} == numbers

@@ -28,17 +28,17 @@ class Lying(ToyVectorEnv):
 
     def step_wait(self):
         ids, observation, rewards, terminated, truncated, infos = super().step_wait()
-        given = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+        results = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
         for name, value in self.changes.items():
-            if name in given:
-                given[name] = value
+            if name in results:
+                results[name] = value
             elif name == "infos":
                 infos = value
             elif value is None:
                 del observation[name]
             else:
                 observation[name] = value
-        return ids, observation, *given.values(), infos
+        return ids, observation, *results.values(), infos
 
 
 def step(env, value=0.0):
@@ -102,12 +102,12 @@ def test_a_success_is_kept_for_the_rest_of_the_episode_and_not_for_the_next():
     env = Lying(infos={"success": np.array([True, False])}, terminated=NO, truncated=NO)
     driver = GroupDriver(env)
     driver.reset(IDS, [3, 4], [RED, GREEN], [None, None])
-    seen = []
+    successes = []
     for success in ([True, False], [False, False], [False, True]):
         env.changes["infos"] = {"success": np.array(success)}
         driver.submit(np.zeros((2, 3, 5), np.float32), IDS)
-        seen.append(driver.wait()[-1]["is_success"].tolist())
-    assert seen == [[True, False], [True, False], [True, True]]
+        successes.append(driver.wait()[-1]["is_success"].tolist())
+    assert successes == [[True, False], [True, False], [True, True]]
     driver.reset(np.arange(1), [5], [RED], [None])
     env.changes["infos"] = {"success": NO}
     driver.submit(np.zeros((2, 3, 5), np.float32), IDS)

@@ -149,13 +149,18 @@ def test_every_sample_has_the_words_of_its_frame(tmp_path):
     folder.tasks = {0: "lift the red block", 1: "lift the green block"}
     folder.row(0, 2)["task_index"] = folder.row(0, 3)["task_index"] = 1
     demos = load_demonstrations(folder.write(tmp_path / "data"))
-    policy, seen = tiny_policy(), []
-    own = policy.prepare
-    policy.prepare = lambda observation, words: seen.append(list(words)) or own(observation, words)
+    policy, prepared = tiny_policy(), []
+    prepare = policy.prepare
+
+    def recorded(observation, instructions):
+        prepared.append(list(instructions))
+        return prepare(observation, instructions)
+
+    policy.prepare = recorded
     WindowSampler(demos, policy).batch(np.arange(6))
     demonstration_probe(demos, policy, 6)
     red, green = folder.tasks.values()
-    assert seen == [[red, red, green, green, red, red]] * 2
+    assert prepared == [[red, red, green, green, red, red]] * 2
 
 
 def of_row(key, value, episode=1, frame=3):
@@ -345,14 +350,14 @@ def test_info_may_be_missing_hostile_or_no_file(tmp_path):
 def test_tables_that_are_cut_damaged_or_empty_are_refused(tmp_path):
     root = Folder().write(tmp_path / "data", parts=2)
     last = root / "data" / "chunk-000" / "file-001.parquet"
-    whole = last.read_bytes()
-    last.write_bytes(whole[:-200])
+    content = last.read_bytes()
+    last.write_bytes(content[:-200])
     refused(root, r"file-001.parquet is incomplete: its end is missing.*finalize")
-    last.write_bytes(whole[: len(whole) // 2] + b"PAR1")
+    last.write_bytes(content[: len(content) // 2] + b"PAR1")
     refused(root, r"file-001.parquet cannot be read \(.*damaged")
     last.write_bytes(b"")
     refused(root, r"file-001.parquet cannot be read")
-    last.write_bytes(whole)
+    last.write_bytes(content)
     load_demonstrations(root)
     for file in (root / "data" / "chunk-000").iterdir():
         pq.write_table(pq.read_table(file).slice(0, 0), file)
@@ -368,16 +373,16 @@ def test_flipped_bytes_are_read_or_refused(tmp_path):
     random = np.random.default_rng(0)
     for _ in range(60):
         file = files[random.integers(len(files))]
-        whole = file.read_bytes()
-        damaged = bytearray(whole)
-        for place in random.integers(len(whole), size=3):
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        for place in random.integers(len(content), size=3):
             damaged[place] = random.integers(256)
         file.write_bytes(damaged)
         try:
             load_demonstrations(root)
         except DemonstrationError as error:
             assert len(str(error)) < 3000  # noqa: PT017 - any of them, or none, is right
-        file.write_bytes(whole)
+        file.write_bytes(content)
 
 
 def test_a_table_that_claims_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
@@ -503,13 +508,13 @@ def test_videos_that_are_short_large_missing_or_no_videos_are_refused(tmp_path):
     folder, path = film(tmp_path)
     root = folder.write(path)
     file = root / "videos" / FRONT / "chunk-000" / "file-000.mp4"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     shutil.copy(file, tmp_path / "secret.mp4")
     write_video(file, folder.film[:5], FPS)
     refused(root, r"'observation.images.front' of episode 1, frame 2 has no frame")
     write_video(file, folder.film, FPS, size=32)
     refused(root, r"the frame at 0.0000 s of .* is 32x32 px, but meta/info.json says 16x16 px")
-    file.write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(content[: len(content) // 2])
     refused(root, r"file-000.mp4 cannot be decoded as an MP4 video")
     for playlist in (
         f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n",

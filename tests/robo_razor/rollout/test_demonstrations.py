@@ -43,13 +43,13 @@ def expert(episodes=6, style="a", num_envs=8):
     return collect_demonstrations(toy(num_envs), ExpertActor(style), NEW, episodes)
 
 
-def same(one, two):
-    assert one.instructions == two.instructions
+def same(first, second):
+    assert first.instructions == second.instructions
     for name in ("state", "actions", "offsets", "rewards", "success"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
-    assert one.images.keys() == two.images.keys()
-    for name, images in one.images.items():
-        np.testing.assert_array_equal(images, two.images[name])
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert first.images.keys() == second.images.keys()
+    for name, images in first.images.items():
+        np.testing.assert_array_equal(images, second.images[name])
 
 
 def test_demonstrations_hold_whole_successful_episodes():
@@ -184,12 +184,12 @@ def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path,
 def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch):
     """The free memory shrinks by every picture, so only what is still to come must fit."""
     frame, steps = 2 * 3 * 16 * 16, []  # two cameras
-    whole = expert(30)
-    seen = demonstrations._DemonstrationRecorder.on_step
+    expected = expert(30)
+    on_step = demonstrations._DemonstrationRecorder.on_step
 
     def watched(recorder, outcome):
         steps.append(len(outcome.episodes))
-        seen(recorder, outcome)
+        on_step(recorder, outcome)
 
     def free(number):
         steps.clear()
@@ -197,12 +197,12 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
 
     monkeypatch.setattr(demonstrations._DemonstrationRecorder, "on_step", watched)
     monkeypatch.setattr(demonstrations, "CHECK_EVERY_BYTES", 1)
-    free(3 * frame * len(whole))  # while they are played, and joined, and two to spare
-    same(expert(30), whole)
+    free(3 * frame * len(expected))  # while they are played, and joined, and two to spare
+    same(expert(30), expected)
     played = sum(steps)
     for at_once in (demonstrations.MAX_EPISODES_AT_ONCE, 10):  # later rounds count as well
         monkeypatch.setattr(demonstrations, "MAX_EPISODES_AT_ONCE", at_once)
-        free(frame * len(whole))
+        free(frame * len(expected))
         with pytest.raises(
             DemonstrationError,
             match=r"30 demonstrations .*: judged by the \d+ so far, their pictures need 0.0 GiB "
@@ -212,7 +212,7 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
             expert(30)
         assert sum(steps) < played / 2
     monkeypatch.setattr(memory, "available_bytes", lambda: None)  # a system without it
-    same(expert(30), whole)
+    same(expert(30), expected)
 
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (3, 480, 640), (480, 640), (480, 640, 1)])
@@ -267,10 +267,10 @@ class Sick(ExpertActor):
     """Labels one decision with NaN, though a sound action is executed."""
 
     def decide(self, request):
-        found = super().decide(request)
-        label = found.actions.copy()
+        decision = super().decide(request)
+        label = decision.actions.copy()
         label[request.steps == 2, 0, 1] = np.nan
-        return dataclasses.replace(found, label=label)
+        return dataclasses.replace(decision, label=label)
 
 
 def test_nothing_that_is_not_finite_is_collected(tmp_path):
@@ -299,10 +299,10 @@ def test_a_later_task_that_fails_leaves_a_readable_data_set(tmp_path, monkeypatc
 
 def test_words_that_change_within_an_episode_come_back(tmp_path):
     demos = expert(2)
-    words = ("reach",) * 3 + ("hold",) * (len(demos) - 3)
-    firsts = (words[0], words[int(demos.offsets[1])])
-    demos = dataclasses.replace(demos, instructions=firsts, frame_instructions=words)
+    instructions = ("reach",) * 3 + ("hold",) * (len(demos) - 3)
+    firsts = (instructions[0], instructions[int(demos.offsets[1])])
+    demos = dataclasses.replace(demos, instructions=firsts, frame_instructions=instructions)
     save_demonstrations(demos, tmp_path / "data")
     back = load_demonstrations(tmp_path / "data")
     same(back, demos)
-    assert back.words(np.arange(len(back))) == list(words)
+    assert back.words(np.arange(len(back))) == list(instructions)

@@ -161,13 +161,13 @@ def test_an_environment_that_only_this_process_knows_runs_here_with_the_same_res
     from own_envs import Solved
 
     gym.register("plain/Lambda-v0", lambda: Solved(), max_episode_steps=9)
-    here, there = make("Lambda", num_envs=2), make("Solved", num_envs=2)
-    assert set(here.call("process_id")) == {os.getpid()}
+    local, in_workers = make("Lambda", num_envs=2), make("Solved", num_envs=2)
+    assert set(local.call("process_id")) == {os.getpid()}
     assert "plain/Lambda-v0 can be made in this process only" in caplog.text
     chunk = np.zeros((2, 5, 1), np.float32)
     for one, other in (
-        (here.reset(seed=[3, 4]), there.reset(seed=[3, 4])),
-        (here.step(chunk), there.step(chunk)),
+        (local.reset(seed=[3, 4]), in_workers.reset(seed=[3, 4])),
+        (local.step(chunk), in_workers.step(chunk)),
     ):
         np.testing.assert_array_equal(one[0]["agent_pos"], other[0]["agent_pos"])
         assert [np.asarray(x).tolist() for x in one[1:-1]] == [

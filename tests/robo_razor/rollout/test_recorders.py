@@ -22,32 +22,34 @@ def recorded(num_envs, last_in_first_out=False, **keep):
 
 
 def test_the_order_in_which_workers_finish_does_not_matter():
-    whole = recorded(1, landmarks=True)[0]
+    recorder = recorded(1, landmarks=True)[0]
     other = recorded(4, last_in_first_out=True, landmarks=True)[0]
-    assert whole.instructions == other.instructions == dict.fromkeys(range(6), "lift the red block")
+    expected = dict.fromkeys(range(6), "lift the red block")
+    assert recorder.instructions == other.instructions == expected
     for part in (0, 1):
-        one, two = (
+        first, second = (
             r.in_order([torch.from_numpy(landmarks[part]) for landmarks in r.landmarks])
-            for r in (whole, other)
+            for r in (recorder, other)
         )
-        assert torch.equal(one, two)
+        assert torch.equal(first, second)
     for name in ("actions", "label"):
-        one, two = (
+        first, second = (
             r.in_order([torch.from_numpy(getattr(d, name)) for d in r.decisions])
-            for r in (whole, other)
+            for r in (recorder, other)
         )
-        assert torch.equal(one, two)
-    one, two = whole.inputs(), other.inputs()
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
+        assert torch.equal(first, second)
+    first, second = recorder.inputs(), other.inputs()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_only_what_was_asked_for_is_kept():
     slim, batch = recorded(3)
     assert not slim.landmarks
     assert not slim.observations
-    whole = recorded(3, observations=True)[0]
-    assert sum(len(seen["agent_pos"]) for seen in whole.observations) == batch.decisions.sum()
+    recorder = recorded(3, observations=True)[0]
+    rows = [len(observation["agent_pos"]) for observation in recorder.observations]
+    assert sum(rows) == batch.decisions.sum()
     assert sum(map(len, slim.rewards)) == batch.decisions.sum()
     owner = np.concatenate(slim.episodes)[slim.order]
     np.testing.assert_array_equal(np.bincount(owner), batch.decisions)
