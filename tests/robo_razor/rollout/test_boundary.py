@@ -131,7 +131,7 @@ def test_an_environment_that_runs_another_task_than_it_was_asked_for_is_refused(
             return super().reset(seed=seed, options={**options, "tasks": None})
 
     driver = GroupDriver(Deaf(2, 1, image_size=16))
-    with pytest.raises(EnvError, match=r"asked for 'toy/ReachGreen-v0', but it runs .*ReachRed"):
+    with pytest.raises(EnvError, match=r"was reset to 'toy/ReachGreen-v0', but it runs .*ReachRed"):
         driver.reset(IDS, [3, 4], [RED, GREEN], [None, None])
 
 

@@ -631,7 +631,7 @@ def test_actions_that_tokens_cannot_express_are_refused(tmp_path, caplog):
     policy.module = types.SimpleNamespace(config=policy.config)  # no tokens: nothing to refuse
     demonstrations_for(source_of(root), policy, env=env_of())
     assert "is -1.5" in caplog.text
-    assert "the environment says that it takes [-1, 1] only" in caplog.text
+    assert "the environment's action space is [-1, 1]" in caplog.text
 
 
 # --- Runs -----------------------------------------------------------------------------------------
