@@ -255,7 +255,7 @@ def describe(checkpoint: dict[str, Any], settings: argparse.Namespace) -> str:
     divergence = checkpoint["kl_base_tuned"]["new_base_visited"]
     return (
         f"update {checkpoint['update']}: "
-        + ", ".join(f"{what} {rate:.2f}" for what, rate in rates.items())
+        + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items())
         + f"; KL(base || tuned) on the new task {divergence:.2f} ({checkpoint['kl_kind']})"
     )
 

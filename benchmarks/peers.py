@@ -54,16 +54,18 @@ from robo_razor.training.update import bf16_is_fast
 PACKAGES = ("torch", "lerobot", "accelerate", "stable-baselines3", "transformers", "gymnasium")
 
 
-def run_cloning(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+def run_cloning(settings: argparse.Namespace, meter: Any, ours: bool, **arguments: Any) -> None:
     from contestants import cloning
 
-    (cloning.clone_ours if ours else cloning.clone_lerobot)(settings, meter, **given)
+    (cloning.clone_ours if ours else cloning.clone_lerobot)(settings, meter, **arguments)
 
 
-def run_evaluation(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+def run_evaluation(settings: argparse.Namespace, meter: Any, ours: bool, **arguments: Any) -> None:
     from contestants import evaluating
 
-    (evaluating.evaluate_ours if ours else evaluating.evaluate_lerobot)(settings, meter, **given)
+    (evaluating.evaluate_ours if ours else evaluating.evaluate_lerobot)(
+        settings, meter, **arguments
+    )
 
 
 def run_replay(settings: argparse.Namespace, meter: Any, sequential: bool) -> None:
@@ -72,10 +74,10 @@ def run_replay(settings: argparse.Namespace, meter: Any, sequential: bool) -> No
     replaying.replay(settings, meter, sequential)
 
 
-def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **arguments: Any) -> None:
     from contestants import reinforcing
 
-    (reinforcing.train_ours if ours else reinforcing.train_sb3)(settings, meter, **given)
+    (reinforcing.train_ours if ours else reinforcing.train_sb3)(settings, meter, **arguments)
 
 
 def prepare(name: str, settings: argparse.Namespace) -> None:
@@ -156,7 +158,7 @@ def evaluation_comparison(settings: argparse.Namespace) -> Comparison:
         ours="robo-razor evaluate",
         contestants={
             "robo-razor evaluate": (functools.partial(run_evaluation, ours=True), 1),
-            **{name: (functools.partial(run, **given), 1) for name, given in peers.items()},
+            **{name: (functools.partial(run, **arguments), 1) for name, arguments in peers.items()},
         },
         relieved=tuple(helped),
     )
@@ -170,10 +172,10 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
     if not bf16_is_fast():  # emulated, it takes most of the benchmark's time
         extra = {}
     helped = "Stable-Baselines3 on our vector env"
-    own: dict[str, dict[str, Any]] = {"Stable-Baselines3, DummyVecEnv": {"envs": "dummy"}}
+    own_envs: dict[str, dict[str, Any]] = {"Stable-Baselines3, DummyVecEnv": {"envs": "dummy"}}
     if not settings.no_subprocesses:
-        own["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
-    peers = {name: given | {"spared": settings.spared} for name, given in own.items()}
+        own_envs["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
+    peers = {name: arguments | {"spared": settings.spared} for name, arguments in own_envs.items()}
     peers[helped] = {"envs": "ours"}
     trained = "image encoder frozen" if freeze_vision else "all weights"
     pictures = ", without pictures that no policy reads" if settings.spared else ""
@@ -186,8 +188,8 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
             "robo-razor finetune": (functools.partial(run, ours=True), settings.updates),
             **extra,
             **{
-                name: (functools.partial(run, ours=False, **given), settings.updates)
-                for name, given in peers.items()
+                name: (functools.partial(run, ours=False, **arguments), settings.updates)
+                for name, arguments in peers.items()
             },
         },
         extra=tuple(extra),

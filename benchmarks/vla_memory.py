@@ -176,33 +176,33 @@ def low_rank(adapter: FlowAdapter, rank: int) -> list[Tensor]:
     return [torch.empty(count, device="meta")]
 
 
-def trained(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> list[Tensor]:
+def trained(policy: Any, adapter: FlowAdapter, part: str, rank: int) -> list[Tensor]:
     """Return the parameters that a run trains by default: no critic, no image encoder."""
-    if what == "lora":
+    if part == "lora":
         return low_rank(adapter, rank)
-    if what == "expert":
+    if part == "expert":
         return [p for p in parameters_of(adapter.expert_modules()) if p.requires_grad]
     frozen = {id(p) for p in adapter.vision().parameters()}
-    wanted = [p for p in policy.parameters() if p.requires_grad or what == "all"]
+    wanted = [p for p in policy.parameters() if p.requires_grad or part == "all"]
     return [p for p in wanted if id(p) not in frozen]
 
 
-def fixed_memory(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> dict[str, float]:
+def fixed_memory(policy: Any, adapter: FlowAdapter, part: str, rank: int) -> dict[str, float]:
     """Return the memory that does not depend on the batch, bytes.
 
     Afterwards the trained weights of the policy are float32, as in a run.
     """
     loaded = size(policy.parameters())
-    tuned = trained(policy, adapter, what, rank)
-    adapter.to_float32(parameters_of(adapter.expert_modules()) if what == "lora" else tuned)
+    tuned = trained(policy, adapter, part, rank)
+    adapter.to_float32(parameters_of(adapter.expert_modules()) if part == "lora" else tuned)
     critic = list(ValueHead(adapter.feature_dim).parameters())
     weights, tuned_bytes = size(policy.parameters()), size(tuned)
     idle = {id(p) for name, p in policy.named_parameters() if "lm_head" in name}
     reached = size([p for p in tuned if id(p) not in idle]) + size(critic)
     small = sum(p.numel() for p in tuned) <= SNAPSHOT_PARAMETERS
     sizes = {
-        "weights": weights + size(critic) + (tuned_bytes if what == "lora" else 0),
-        "base": 0 if what == "lora" else tuned_bytes,
+        "weights": weights + size(critic) + (tuned_bytes if part == "lora" else 0),
+        "base": 0 if part == "lora" else tuned_bytes,
         "gradients": reached,
         "moments": 2 * reached,
         "undo": tuned_bytes + size(critic) + 2 * reached if small else 0,
@@ -335,11 +335,11 @@ def operations(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def train(policy: Any, wanted: Iterable[Tensor]) -> None:
+def train(policy: Any, trained_parameters: Iterable[Tensor]) -> None:
     """Let only some parameters require gradients."""
-    known = {id(p) for p in wanted}
+    ids = {id(p) for p in trained_parameters}
     for parameter in policy.parameters():
-        parameter.requires_grad_(id(parameter) in known)
+        parameter.requires_grad_(id(parameter) in ids)
 
 
 def operations_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
@@ -352,12 +352,12 @@ def operations_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]
         `bc_expert`, `bc_own` and `bc_all`: the policy's loss forward and backward, by the trained
         part.
     """
-    trains = {what: trained(policy, adapter, what, rank=0) for what in ("own", "all", "expert")}
+    trains = {part: trained(policy, adapter, part, rank=0) for part in ("own", "all", "expert")}
     decision = Decision(policy, adapter)
     counts = {}
-    for what, wanted in trains.items():  # the expert last
+    for part, wanted in trains.items():  # the expert last
         train(policy, wanted)
-        counts[f"bc_{what}"] = operations(lambda: torch.autograd.backward(decision.clone()))
+        counts[f"bc_{part}"] = operations(lambda: torch.autograd.backward(decision.clone()))
     with torch.no_grad():
         replay = operations(decision.replay)
     return counts | {
@@ -371,12 +371,12 @@ def operations_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]
 def compute(kind: str, dtype: str, rank: int) -> dict[str, Any]:
     """Return all computed numbers of one policy."""
     fixed = {}
-    for what in ("lora", "own", "all", "expert"):  # each changes its policy; the last is used below
+    for part in ("lora", "own", "all", "expert"):  # each changes its policy; the last is used below
         policy = build(kind, dtype)
         adapter = make_adapter(policy)
-        fixed[what] = fixed_memory(policy, adapter, what, rank)
+        fixed[part] = fixed_memory(policy, adapter, part, rank)
     result: dict[str, Any] = {"policy": kind, "dtype": dtype, "parameters": parts(policy, adapter)}
-    result["fixed_bytes"] = {what: fixed[what] for what in ("lora", "expert", "own", "all")}
+    result["fixed_bytes"] = {part: fixed[part] for part in ("lora", "expert", "own", "all")}
     train(policy, parameters_of(adapter.expert_modules()))  # as with `flow.train: expert` in PPO
     result["bytes_per_decision"] = memory_per_decision(Decision(policy, adapter))
     return result
@@ -405,7 +405,7 @@ def times(operations: dict[str, int], setting: argparse.Namespace) -> dict[str, 
         "ppo_update_encoding_anew": once + epochs * ppo + (1 + epochs) * encode,
         "ppo_update_checkpointing": once + epochs * (ppo + replay),
     }
-    steps = {f"bc_step_{what}": operations[f"bc_{what}"] for what in ("expert", "own", "all")}
+    steps = {f"bc_step_{part}": operations[f"bc_{part}"] for part in ("expert", "own", "all")}
     return {name: setting.bc_batch * count / speed for name, count in steps.items()} | {
         name: setting.decisions * count / speed for name, count in updates.items()
     }
@@ -423,15 +423,15 @@ def memory_table(results: list[dict[str, Any]], rank: int) -> str:
     ]
     for result in results:
         counts, fixed = result["parameters"], result["fixed_bytes"]
-        each = result["bytes_per_decision"]
+        per_decision = result["bytes_per_decision"]
         names = ("vision", "language", "expert")
         millions = ", ".join(f"{counts[name] / 1e6:.0f}" for name in names)
-        totals = [f"{fixed[what]['training'] / GIB:.1f}" for what in fixed]
+        totals = [f"{fixed[part]['training'] / GIB:.1f}" for part in fixed]
         lines.append(
             f"| `{result['policy']}` | {result['dtype']} | {counts['all'] / 1e6:.0f}: {millions} | "
             f"{' | '.join(totals)} | {fixed['own']['loading'] / GIB:.1f} | "
-            f"{each['encoded'] / 2**20:.1f} | {each['bc'] / GIB:.2f} | "
-            f"{each['ppo'] / GIB:.2f} | {each['ppo_checkpointing'] / GIB:.2f} |"
+            f"{per_decision['encoded'] / 2**20:.1f} | {per_decision['bc'] / GIB:.2f} | "
+            f"{per_decision['ppo'] / GIB:.2f} | {per_decision['ppo_checkpointing'] / GIB:.2f} |"
         )
     return "\n".join(lines)
 

@@ -84,9 +84,9 @@ class ChunkEnv(TableEnv):
         cameras = dict(space["pixels"].spaces.items())
         self.observation_space = gym.spaces.Dict({**cameras, "agent_pos": space["agent_pos"]})
 
-    def reset(self, **given: Any) -> Any:
+    def reset(self, **arguments: Any) -> Any:
         """Start an episode."""
-        observation, info = super().reset(**given)
+        observation, info = super().reset(**arguments)
         return flatten_observation(observation), info
 
     def step(self, action: NDArray[np.float32]) -> Any:
@@ -104,14 +104,14 @@ class RazorActorCritic(ActorCriticPolicy):
         *arguments: Spaces and schedule, as Stable-Baselines3 passes them.
         make: Returns the razor policy's handle; its frozen weights stay frozen.
         instruction: The policy's instruction in every environment.
-        **given: Further settings of Stable-Baselines3.
+        **further: Further settings of Stable-Baselines3.
     """
 
     def __init__(
-        self, *arguments: Any, make: Callable[[], Any], instruction: str, **given: Any
+        self, *arguments: Any, make: Callable[[], Any], instruction: str, **further: Any
     ) -> None:
         self._make, self._instruction = make, instruction
-        super().__init__(*arguments, **given)
+        super().__init__(*arguments, **further)
 
     def _build(self, lr_schedule: Any) -> None:
         handle = self._make()

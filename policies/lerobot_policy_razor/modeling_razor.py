@@ -135,8 +135,8 @@ class Block(nn.Module):
         q, k, v = rearrange(
             self.qkv(self.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=self.heads
         )
-        read = _attend(q[:, :, first:], k, v, mask)
-        tokens = tokens[:, first:] + self.out(rearrange(read, "b h n d -> b n (h d)"))
+        attended = _attend(q[:, :, first:], k, v, mask)
+        tokens = tokens[:, first:] + self.out(rearrange(attended, "b h n d -> b n (h d)"))
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -168,8 +168,8 @@ class ValueHead(nn.Module):
         query = rearrange(self.query, "(h d) -> h d", h=self.heads)
         scores = (key * query).sum(-1) * query.shape[-1] ** -0.5
         scores = scores.masked_fill(~rearrange(mask, "b 1 1 n -> b n 1"), float("-inf"))
-        read = (torch.softmax(scores, dim=1)[..., None] * value).sum(1)
-        hidden = self.mlp(rearrange(read, "b h d -> b (h d)")).float()
+        attended = (torch.softmax(scores, dim=1)[..., None] * value).sum(1)
+        hidden = self.mlp(rearrange(attended, "b h d -> b (h d)")).float()
         return (hidden * self.weight).sum(-1) + self.bias
 
 
@@ -177,8 +177,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attend in single precision: torch's bfloat16 kernel for the CPU is 4 times slower."""
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        read = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    return read.to(dtype)
+        attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    return attended.to(dtype)
 
 
 class _Trunk(NamedTuple):
@@ -403,8 +403,10 @@ class RazorPolicy(PreTrainedPolicy):
         The convolutions take half of the time. While they are frozen, once per image is enough.
         """
         keypoints, *_ = self._perceive(batch, augment=False)
-        others = {key: value for key, value in batch.items() if key not in self.config.camera_keys}
-        return {**others, KEYPOINTS: torch.stack(keypoints, dim=1)}
+        other_inputs = {
+            key: value for key, value in batch.items() if key not in self.config.camera_keys
+        }
+        return {**other_inputs, KEYPOINTS: torch.stack(keypoints, dim=1)}
 
     def action_logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Return only the logits [B, H, A, K], for imitation and KL."""

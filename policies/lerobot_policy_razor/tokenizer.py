@@ -98,9 +98,9 @@ class WordTokenizer:
 
     def _warn_of_unread(self, text: str) -> None:
         cut = self.cut_words(text)
-        read = " ".join(split_words(text)[: self.max_length])
+        read_part = " ".join(split_words(text)[: self.max_length])
         policy = f"the policy {self.owner}".strip()
-        new = [word for word in self.unknown_words(read) if word not in self._warned]
+        new = [word for word in self.unknown_words(read_part) if word not in self._warned]
         if new:
             self._warned.update(new)
             logger.warning(

@@ -178,8 +178,8 @@ def _reset_request(
     options = options or {}
     mask = np.asarray(options.get("reset_mask", np.ones(num_envs, dtype=bool)))
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_envs
-    nothing = [None] * num_envs
-    return mask, seeds, options.get("tasks") or nothing, options.get("instructions") or nothing
+    no_values = [None] * num_envs
+    return mask, seeds, options.get("tasks") or no_values, options.get("instructions") or no_values
 
 
 def _interface(env: VectorEnv) -> dict[str, tuple[str, ...]]:

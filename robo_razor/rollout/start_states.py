@@ -297,13 +297,13 @@ def check_manifest(config: ManifestConfig) -> ManifestCheck:
     manifest = manifest.select(tasks, config.episodes)
     for i, state in enumerate(_described(config, manifest.rows).start_states):
         manifest.check_start_state(i, state)
-    known = sum(state is not None for state in manifest.start_states)
-    if not known:
+    num_known = sum(state is not None for state in manifest.start_states)
+    if not num_known:
         raise ManifestError(
             f"{config.check} has no hash of a start state of these tasks, because their "
             "environments report none: there is nothing to check"
         )
-    return ManifestCheck(manifest, known)
+    return ManifestCheck(manifest, num_known)
 
 
 def _described(config: ManifestConfig, rows: Sequence[EpisodeRow]) -> Manifest:

@@ -328,9 +328,9 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         for env_id, chunk, moves in zip(ids.tolist(), chunks.copy(), alive[ids], strict=True):
             if moves:
                 self._history[env_id].append(chunk)
-        for index, own in parts:
-            self._send(index, "step", own[alive[own]].tolist())
-            self._pending[index] = own
+        for index, group_ids in parts:
+            self._send(index, "step", group_ids[alive[group_ids]].tolist())
+            self._pending[index] = group_ids
 
     def step_wait(
         self,
@@ -389,12 +389,12 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
         parts = self._by_group(ids)
         self._check_idle(index for index, _ in parts)
-        for index, own in parts:
-            self._send(index, command, own.tolist(), *arguments)
+        for index, group_ids in parts:
+            self._send(index, command, group_ids.tolist(), *arguments)
         answers = {
             env_id: answer
-            for index, own in parts
-            for env_id, answer in zip(own.tolist(), self._receive(index), strict=True)
+            for index, group_ids in parts
+            for env_id, answer in zip(group_ids.tolist(), self._receive(index), strict=True)
         }
         return [answers[env_id] for env_id in ids.tolist()]
 
@@ -415,7 +415,7 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         wanted = np.zeros(self.num_envs, np.bool_)
         wanted[ids] = True
         parts = ((index, group[wanted[group]]) for index, group in enumerate(self.groups))
-        return [(index, own) for index, own in parts if len(own)]
+        return [(index, group_ids) for index, group_ids in parts if len(group_ids)]
 
     def _send(self, index: int, command: str, *arguments: Any) -> None:
         try:

@@ -216,18 +216,18 @@ def video_spans(root: Path, frames: Frames, key: str, times: NDArray[np.float64]
         DemonstrationError: `meta/episodes` lacks the video of an episode.
     """
     episode, chunk, number, start = episode_videos(root, key)
-    known = np.minimum(np.searchsorted(episode, frames.episode), len(episode) - 1)
-    for i in np.flatnonzero(episode[known] != frames.episode)[:1].tolist():
+    video_rows = np.minimum(np.searchsorted(episode, frames.episode), len(episode) - 1)
+    for i in np.flatnonzero(episode[video_rows] != frames.episode)[:1].tolist():
         raise DemonstrationError(
             f"meta/episodes of {str(root)!r} does not list the video of {frames.place(i)}",
             remedy=DAMAGED,
         )
     spans = []
-    used = np.unique(np.stack([chunk, number])[:, known], axis=1)
+    used = np.unique(np.stack([chunk, number])[:, video_rows], axis=1)
     for a, b in used.T.tolist():
         starts = np.append(np.unique(start[(chunk == a) & (number == b)]), np.inf)
-        positions = np.flatnonzero((chunk[known] == a) & (number[known] == b))
-        begins = start[known[positions]]
+        positions = np.flatnonzero((chunk[video_rows] == a) & (number[video_rows] == b))
+        begins = start[video_rows[positions]]
         until = starts[np.searchsorted(starts, begins, side="right")]
         path = inside(root, root / VIDEO_PATH.format(video_key=key, chunk_index=a, file_index=b))
         spans.append(Span(path, begins + times[positions], until, positions))

@@ -98,14 +98,18 @@ def describe(directory: str | Path, state_keys: Sequence[str] = (STATE,)) -> Des
         _check_video_path(info, path)
     names = [n for key in state_keys for n in (key, key.removeprefix(IMAGE_PREFIX))]
     state = next((name for name in names if name in features), None)
-    read = [ACTION, *([state] if state else []), *(k for k in (REWARD, SUCCESS) if k in features)]
+    number_keys = [
+        ACTION,
+        *([state] if state else []),
+        *(k for k in (REWARD, SUCCESS) if k in features),
+    ]
     total = info.get("total_episodes")
     return Description(
         root,
         _checked_fps(info, path),
         cameras,
         state,
-        {key: _width(key, features[key], path) for key in read},
+        {key: _width(key, features[key], path) for key in number_keys},
         tuple(features),
         total if type(total) is int else None,
     )
@@ -225,8 +229,10 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 def _width(key: str, feature: Mapping[str, Any], path: Path) -> int:
     """Return the numbers per frame of a column from its metadata, checked."""
     shape = feature.get("shape")
-    one = isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and shape[0] > 0
-    if not one or (key in (REWARD, SUCCESS) and shape != [1]):
+    is_vector = (
+        isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and shape[0] > 0
+    )
+    if not is_vector or (key in (REWARD, SUCCESS) and shape != [1]):
         raise DemonstrationError(
             f"{path} gives the column {shown(key)} the shape {shown(shape)}",
             allowed="[1]" if key in (REWARD, SUCCESS) else "[n], for n numbers per frame",
@@ -253,14 +259,14 @@ def task_names(root: Path, path: Path) -> dict[int, str]:
     table.need([TASK])
     texts = [field.name for field in table.schema if _is_text(field.type)]
     # LeRobot stores the instruction as the index of a pandas table.
-    known = [name for name in ("task", "__index_level_0__") if name in texts] or texts[:1]
-    if not known:
+    text_columns = [name for name in ("task", "__index_level_0__") if name in texts] or texts[:1]
+    if not text_columns:
         raise DemonstrationError(
             f"{path} has no column with the instructions. Its columns are {listed(table.names)}"
         )
-    columns = table.read([TASK, known[0]])
+    columns = table.read([TASK, text_columns[0]])
     index = whole_numbers(columns, TASK, path).tolist()
-    instructions = text(columns, known[0], path)
+    instructions = text(columns, text_columns[0], path)
     if len(set(index)) < len(index):
         raise DemonstrationError(f"{path} has a {TASK!r} twice", remedy="Renumber its rows.")
     return dict(zip(index, instructions, strict=True))

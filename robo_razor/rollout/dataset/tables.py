@@ -300,9 +300,9 @@ def matrix(
         bad = np.flatnonzero(~np.isfinite(numbers.astype(np.float32)))
     for i in bad[:1]:
         row, entry = divmod(int(i), max(1, width))
-        more = f"; {len(bad)} numbers of the column are like that" if len(bad) > 1 else ""
+        others = f"; {len(bad)} numbers of the column are like that" if len(bad) > 1 else ""
         raise DemonstrationError(
-            f"{name!r} of {place(row)} in {path} is {numbers[i]:g} (entry {entry}{more})",
+            f"{name!r} of {place(row)} in {path} is {numbers[i]:g} (entry {entry}{others})",
             allowed="finite numbers",
             remedy="Remove that episode, or mend what wrote it.",
         )
@@ -315,9 +315,9 @@ def _refuse(
 ) -> None:
     rows = np.flatnonzero(np.asarray(mask)) // max(1, width)
     if len(rows):
-        more = f" ({len(np.unique(rows))} rows are like that)" if len(rows) > 1 else ""
+        others = f" ({len(np.unique(rows))} rows are like that)" if len(rows) > 1 else ""
         raise DemonstrationError(
-            f"{name!r} of {place(int(rows[0]))} in {path} {problem}{more}",
+            f"{name!r} of {place(int(rows[0]))} in {path} {problem}{others}",
             remedy="Remove that episode, or mend what wrote it.",
         )
 
