@@ -239,7 +239,9 @@ def check_same_work(
     for measured in rounds:
         counts = {name: measured[name]["samples"] for name in names}
         if min(counts.values()) < (1.0 - SAME_WORK) * max(counts.values()):
-            raise RuntimeError(f"the contestants did unequal {comparison.unit}: {counts}")
+            raise RuntimeError(
+                f"the contestants did unequal numbers of {comparison.unit}: {counts}"
+            )
 
 
 def summarise(

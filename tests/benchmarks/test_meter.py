@@ -30,7 +30,7 @@ def test_everybody_is_asked_for_the_same_units(tmp_path):
 
 def test_unlike_work_is_no_ratio(tmp_path):
     fewer = functools.partial(loops.steady, samples=1)
-    with pytest.raises(RuntimeError, match=r"unlike numbers of samples: \{'ours': 6, 'peer': 2\}"):
+    with pytest.raises(RuntimeError, match=r"unequal numbers of samples: \{'ours': 6, 'peer': 2\}"):
         compare(comparison(peer=(fewer, 2)), loops.Settings(0.0), tmp_path)
     smaller = functools.partial(loops.steady, trained_parameters=5)
     with pytest.raises(RuntimeError, match="differ in trained_parameters"):

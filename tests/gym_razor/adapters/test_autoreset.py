@@ -94,7 +94,7 @@ def test_a_mask_of_reset_is_respected():
 
 
 def test_what_cannot_be_wrapped_is_refused():
-    with pytest.raises(ValueError, match="without this wrapper"):
+    with pytest.raises(ValueError, match="leave the wrapper out"):
         Autoreset(ChunkedVectorEnv(factories(), num_workers=0), AutoresetMode.DISABLED)
     with pytest.raises(ValueError, match="resets automatically"):
         Autoreset(SyncVectorEnv(factories()))

@@ -74,7 +74,7 @@ def test_wrong_actions_seeds_and_masks_are_named(make):
         env.step(zeros(env)[:1])
     with pytest.raises(ValueError, match="3 seeds for 2 environments"):
         env.reset(seed=[1, 2, 3])
-    with pytest.raises(ValueError, match="reset_mask has shape"):
+    with pytest.raises(ValueError, match="`reset_mask` is int64 of shape"):
         env.reset(options={"reset_mask": np.array([0, 1])})
     env.close()
 

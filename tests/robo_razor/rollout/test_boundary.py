@@ -164,7 +164,7 @@ FLOATS = spaces.Dict({"pixels": spaces.Dict({"front": spaces.Box(0, 1, (16, 16, 
 @pytest.mark.parametrize(
     ("attributes", "text"),
     [
-        ({"metadata": {"autoreset_mode": AutoresetMode.NEXT_STEP}}, "begins new episodes by itse"),
+        ({"metadata": {"autoreset_mode": AutoresetMode.NEXT_STEP}}, "resets automatically"),
         ({"single_observation_space": IMAGE}, r"gives .*Box\(0, 255, \(16, 16, 3\).*Allowed: a D"),
         ({"single_observation_space": FLOATS}, "gives the picture 'front' as float32"),
     ],

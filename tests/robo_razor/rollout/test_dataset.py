@@ -250,7 +250,7 @@ PLACE = r"of episode 1, frame 3 in .*file-000.parquet "
         (
             of_row("observation.images.wrist", {"bytes": None, "path": "a.png"}),
             r"'observation.images.wrist' of episode 1, frame 3, .*holds no picture, at most the "
-            r"path.*files beside them are not read",
+            r"path.*other files are not read",
         ),
         (of_row("observation.images.wrist", None), r"episode 1, frame 3, .*holds no picture"),
         (
@@ -606,8 +606,8 @@ def test_another_rate_than_the_environments_is_told(tmp_path, caplog):
     (root / "meta" / "info.json").write_text(json.dumps(folder.info))
     demonstrations_for(source_of(root), tiny_policy(), env=env_of(render_fps=10))
     assert "says 30 frames per second" in caplog.text
-    assert "0.1 s apart, which makes 10 per second" in caplog.text
-    assert "has 30 frames per second, the environment 10 control steps" in caplog.text
+    assert "0.1 s apart, which is 10 frames per second" in caplog.text
+    assert "has 30 frames per second, but the environment has 10 control steps" in caplog.text
     assert "last 3 times as long" in caplog.text
 
 
@@ -666,4 +666,4 @@ def test_a_run_on_a_wrong_data_set_ends_before_anything_is_measured(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         run("right")
     assert measured == [0]
-    assert "has 30 frames per second, the environment 10" in caplog.text
+    assert "has 30 frames per second, but the environment has 10" in caplog.text
