@@ -166,7 +166,7 @@ def make_lerobot_env(
     for task in tasks:
         items |= lerobot_tasks(task, config.lerobot)
     make: Any = load_env_creator(VECTOR_ENV)
-    env: Any = make(
+    pooled: Any = make(
         factories={task: item.make for task, item in items.items()},
         num_envs=config.num_envs,
         chunk_size=chunk_size,
@@ -177,15 +177,17 @@ def make_lerobot_env(
         fast_images=config.fast_images,
     )
     if config.fast_images:
-        env.reset(seed=0)  # makes the renderer
-        if not env.call("renders_fast")[0]:
+        pooled.reset(seed=0)  # makes the renderer
+        if not pooled.call("renders_fast")[0]:
             logger.warning(
                 "`env.fast_images` has no effect on %s: it does not render with Gymnasium's MuJoCo "
                 "renderer",
                 tasks[0],
             )
     processor = next(iter(items.values())).processor
-    return cast("SteppedByGroups", env if processor is None else ProcessedVectorEnv(env, processor))
+    return cast(
+        "SteppedByGroups", pooled if processor is None else ProcessedVectorEnv(pooled, processor)
+    )
 
 
 class ProcessedVectorEnv:
