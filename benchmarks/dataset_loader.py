@@ -3,8 +3,9 @@
 Example: `python benchmarks/dataset_loader.py --json loader.json`
 
 Both read the same LeRobotDataset (two cameras, image mode) in random order, in batches, with the
-action chunks that follow each frame. The stock way decodes PNGs anew for every batch; ours decodes
-them once (`decode_s`, which counts in `ratio_first_epoch`) and then copies rows of arrays.
+action chunks that follow each frame. LeRobot's loader decodes PNGs again for every batch.
+robo-razor decodes them once (`decode_s`, which counts in `ratio_first_epoch`) and then copies rows
+of arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHUNK = 4
 
 
 def make_dataset(directory: Path, episodes: int, length: int, size: int) -> None:
-    """Write a dataset of smooth pictures (PNG is slow with noise, which no camera gives)."""
+    """Write a dataset of smooth pictures, as of a camera: PNG is slow with noise."""
     rng = np.random.default_rng(0)
     frames = episodes * length
     y, x = np.mgrid[0:size, 0:size] / size
@@ -59,15 +60,15 @@ def stock_frames_per_s(directory: Path, batch_size: int, batches: int, workers: 
         dataset, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True
     )
     iterator = iter(loader)
-    next(iterator)  # starting workers is not what is measured
-    start, seen = time.perf_counter(), 0
+    next(iterator)  # the start of the workers does not count
+    start, frames = time.perf_counter(), 0
     for _ in range(batches):
         batch = next(iterator, None)
         if batch is None:
             iterator = iter(loader)
             batch = next(iterator)
-        seen += len(batch["action"])
-    return seen / (time.perf_counter() - start)
+        frames += len(batch["action"])
+    return frames / (time.perf_counter() - start)
 
 
 def ram_frames_per_s(
@@ -104,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "data"
         make_dataset(directory, arguments.episodes, arguments.length, arguments.size)
-        ours, decode_s, demonstrations = ram_frames_per_s(
+        ram, decode_s, demonstrations = ram_frames_per_s(
             directory, arguments.batch_size, arguments.batches * 10
         )
         stock = stock_frames_per_s(
@@ -116,10 +117,10 @@ def main() -> None:
         "batch_size": arguments.batch_size,
         "stock_workers": arguments.workers,
         "stock_frames_per_s": stock,
-        "ram_frames_per_s": ours,
+        "ram_frames_per_s": ram,
         "decode_s": decode_s,
-        "ratio": ours / stock,
-        "ratio_first_epoch": (frames / stock) / (decode_s + frames / ours),
+        "ratio": ram / stock,
+        "ratio_first_epoch": (frames / stock) / (decode_s + frames / ram),
     }
     text = json.dumps(result, indent=2)
     if arguments.json:

@@ -4,20 +4,19 @@ Example: `python benchmarks/env_throughput.py --json throughput.json`
 
 Four ratios, each the median of interleaved repetitions on the same number of processes:
 
-(a) vector env / bare loop: `RazorVectorEnv` (chunks of H actions, both cameras once per chunk)
-    against `mj_step` plus `mjr_render` on the same model, sizes and effects, in a loop that does
-    nothing else.
-(b) vector env / robosuite: simulated robot seconds per wall second with both cameras at 64 px, ours
-    rendering once per decision, robosuite's PickPlaceCan as it is (two 64 px cameras at its 20 Hz).
-    `frames_per_s` in the JSON tells how much of it is rendering less often.
-(c) states only / bare physics: `RazorVectorEnv` without pictures against `mj_step`.
-(d) scene / scene: bare `mj_step` on PlaceCanInBin against bare `mj_step` on robosuite's
+(a) Vector env / bare loop: `RazorVectorEnv` (chunks of H actions, both cameras once per chunk)
+    against a loop of only `mj_step` and `mjr_render` on the same model, sizes and effects.
+(b) Vector env / robosuite: simulated robot seconds per wall second with both cameras at 64 px.
+    `RazorVectorEnv` renders once per decision, robosuite's PickPlaceCan at each of its steps
+    (20 Hz). `frames_per_s` in the JSON shows how much of the ratio comes from fewer pictures.
+(c) States only / bare physics: `RazorVectorEnv` without pictures against `mj_step`.
+(d) Scene / scene: bare `mj_step` on PlaceCanInBin against bare `mj_step` on robosuite's
     PickPlaceCan, simulated seconds per wall second, one process each, from states along an episode
-    (ours: the expert with noise, so with a grasp; robosuite: random actions).
+    (PlaceCanInBin: the expert with noise, so with a grasp; robosuite: random actions).
 
-The bare loops replay the very controls of the vector env from the same start states and must end in
-the same states, bit for bit. A ratio of wall times is only as good as the quiet of the machine;
-`cpu_ratio` divides the processor times of all processes involved instead.
+The bare loops replay the controls of the vector env from the same start states and must end in the
+same states, bit for bit. Ratios of wall times need a quiet machine; `cpu_ratio` is the ratio of the
+processor times of all processes involved.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ TITLES = {
 }
 
 
-# ---- the same episodes for everybody -----------------------------------------------------------
+# ---- the same episodes for all contestants -----------------------------------------------------
 
 
 def record(seed: int, num_steps: int) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def record(seed: int, num_steps: int) -> dict[str, Any]:
 
 
 class BareLoop:
-    """`mj_step` (and the two cameras once per chunk) on recorded controls; nothing else."""
+    """Only `mj_step` (and the two cameras once per chunk) on recorded controls."""
 
     def __init__(self, seeds: list[int], settings: argparse.Namespace, render: bool) -> None:
         import mujoco
@@ -131,7 +130,7 @@ class BareLoop:
         self.strip = np.empty((self.size, 2 * self.size, 3), np.uint8)
 
     def prepare(self) -> None:
-        """Go back to the start states."""
+        """Restore the start states."""
         for episode in self.records:
             episode["world"].restore(episode["start"])
 
@@ -170,7 +169,7 @@ class BareLoop:
 
 
 class RobosuiteEnvironment:
-    """robosuite's PickPlaceCan as its documentation makes it, with two cameras."""
+    """robosuite's PickPlaceCan as in its documentation, with two cameras."""
 
     def __init__(self, seeds: list[int], settings: argparse.Namespace) -> None:
         self.env = make_robosuite(cameras=True, size=settings.image_size)
@@ -189,7 +188,7 @@ class RobosuiteEnvironment:
 
 
 class ScenePhysics:
-    """`mj_step` alone, a tenth of a second from each of some states along an episode."""
+    """Only `mj_step`, a tenth of a second from each of some states along an episode."""
 
     def __init__(self, seeds: list[int], settings: argparse.Namespace, scene: str) -> None:
         import mujoco
@@ -207,7 +206,7 @@ class ScenePhysics:
         self.spec = mujoco.mjtState.mjSTATE_INTEGRATION
 
     def prepare(self) -> None:
-        """Do nothing: every state is set anew."""
+        """Do nothing: `measure` sets every state."""
 
     def measure(self) -> tuple[float, int]:
         """Simulate a tenth of a second from each state."""
@@ -301,11 +300,11 @@ class Fleet:
         context = multiprocessing.get_context("spawn")
         self.connections, self.processes = [], []
         for seeds in np.array_split(np.arange(settings.num_envs), num_processes):
-            mine, theirs = context.Pipe()
-            arguments = (theirs, name, seeds.tolist() or [0], settings)
+            parent_end, child_end = context.Pipe()
+            arguments = (child_end, name, seeds.tolist() or [0], settings)
             process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
-            self.connections.append(mine)
+            self.connections.append(parent_end)
             self.processes.append(process)
         self._receive()
 
@@ -334,7 +333,7 @@ class Fleet:
 
 
 class VectorEnvironment:
-    """Our vector env, driven by split stepping with recorded actions."""
+    """`RazorVectorEnv`, stepped group by group with recorded actions."""
 
     def __init__(self, num_workers: int, settings: argparse.Namespace, render: bool) -> None:
         import gymnasium as gym
@@ -386,7 +385,7 @@ class VectorEnvironment:
         cpu = time.process_time() + sum(cpu_seconds(pid) for pid in workers) - cpu
         if not np.array_equal(ends, self.ends):
             raise RuntimeError(
-                "the vector env did not end where the recorded episodes ended; if one of them "
+                "the vector env did not end in the recorded episodes' last states; if one of them "
                 "succeeded, give fewer --decisions"
             )
         steps = settings.num_envs * settings.decisions * settings.chunk_size
@@ -439,7 +438,7 @@ def compare(makers: tuple[Any, Any], repeats: int) -> dict[str, Any]:
         first.measure(), second.measure()  # warm-up: compilers, caches, allocation
         rounds = []
         for repeat in range(repeats):
-            # Alternate who goes first: a machine that heats up or fills favours neither.
+            # Alternate the order, so that a machine that heats up or fills favours neither.
             if repeat % 2:
                 other, own = second.measure(), first.measure()
             else:

@@ -1,15 +1,15 @@
-"""Let PPO and cloning tune a small SmolVLA, trained from nothing here, and see what it forgets.
+"""Train a small SmolVLA from scratch, tune it by PPO and by cloning, and measure forgetting.
 
 Example: `python benchmarks/flow_learning.py --out runs/flow-learning --json learning.json`
 
-No weights of a hub are at hand, so the base is made first: a new SmolVLA of 0.7 M parameters
-(64 px cameras) clones the scripted expert on two skills, and on a few demonstrations of a third.
-That one is the new task of PPO with the flow-SDE kernel, the two are the prior skills. Beside it
-the same base clones the expert's other style on the new task. Every stage is a run of the toolkit
-in a folder of its own below `--out`; what is there is gone on with.
+The published weights are not needed: the benchmark first makes a base. A new SmolVLA of 0.7 M
+parameters (64 px cameras) clones the scripted expert on two skills, and on a few demonstrations of
+a third. The two are the prior skills, and the third is the new task of PPO with the flow-SDE
+kernel. For comparison the same base clones the expert's other style on the new task. Every stage is
+a run of the toolkit in a folder of its own below `--out`. A second call continues the stages there.
 
-This asks whether the gradient is right on a simulated robot's pictures, not how well a real
-SmolVLA does.
+This tests whether the gradient is right on a simulated robot's pictures, not how well a real
+SmolVLA learns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from env_throughput import machine
 
 NOISE = 0.15
-"""On what the scripted expert executes, in action units; labels stay clean (as in DART)."""
+"""Noise on the scripted expert's actions, in action units; labels stay clean (as in DART)."""
 TESTS = Path(__file__).parents[1] / "tests" / "toys"
 SHAPE: dict[str, Any] = {
     "vision": {
@@ -60,8 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/flow-learning"), help="folder of all stages")
     add("--json", type=Path, help="write the results to this file")
-    add("--new-task", default="gym_razor/CloseDrawer-v0", help="what PPO learns")
-    add("--prior-tasks", default="PressButton,OpenDrawer", help="what may be forgotten")
+    add("--new-task", default="gym_razor/CloseDrawer-v0", help="the task that PPO learns")
+    add("--prior-tasks", default="PressButton,OpenDrawer", help="skills that may be forgotten")
     add("--demonstrations", type=int, default=300, help="per prior skill, and of the BC run")
     add("--new-demonstrations", type=int, default=10, help="of the new task")
     add("--epochs", type=int, default=12, help="of cloning the base")
@@ -79,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def collect(settings: argparse.Namespace, directory: Path) -> None:
-    """Write demonstrations of all skills as one dataset, which is there when it is whole."""
+    """Write demonstrations of all skills as one dataset; the directory appears when complete."""
     from robo_razor.rollout.actors import ExpertActor, GaussianNoise, NoisyActor
     from robo_razor.rollout.demonstrations import write_demonstrations
     from robo_razor.rollout.environments import make_env, named_tasks
@@ -89,14 +89,14 @@ def collect(settings: argparse.Namespace, directory: Path) -> None:
     )
     numbers[settings.new_task] = settings.new_demonstrations
     env = make_env(settings.new_task, environment(settings), chunk_size=1, tasks=tuple(numbers))
-    begun = directory.with_name(f"{directory.name}-begun")
-    shutil.rmtree(begun, ignore_errors=True)
+    unfinished = directory.with_name(f"{directory.name}-begun")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         actor = NoisyActor(ExpertActor("a"), GaussianNoise(NOISE))
-        write_demonstrations(env, actor, numbers, begun, first_seed=settings.seed)
+        write_demonstrations(env, actor, numbers, unfinished, first_seed=settings.seed)
     finally:
         env.close()
-    begun.rename(directory)
+    unfinished.rename(directory)
 
 
 def make_base(settings: argparse.Namespace) -> Path:
@@ -174,7 +174,7 @@ def environment(settings: argparse.Namespace) -> Any:
 
 
 def common(settings: argparse.Namespace, every: float) -> dict[str, Any]:
-    """Return the settings that both runs share; a number of updates `every` 1 is one checkpoint."""
+    """Return the settings that both runs share; `every` 1 tracks only the last checkpoint."""
     from robo_razor.core.settings.config import TrackingConfig
 
     episodes = settings.test_episodes
@@ -200,12 +200,12 @@ def common(settings: argparse.Namespace, every: float) -> dict[str, Any]:
 
 
 def checkpoints(run: Path) -> list[dict[str, Any]]:
-    """Return what a run's checkpoints measured, in order."""
-    found = []
+    """Return the measurements of a run's checkpoints, in order."""
+    entries = []
     for path in sorted((run / "eval").glob("*/summary.json")):
         summary = json.loads(path.read_text())
         (new,) = summary["new"].values()
-        found.append(
+        entries.append(
             {
                 "update": int(path.parent.name),
                 "greedy": new["success_rate"],
@@ -217,36 +217,36 @@ def checkpoints(run: Path) -> list[dict[str, Any]]:
                 "kl_kind": summary["kl_kind"],
             }
         )
-    return found
+    return entries
 
 
 def elapsed_s(run: Path) -> float:
-    """Return how long a run took, interruptions left out, tracking included."""
+    """Return the duration of a run without interruptions, with tracking."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return max(line["time/elapsed_s"] for line in lines)
 
 
-def told(settings: argparse.Namespace) -> dict[str, str]:
-    """Return the settings that results depend on, in words."""
+def result_settings(settings: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that results depend on, as text."""
     free = ("out", "json", "threads", "workers", "num_envs")
     return {key: str(value) for key, value in vars(settings).items() if key not in free}
 
 
 def refuse_other_settings(settings: argparse.Namespace) -> None:
-    """Keep the settings beside the runs, and end where runs of other ones are there."""
+    """Write the settings beside the runs; exit if the runs there have other settings."""
     file = settings.out / "settings.json"
     if not file.is_file():
-        file.write_text(json.dumps(told(settings), indent=2) + "\n")
-    elif (before := json.loads(file.read_text())) != told(settings):
-        key = next(k for k, v in told(settings).items() if before.get(k) != v)
+        file.write_text(json.dumps(result_settings(settings), indent=2) + "\n")
+    elif (before := json.loads(file.read_text())) != result_settings(settings):
+        key = next(k for k, v in result_settings(settings).items() if before.get(k) != v)
         sys.exit(
             f"{settings.out} holds runs with {key} = {before.get(key)}, not "
-            f"{told(settings)[key]}: give another --out"
+            f"{result_settings(settings)[key]}: give another --out"
         )
 
 
 def describe(checkpoint: dict[str, Any], settings: argparse.Namespace) -> str:
-    """Return a checkpoint in words."""
+    """Return a checkpoint as text."""
     rates = {
         f"{settings.new_task} sampled": checkpoint["sampled"],
         "greedy": checkpoint["greedy"],
@@ -255,7 +255,7 @@ def describe(checkpoint: dict[str, Any], settings: argparse.Namespace) -> str:
     divergence = checkpoint["kl_base_tuned"]["new_base_visited"]
     return (
         f"update {checkpoint['update']}: "
-        + ", ".join(f"{what} {rate:.2f}" for what, rate in rates.items())
+        + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items())
         + f"; KL(base || tuned) on the new task {divergence:.2f} ({checkpoint['kl_kind']})"
     )
 
@@ -277,11 +277,11 @@ def main(arguments: list[str] | None = None) -> int:
         "parameters": sum(p.numel() for p in load_policy(str(base)).module.parameters()),
         "wall_s": {name: elapsed_s(settings.out / name) for name in runs},
         "machine": machine(),
-        "settings": told(settings),
+        "settings": result_settings(settings),
         "checkpoints": runs,
     }
-    for name, found in runs.items():
-        for checkpoint in found:
+    for name, entries in runs.items():
+        for checkpoint in entries:
             print(f"{name}, {describe(checkpoint, settings)}")
     if settings.json:
         settings.json.write_text(json.dumps(document, indent=2) + "\n")

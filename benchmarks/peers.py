@@ -1,33 +1,33 @@
-"""Measure robo-razor against the libraries that do the same: LeRobot and Stable-Baselines3.
+"""Measure the speed of robo-razor against LeRobot and Stable-Baselines3.
 
 Example: `python benchmarks/peers.py --json peers.json`
 
-Ratios of samples per second (medians of interleaved repetitions, every contestant in a process of
-its own), against the fastest peer where there are several, as it comes: what a peer does when it
-is set up otherwise, or spared a part of the work, is told beside it. All compute on the CPU.
+The results are ratios of samples per second: medians of interleaved repetitions, with every
+contestant in a process of its own. The headline is the ratio to the fastest peer with its defaults.
+Ratios to peers with other settings, or with less work, are reported beside it. All contestants
+compute on the CPU.
 
-(a) cloning: gradient steps' samples of `robo-razor finetune --method bc` against `lerobot-train`,
-    with its default data loader (4 workers) and other numbers of workers. All weights are trained;
-    what `finetune` does by default, keeping the image encoder as it is, is an extra figure.
-(b) evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`, both with their defaults
-    but for the number of episodes, which is that of LeRobot, and our workers, one per core. What
-    `lerobot-eval` does with `--num-envs` environments, and without the videos that it always
-    makes, is told beside it.
-(c) replay of a flow policy's denoising paths (a tiny SmolVLA), forward and backward: one batched
-    call against one call per denoising step. Both sides are ours; no peer has this.
+(a) Cloning: samples of gradient steps of `robo-razor finetune --method bc` against `lerobot-train`,
+    with its default data loader (4 workers) and other numbers of workers. All weights are trained.
+    The default of `finetune`, a frozen image encoder, is an extra figure.
+(b) Evaluation: episodes of `robo-razor evaluate` against `lerobot-eval`. Both have their defaults,
+    except for LeRobot's number of episodes on both sides, and one worker of `evaluate` per core.
+    `lerobot-eval` with `--num-envs` environments, and without the videos that it always makes, is
+    reported beside it.
+(c) Replay of a flow policy's denoising paths (a tiny SmolVLA), forward and backward: one batched
+    call against one call per denoising step. Both sides are robo-razor; no peer has this.
 (d) PPO: decisions of `robo-razor finetune --method ppo` against Stable-Baselines3, rollout and
-    update together, with the image encoder frozen on both sides as it is by default. The peer has
+    update together, with a frozen image encoder on both sides, which is the default. The peer has
     its own vector envs of registered environments: DummyVecEnv, which its `make_vec_env` makes, and
-    SubprocVecEnv, a process per environment. Those render at every control step, or, with
-    `--spared`, once per decision, as ours do. What it does on our vector env is told beside it,
-    and ours with `--ppo.bf16` where the processor has bfloat16.
-(e) the same with all weights trained on both sides.
+    SubprocVecEnv, a process per environment. They render at every control step or, with `--spared`,
+    once per decision like robo-razor's. Stable-Baselines3 on robo-razor's vector env is reported
+    beside it, and so is `--ppo.bf16` if the processor has bfloat16.
+(e) As (d), with all weights trained on both sides.
 
-Start-up, imports and checkpoints count on neither side. The modules in `contestants/` say what each
-side does, and what the two have in common. Both sides of a comparison must have done the same
-number of samples with as many trained parameters, or there is an error instead of a ratio. A ratio
-of wall times is only as good as the quiet of the machine; `cpu_ratio` is that of processor times of
-all processes involved.
+Start-up, imports and checkpoints do not count. The modules in `contestants/` describe both sides of
+each comparison. Both sides must do the same number of samples with as many trained parameters;
+otherwise the result is an error instead of a ratio. Ratios of wall times need a quiet machine;
+`cpu_ratio` is the ratio of the processor times of all processes involved.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ from robo_razor.training.update import bf16_is_fast
 PACKAGES = ("torch", "lerobot", "accelerate", "stable-baselines3", "transformers", "gymnasium")
 
 
-def run_cloning(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+def run_cloning(settings: argparse.Namespace, meter: Any, ours: bool, **arguments: Any) -> None:
     from contestants import cloning
 
-    (cloning.clone_ours if ours else cloning.clone_lerobot)(settings, meter, **given)
+    (cloning.clone_ours if ours else cloning.clone_lerobot)(settings, meter, **arguments)
 
 
-def run_evaluation(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+def run_evaluation(settings: argparse.Namespace, meter: Any, ours: bool, **arguments: Any) -> None:
     from contestants import evaluating
 
-    (evaluating.evaluate_ours if ours else evaluating.evaluate_lerobot)(settings, meter, **given)
+    (evaluating.evaluate_ours if ours else evaluating.evaluate_lerobot)(
+        settings, meter, **arguments
+    )
 
 
 def run_replay(settings: argparse.Namespace, meter: Any, sequential: bool) -> None:
@@ -72,14 +74,14 @@ def run_replay(settings: argparse.Namespace, meter: Any, sequential: bool) -> No
     replaying.replay(settings, meter, sequential)
 
 
-def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **given: Any) -> None:
+def run_ppo(settings: argparse.Namespace, meter: Any, ours: bool, **arguments: Any) -> None:
     from contestants import reinforcing
 
-    (reinforcing.train_ours if ours else reinforcing.train_sb3)(settings, meter, **given)
+    (reinforcing.train_ours if ours else reinforcing.train_sb3)(settings, meter, **arguments)
 
 
 def prepare(name: str, settings: argparse.Namespace) -> None:
-    """Write what a comparison's contestants start from."""
+    """Write the files that a comparison's contestants read."""
     from contestants import cloning, reinforcing, replaying
 
     makers: dict[str, Callable[[Any], None]] = {
@@ -88,12 +90,12 @@ def prepare(name: str, settings: argparse.Namespace) -> None:
         "d": reinforcing.write_policy,
         "e": reinforcing.write_policy,
     }
-    with contextlib.redirect_stdout(sys.stderr):  # LeRobot tells what it builds
+    with contextlib.redirect_stdout(sys.stderr):  # LeRobot prints what it builds
         makers.get(name, lambda _: None)(settings)
 
 
 def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
-    """Return what is compared with what."""
+    """Return all comparisons by letter."""
     partial = functools.partial
     steps = settings.gradient_steps
     run_frozen = partial(run_cloning, ours=True, freeze_vision=True)
@@ -135,7 +137,7 @@ def comparisons(settings: argparse.Namespace) -> dict[str, Comparison]:
 
 
 def evaluation_comparison(settings: argparse.Namespace) -> Comparison:
-    """Return the comparison of evaluations: with lerobot-eval as it comes, and helped."""
+    """Return the comparison of evaluations: lerobot-eval with its defaults, and with less work."""
     run = functools.partial(run_evaluation, ours=False)
     tuned = f"lerobot-eval, {settings.num_envs} environments"
     helped: dict[str, dict[str, Any]] = {
@@ -156,7 +158,7 @@ def evaluation_comparison(settings: argparse.Namespace) -> Comparison:
         ours="robo-razor evaluate",
         contestants={
             "robo-razor evaluate": (functools.partial(run_evaluation, ours=True), 1),
-            **{name: (functools.partial(run, **given), 1) for name, given in peers.items()},
+            **{name: (functools.partial(run, **arguments), 1) for name, arguments in peers.items()},
         },
         relieved=tuple(helped),
     )
@@ -170,13 +172,13 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
     if not bf16_is_fast():  # emulated, it takes most of the benchmark's time
         extra = {}
     helped = "Stable-Baselines3 on our vector env"
-    own: dict[str, dict[str, Any]] = {"Stable-Baselines3, DummyVecEnv": {"envs": "dummy"}}
+    own_envs: dict[str, dict[str, Any]] = {"Stable-Baselines3, DummyVecEnv": {"envs": "dummy"}}
     if not settings.no_subprocesses:
-        own["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
-    peers = {name: given | {"spared": settings.spared} for name, given in own.items()}
+        own_envs["Stable-Baselines3, SubprocVecEnv"] = {"envs": "subprocesses"}
+    peers = {name: arguments | {"spared": settings.spared} for name, arguments in own_envs.items()}
     peers[helped] = {"envs": "ours"}
     trained = "image encoder frozen" if freeze_vision else "all weights"
-    pictures = ", spared pictures that nobody looks at" if settings.spared else ""
+    pictures = ", without pictures that no policy reads" if settings.spared else ""
     return Comparison(
         title=f"PPO, {trained}: finetune / SB3{pictures}",
         unit="decisions",
@@ -186,8 +188,8 @@ def ppo_comparison(settings: argparse.Namespace, freeze_vision: bool) -> Compari
             "robo-razor finetune": (functools.partial(run, ours=True), settings.updates),
             **extra,
             **{
-                name: (functools.partial(run, ours=False, **given), settings.updates)
-                for name, given in peers.items()
+                name: (functools.partial(run, ours=False, **arguments), settings.updates)
+                for name, arguments in peers.items()
             },
         },
         extra=tuple(extra),
@@ -205,7 +207,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--only", default="abcde", help="which ratios, e.g. ac (default: abcde)")
     add("--repeats", type=int, default=5, help="interleaved repetitions")
     add("--threads", type=int, default=cores, help="CPU threads of torch; default: one per core")
-    add("--workers", type=int, default=cores, help="our environments' worker processes")
+    add("--workers", type=int, default=cores, help="robo-razor's environment workers")
     add("--policy", default="razor-base", help="policy of (a) and (b), shape of (d) and (e)")
     add("--task", default="gym_razor/PlaceCanInBin-v0")
     add("--max-episode-steps", type=int, help="time limit of (b), (d), (e); default: the task's")
@@ -245,7 +247,7 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(name: str, result: dict[str, Any]) -> str:
-    """Return a comparison's ratios in words."""
+    """Return a comparison's ratios as text."""
     low, high = result["ratio_range"]
     unit, ours = result["unit"], result["contestants"][result["ours"]]
     lines = [
@@ -253,15 +255,15 @@ def describe(name: str, result: dict[str, Any]) -> str:
         f"aim {result['target']}, by processor time {result['cpu_ratio']:.2f}; "
         f"{ours[f'{unit}_per_s']:.1f} {unit} per s"
     ]
-    for peer, found in result["ratios"].items():
+    for peer, ratio in result["ratios"].items():
         rate = result["contestants"][peer][f"{unit}_per_s"]
         lines.append(
-            f"      against {peer}: {found['ratio']:.2f}, by processor time "
-            f"{found['cpu_ratio']:.2f}; {rate:.1f} {unit} per s"
+            f"      against {peer}: {ratio['ratio']:.2f}, by processor time "
+            f"{ratio['cpu_ratio']:.2f}; {rate:.1f} {unit} per s"
         )
-    for extra, found in result["extra"].items():
+    for extra, ratio in result["extra"].items():
         lines.append(
-            f"      {extra}: {found['ratio']:.2f}, by processor time {found['cpu_ratio']:.2f}"
+            f"      {extra}: {ratio['ratio']:.2f}, by processor time {ratio['cpu_ratio']:.2f}"
         )
     return "\n".join(lines)
 

@@ -1,36 +1,37 @@
-"""Compute what memory and time fine-tuning the real SmolVLA, pi0 and pi0.5 takes: not measured.
+"""Compute (not measure) memory and time of fine-tuning the real SmolVLA, pi0 and pi0.5.
 
 Example: `python benchmarks/vla_memory.py --json memory.json`
 
-The policies are built in their true shapes from LeRobot's own default settings, on torch's meta
-device, which has shapes but no numbers: no weights, no network and no accelerator are needed. Only
+The policies have their true shapes, from LeRobot's default settings. They are on torch's meta
+device, which has shapes but no numbers, so no weights, network or accelerator are needed. Only
 SmolVLA's backbone has its shape on the hub; `SMOLVLM2_500M` repeats it here.
 
-Computed from the parameters that robo-razor trains, and how it keeps them (`trainer`, `flow`):
+Memory from the parameters that robo-razor trains (`trainer`, `flow`):
 
-- weights of the policy, and of the base: what is frozen is shared between the two; float32 where
-  something is trained (with LoRA the action expert, which has the updates);
-- gradients and AdamW's two moments, float32 too; the language models' output layers, which no
-  action depends on, get none;
-- the copies with which an interrupted update is undone (weights and moments), up to 100 M trained;
-- `loading`: policy and base while both are whole, before they share. A run needs the larger one.
+- Weights of the policy and of the base. They share the frozen ones. Trained ones are float32 (with
+  LoRA the action expert, which has the updates).
+- Gradients and AdamW's two moments, also float32. The language models' output layers get none,
+  because no action depends on them.
+- Copies of weights and moments that undo an interrupted update, up to 100 M trained parameters.
+- `loading`: the complete policy and base, before they share weights. A run needs the larger of
+  `loading` and `training`.
 
-Computed from shapes that go through the model: one decision's encoded observation, and what
-autograd keeps of one decision for the backward pass (every tensor that it saves and that is no
-parameter, once): in BC of the policy's own loss, in PPO of the replay of all denoising steps with
-observations that were encoded before. Left out: what cuDNN, cuBLAS and the allocator take for
-themselves, temporary tensors, and the simulator.
+Memory from shapes that pass through the model: one decision's encoded observation, and the tensors
+that autograd saves of one decision for the backward pass (each once, without parameters). In BC
+they are of the policy's loss, in PPO of the replay of all denoising steps with observations that
+were encoded before. Not counted: memory of cuDNN, cuBLAS and the allocator, temporary tensors, and
+the simulator.
 
-Counted by torch's `FlopCounterMode` as shapes go through the model: the operations of matrix
-products and convolutions, backward passes included, of padded tokens too. In BC autograd walks back
-through the language model even where the expert alone is trained, because LeRobot's loss puts the
-tokens of both through one attention.
+Operations are counted by torch's `FlopCounterMode`: those of matrix products and convolutions, with
+backward passes and padded tokens. In BC autograd goes back through the language model even if only
+the expert is trained, because LeRobot's loss puts the tokens of both through one attention.
 
-Computed from them: times at an assumed share of a device's peak, lower bounds at that share. Left
-out: all other arithmetic, traffic of memory (small batches wait for the weights), the optimiser,
-the critic, values of final observations, KL, evaluation, rows that fill up an inference (32 on a
-GPU), and the simulator. The default peak is that of an H100 or H200 in dense bfloat16, so it is for
-`--bc.bf16` and `--ppo.bf16`. In float32 it is 67 TFLOPS: robo-razor does not switch TF32 on.
+Times follow from the operations at an assumed share of a device's peak, and are lower bounds at
+that share. Not counted: all other arithmetic, memory traffic (small batches wait for the weights),
+the optimiser, the critic, values of final observations, KL, evaluation, rows that fill up an
+inference (32 on a GPU), and the simulator. The default peak is that of an H100 or H200 in dense
+bfloat16, so it holds for `--bc.bf16` and `--ppo.bf16`. In float32 the peak is 67 TFLOPS, because
+robo-razor does not switch TF32 on.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ SMOLVLM2_500M: dict[str, Any] = {
 
 
 def features() -> dict[str, Any]:
-    """Return what a policy for the table suite sees and does."""
+    """Return the input and output features of a policy for the table suite."""
     from lerobot.configs import FeatureType, PolicyFeature
 
     inputs = {
@@ -105,7 +106,7 @@ def build(kind: str, dtype: str) -> Any:
 
     Args:
         kind: "smolvla", "pi0" or "pi05".
-        dtype: "float32" or "bfloat16"; SmolVLA has its backbone in bfloat16 always.
+        dtype: "float32" or "bfloat16"; SmolVLA's backbone is always bfloat16.
     """
     from lerobot.policies.factory import get_policy_class, make_policy_config
 
@@ -121,7 +122,7 @@ def build(kind: str, dtype: str) -> Any:
 
 @contextlib.contextmanager
 def _local_backbone() -> Iterator[None]:
-    """Let LeRobot's SmolVLA take its backbone's shape from here."""
+    """Let LeRobot's SmolVLA take its backbone's shape from this module."""
     from lerobot.policies.smolvla import smolvlm_with_expert
     from transformers import SmolVLMConfig
 
@@ -141,12 +142,12 @@ def size(parameters: Iterable[Tensor]) -> int:
 
 
 def make_adapter(policy: Any) -> FlowAdapter:
-    """Return a LeRobot policy as the sampler sees it."""
+    """Return the sampler's adapter of a LeRobot policy."""
     return family_of(policy.config.type).adapter(policy)
 
 
 def parts(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
-    """Return parameters by part; the language model is what is left of the prefix.
+    """Return parameters by part; the language model is the prefix without the vision part.
 
     Language model and expert contain `lm_heads`, the output layers.
     """
@@ -175,55 +176,55 @@ def low_rank(adapter: FlowAdapter, rank: int) -> list[Tensor]:
     return [torch.empty(count, device="meta")]
 
 
-def trained(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> list[Tensor]:
-    """Return what a run trains by default, without the critic: the image encoder stays as it is."""
-    if what == "lora":
+def trained(policy: Any, adapter: FlowAdapter, part: str, rank: int) -> list[Tensor]:
+    """Return the parameters that a run trains by default: no critic, no image encoder."""
+    if part == "lora":
         return low_rank(adapter, rank)
-    if what == "expert":
+    if part == "expert":
         return [p for p in parameters_of(adapter.expert_modules()) if p.requires_grad]
     frozen = {id(p) for p in adapter.vision().parameters()}
-    wanted = [p for p in policy.parameters() if p.requires_grad or what == "all"]
+    wanted = [p for p in policy.parameters() if p.requires_grad or part == "all"]
     return [p for p in wanted if id(p) not in frozen]
 
 
-def fixed_memory(policy: Any, adapter: FlowAdapter, what: str, rank: int) -> dict[str, float]:
+def fixed_memory(policy: Any, adapter: FlowAdapter, part: str, rank: int) -> dict[str, float]:
     """Return the memory that does not depend on the batch, bytes.
 
-    The policy has float32 afterwards where something is trained, as in a run.
+    Afterwards the trained weights of the policy are float32, as in a run.
     """
     loaded = size(policy.parameters())
-    tuned = trained(policy, adapter, what, rank)
-    adapter.to_float32(parameters_of(adapter.expert_modules()) if what == "lora" else tuned)
+    tuned = trained(policy, adapter, part, rank)
+    adapter.to_float32(parameters_of(adapter.expert_modules()) if part == "lora" else tuned)
     critic = list(ValueHead(adapter.feature_dim).parameters())
     weights, tuned_bytes = size(policy.parameters()), size(tuned)
     idle = {id(p) for name, p in policy.named_parameters() if "lm_head" in name}
     reached = size([p for p in tuned if id(p) not in idle]) + size(critic)
     small = sum(p.numel() for p in tuned) <= SNAPSHOT_PARAMETERS
-    found = {
-        "weights": weights + size(critic) + (tuned_bytes if what == "lora" else 0),
-        "base": 0 if what == "lora" else tuned_bytes,
+    sizes = {
+        "weights": weights + size(critic) + (tuned_bytes if part == "lora" else 0),
+        "base": 0 if part == "lora" else tuned_bytes,
         "gradients": reached,
         "moments": 2 * reached,
         "undo": tuned_bytes + size(critic) + 2 * reached if small else 0,
     }
-    training = sum(found.values())
-    return found | {"training": training, "loading": 2.0 * loaded}
+    training = sum(sizes.values())
+    return sizes | {"training": training, "loading": 2.0 * loaded}
 
 
 def saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Return how much autograd keeps for the backward pass of `work`, parameters left out."""
-    kept: dict[int, Tensor] = {}
+    """Return the bytes that autograd saves for the backward pass of `work`, without parameters."""
+    saved: dict[int, Tensor] = {}
     weights = {p.untyped_storage()._cdata for p in parameters}
 
     def pack(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
         if key not in weights:
-            kept.setdefault(key, tensor)
+            saved.setdefault(key, tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         work()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def observations(policy: Any) -> dict[str, Tensor]:
@@ -247,21 +248,21 @@ def _meta() -> Iterator[None]:
     """Let policies run on the meta device."""
     from transformers import masking_utils
 
-    # SmolVLA's vision tower looks for the patches that are there, which no shape can say: all are.
-    all_there = mock.patch.object(
+    # SmolVLA's vision tower looks for missing patches. The meta device cannot tell; none is.
+    all_patches = mock.patch.object(
         masking_utils, "_ignore_bidirectional_mask_sdpa", return_value=True
     )
     fx_config.meta_nonzero_assume_all_nonzero = True
-    with torch.device("meta"), all_there:
+    with torch.device("meta"), all_patches:
         yield
 
 
 class Decision:
-    """One decision of a policy on the meta device, and what a run does with it.
+    """One decision of a policy on the meta device, and a run's computations with it.
 
     Args:
-        policy: Of `build`; what is trained requires gradients.
-        adapter: Of the policy.
+        policy: Result of `build`; its trained parameters require gradients.
+        adapter: The policy's adapter.
     """
 
     def __init__(self, policy: Any, adapter: FlowAdapter) -> None:
@@ -284,36 +285,36 @@ class Decision:
 
     @_meta()
     def clone(self) -> Tensor:
-        """Return BC's loss: the policy's own."""
+        """Return BC's loss, which is the policy's."""
         target = {**self.batch, "action": torch.empty(1, self.adapter.horizon, ACTION)}
-        # A Beta's draw needs its numbers.
+        # A draw from a Beta distribution needs numbers.
         self.policy.model.sample_time = lambda *_: torch.empty(1)
-        nothing = torch.zeros(self.adapter.padded_dim, device="cpu")
-        with (  # of the numbers that it reports
+        zeros = torch.zeros(self.adapter.padded_dim, device="cpu")
+        with (  # the loss also reports numbers
             mock.patch.object(Tensor, "item", return_value=0.0),
-            mock.patch.object(Tensor, "cpu", return_value=nothing),
+            mock.patch.object(Tensor, "cpu", return_value=zeros),
         ):
             loss: Tensor = self.policy.forward(target)[0]
             return loss
 
     @_meta()
     def replay(self, checkpointing: bool = False) -> Tensor:
-        """Return a path's log-density as PPO's update has it, the observation encoded before."""
+        """Return a path's log-density as in PPO's update, with the observation encoded before."""
         distribution = self._distribution(self.encoded, checkpointing)
         return distribution.log_prob(torch.empty(1, *distribution.path_shape))
 
     def _distribution(
         self, inputs: dict[str, Tensor], checkpointing: bool = False
     ) -> FlowChunkDistribution:
-        seen = Observations(self.adapter, inputs, 1, checkpointing)
-        return FlowChunkDistribution(seen, self.schedule, to_actions=lambda chunk: chunk)
+        observation = Observations(self.adapter, inputs, 1, checkpointing)
+        return FlowChunkDistribution(observation, self.schedule, to_actions=lambda chunk: chunk)
 
 
 def memory_per_decision(decision: Decision) -> dict[str, int]:
     """Return the bytes of one decision: encoded, in BC, and in PPO with the expert trained."""
     parameters = list(decision.policy.parameters())
     replayed = saved_bytes(decision.replay, parameters)
-    # Between the passes, and then one step at a time.
+    # Checkpointing saves less between the passes, and then replays one step at a time.
     between = saved_bytes(lambda: decision.replay(checkpointing=True), parameters)
     return {
         "encoded": sum(t.nbytes for t in decision.encoded.values()),
@@ -334,32 +335,32 @@ def operations(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def train(policy: Any, wanted: Iterable[Tensor]) -> None:
-    """Let some parameters require gradients, and no others."""
-    known = {id(p) for p in wanted}
+def train(policy: Any, trained_parameters: Iterable[Tensor]) -> None:
+    """Let only some parameters require gradients."""
+    ids = {id(p) for p in trained_parameters}
     for parameter in policy.parameters():
-        parameter.requires_grad_(id(parameter) in known)
+        parameter.requires_grad_(id(parameter) in ids)
 
 
 def operations_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]:
     """Return the floating-point operations of one decision.
 
     Returns:
-        `encode` the observation; `act`, which is that and all denoising steps; `replay`, PPO's
-        forward pass through all steps of a kept path, observation encoded before; `ppo`, that
-        forward and backward with the expert trained (checkpointing adds one `replay`);
-        `bc_expert`, `bc_own` and `bc_all`, the policy's own loss forward and backward, by what is
-        trained.
+        `encode`: the observation. `act`: `encode` and all denoising steps. `replay`: PPO's forward
+        pass through all steps of a recorded path, with the observation encoded before. `ppo`:
+        `replay` forward and backward with the expert trained (checkpointing adds one `replay`).
+        `bc_expert`, `bc_own` and `bc_all`: the policy's loss forward and backward, by the trained
+        part.
     """
-    trains = {what: trained(policy, adapter, what, rank=0) for what in ("own", "all", "expert")}
+    trains = {part: trained(policy, adapter, part, rank=0) for part in ("own", "all", "expert")}
     decision = Decision(policy, adapter)
-    found = {}
-    for what, wanted in trains.items():  # the expert last
+    counts = {}
+    for part, wanted in trains.items():  # the expert last
         train(policy, wanted)
-        found[f"bc_{what}"] = operations(lambda: torch.autograd.backward(decision.clone()))
+        counts[f"bc_{part}"] = operations(lambda: torch.autograd.backward(decision.clone()))
     with torch.no_grad():
         replay = operations(decision.replay)
-    return found | {
+    return counts | {
         "encode": operations(decision.encode),
         "act": operations(decision.act),
         "replay": replay,
@@ -368,48 +369,49 @@ def operations_per_decision(policy: Any, adapter: FlowAdapter) -> dict[str, int]
 
 
 def compute(kind: str, dtype: str, rank: int) -> dict[str, Any]:
-    """Return everything that is computed of one policy."""
+    """Return all computed numbers of one policy."""
     fixed = {}
-    for what in ("lora", "own", "all", "expert"):  # each changes its policy; the last one is kept
+    for part in ("lora", "own", "all", "expert"):  # each changes its policy; the last is used below
         policy = build(kind, dtype)
         adapter = make_adapter(policy)
-        fixed[what] = fixed_memory(policy, adapter, what, rank)
-    found: dict[str, Any] = {"policy": kind, "dtype": dtype, "parameters": parts(policy, adapter)}
-    found["fixed_bytes"] = {what: fixed[what] for what in ("lora", "expert", "own", "all")}
-    train(policy, parameters_of(adapter.expert_modules()))  # as `flow.train: expert` has it in PPO
-    found["bytes_per_decision"] = memory_per_decision(Decision(policy, adapter))
-    return found
+        fixed[part] = fixed_memory(policy, adapter, part, rank)
+    result: dict[str, Any] = {"policy": kind, "dtype": dtype, "parameters": parts(policy, adapter)}
+    result["fixed_bytes"] = {part: fixed[part] for part in ("lora", "expert", "own", "all")}
+    train(policy, parameters_of(adapter.expert_modules()))  # as with `flow.train: expert` in PPO
+    result["bytes_per_decision"] = memory_per_decision(Decision(policy, adapter))
+    return result
 
 
-def times(found: dict[str, int], setting: argparse.Namespace) -> dict[str, float]:
-    """Return what operations take at a share of a device's peak, s.
+def times(operations: dict[str, int], setting: argparse.Namespace) -> dict[str, float]:
+    """Return the time of operations at a share of a device's peak, s.
 
     Args:
-        found: Of `operations_per_decision`.
+        operations: Result of `operations_per_decision`.
         setting: Peak (`tflops`, 1e12 operations/s), its share (`utilisation`), `bc_batch` samples
             per gradient step, `decisions` and `epochs` per PPO update.
 
     Returns:
-        `bc_step_...` by what is trained; PPO's update with the expert trained, which is acting,
-        log-densities anew (as with `ppo.bf16`, or weights below float32) and all epochs:
-        `ppo_update` with observations kept encoded, `..._encoding_anew` without,
-        `..._checkpointing` with them and checkpointing.
+        `bc_step_...` by the trained part. `ppo_update...`: PPO's update with the expert trained:
+        acting, log-densities again (as with `ppo.bf16`, or weights below float32) and all epochs.
+        `ppo_update` reuses encoded observations, `..._encoding_anew` does not, and
+        `..._checkpointing` reuses them with checkpointing.
     """
     speed = setting.tflops * 1e12 * setting.utilisation
     epochs = setting.epochs
-    once = found["act"] + found["replay"]
+    encode, replay, ppo = (operations[name] for name in ("encode", "replay", "ppo"))
+    once = operations["act"] + replay
     updates = {
-        "ppo_update": once + epochs * found["ppo"],
-        "ppo_update_encoding_anew": once + epochs * found["ppo"] + (1 + epochs) * found["encode"],
-        "ppo_update_checkpointing": once + epochs * (found["ppo"] + found["replay"]),
+        "ppo_update": once + epochs * ppo,
+        "ppo_update_encoding_anew": once + epochs * ppo + (1 + epochs) * encode,
+        "ppo_update_checkpointing": once + epochs * (ppo + replay),
     }
-    steps = {f"bc_step_{what}": found[f"bc_{what}"] for what in ("expert", "own", "all")}
+    steps = {f"bc_step_{part}": operations[f"bc_{part}"] for part in ("expert", "own", "all")}
     return {name: setting.bc_batch * count / speed for name, count in steps.items()} | {
         name: setting.decisions * count / speed for name, count in updates.items()
     }
 
 
-def memory_table(found: list[dict[str, Any]], rank: int) -> str:
+def memory_table(results: list[dict[str, Any]], rank: int) -> str:
     """Return the memory as a table in Markdown."""
     lines = [
         f"Computed, not measured. GiB; LoRA of rank {rank} on the action expert.",
@@ -419,20 +421,22 @@ def memory_table(found: list[dict[str, Any]], rank: int) -> str:
         "with checkpointing |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for item in found:
-        counts, fixed, each = item["parameters"], item["fixed_bytes"], item["bytes_per_decision"]
-        shown = ", ".join(f"{counts[name] / 1e6:.0f}" for name in ("vision", "language", "expert"))
-        totals = [f"{fixed[what]['training'] / GIB:.1f}" for what in fixed]
+    for result in results:
+        counts, fixed = result["parameters"], result["fixed_bytes"]
+        per_decision = result["bytes_per_decision"]
+        names = ("vision", "language", "expert")
+        millions = ", ".join(f"{counts[name] / 1e6:.0f}" for name in names)
+        totals = [f"{fixed[part]['training'] / GIB:.1f}" for part in fixed]
         lines.append(
-            f"| `{item['policy']}` | {item['dtype']} | {counts['all'] / 1e6:.0f}: {shown} | "
+            f"| `{result['policy']}` | {result['dtype']} | {counts['all'] / 1e6:.0f}: {millions} | "
             f"{' | '.join(totals)} | {fixed['own']['loading'] / GIB:.1f} | "
-            f"{each['encoded'] / 2**20:.1f} | {each['bc'] / GIB:.2f} | "
-            f"{each['ppo'] / GIB:.2f} | {each['ppo_checkpointing'] / GIB:.2f} |"
+            f"{per_decision['encoded'] / 2**20:.1f} | {per_decision['bc'] / GIB:.2f} | "
+            f"{per_decision['ppo'] / GIB:.2f} | {per_decision['ppo_checkpointing'] / GIB:.2f} |"
         )
     return "\n".join(lines)
 
 
-def time_table(found: list[dict[str, Any]], setting: argparse.Namespace) -> str:
+def time_table(results: list[dict[str, Any]], setting: argparse.Namespace) -> str:
     """Return operations and times as a table in Markdown."""
     lines = [
         "Computed, not measured: TFLOP per decision, and seconds as lower bounds at "
@@ -447,10 +451,10 @@ def time_table(found: list[dict[str, Any]], setting: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     names = ("encode", "act", "bc_expert", "bc_own", "bc_all", "replay", "ppo")
-    for item in found:
-        counts = [f"{item['operations'][name] / 1e12:.3g}" for name in names]
-        seconds = [f"{value:.3g}" for value in item["computed_s"].values()]
-        lines.append(f"| `{item['policy']}` | {' | '.join(counts + seconds)} |")
+    for result in results:
+        counts = [f"{result['operations'][name] / 1e12:.3g}" for name in names]
+        seconds = [f"{value:.3g}" for value in result["computed_s"].values()]
+        lines.append(f"| `{result['policy']}` | {' | '.join(counts + seconds)} |")
     return "\n".join(lines)
 
 
@@ -476,18 +480,18 @@ def main() -> None:
         parser.error(f"--utilisation {arguments.utilisation:g} is not in (0, 1]")
     wanted = [("smolvla", "bfloat16"), ("pi0", "float32"), ("pi0", "bfloat16")]
     wanted += [("pi05", "float32"), ("pi05", "bfloat16")]
-    found = [compute(kind, dtype, arguments.rank) for kind, dtype in wanted]
-    print(memory_table(found, arguments.rank))
+    results = [compute(kind, dtype, arguments.rank) for kind, dtype in wanted]
+    print(memory_table(results, arguments.rank))
     timed = []
     for kind in ("smolvla", "pi0", "pi05"):
-        policy = build(kind, "float32")  # operations are the same in either
+        policy = build(kind, "float32")  # the same operations in either type
         counts = operations_per_decision(policy, make_adapter(policy))
-        taken = times(counts, arguments)
-        timed.append({"policy": kind, "operations": counts, "computed_s": taken})
+        seconds = times(counts, arguments)
+        timed.append({"policy": kind, "operations": counts, "computed_s": seconds})
     print("\n" + time_table(timed, arguments))
     if arguments.json:
         settings = {k: v for k, v in vars(arguments).items() if k != "json"}
-        numbers = {**settings, "policies": found, "times": timed}
+        numbers = {**settings, "policies": results, "times": timed}
         arguments.json.write_text(json.dumps(numbers, indent=1))
 
 

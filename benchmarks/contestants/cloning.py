@@ -1,9 +1,9 @@
-"""Behaviour cloning: `robo-razor finetune --method bc` and `lerobot-train`, both as they are run.
+"""Behaviour cloning: `robo-razor finetune --method bc` and `lerobot-train`, as users run them.
 
-The same policy, weights, LeRobotDataset and batch size; all of the policy is trained on both sides.
-A unit of ours is an update (10 gradient steps, with its line in the log), a unit of `lerobot-train`
-is a gradient step (with its progress bar; a line every 200 steps, its default). Checkpoints,
-tracking and evaluation are switched off on both sides.
+Both sides have the same policy, weights, LeRobotDataset and batch size, and train all weights. A
+unit of `finetune` is an update (10 gradient steps, with its line in the log). A unit of
+`lerobot-train` is a gradient step (with its progress bar; a line every 200 steps, its default).
+Checkpoints, tracking and evaluation are switched off on both sides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 ENDLESS = 1_000_000
-"""More gradient steps than anybody waits for; `Stopped` ends the run."""
+"""So many gradient steps that a run never ends; `Stopped` ends it."""
 
 
 def parameters(module: Any) -> int:
@@ -28,7 +28,7 @@ def parameters(module: Any) -> int:
 
 
 def tracking() -> Any:
-    """Return settings by which `finetune` measures next to nothing, at its start only."""
+    """Return settings with which `finetune` tracks almost nothing, and only at its start."""
     from robo_razor.core.settings.config import TrackingConfig
 
     return TrackingConfig(
@@ -45,7 +45,7 @@ def whole_batches(demonstrations: Any, batch_size: int) -> Any:
     """Cut demonstrations at the end, so that every batch of an epoch is full."""
     frames = len(demonstrations) // batch_size * batch_size
     if frames == 0:
-        raise ValueError(f"{len(demonstrations)} frames are no batch of {batch_size}")
+        raise ValueError(f"{len(demonstrations)} frames do not fill a batch of {batch_size}")
     starts = demonstrations.offsets[:-1][demonstrations.offsets[:-1] < frames]
     return dataclasses.replace(
         demonstrations,
@@ -73,12 +73,13 @@ def write_dataset(settings: Any) -> None:
         settings.task, EnvConfig(num_envs=16, num_workers=settings.workers), chunk_size=1
     )
     try:
-        found = collect_demonstrations(
+        demonstrations = collect_demonstrations(
             env, ExpertActor("a"), settings.task, settings.demonstrations, console=quiet_console()
         )
     finally:
         env.close()
-    save_demonstrations(whole_batches(found, settings.batch_size), settings.folder / "dataset")
+    demonstrations = whole_batches(demonstrations, settings.batch_size)
+    save_demonstrations(demonstrations, settings.folder / "dataset")
 
 
 def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
@@ -118,12 +119,12 @@ def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
 
 @contextlib.contextmanager
 def bounded(learner: Any, meter: Any, count: Callable[[Any], int] | None = None) -> Iterator[None]:
-    """Let every update of a learner of ours be a unit of work.
+    """Let every update of one of this project's learners be a unit of work.
 
     Args:
         learner: Class that makes a method's updates.
         meter: The contestant's meter.
-        count: Returns the samples of an update from its metrics, where nothing else counts them.
+        count: Returns the samples of an update from its metrics, if nothing else counts them.
     """
     make_update = learner.update
 
@@ -140,7 +141,7 @@ def bounded(learner: Any, meter: Any, count: Callable[[Any], int] | None = None)
 
 
 def clone_lerobot(settings: Any, meter: Any, loader_workers: int = 4) -> None:
-    """Run the command `lerobot-train`; its `cycle` over batches is where it is measured."""
+    """Run the command `lerobot-train`, measured in its `cycle` over batches."""
     from lerobot.scripts import lerobot_train
 
     import lerobot_policy_razor  # noqa: F401  # registers the policy
@@ -184,7 +185,7 @@ def clone_lerobot(settings: Any, meter: Any, loader_workers: int = 4) -> None:
 
 
 def quiet_console() -> Any:
-    """Return a console that nobody sees, as a terminal would cost time."""
+    """Return a console without a terminal, which would cost time."""
     from rich.console import Console
 
     return Console(file=io.StringIO())

@@ -1,15 +1,16 @@
 """Evaluation: `robo-razor evaluate` and `lerobot-eval` on the same policy, task and start states.
 
-Both act greedily, and both have their environments running already. Measured is what the commands
-call for every task. `lerobot-eval` always films its first ten episodes and has no setting for it;
-what it would take without is measured beside it. The differences are those of the two designs:
+Both act greedily, and the environments of both already run. The benchmark measures what the
+commands call for every task. `lerobot-eval` always films its first ten episodes and has no setting
+for it, so its time without videos is an extra figure. The designs differ:
 
 - `lerobot-eval` steps one control step at a time and renders both cameras at each of them, though
-  the policy looks only when a chunk is used up; ours executes a chunk per call and renders once.
-- `lerobot-eval` runs one process per environment (or, not asynchronous, all of them one after
-  another in its own); ours shares a few worker processes, and one half moves while the policy
-  thinks about the other.
-- In `lerobot-eval` a batch of episodes ends with its slowest one; ours start the next at once.
+  the policy reads pictures only when a chunk is used up. `evaluate` executes a chunk per call and
+  renders once.
+- `lerobot-eval` runs one process per environment, or all environments one after another in its own
+  process. `evaluate` has a few workers, and one half moves while the policy decides for the other.
+- In `lerobot-eval` a batch of episodes ends with its slowest one. In `evaluate` an environment
+  starts its next episode at once.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def evaluate_lerobot(
         while True:
             meter.boundary()
             with torch.no_grad():
-                found = eval_policy(
+                result = eval_policy(
                     env,
                     policy,
                     env_preprocessor,
@@ -108,7 +109,7 @@ def evaluate_lerobot(
                     videos_dir=settings.folder / "videos",
                     start_seed=HELD_OUT_SEED,
                 )
-            episodes = found["per_episode"]
+            episodes = result["per_episode"]
             meter.notes["success_rate"] = sum(e["success"] for e in episodes) / len(episodes)
             meter.add(len(episodes))
     finally:

@@ -1,10 +1,10 @@
-"""Measure loops that belong to others, in turns, each in a process of its own.
+"""Measure the real loops of libraries in turns, each in a process of its own.
 
-A contestant is a function `run(settings, meter)` that starts its library's real loop and calls
-`meter.boundary()` at the start of every unit of work (a gradient step, an update, an evaluation)
-from a hook in it, and `meter.add(samples)` for what it has done. Between two measurements the loop
-stands still inside `boundary`, and the processes that it started are stopped (SIGSTOP), so that
-data loaders do not fill their queues at the cost of whoever is measured, nor start ahead.
+A contestant is a function `run(settings, meter)` that starts its library's loop. From a hook in the
+loop it calls `meter.boundary()` at the start of every unit of work (a gradient step, an update, an
+evaluation) and `meter.add(samples)` for the work done. Between two measurements the loop waits
+inside `boundary`, and the processes that it started are stopped (SIGSTOP). So data loaders neither
+fill their queues while another contestant is measured, nor get a head start.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from typing import Any
 from env_throughput import cpu_seconds
 
 SAME_WORK = 0.01
-"""Contestants whose numbers of samples differ by a larger share did not do the same work."""
+"""Largest share by which contestants' numbers of samples may differ."""
 
 Run = Callable[[Any, Any], None]
 
 
 class Stopped(BaseException):
-    """Leaves a contestant's loop: nothing more is to be measured."""
+    """Leaves a contestant's loop after the last measurement."""
 
 
 class Meter:
     """Counts a contestant's work and the time that it takes, from inside its loop.
 
     Args:
-        connection: Where the measuring side asks for units of work and gets the counts.
+        connection: Connection to the measuring side, which requests units of work and gets counts.
     """
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.facts: dict[str, Any] = {}
-        """What stays the same, such as `trained_parameters`; sent before the first unit."""
+        """Constants, such as `trained_parameters`; sent before the first unit."""
         self.notes: dict[str, Any] = {}
-        """What may change, such as `success_rate`; sent with every measurement."""
+        """Results, such as `success_rate`; sent with every measurement."""
         self._samples = self._units_left = 0
         self._started = (0.0, 0.0)
         self._ready = False
@@ -55,10 +55,10 @@ class Meter:
         self._samples += samples
 
     def boundary(self) -> None:
-        """Mark the start of a unit; waits here until one is asked for.
+        """Mark the start of a unit; wait until it is requested.
 
         Raises:
-            Stopped: If no more are wanted.
+            Stopped: No more units are wanted.
         """
         if not self._ready:
             self._ready = True
@@ -100,7 +100,7 @@ def _signal(pids: Sequence[int | None], number: signal.Signals) -> None:
 
 
 def serve(connection: Any, run: Run, settings: Any, log: str) -> None:
-    """Run a contestant in this process; what it prints goes to the file `log`."""
+    """Run a contestant in this process; its output goes to the file `log`."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -121,29 +121,29 @@ class Contestant:
     """One contestant in its own process, ready to be measured.
 
     Args:
-        name: What it is called in the results.
+        name: Its name in the results.
         run: See the module.
         units: Units of work per measurement.
         settings: Passed to `run`.
-        folder: Where its log is kept.
+        folder: Folder of its log.
 
     Raises:
-        RuntimeError: If it ends before its first unit of work; shows the end of its log.
+        RuntimeError: It ends before its first unit of work; the message has the end of its log.
     """
 
     def __init__(self, name: str, run: Run, units: int, settings: Any, folder: Path) -> None:
         self.name, self.units = name, units
         self.log = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.log"
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, run, settings, str(self.log))
+        self.connection, contestant_end = context.Pipe()
+        arguments = (contestant_end, run, settings, str(self.log))
         self.process = context.Process(target=serve, args=arguments)
         self.process.start()
-        theirs.close()
+        contestant_end.close()
         self.facts: dict[str, Any] = self._receive()["facts"]
 
     def measure(self) -> dict[str, Any]:
-        """Let it do its units of work once; return samples, wall time and processor time."""
+        """Run its units of work once; return samples, wall time and processor time."""
         self.connection.send(self.units)
         return self._receive()
 
@@ -166,18 +166,19 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against its peers.
+    """This project's contestant against its peers.
 
     Attributes:
-        title: What is compared.
-        unit: What a sample is.
-        aim: The ratio that we aim at.
-        ours: Name of our contestant.
-        contestants: Name -> (what it runs, units of work per measurement), ours among them.
-        extra: Names of contestants of ours that do otherwise by choice: reported, not compared.
-        relieved: Names of peers that are set up otherwise than they come, or spared a part of
-            their work: they are compared too, but the aim is not about them.
-        same: Facts that all contestants but the extra ones must share.
+        title: Title of the comparison.
+        unit: Name of a sample.
+        aim: The ratio to reach.
+        ours: Name of this project's contestant.
+        contestants: Name -> (function to run, units of work per measurement), of all contestants.
+        extra: Names of this project's further contestants with other settings: reported, not
+            compared.
+        relieved: Names of peers that do not run with their defaults, or skip a part of their work:
+            compared too, but they do not count for the aim.
+        same: Facts that all contestants except the extra ones must share.
     """
 
     title: str
@@ -191,7 +192,7 @@ class Comparison:
 
     @property
     def peers(self) -> list[str]:
-        """Return the names of those that ours is compared with."""
+        """Return the names of the contestants that this project's is compared with."""
         return [n for n in self.contestants if n != self.ours and n not in self.extra]
 
 
@@ -199,7 +200,7 @@ def compare(comparison: Comparison, settings: Any, folder: Path) -> dict[str, An
     """Measure all contestants in turns; return rates and ratios (medians over repetitions).
 
     Raises:
-        RuntimeError: If the contestants did not do the same work.
+        RuntimeError: The contestants did not do the same work.
     """
     contestants: list[Contestant] = []
     rounds: list[dict[str, dict[str, Any]]] = []
@@ -209,7 +210,7 @@ def compare(comparison: Comparison, settings: Any, folder: Path) -> dict[str, An
         for contestant in contestants:
             contestant.measure()  # warm-up: allocation, caches, threads, queues
         for repeat in range(settings.repeats):
-            # Alternate who goes first: a machine that heats up or fills favours nobody.
+            # Alternate the order, so that a machine that heats up or fills favours none of them.
             order = contestants[::-1] if repeat % 2 else contestants
             rounds.append({contestant.name: contestant.measure() for contestant in order})
     finally:
@@ -225,20 +226,22 @@ def check_same_work(
     facts: Mapping[str, dict[str, Any]],
     rounds: Sequence[Mapping[str, dict[str, Any]]],
 ) -> None:
-    """Check that all did as many samples with equal facts.
+    """Check that all contestants did equal numbers of samples with equal facts.
 
     Raises:
-        RuntimeError: If not.
+        RuntimeError: They did not.
     """
     names = [comparison.ours, *comparison.peers]
     for key in comparison.same:
-        found = {name: facts[name].get(key) for name in names}
-        if len(set(found.values())) > 1 or None in found.values():
-            raise RuntimeError(f"the contestants differ in {key}: {found}")
+        values = {name: facts[name].get(key) for name in names}
+        if len(set(values.values())) > 1 or None in values.values():
+            raise RuntimeError(f"the contestants differ in {key}: {values}")
     for measured in rounds:
         counts = {name: measured[name]["samples"] for name in names}
         if min(counts.values()) < (1.0 - SAME_WORK) * max(counts.values()):
-            raise RuntimeError(f"the contestants did unlike numbers of {comparison.unit}: {counts}")
+            raise RuntimeError(
+                f"the contestants did unequal numbers of {comparison.unit}: {counts}"
+            )
 
 
 def summarise(
@@ -246,7 +249,7 @@ def summarise(
     facts: Mapping[str, dict[str, Any]],
     rounds: Sequence[Mapping[str, dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Return what is written as JSON: every contestant's rates, and ratios to every peer."""
+    """Return the results for the JSON file: every contestant's rates, and ratios to every peer."""
 
     def rates(name: str, time_key: str) -> list[float]:
         return [measured[name]["samples"] / measured[name][time_key] for measured in rounds]
@@ -261,7 +264,7 @@ def summarise(
             "cpu_ratio": statistics.median(a / b for a, b in cpus),
         }
 
-    found = {
+    measurements = {
         name: {
             f"{comparison.unit}_per_s": statistics.median(rates(name, "wall_s")),
             f"{comparison.unit}_per_cpu_s": statistics.median(rates(name, "cpu_s")),
@@ -271,8 +274,8 @@ def summarise(
         }
         for name in comparison.contestants
     }
-    whole = [name for name in comparison.peers if name not in comparison.relieved]
-    fastest = max(whole, key=lambda name: statistics.median(rates(name, "wall_s")))
+    unaided = [name for name in comparison.peers if name not in comparison.relieved]
+    fastest = max(unaided, key=lambda name: statistics.median(rates(name, "wall_s")))
     headline = ratio(comparison.ours, fastest)
     return {
         "what": comparison.title,
@@ -284,5 +287,5 @@ def summarise(
         "ours": comparison.ours,
         "ratios": {name: ratio(comparison.ours, name) for name in comparison.peers},
         "extra": {name: ratio(name, fastest) for name in comparison.extra},
-        "contestants": found,
+        "contestants": measurements,
     }

@@ -1,25 +1,25 @@
 """PPO: `robo-razor finetune --method ppo` and Stable-Baselines3's PPO, rollout and update together.
 
 Equal on both sides: the task, the number of environments, the decisions (chunks of 4 control steps)
-per update, epochs, minibatch size, and the network: Stable-Baselines3 gets a policy made of the
-razor policy's own modules, with its own distribution of several categories over the action tokens.
-The value head reads detached features on both sides, and what is frozen is frozen on both. Its
-environments are what `gym.make` returns, whose every control step renders; `finetune` renders what
-the policy looks at. How it fares when it is spared the other pictures is measured too.
+per update, epochs, minibatch size, and the network. Stable-Baselines3 gets a policy made of the
+razor policy's modules, with its own distribution of several categories over the action tokens. The
+value head reads detached features on both sides, and both freeze the same weights. The environments
+of Stable-Baselines3 come from `gym.make` and render at every control step; `finetune` renders only
+the pictures that its policy reads. With `--spared` Stable-Baselines3 renders only those, too.
 
-The policy's weights are new. Then no episode succeeds, all last until the time limit, and a fixed
-number of episodes (ours) is a fixed number of steps (Stable-Baselines3). The reward is shaped,
-since ours refuses to train where all returns are 0. No update stops early (`target_kl` is off).
+The policy's weights are new. So no episode succeeds, all last until the time limit, and a fixed
+number of episodes (`finetune`) is a fixed number of steps (Stable-Baselines3). The reward is
+shaped, because `finetune` stops if all returns are 0. No update stops early (`target_kl` is off).
 
-A unit is one update: the rollout and the gradient steps. Ours also measures the KL divergence to
-the base and writes its log; Stable-Baselines3 has its logger, silent.
+A unit is one update: the rollout and the gradient steps. `finetune` also measures the KL divergence
+to the base and writes its log; Stable-Baselines3 has its logger, silent.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def train_sb3(
 ) -> None:
     """Run Stable-Baselines3's `PPO.learn` on its "dummy" or "subprocesses", or on "ours".
 
-    With `spared` its environments render once per chunk, as ours do, not at every control step.
+    With `spared` its environments render once per chunk instead of at every control step.
     """
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -123,7 +123,7 @@ def train_sb3(
 
     torch.set_num_threads(settings.threads)
     env, instruction = (
-        _our_vector_env(settings) if envs == "ours" else _its_own(settings, envs, spared)
+        _our_vector_env(settings) if envs == "ours" else _sb3_vector_env(settings, envs, spared)
     )
     model = PPO(
         RazorActorCritic,
@@ -143,7 +143,7 @@ def train_sb3(
 
 
 def _our_vector_env(settings: Any) -> tuple[Any, str]:
-    """Return our vector environment behind its wrapper, and the longest instruction in it."""
+    """Return this project's vector environment in its wrapper, and the longest instruction."""
     from gym_razor.adapters.sb3 import SB3VecEnv
     from robo_razor.core.settings.config import EnvConfig
     from robo_razor.rollout.environments import make_env
@@ -161,11 +161,14 @@ def _our_vector_env(settings: Any) -> tuple[Any, str]:
     wrapped = SB3VecEnv(env)
     wrapped.seed(0)
     wrapped.reset()
-    return wrapped, max(env.instructions, key=lambda words: len(words.split()))
+    return wrapped, _longest(env.instructions)
 
 
-def _its_own(settings: Any, kind: str, spared: bool) -> tuple[Any, str]:
-    """Return Stable-Baselines3's vector env of registered tables, or of `spared` ones."""
+def _sb3_vector_env(settings: Any, kind: str, spared: bool) -> tuple[Any, str]:
+    """Return Stable-Baselines3's vector env of registered tables, and the longest instruction.
+
+    With `spared` the tables render once per chunk.
+    """
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     from contestants.sb3_policy import ChunkEnv, make_registered
@@ -177,4 +180,9 @@ def _its_own(settings: Any, kind: str, spared: bool) -> tuple[Any, str]:
     env = DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers, start_method="spawn")
     env.seed(0)
     env.reset()
-    return env, max(env.get_attr("task_description"), key=lambda words: len(words.split()))
+    return env, _longest(env.get_attr("task_description"))
+
+
+def _longest(instructions: Sequence[str]) -> str:
+    """Return the instruction with the most words."""
+    return max(instructions, key=lambda instruction: len(instruction.split()))

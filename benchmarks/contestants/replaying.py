@@ -1,8 +1,9 @@
-"""Replay of denoising paths, as every PPO gradient step of a flow policy needs it, with gradients.
+"""Replay of denoising paths with gradients, as in every PPO gradient step of a flow policy.
 
-A tiny SmolVLA (see `tests/toys/tiny_vla.py`; no real weights are at hand). Both sides encode
-the observations once, compute the log-probabilities of all denoising steps of the same paths and go
-backward; ours asks the action expert once for all steps, the other one step after another.
+The policy is a tiny SmolVLA (see `tests/toys/tiny_vla.py`), because no real weights are available.
+Both sides encode the observations once, compute the log-probabilities of all denoising steps of the
+same paths, and go backward. One side calls the action expert once for all steps, the other once per
+step.
 """
 
 from __future__ import annotations

@@ -33,16 +33,16 @@ class TokenActions(VecEnvWrapper):
         return self.venv.reset()
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
-        """Pass on the actions that the tokens stand for."""
+        """Pass on the actions of the tokens."""
         self.venv.step_async(self.centers[actions])
 
     def step_wait(self) -> Any:
-        """Return what the environments answer."""
+        """Return the results of the environments."""
         return self.venv.step_wait()
 
 
 class Chunks(gym.Wrapper[Any, Any, Any, Any]):
-    """Makes a flat chunk of actions one step, as action repeats do: with all that steps do."""
+    """Makes a flat chunk of actions one step, as action repeats do; every action still renders."""
 
     def __init__(self, env: gym.Env[Any, Any], chunk_size: int) -> None:
         super().__init__(env)
@@ -71,7 +71,7 @@ def make_registered(task: str, chunk_size: int, max_episode_steps: int) -> gym.E
 
 
 class ChunkEnv(TableEnv):
-    """One table that executes a flat chunk of actions and renders once, which no public one does.
+    """One table that executes a flat chunk of actions and renders once; no public class does.
 
     The arguments are those of `make_registered`.
     """
@@ -84,9 +84,9 @@ class ChunkEnv(TableEnv):
         cameras = dict(space["pixels"].spaces.items())
         self.observation_space = gym.spaces.Dict({**cameras, "agent_pos": space["agent_pos"]})
 
-    def reset(self, **given: Any) -> Any:
+    def reset(self, **arguments: Any) -> Any:
         """Start an episode."""
-        observation, info = super().reset(**given)
+        observation, info = super().reset(**arguments)
         return flatten_observation(observation), info
 
     def step(self, action: NDArray[np.float32]) -> Any:
@@ -102,16 +102,16 @@ class RazorActorCritic(ActorCriticPolicy):
 
     Args:
         *arguments: Spaces and schedule, as Stable-Baselines3 passes them.
-        make: Returns the razor policy's handle; what is frozen in it stays frozen.
-        instruction: The words that every environment's policy reads.
-        **given: Further settings of Stable-Baselines3.
+        make: Returns the razor policy's handle; its frozen weights stay frozen.
+        instruction: The policy's instruction in every environment.
+        **further: Further settings of Stable-Baselines3.
     """
 
     def __init__(
-        self, *arguments: Any, make: Callable[[], Any], instruction: str, **given: Any
+        self, *arguments: Any, make: Callable[[], Any], instruction: str, **further: Any
     ) -> None:
         self._make, self._instruction = make, instruction
-        super().__init__(*arguments, **given)
+        super().__init__(*arguments, **further)
 
     def _build(self, lr_schedule: Any) -> None:
         handle = self._make()
@@ -124,7 +124,7 @@ class RazorActorCritic(ActorCriticPolicy):
         batch = handle.prepare({"pixels": blank, "agent_pos": state}, [self._instruction] * rows)
         self._state_shift = batch["observation.state"][0]
         self._state_scale = batch["observation.state"][1] - self._state_shift
-        self._words = {
+        self._language = {
             key: value[:1] for key, value in batch.items() if key.startswith("observation.language")
         }
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -132,10 +132,10 @@ class RazorActorCritic(ActorCriticPolicy):
 
     def _predict_both(self, obs: dict[str, Tensor]) -> tuple[Any, Tensor]:
         rows = len(obs["agent_pos"])
-        words = {key: value.expand(rows, -1) for key, value in self._words.items()}
+        language = {key: value.expand(rows, -1) for key, value in self._language.items()}
         images = {key: obs[camera] for key, camera in self._cameras.items()}
         state = obs["agent_pos"] * self._state_scale + self._state_shift
-        output = self.razor.predict({**images, **words, "observation.state": state})
+        output = self.razor.predict({**images, **language, "observation.state": state})
         distribution = self.action_dist.proba_distribution(output.logits.flatten(1))
         return distribution, output.value[:, None]
 
@@ -155,7 +155,7 @@ class RazorActorCritic(ActorCriticPolicy):
         return values, distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(self, obs: dict[str, Tensor]) -> Tensor:
-        """Return the values alone."""
+        """Return only the values."""
         values: Tensor = self._predict_both(obs)[1]
         return values
 

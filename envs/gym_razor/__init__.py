@@ -8,8 +8,8 @@ The package has three rooms, and each uses only those before it:
 
 - `suite`: the table, its tasks, one environment;
 - `vector`: many environments in worker processes, the suite's or any others;
-- `adapters`: what makes other things fit (robosuite, LeRobot's and your own environments), or fits
-  these to other libraries (Stable-Baselines3, Gymnasium's autoreset).
+- `adapters`: give other environments this interface (robosuite's, LeRobot's and your own), and
+  give these environments other interfaces (Stable-Baselines3's, Gymnasium's autoreset).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from gym_razor.suite.tasks.base import Role, Task
 def register_task(task: Task) -> Task:
     """Add a task to the suite and to Gymnasium's registry.
 
-    After that `gym.make` and `gym.make_vec` know it, its scripted expert can demonstrate it, and
-    vector environments switch to it like to any other task. A task of your own package is named
-    after it (`namespace`) and registered by its module, which `env.env_packages` of robo-razor
-    names. Worker processes need not import that module: they are sent the task.
+    Then `gym.make` and `gym.make_vec` know it, its scripted expert can demonstrate it, and vector
+    environments can switch to it. Put a task of your own into a module of your package, set its
+    `namespace` to the package's name, and name the package in robo-razor's `env.env_packages`.
+    Worker processes get the task itself and need not import the module.
 
     Args:
-        task: The task. One with the same id is replaced, unless it is the suite's own.
+        task: The task. It replaces one with the same id, but not a task of the suite itself.
 
     Returns:
         The task.
@@ -80,7 +80,7 @@ PRIOR_TASKS = _own_ids("prior")
 """Ids of the suite's own skills that the base policy is trained on."""
 
 NEW_TASKS = _own_ids("new")
-"""Ids of the suite's own tasks that no base policy of ours has seen; the first is the main one."""
+"""Ids of the suite's own tasks that the base policy has not seen; the first is the main one."""
 
 for _task in OWN_TASKS:
     register_task(_task)

@@ -24,7 +24,7 @@ class RazorConfig(PreTrainedConfig):
     """
 
     chunk_size: int = 4  # Actions predicted at once (>= 1).
-    n_action_steps: int = 4  # Actions executed before looking again, in [1, chunk_size].
+    n_action_steps: int = 4  # Actions executed before the next observation, in [1, chunk_size].
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,
@@ -82,10 +82,10 @@ class RazorConfig(PreTrainedConfig):
         """Check the settings against each other.
 
         Raises:
-            ValueError: If a setting is out of range.
+            ValueError: A setting is out of range.
         """
         if self.device is None:
-            self.device = "cpu"  # A policy this small is fastest where the simulator runs.
+            self.device = "cpu"  # A policy this small is fastest on the simulator's processor.
         super().__post_init__()
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ValueError(
@@ -110,7 +110,7 @@ class RazorConfig(PreTrainedConfig):
 
     @property
     def camera_keys(self) -> list[str]:
-        """Name the image inputs, in the order of the model's stems."""
+        """Return the names of the image inputs, in the order of the model's stems."""
         return sorted(self.image_features)
 
     @property
@@ -130,16 +130,16 @@ class RazorConfig(PreTrainedConfig):
     def validate_features(self) -> None:
         """Check the inputs and outputs, and drop inputs that the policy does not read.
 
-        A dataset may hold more `observation.*` columns (landmarks, for example); they must not be
-        normalised as if they were proprioception.
+        A dataset may hold more `observation.*` columns (landmarks, for example), which must not be
+        normalised like proprioception.
 
         Raises:
-            ValueError: If there is no camera, state or action, or an image of another size.
+            ValueError: A camera, state or action is missing, or an image has another size.
         """
         if not self.image_features or self.robot_state_feature is None:
             raise ValueError(
-                f"razor needs '{OBS_STATE}' and at least one '{OBS_IMAGES}.<camera>' input, got "
-                f"{sorted(self.input_features or {})}."
+                f"razor needs '{OBS_STATE}' and at least one '{OBS_IMAGES}.<camera>' input; the "
+                f"inputs are {sorted(self.input_features or {})}."
             )
         if self.action_feature is None:
             raise ValueError("razor needs an 'action' output feature.")
@@ -153,13 +153,13 @@ class RazorConfig(PreTrainedConfig):
         for key, feature in self.image_features.items():
             if tuple(feature.shape) != expected:
                 raise ValueError(
-                    f"{key} has shape {tuple(feature.shape)}, image_size={self.image_size} "
-                    f"expects {expected}."
+                    f"{key} has shape {tuple(feature.shape)}, but image_size={self.image_size} "
+                    f"needs {expected}."
                 )
 
     @property
     def observation_delta_indices(self) -> None:
-        """Return None: the present observation only."""
+        """Return None: the policy reads only the present observation."""
         return None
 
     @property

@@ -4,12 +4,12 @@ Axis letters: B batch, H chunk, A action dimensions, K bins, L landmark slots, S
 D model width, C keypoints per camera.
 
 Every camera has a small convolutional stem that ends in a spatial softmax. Its keypoints, the
-state and the instruction become tokens; so do the positions of the landmarks (objects and fixtures)
-that a read-out finds from the keypoints, which the simulator labels for free. A pre-norm
-transformer lets H action queries read them, and each query predicts one categorical distribution
-per action dimension, so that log-probabilities and KL divergences are exact. The value head attends
-to the transformer's tokens through its own layer, and by default no gradient passes from it to
-them: a value loss must not move the policy.
+state and the instruction become tokens. So do the positions of the landmarks (objects and
+fixtures), which a read-out predicts from the keypoints and the simulator labels for free. In a
+pre-norm transformer H action queries read these tokens. Each query predicts one categorical
+distribution per action dimension, so that log-probabilities and KL divergences are exact. The value
+head attends to the transformer's tokens through its own layer. By default no gradient passes from
+it to them: a value loss must not change the policy.
 """
 
 from collections import deque
@@ -39,12 +39,12 @@ INITIAL_MAP_SCALE = 0.3
 
 
 class RazorOutput(NamedTuple):
-    """What the policy predicts from one batch."""
+    """The policy's predictions for one batch."""
 
     logits: Tensor  # [B, H, A, K], unnormalised log-probabilities of the bins.
     value: Tensor  # [B], expected return.
     landmarks: Tensor  # [B, L, 3], metres in the base frame.
-    landmark_logits: Tensor  # [B, L], > 0 where a landmark is believed to be present.
+    landmark_logits: Tensor  # [B, L], > 0 where a landmark is probably present.
 
 
 def mu_law_centers(num_bins: int, mu: float) -> Tensor:
@@ -55,7 +55,7 @@ def mu_law_centers(num_bins: int, mu: float) -> Tensor:
 
 
 class SpatialStem(nn.Module):
-    """Image [B, 3, W, W] to keypoints: where each of C feature maps peaks, and how strongly.
+    """Image [B, 3, W, W] to keypoints: position and height of the peak of each of C feature maps.
 
     Args:
         channels: Widths of the three convolutions; the last is C.
@@ -84,12 +84,12 @@ class SpatialStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return [B, 3C]: expected x, expected y (both in [-1, 1]) and peak of each feature map."""
         hidden = self.convs(images)
-        # The temperature scales the weights: a pass over the maps costs more.
+        # The temperature scales the weights, which is cheaper than scaling the maps.
         weight, bias = self.maps.weight * self.temperature, self.maps.bias * self.temperature
         logits = rearrange(
             F.conv2d(hidden, weight, bias, padding=1), "b c h w -> b c (h w)"
         ).float()
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 knows half pixels only
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 rounds to half pixels
             position = rearrange(torch.softmax(logits, dim=-1) @ self.grid, "b c xy -> b (c xy)")
         return torch.cat([position, logits.amax(-1) / self.temperature], dim=-1)
 
@@ -135,16 +135,16 @@ class Block(nn.Module):
         q, k, v = rearrange(
             self.qkv(self.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=self.heads
         )
-        read = _attend(q[:, :, first:], k, v, mask)
-        tokens = tokens[:, first:] + self.out(rearrange(read, "b h n d -> b n (h d)"))
+        attended = _attend(q[:, :, first:], k, v, mask)
+        tokens = tokens[:, first:] + self.out(rearrange(attended, "b h n d -> b n (h d)"))
         return tokens + self.mlp(self.norm2(tokens))
 
 
 class ValueHead(nn.Module):
     """One learned query reads the trunk's tokens and predicts the expected return.
 
-    Written out in element-wise products and sums: attention with a single query and a linear layer
-    with a single output both round differently with another number of threads.
+    It uses element-wise products and sums, because attention with a single query and a linear layer
+    with a single output round differently with another number of threads.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
@@ -168,8 +168,8 @@ class ValueHead(nn.Module):
         query = rearrange(self.query, "(h d) -> h d", h=self.heads)
         scores = (key * query).sum(-1) * query.shape[-1] ** -0.5
         scores = scores.masked_fill(~rearrange(mask, "b 1 1 n -> b n 1"), float("-inf"))
-        read = (torch.softmax(scores, dim=1)[..., None] * value).sum(1)
-        hidden = self.mlp(rearrange(read, "b h d -> b (h d)")).float()
+        attended = (torch.softmax(scores, dim=1)[..., None] * value).sum(1)
+        hidden = self.mlp(rearrange(attended, "b h d -> b (h d)")).float()
         return (hidden * self.weight).sum(-1) + self.bias
 
 
@@ -177,8 +177,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attend in single precision: torch's bfloat16 kernel for the CPU is 4 times slower."""
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        read = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    return read.to(dtype)
+        attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    return attended.to(dtype)
 
 
 class _Trunk(NamedTuple):
@@ -197,7 +197,7 @@ class RazorPolicy(PreTrainedPolicy):
     int64 [B, 12] and `observation.language.attention_mask` bool [B, 12] (True means a word). For
     training also `action` float [B, H, A] in [-1, 1], and optionally `action_is_pad` bool [B, H],
     `observation.landmarks` float [B, L, 3] (metres, base frame) and
-    `observation.landmarks_present` bool [B, L]. What `encode` returns can stand for the images.
+    `observation.landmarks_present` bool [B, L]. The result of `encode` can replace the images.
     """
 
     config_class = RazorConfig
@@ -249,7 +249,7 @@ class RazorPolicy(PreTrainedPolicy):
         self.reset()
 
     def _register_constants(self) -> None:
-        """Keep what the configuration determines out of the weights file."""
+        """Register what follows from the configuration as buffers outside the weights file."""
         config = self.config
         centers = mu_law_centers(config.num_bins, config.bin_mu)
         constants = {
@@ -268,7 +268,7 @@ class RazorPolicy(PreTrainedPolicy):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
         for stem in self.stems:
-            # A softmax that starts out peaked passes hardly any gradient to the other positions.
+            # A softmax that begins peaked passes hardly any gradient to the other positions.
             with torch.no_grad():
                 stem.maps.weight *= INITIAL_MAP_SCALE
         for parameter in (self.word_embedding.weight, self.word_position, self.action_query):
@@ -284,8 +284,8 @@ class RazorPolicy(PreTrainedPolicy):
         """Return images as float [B, 3, W, W] of about zero mean and unit variance."""
         if images.shape[-1] == 3 and images.shape[1] != 3:
             images = rearrange(images, "b h w c -> b c h w")
-        # Float images are 8 bit ones over 255; undoing that gives the same bits for both kinds,
-        # and so does one memory layout, which is also the fast one.
+        # Float images are 8 bit images divided by 255. With that undone, and with one memory layout
+        # (the fast one), both kinds give the same bits.
         images = images.float() if images.dtype == torch.uint8 else (images * 255.0).round()
         images = images.contiguous(memory_format=torch.channels_last)
         gain, bias = 1 / (255.0 * self.image_std), -self.image_mean / self.image_std
@@ -334,9 +334,9 @@ class RazorPolicy(PreTrainedPolicy):
     def _trunk(self, batch: dict[str, Tensor], augment: bool = False) -> _Trunk:
         """Embed a batch and run the transformer."""
         keypoints, state, positions, presence = self._perceive(batch, augment)
-        words, readable = self._words(batch)
-        size, length = words.shape
-        tokens = [self.word_embedding(words) + self.word_position[:length]]
+        word_ids, readable = self._word_ids(batch)
+        size, length = word_ids.shape
+        tokens = [self.word_embedding(word_ids) + self.word_position[:length]]
         tokens += [
             projection(points)[:, None]
             for projection, points in zip(self.camera_projections, keypoints, strict=True)
@@ -352,24 +352,24 @@ class RazorPolicy(PreTrainedPolicy):
         queries = self.blocks[-1](hidden, mask, last=self.config.chunk_size)
         return _Trunk(queries, hidden, mask, positions, presence)
 
-    def _words(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _word_ids(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return token ids and mask [B, N]; when training, no longer than the longest instruction.
 
-        Shorter inputs are faster but round differently, which must not happen when acting: what an
-        episode does may not depend on the instructions of others.
+        Shorter inputs are faster but round differently. That must not happen when acting, because
+        an episode may not depend on the instructions of others.
         """
-        words, readable = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+        word_ids, readable = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
         if torch.is_grad_enabled():
             length = max(1, int(readable.any(0).sum()))
-            words, readable = words[:, :length], readable[:, :length]
-        return words, readable
+            word_ids, readable = word_ids[:, :length], readable[:, :length]
+        return word_ids, readable
 
     def _slots(self, positions: Tensor, presence: Tensor, state: Tensor) -> Tensor:
         """Return one token [B, L, D] per landmark slot."""
-        believed = torch.cat([positions, torch.sigmoid(presence)[..., None]], dim=-1)
+        estimate = torch.cat([positions, torch.sigmoid(presence)[..., None]], dim=-1)
         if self.config.detach_landmarks:
-            believed = believed.detach()
-        hidden = self.slot_position(believed) + self.slot_state(state)[:, None]
+            estimate = estimate.detach()
+        hidden = self.slot_position(estimate) + self.slot_state(state)[:, None]
         return self.slot_out(F.gelu(hidden + self.slot_embedding)) + self.slot_embedding
 
     # Predictions ----------------------------------------------------------------------------
@@ -398,16 +398,18 @@ class RazorPolicy(PreTrainedPolicy):
         )
 
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the images by `observation.keypoints` [B, cameras, 3C], which stand for them.
+        """Replace the images by `observation.keypoints` [B, cameras, 3C].
 
-        The convolutions take half of the time, and while they are frozen once per image is enough.
+        The convolutions take half of the time. While they are frozen, once per image is enough.
         """
         keypoints, *_ = self._perceive(batch, augment=False)
-        kept = {key: value for key, value in batch.items() if key not in self.config.camera_keys}
-        return {**kept, KEYPOINTS: torch.stack(keypoints, dim=1)}
+        other_inputs = {
+            key: value for key, value in batch.items() if key not in self.config.camera_keys
+        }
+        return {**other_inputs, KEYPOINTS: torch.stack(keypoints, dim=1)}
 
     def action_logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the logits [B, H, A, K] alone, which is what imitation and KL need."""
+        """Return only the logits [B, H, A, K], for imitation and KL."""
         return self._action_logits(self._trunk(batch))
 
     def tokenize(self, actions: Tensor) -> Tensor:
@@ -439,7 +441,7 @@ class RazorPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Return the next action [B, A]; looks again when the last chunk is used up."""
+        """Return the next action [B, A]; predict a new chunk when the last one is used up."""
         if not self._queue:
             chunk = self.predict_action_chunk(batch, **kwargs)[:, : self.config.n_action_steps]
             self._queue.extend(chunk.unbind(1))
@@ -458,8 +460,8 @@ class RazorPolicy(PreTrainedPolicy):
 
         The loss is the cross-entropy per action token, plus `landmark_weight` times the smooth-L1
         error of the landmark positions and `presence_weight` times the cross-entropy of their
-        presence, where the batch has landmarks. In training mode the images are augmented; the
-        other predictions never are.
+        presence, if the batch has landmarks. In training mode the images are augmented; the other
+        predictions never augment.
 
         Args:
             batch: Preprocessed observations with `action`.
@@ -481,7 +483,7 @@ class RazorPolicy(PreTrainedPolicy):
         return (loss if reduction == "none" else loss.mean()), info
 
     def landmark_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the landmark loss alone, without running the transformer."""
+        """Return only the landmark loss, without running the transformer."""
         _, state, positions, presence = self._perceive(batch, augment=self.training)
         empty = state.new_zeros(0)
         trunk = _Trunk(empty, empty, empty, positions, presence)
@@ -506,7 +508,7 @@ class RazorPolicy(PreTrainedPolicy):
         present = batch.get(LANDMARKS_PRESENT)
         present = torch.ones_like(target[..., 0]) if present is None else present.float()
         predicted = self._landmarks(trunk.positions)
-        # Absent landmarks may hold anything, not-a-number too, and zero times that is no zero.
+        # Absent landmarks may be NaN, and zero times NaN is NaN.
         target = torch.where(present[..., None] > 0, target, predicted.detach())
         error = F.smooth_l1_loss(predicted, target, beta=config.landmark_beta, reduction="none")
         position_loss = _masked_mean(error.mean(-1), present == 0)
@@ -550,5 +552,5 @@ def _masked_mean(values: Tensor, masked_out: Tensor | None) -> Tensor:
     """Average values [B, X] over X, leaving out entries where the mask is True; returns [B]."""
     if masked_out is None:
         return values.mean(-1)
-    kept = (~masked_out.bool()).to(values.dtype)
-    return (values * kept).sum(-1) / kept.sum(-1).clamp(min=1)
+    weights = (~masked_out.bool()).to(values.dtype)
+    return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Processors of the `razor` policy: what happens to a batch before and after the model."""
+"""Pre- and postprocessor of the `razor` policy's batches."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,8 @@ from lerobot_policy_razor.tokenizer import WordTokenizer
 class RazorTokenizerStep(ObservationProcessorStep):
     """Turn the instruction under `task` into token ids and a mask.
 
-    The vocabulary is written into the saved processor, so that a checkpoint keeps its meaning when
-    a later version of this package ships other words.
+    The saved processor holds the vocabulary, so that a checkpoint keeps its meaning when a later
+    version of this package ships another vocabulary.
     """
 
     max_length: int = 12
@@ -51,7 +51,7 @@ class RazorTokenizerStep(ObservationProcessorStep):
         """Add token ids and mask to `observation`.
 
         Raises:
-            ValueError: If the transition holds no instruction.
+            ValueError: The transition has no instruction.
         """
         data = self.transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
         task = data.get(self.task_key)
@@ -66,7 +66,7 @@ class RazorTokenizerStep(ObservationProcessorStep):
         return observation
 
     def get_config(self) -> dict[str, Any]:
-        """Return what is saved with the pipeline."""
+        """Return the settings that are saved with the pipeline."""
         return {
             "max_length": self.max_length,
             "task_key": self.task_key,
@@ -98,7 +98,8 @@ def make_razor_pre_post_processors(
             are not normalised here.
 
     Returns:
-        The pipelines that turn a host batch into a policy batch, and policy actions into actions.
+        The pipeline from a host batch to a policy batch, and the one from the policy's actions to
+        the environment's.
     """
     steps = make_default_policy_processor_steps(config, dataset_stats)
     return make_policy_processor_pipelines(

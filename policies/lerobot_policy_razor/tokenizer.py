@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 PAD = "<pad>"
 UNKNOWN = "<unk>"
 MAX_LENGTH = 1024
-MAX_SEEN = 1000
-"""Instructions that are looked at for words that are not read; a data set may have many more."""
+MAX_CHECKED = 1000
+"""Instructions that are checked for words that the policy does not read."""
 _WORD = re.compile(r"[^\W_]+")
 
 
 def load_vocabulary() -> list[str]:
-    """Read the vocabulary that ships with the package; a word's id is its place in the list."""
+    """Read the vocabulary of the package; a word's id is its index in the list."""
     text = files("lerobot_policy_razor").joinpath("vocab.json").read_text(encoding="utf-8")
     return list(json.loads(text))
 
@@ -28,7 +28,7 @@ def split_words(text: str) -> list[str]:
 
 
 def unknown_words(text: str) -> list[str]:
-    """Return the words of `text` that the shipped vocabulary does not hold, in order."""
+    """Return the words of `text` outside the shipped vocabulary, in order."""
     return WordTokenizer().unknown_words(text)
 
 
@@ -47,17 +47,19 @@ class WordTokenizer:
             self.vocabulary
         ):
             raise ValueError(
-                f"A vocabulary starts with {PAD!r}, {UNKNOWN!r} and holds each word once, got "
-                f"{self.vocabulary[:2]} first."
+                f"A vocabulary must start with {PAD!r}, {UNKNOWN!r} and hold each word once; this "
+                f"one starts with {self.vocabulary[:2]}."
             )
         if type(max_length) is not int or not 1 <= max_length <= MAX_LENGTH:
-            raise ValueError(f"max_length is {max_length!r}, not a whole number from 1 to 1024.")
+            raise ValueError(
+                f"max_length is {max_length!r}: give a whole number from 1 to {MAX_LENGTH}."
+            )
         self.max_length = max_length
         self.owner = ""
-        """Name of the policy that reads with it, for warnings; empty: it is not known."""
+        """Name of its policy, for warnings; empty if it is not known."""
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
         self._warned: set[str] = set()  # unknown words
-        self._seen: set[str] = set()  # instructions
+        self._checked: set[str] = set()  # instructions
 
     @property
     def vocab_size(self) -> int:
@@ -73,7 +75,7 @@ class WordTokenizer:
         return list(dict.fromkeys(word for word in split_words(text) if word in self._ids))
 
     def read_words(self, text: str) -> list[str]:
-        """Return the known words of `text` among the first `max_length`: all that is read of it."""
+        """Return the words of `text` that the policy reads: the known of the first `max_length`."""
         words = split_words(text)[: self.max_length]
         return list(dict.fromkeys(word for word in words if word in self._ids))
 
@@ -85,10 +87,10 @@ class WordTokenizer:
         """Return token ids and attention mask (True means a word), each `max_length` long.
 
         An unknown word becomes `<unk>`; each one is logged once. Words after the first `max_length`
-        are cut; that is logged once for an instruction.
+        are cut; that is logged once per instruction.
         """
-        if text not in self._seen and len(self._seen) < MAX_SEEN:
-            self._seen.add(text)
+        if text not in self._checked and len(self._checked) < MAX_CHECKED:
+            self._checked.add(text)
             self._warn_of_unread(text)
         ids = [self._ids.get(word, 1) for word in split_words(text)][: self.max_length]
         padding = self.max_length - len(ids)
@@ -96,13 +98,13 @@ class WordTokenizer:
 
     def _warn_of_unread(self, text: str) -> None:
         cut = self.cut_words(text)
-        read = " ".join(split_words(text)[: self.max_length])
+        read_part = " ".join(split_words(text)[: self.max_length])
         policy = f"the policy {self.owner}".strip()
-        new = [word for word in self.unknown_words(read) if word not in self._warned]
+        new = [word for word in self.unknown_words(read_part) if word not in self._warned]
         if new:
             self._warned.update(new)
             logger.warning(
-                "The instruction %.200r has words that %.200s never learnt: %s. It sees %s in "
+                "The instruction %.200r has words that %.200s never learnt: %s. It reads %s in "
                 "their place.",
                 text,
                 policy,
@@ -112,7 +114,7 @@ class WordTokenizer:
         if cut:
             logger.warning(
                 "The instruction %.200r is longer than the %d words that %.200s reads. It does "
-                "not see the rest: %s.",
+                "not read the rest: %s.",
                 text,
                 self.max_length,
                 policy,

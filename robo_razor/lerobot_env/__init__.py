@@ -6,9 +6,10 @@ Example:
         --env.task=LiftCube,PressButton \
         --eval.n_episodes=20 --eval.batch_size=10
 
-This one flag also makes LeRobot know the `razor` policy. The environments are made by Gymnasium id;
-LeRobot's asynchronous workers import LeRobot for a wrapper of its own, this project's (`robo-razor
-... --task lerobot:razor/LiftCube`) import neither LeRobot nor torch.
+The flag `--env.discover_packages_path` also registers the `razor` policy with LeRobot. The
+environments are made by Gymnasium id. LeRobot's asynchronous workers import LeRobot for one of its
+wrappers; this project's (`robo-razor ... --task lerobot:razor/LiftCube`) import neither LeRobot nor
+torch.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class RazorEnvConfig(EnvConfig):  # type: ignore[misc]
     Attributes:
         task: Task names (`LiftCube`) or Gymnasium ids, several with commas.
         fps: Control steps per second.
-        image_size: Edge of the camera images in pixels; what the policy was trained on.
-        episode_length: Time limit in control steps; 0 keeps each task's own.
+        image_size: Edge of the camera images in pixels, as the policy was trained with.
+        episode_length: Time limit in control steps; 0 keeps each task's limit.
         render_size: Edge of the video frames in pixels.
     """
 
@@ -89,7 +90,7 @@ class RazorEnvConfig(EnvConfig):  # type: ignore[misc]
 
         envs: dict[int, Any] = {}
         for index, name in enumerate(filter(None, (self.task or "").split(","))):
-            # By value, so that a worker need not import this module, which imports LeRobot.
+            # Not a function of this module: a worker would import it, and with it LeRobot.
             make = functools.partial(
                 gym.make, _task_id(name.strip()), disable_env_checker=True, **self.gym_kwargs
             )

@@ -1,8 +1,8 @@
-"""Who chooses actions in a rollout: a policy, a scripted expert, or one of them with a change.
+"""Actors choose the actions in a rollout: a policy, a scripted expert, or a changed one of these.
 
-The environment's expert looks ahead in a copy of the state, so every visited state can get a clean
-label, whatever action is then executed there: the expert's own, a disturbed one (as in DART, Laskey
-et al. 2017), or a policy's (as in DAgger, Ross et al. 2011).
+The environment's expert looks ahead in a copy of the state. So every visited state can get a clean
+label, whichever action is executed there: the expert's, a disturbed one (as in DART, Laskey et al.
+2017), or a policy's (as in DAgger, Ross et al. 2011).
 
 Axis letters as in `types`: N environments, H chunk, A action dimensions.
 """
@@ -46,11 +46,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Decision:
-    """Chunks to execute, and what a record needs of the policy at that moment.
+    """Chunks to execute, and the policy's inputs and outputs for a record.
 
-    `label` is the chunk to learn from, where it differs from the one that is executed. `sample` is
-    what the policy drew, where that is more than the chunk (see `DecisionRecord.actions`).
-    `encoded` is what can stand for `inputs` in an update, where the policy offers that.
+    Attributes:
+        actions: float32 [n, H, A], the chunks to execute.
+        label: The chunks to learn from, if they differ from `actions`.
+        inputs: The policy's prepared inputs.
+        log_prob: Log-probability of the sample.
+        value: The policy's value.
+        sample: The policy's sample, if it holds more than the chunk (see `DecisionRecord.actions`).
+        encoded: Encoded inputs that can replace `inputs` in an update, if the policy has them.
     """
 
     actions: NDArray[np.float32]
@@ -70,7 +75,7 @@ class Actor(Protocol):
         ...
 
     def final_values(self, observation: Observation, instructions: Sequence[str]) -> Tensor | None:
-        """Return the value of true final observations, float32 [n], or None without values."""
+        """Return the value of true final observations, float32 [n]; None without values."""
         ...
 
 
@@ -102,7 +107,7 @@ def sampling_uniforms(
 
 
 class PolicyActor:
-    """Lets a policy act, greedily or by sampling, and notes what a record needs."""
+    """Lets a policy act, greedily or by sampling, and returns inputs and outputs for a record."""
 
     def __init__(
         self,
@@ -116,7 +121,7 @@ class PolicyActor:
         self.mode = mode
         self.sampling_seed = sampling_seed
         self.record = record
-        self._room = policy.prefix_bytes if record is True else 0
+        self._bytes_left = policy.prefix_bytes if record is True else 0
         """Bytes that encoded observations may still take."""
 
     @torch.no_grad()
@@ -127,7 +132,7 @@ class PolicyActor:
             return self._decide_without_density(request)
         inputs = policy.prepare(request.observation, request.instructions)
         if self.record and policy.vision_frozen:
-            inputs = policy.encode(inputs)  # smaller to keep, and an update need not see again
+            inputs = policy.encode(inputs)  # smaller in memory, and an update need not encode again
         encoded = self._encode(inputs)
         if self.record is True:
             distribution, value = policy.distribution_and_value(encoded or inputs)
@@ -156,20 +161,20 @@ class PolicyActor:
         )
 
     def _encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Return encoded observations as long as there is room for those of every decision."""
-        if self._room <= 0:
+        """Return encoded observations, None when those so far exceed the memory for them."""
+        if self._bytes_left <= 0:
             return None
         encoded = self.policy.encode_prefix(inputs)
-        self._room -= sum(tensor.nbytes for tensor in encoded.values())
-        if self._room <= 0:
+        self._bytes_left -= sum(tensor.nbytes for tensor in encoded.values())
+        if self._bytes_left <= 0:
             logger.info(
-                "Encoded observations take more than `flow.prefix_gib`: the update encodes anew"
+                "Encoded observations take more than `flow.prefix_gib`: the update encodes again"
             )
             return None
         return encoded
 
     def _decide_without_density(self, request: Request) -> Decision:
-        """Let a policy act in its own way, which may be random whatever the mode."""
+        """Let a policy act in its own way, which may be random in either mode."""
         chunks = self.policy.act(request.observation, request.instructions)
         inputs = None
         if self.record:
@@ -197,7 +202,7 @@ class ExpertActor:
         """Return the expert's chunks for the waiting environments.
 
         Raises:
-            EnvError: The environment has no expert, or none of that style.
+            EnvError: The environment has no expert, or not this style.
         """
         env = request.env
         if not has_expert(env):
@@ -220,12 +225,12 @@ class ExpertActor:
 
 
 class Noise(Protocol):
-    """Changes what is executed; a pure function of its arguments."""
+    """Changes the executed actions; a pure function of its arguments."""
 
     def __call__(
         self, chunk: NDArray[np.float32], row: EpisodeRow, step: int
     ) -> NDArray[np.float32]:
-        """Return what is executed in place of a chunk float32 [H, A] at a row's decision."""
+        """Return the chunk to execute instead of a chunk float32 [H, A] at a row's decision."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,7 @@ class GaussianNoise:
     """Independent noise on every action.
 
     Attributes:
-        standard_deviation: In the action's units.
+        standard_deviation: Standard deviation, in the action's units.
     """
 
     standard_deviation: float
@@ -252,12 +257,12 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Pushes that last a whole chunk, beside small independent noise; see `disturb`.
+    """Pushes that last a chunk, and small independent noise; see `disturb`.
 
     Attributes:
-        probability: Of a push, per decision.
+        probability: Probability of a push, per decision.
         noise: Standard deviation of a push, in the action's units.
-        seed: Of all that is drawn.
+        seed: Seed of pushes and noise.
     """
 
     probability: float
@@ -275,11 +280,11 @@ class Disturbance:
 def disturb(
     chunk: NDArray[np.float32], rng: np.random.Generator, *, probability: float, noise: float
 ) -> NDArray[np.float32]:
-    """Return what is executed instead of the expert's chunk float32 [H, A].
+    """Return the chunk to execute instead of the expert's chunk float32 [H, A].
 
-    With `probability` a push that lasts the whole chunk is added (standard deviation `noise` per
-    motion dimension), and in one case in eight the gripper does the opposite; small independent
-    noise is always there.
+    Small independent noise is always added. With `probability` a push is added that lasts the whole
+    chunk (standard deviation `noise` per motion dimension); in one of eight such cases the gripper
+    also does the opposite.
     """
     executed = chunk.copy()
     motion = executed[:, :-1]
@@ -293,7 +298,7 @@ def disturb(
 
 
 class NoisyActor:
-    """Adds noise to what another actor executes and keeps the clean action as the label.
+    """Adds noise to another actor's actions and keeps the clean action as the label.
 
     As in DART (Laskey et al. 2017): the demonstrations then show how to recover from errors.
 
@@ -322,9 +327,9 @@ class LabellingActor:
     """Adds the expert's label and the policy's inputs to another actor's decisions.
 
     Args:
-        actor: Who acts.
-        expert: Who labels, where the actor's decisions have no label.
-        policy: Prepares the inputs, where the decisions have none.
+        actor: The actor.
+        expert: Labels the decisions that have no label.
+        policy: Prepares the inputs of the decisions that have none.
     """
 
     def __init__(self, actor: Actor, expert: Actor, policy: Policy) -> None:
@@ -347,10 +352,10 @@ class LabellingActor:
 
 
 class OpenLoopActor:
-    """Lets an actor with chunks of H actions act where one action is taken at a time.
+    """Lets an actor with chunks of H actions act in an environment with chunks of one action.
 
-    The same observations are looked at and the same noise is drawn as with whole chunks, so the
-    episodes are the same; only somebody can watch every control step.
+    The actor gets the same observations and draws the same noise as with chunks of H, so the
+    episodes are the same; but every control step can be filmed or recorded.
 
     Args:
         actor: Chooses chunks.
@@ -363,12 +368,12 @@ class OpenLoopActor:
         self._chunks: dict[int, NDArray[np.float32]] = {}
 
     def decide(self, request: Request) -> Decision:
-        """Return each environment's next action, asking for a new chunk where it is used up."""
+        """Return each environment's next action; the actor decides where a chunk is used up."""
         position = request.steps % self.chunk_size
-        asks = np.flatnonzero(position == 0)
-        if len(asks):
-            chunks = self.actor.decide(self._decisions(request, asks)).actions
-            for i, chunk in zip(request.env_ids[asks], chunks, strict=True):
+        rows = np.flatnonzero(position == 0)
+        if len(rows):
+            chunks = self.actor.decide(self._decisions(request, rows)).actions
+            for i, chunk in zip(request.env_ids[rows], chunks, strict=True):
                 self._chunks[int(i)] = chunk
         actions = [self._chunks[int(i)][k] for i, k in zip(request.env_ids, position, strict=True)]
         return Decision(np.stack(actions)[:, None])

@@ -1,12 +1,19 @@
-"""What goes in and out of a vector environment, checked once per decision for every kind of it.
+"""Checks of all that goes into and comes out of a vector environment, once per decision.
 
-No number may be measured or learnt from that an environment did not give: an observation that lacks
-a key or has another shape or type than its space says, a number that is not finite, an episode that
-ends without a word about success is an `EnvError`, an action that is not finite a `PolicyError`.
-Each names task, seed and control step. Checks are vectorised over the sub-environments.
+No wrong number may be measured or learnt. So these are errors, which name task, seed and control
+step:
 
-Success is `infos["is_success"]`, else `infos["success"]`, and nothing else. It is kept for the rest
-of the episode: one control step of success is enough.
+| what | error |
+|---|---|
+| an observation without a key, or with another shape or type than its space | `EnvError` |
+| a number from the environment that is not finite | `EnvError` |
+| an episode that ends without a report of success or failure | `EnvError` |
+| an action that is not finite | `PolicyError` |
+
+The checks are vectorised over the sub-environments.
+
+Success is `infos["is_success"]`, else `infos["success"]`, and nothing else. One control step of
+success makes the episode a success.
 """
 
 from __future__ import annotations
@@ -21,7 +28,10 @@ from numpy.typing import NDArray
 from robo_razor.core.errors import EnvError, PolicyError, shown
 from robo_razor.core.types import Observation
 
-SUCCESS_KEYS = ("is_success", "success")
+IS_SUCCESS, ELAPSED_STEPS = "is_success", "elapsed_steps"
+SUCCESS_KEYS = (IS_SUCCESS, "success")
+LANDMARKS, LANDMARKS_PRESENT = "landmarks", "landmarks_present"
+"""Keys of a vector environment's infos; all but success are optional."""
 
 
 class Boundary:
@@ -42,14 +52,14 @@ class Boundary:
         self._success = np.zeros(n, dtype=bool)
 
     def begin(self, env_ids: NDArray[np.int64], tasks: Sequence[Any], seeds: Sequence[Any]) -> None:
-        """Note which episodes are about to start."""
+        """Set the episodes that are about to start."""
         for i, task, seed in zip(env_ids, tasks, seeds, strict=True):
             self._tasks[i], self._seeds[i] = str(task), seed
         self._elapsed[env_ids] = 0
         self._reported[env_ids] = self._success[env_ids] = False
 
     def named(self, env_ids: NDArray[np.int64]) -> str:
-        """Return the episodes of some sub-environments in words, four at most."""
+        """Return the names of some sub-environments' episodes, four at most."""
         listed = ", ".join(self._where(i) for i in env_ids[:4])
         return listed + (f" and {len(env_ids) - 4} more" if len(env_ids) > 4 else "")
 
@@ -57,31 +67,31 @@ class Boundary:
         """Check that the actions [n, H, A] for some sub-environments are finite.
 
         Raises:
-            PolicyError: If not.
+            PolicyError: One is not.
         """
         finite = np.isfinite(actions)
         if not finite.all():
             row, step, dimension = np.argwhere(~finite)[0]
-            at = self._elapsed[env_ids[row]] + step
+            control_step = self._elapsed[env_ids[row]] + step
             raise PolicyError(
                 f"The policy gives an action that is not a finite number in "
-                f"{self._where(env_ids[row], at)}: {actions[row, step, dimension]} in dimension "
-                f"{dimension}",
+                f"{self._where(env_ids[row], control_step)}: {actions[row, step, dimension]} in "
+                f"dimension {dimension}",
                 remedy="Its weights or statistics may be damaged, or training diverged.",
             )
 
     def check_tasks(
-        self, env_ids: NDArray[np.int64], asked: Sequence[Any], running: Sequence[str]
+        self, env_ids: NDArray[np.int64], tasks: Sequence[Any], running: Sequence[str]
     ) -> None:
-        """Check that sub-environments run the tasks that they were asked to.
+        """Check that sub-environments run the tasks of their reset.
 
         Raises:
             EnvError: One runs another task.
         """
-        for i, task in zip(env_ids, asked, strict=True):
+        for i, task in zip(env_ids, tasks, strict=True):
             if task is not None and str(running[i]) != str(task):
                 raise EnvError(
-                    f"The vector environment was asked for {task!r}, but it runs "
+                    f"The vector environment was reset to {task!r}, but it runs "
                     f"{str(running[i])!r}",
                     remedy="Let its `reset` take options['tasks'], or set `switches_tasks = False` "
                     "on its maker: then each task has an environment of its own.",
@@ -93,7 +103,7 @@ class Boundary:
         """Check the first observations of some sub-environments.
 
         Raises:
-            EnvError: They are not what the space says.
+            EnvError: They are not in the space.
         """
         self._check_observation(env_ids, observation)
         self._check_landmarks(env_ids, infos)
@@ -107,7 +117,7 @@ class Boundary:
         infos: dict[str, Any],
         num_steps: int,
     ) -> dict[str, Any]:
-        """Check what a step gave, and return its infos with the episodes' success so far.
+        """Check a step's results, and return its infos with the episodes' success so far.
 
         Args:
             env_ids: The sub-environments that were stepped, n.
@@ -115,29 +125,32 @@ class Boundary:
             rewards: [n].
             ends: `terminated` and `truncated`, bool [n].
             infos: Their infos.
-            num_steps: Control steps of the chunk, where the infos do not tell.
+            num_steps: Control steps of the chunk, if the infos do not report them.
 
         Raises:
-            EnvError: It cannot be used.
+            EnvError: A result cannot be used.
         """
-        self._elapsed[env_ids] = infos.get("elapsed_steps", self._elapsed[env_ids] + num_steps)
+        self._elapsed[env_ids] = infos.get(ELAPSED_STEPS, self._elapsed[env_ids] + num_steps)
         self._check_finite(env_ids, "reward", np.asarray(rewards), ())
         for name, flags in zip(("terminated", "truncated"), ends, strict=True):
             if getattr(flags, "dtype", None) != np.bool_:
-                raise EnvError(f"{self._where(env_ids[0])} gives `{name}` that is not bool")
+                raise EnvError(
+                    f"{self._where(env_ids[0])} gives `{name}` that is not a bool array",
+                    allowed="a numpy array of bool, one for each sub-environment",
+                )
         self._check_observation(env_ids, observation)
         self._check_landmarks(env_ids, infos)
         self._note_success(env_ids, infos)
-        silent = (ends[0] | ends[1]) & ~self._reported[env_ids]
-        if silent.any():
+        unreported = (ends[0] | ends[1]) & ~self._reported[env_ids]
+        if unreported.any():
+            where = self._where(env_ids[np.flatnonzero(unreported)[0]])
             raise EnvError(
-                f"{self._where(env_ids[np.flatnonzero(silent)[0]])} tells no success: the episode "
-                f"ended, and its infos have {shown(sorted(map(str, infos)))}, but neither "
-                "'is_success' nor 'success'",
-                remedy="That an episode terminated does not mean that it succeeded: let the "
-                "environment say it in `info`.",
+                f"{where} does not report success: the episode ended, and its infos have "
+                f"{shown(sorted(map(str, infos)))}, but neither 'is_success' nor 'success'",
+                remedy="An episode that terminated has not necessarily succeeded: let the "
+                "environment report success in `info`.",
             )
-        return {**infos, "is_success": self._success[env_ids]}
+        return {**infos, IS_SUCCESS: self._success[env_ids]}
 
     def _note_success(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
         reports: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
@@ -187,8 +200,8 @@ class Boundary:
                     f"{self.named(env_ids)} gives no {name!r}, though its observation space has it"
                 )
             array = np.asarray(value)
-            right = (len(env_ids), *(space.shape or ()))
-            if array.shape != right or array.dtype != space.dtype:
+            expected = (len(env_ids), *(space.shape or ()))
+            if array.shape != expected or array.dtype != space.dtype:
                 raise EnvError(
                     f"{self.named(env_ids)} gives {name!r} as {array.dtype} of shape "
                     f"{array.shape[1:]}, but its observation space says {space.dtype} of shape "
@@ -198,9 +211,9 @@ class Boundary:
                 self._check_finite(env_ids, name, array, space.shape)
 
     def _check_landmarks(self, env_ids: NDArray[np.int64], infos: Mapping[str, Any]) -> None:
-        if "landmarks" in infos:
-            landmarks = np.asarray(infos["landmarks"])
-            self._check_finite(env_ids, "landmarks", landmarks, landmarks.shape[1:])
+        if LANDMARKS in infos:
+            landmarks = np.asarray(infos[LANDMARKS])
+            self._check_finite(env_ids, LANDMARKS, landmarks, landmarks.shape[1:])
 
     def _check_finite(
         self, env_ids: NDArray[np.int64], name: str, values: NDArray[Any], shape: Any
@@ -213,13 +226,13 @@ class Boundary:
             )
         finite = np.isfinite(values)
         if not finite.all():
-            at = tuple(np.argwhere(~finite)[0])
-            where = f" at {list(map(int, at[1:]))}" if len(at) > 1 else ""
+            index = tuple(np.argwhere(~finite)[0])
+            entry = f" at {list(map(int, index[1:]))}" if len(index) > 1 else ""
             raise EnvError(
-                f"{self._where(env_ids[at[0]])} gives `{name}` {values[at]}{where}: not a finite "
-                "number",
-                remedy="Nothing can be measured with it: let the environment end such an episode "
-                "as a failure, or mend its physics (a shorter time step, limits).",
+                f"{self._where(env_ids[index[0]])} gives `{name}` {values[index]}{entry}: not a "
+                "finite number",
+                remedy="Let the environment end such an episode as a failure, or mend its physics "
+                "(a shorter time step, limits).",
             )
 
     def _where(self, env_id: Any, step: Any = None) -> str:
@@ -229,7 +242,7 @@ class Boundary:
 
 
 def _is_flag(value: Any) -> bool:
-    """Return whether a value is a bool, or a number that stands for one."""
+    """Return whether a value is a bool, or the number 0 or 1."""
     array = np.asarray(value)
     return array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1)
 
@@ -237,7 +250,7 @@ def _is_flag(value: Any) -> bool:
 def _leaves(
     space: spaces.Space[Any], path: tuple[str, ...] = ()
 ) -> list[tuple[tuple[str, ...], spaces.Space[Any]]]:
-    """Return the arrays that a space of observations consists of, by their keys."""
+    """Return keys and space of the arrays that an observation space consists of."""
     if isinstance(space, spaces.Dict):
         return [leaf for key, part in space.items() for leaf in _leaves(part, (*path, key))]
     return [(path, space)] if isinstance(space, spaces.Box) and path else []

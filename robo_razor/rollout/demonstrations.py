@@ -1,4 +1,4 @@
-"""Demonstrations: made by a scripted expert or a policy, kept as LeRobotDataset v3 or in RAM.
+"""Demonstrations: made by a scripted expert or a policy, stored as LeRobotDataset v3 or in RAM.
 
 Demonstrations have one frame per control step: observation, the action executed there, reward.
 `dataset` reads and writes them.
@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.console import Console
 
-from robo_razor.core.errors import DemonstrationError
+from robo_razor.core.errors import ConfigError, DemonstrationError
 from robo_razor.core.files import check_writable
 from robo_razor.core.machine import local_processes, resolve_device
 from robo_razor.core.plain_text import skill_name
@@ -44,7 +44,7 @@ from robo_razor.rollout.dataset.dataset import create_dataset, load_demonstratio
 from robo_razor.rollout.dataset.memory import require_memory
 from robo_razor.rollout.dataset.metadata import describe
 from robo_razor.rollout.dataset.tables import listed
-from robo_razor.rollout.environments import make_env, named_tasks
+from robo_razor.rollout.environments import make_env, make_fitting_env, named_tasks
 from robo_razor.rollout.episodes import episode_bar, run_actor
 from robo_razor.rollout.groups import VectorEnv
 from robo_razor.rollout.recorders import Recorder, StepOutcome
@@ -52,30 +52,31 @@ from robo_razor.rollout.recorders import Recorder, StepOutcome
 logger = logging.getLogger(__name__)
 
 EXPERT = "expert"
-"""Name of the scripted expert where a policy can be named, too."""
+"""Name of the scripted expert in settings that also take a policy."""
 MAX_ATTEMPTS = 20
-"""Episodes tried per episode asked for, before collecting gives up."""
+"""Episodes tried per wanted episode, before collecting gives up."""
 MAX_EPISODES_AT_ONCE = 500
-"""Their frames are in memory, failures too, until it is known which succeeded."""
+"""Their frames are in memory, also those of failures, until it is known which succeeded."""
 CHECK_EVERY_BYTES = 16 << 20
-"""After so many bytes of new pictures it is looked whether those to come fit in memory."""
+"""Bytes of new pictures between two checks that the pictures to come fit in memory."""
 FIRST_SEEDS = 900_000
-"""Start states of demonstrations begin below this, which leaves room before the held-out ones."""
+"""Start states of demonstrations begin below this seed, well before the held-out ones."""
 ACTION_TOLERANCE = 0.01
-"""Share of half its range by which an action may lie outside of it."""
+"""Share of half its range by which an action may lie outside the range."""
 RATE_TOLERANCE = 0.01
-"""Share by which a data set's rate may differ from the environment's without a word."""
+"""Share by which a data set's rate may differ from the environment's without a warning."""
 
 
 # --- Making demonstrations ------------------------------------------------------------------------
 
 
 class _DemonstrationRecorder(Recorder):
-    """Keeps every frame, and checks while it does whether those to come fit in memory.
+    """Records every frame, and checks meanwhile that the frames to come fit in memory.
 
     Args:
-        wanted: How many successful episodes are joined at the end, which has their pictures twice.
-        earlier: Successful ones of earlier recorders.
+        wanted: Number of successful episodes. They are joined at the end, when their pictures are
+            in memory twice.
+        earlier: Successful episodes of earlier recorders.
     """
 
     def __init__(self, wanted: int, earlier: Sequence[DemonstrationSet] = ()) -> None:
@@ -88,12 +89,12 @@ class _DemonstrationRecorder(Recorder):
         self._taken_bytes = self._next_check = 0
 
     def on_step(self, outcome: StepOutcome) -> None:
-        """Keep one frame of each episode."""
+        """Record one frame of each episode."""
         super().on_step(outcome)
         size = _picture_bytes(outcome.request.observation["pixels"])
         for episode, success in zip(outcome.episodes.tolist(), outcome.success, strict=True):
-            before = self._episode_bytes.get(episode, 0)
-            self._episode_bytes[episode] = before + size // len(outcome.episodes)
+            earlier = self._episode_bytes.get(episode, 0)
+            self._episode_bytes[episode] = earlier + size // len(outcome.episodes)
             if success:
                 self._succeeded.add(episode)
         self._taken_bytes += size
@@ -102,29 +103,29 @@ class _DemonstrationRecorder(Recorder):
             self._check_memory()
 
     def _check_memory(self) -> None:
-        """Check that the pictures to come fit in free memory, by the successful episodes so far.
+        """Check that the pictures to come fit in free memory, judged by the successes so far.
 
-        Those that end first are the short ones, so at first it asks for too little.
+        Short episodes end first, so the first estimates are too low.
 
         Raises:
-            DemonstrationError: They do not.
+            DemonstrationError: They do not fit.
         """
         done = self._earlier_episodes + len(self._succeeded)
         if not done:
             return
         processes = local_processes()  # each has its own demonstrations
-        held = self._earlier_bytes + sum(self._episode_bytes[e] for e in self._succeeded)
-        held *= processes
-        each = 2 * held / done
+        stored = self._earlier_bytes + sum(self._episode_bytes[e] for e in self._succeeded)
+        stored *= processes
+        per_episode = 2 * stored / done
         require_memory(
-            self.wanted * each - held,
+            self.wanted * per_episode - stored,
             lambda size: (
-                f"{self.wanted} demonstrations do not fit in memory: by the {done} so far their "
-                f"pictures take {size} more"
+                f"{self.wanted} demonstrations do not fit in memory: judged by the {done} so far, "
+                f"their pictures need {size} more"
             ),
             lambda available: (
-                "Ask for fewer (`--bc.episodes`, of `collect` `--episodes`): at most "
-                f"{int((available + held) / each)} fit."
+                "Set fewer (`--bc.episodes`, or `--episodes` of `collect`): at most "
+                f"{int((available + stored) / per_episode)} fit."
             ),
         )
 
@@ -135,25 +136,27 @@ class _DemonstrationRecorder(Recorder):
         lengths = np.bincount(owner[order], minlength=int(owner.max()) + 1)[episodes]
         actions = [(d.actions if d.label is None else d.label)[:, 0] for d in self.decisions]
         landmarks = [part for part in self.landmarks if part is not None]
-        whole = len(landmarks) == len(self.landmarks)
+        has_landmarks = len(landmarks) == len(self.landmarks)
 
         def ordered(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
             return _rows_of(parts, order).astype(dtype, copy=False)
 
         return DemonstrationSet(
             images={
-                name: ordered([seen["pixels"][name] for seen in self.observations], np.uint8)
+                name: ordered([part["pixels"][name] for part in self.observations], np.uint8)
                 for name in self.observations[0]["pixels"]
             },
-            state=ordered([seen["agent_pos"] for seen in self.observations], np.float32),
+            state=ordered([part["agent_pos"] for part in self.observations], np.float32),
             actions=ordered(actions, np.float32),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             instructions=tuple(self.instructions[int(e)] for e in episodes),
             fps=fps,
             rewards=ordered(self.rewards, np.float32),
             success=ordered(self.success, np.bool_),
-            landmarks=ordered([x for x, _ in landmarks], np.float32) if whole else None,
-            landmarks_present=ordered([x for _, x in landmarks], np.bool_) if whole else None,
+            landmarks=ordered([x for x, _ in landmarks], np.float32) if has_landmarks else None,
+            landmarks_present=(
+                ordered([x for _, x in landmarks], np.bool_) if has_landmarks else None
+            ),
         )
 
 
@@ -163,13 +166,13 @@ def _picture_bytes(images: Mapping[str, NDArray[np.uint8]]) -> int:
 
 def _rows_of(parts: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[Any]:
     """Return some rows of joined arrays, without joining them: pictures are large."""
-    place = np.full(sum(map(len, parts)), -1, dtype=np.int64)
-    place[order] = np.arange(len(order))
+    position = np.full(sum(map(len, parts)), -1, dtype=np.int64)
+    position[order] = np.arange(len(order))
     rows = np.empty((len(order), *parts[0].shape[1:]), parts[0].dtype)
     start = 0
     for part in parts:
-        to = place[start : start + len(part)]
-        rows[to[to >= 0]] = part[to >= 0]
+        targets = position[start : start + len(part)]
+        rows[targets[targets >= 0]] = part[targets >= 0]
         start += len(part)
     return rows
 
@@ -184,16 +187,16 @@ def collect_demonstrations(
     console: Console | None = None,
     on_batch: Callable[[EpisodeBatch], None] | None = None,
 ) -> DemonstrationSet:
-    """Run episodes until there are enough successful ones; keep those, in seed order.
+    """Run episodes until enough have succeeded; return these in seed order.
 
     Args:
         env: Vector environment with chunks of one action.
-        actor: Who demonstrates.
+        actor: The demonstrator.
         task: Gymnasium id.
         episodes: Successful episodes wanted.
         first_seed: Seed of the first start state; the next ones follow.
-        console: Where progress is shown; None: nowhere.
-        on_batch: Is given all episodes that were run, failures too.
+        console: Where to show progress; None: nowhere.
+        on_batch: Called with all episodes that were run, also failures.
 
     Raises:
         DemonstrationError: Too few episodes succeed, or one holds numbers that are not finite.
@@ -207,9 +210,9 @@ def collect_demonstrations(
         rate = (succeeded + 1) / (tried + 1)
         if tried >= MAX_ATTEMPTS * episodes + 10:
             raise DemonstrationError(
-                f"Only {succeeded} of {tried} episodes on {task!r} succeeded, {episodes} were "
-                "asked for",
-                remedy="Ask for fewer, or let a better policy or the expert demonstrate.",
+                f"Only {succeeded} of {tried} episodes on {task!r} succeeded, but {episodes} are "
+                "wanted",
+                remedy="Set fewer, or let a better policy or the expert demonstrate.",
             )
         number = min(MAX_EPISODES_AT_ONCE, math.ceil(1.05 * missing / rate))
         rows = make_rows(task, range(first_seed + tried, first_seed + tried + number))
@@ -218,10 +221,10 @@ def collect_demonstrations(
             batch = run_actor(env, actor, rows, progress=progress, observer=recorder)
         if on_batch is not None:
             on_batch(batch)
-        if (good := np.flatnonzero(batch.success)[:missing]).size:
-            parts.append(recorder.demonstrations(good, fps))
-        del recorder  # with the pictures of the failures
-        succeeded += good.size
+        if (successes := np.flatnonzero(batch.success)[:missing]).size:
+            parts.append(recorder.demonstrations(successes, fps))
+        del recorder  # frees the pictures of the failures
+        succeeded += successes.size
         tried += number
     demonstrations = _joined(parts)
     check_finite(demonstrations, f"demonstrations of {name}")
@@ -229,11 +232,11 @@ def collect_demonstrations(
 
 
 def _joined(parts: Sequence[DemonstrationSet]) -> DemonstrationSet:
-    """Put demonstrations of the same task behind one another."""
+    """Concatenate demonstrations of the same task."""
     if len(parts) == 1:
         return parts[0]
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    whole = all(part.landmarks is not None for part in parts)
+    has_landmarks = all(part.landmarks is not None for part in parts)
 
     def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -249,29 +252,29 @@ def _joined(parts: Sequence[DemonstrationSet]) -> DemonstrationSet:
         fps=parts[0].fps,
         rewards=joined("rewards"),
         success=joined("success"),
-        landmarks=joined("landmarks") if whole else None,
-        landmarks_present=joined("landmarks_present") if whole else None,
+        landmarks=joined("landmarks") if has_landmarks else None,
+        landmarks_present=joined("landmarks_present") if has_landmarks else None,
     )
 
 
-# --- Those that a run learns from -----------------------------------------------------------------
+# --- The demonstrations of a run ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DemonstrationSource:
-    """What is demonstrated, and by whom.
+    """Where demonstrations come from.
 
     Attributes:
         source: `expert`: the task's scripted expert; `policy:NAME`: the successes of a policy that
             samples its actions; else the directory of a data set.
-        episodes: How many; of a data set at most so many.
+        episodes: Number of episodes; of a data set the largest number.
         task: Gymnasium id.
-        env: How its environment is made.
-        seed: Decides the start states and the sampled actions.
-        style: The expert's.
-        noise: Standard deviation of the noise on what an expert executes, in the action's units.
+        env: Settings of the environment.
+        seed: Seed of the start states and the sampled actions.
+        style: Style of the expert.
+        noise: Standard deviation of the noise on an expert's actions, in the action's units.
         temperature: Softmax temperature of a policy that demonstrates.
-        device: Where such a policy runs.
+        device: Device of a policy that demonstrates.
         rename: Its rename map, see `Policy.rename`.
     """
 
@@ -301,14 +304,14 @@ def demonstrations_for(
     """Return demonstrations that a policy can learn from.
 
     Args:
-        source: Which.
+        source: Where they come from.
         policy: The policy whose inputs and actions the demonstrations must fit.
-        console: Where progress is shown; None: nowhere.
-        env: The environment that the policy will act in; a data set that was recorded at another
-            rate, or with actions that it does not take, is warned of. None: nothing is said.
+        console: Where to show progress; None: nowhere.
+        env: The environment that the policy will act in. A data set with another rate, or with
+            actions outside its space, causes a warning. None: no warnings.
 
     Raises:
-        DemonstrationError: There are none, or they do not fit the policy.
+        DemonstrationError: They do not exist, or do not fit the policy.
     """
     if source.is_dataset:
         demonstrations = _of_dataset(source, policy)
@@ -317,10 +320,10 @@ def demonstrations_for(
         return demonstrations
     actor, stride = _demonstrator(source)
     shape = policy.wanted_image_shape
-    played_in = make_env(source.task, source.env, chunk_size=1, image_shape=shape)
+    own_env = make_env(source.task, source.env, chunk_size=1, image_shape=shape)
     try:
         demonstrations = collect_demonstrations(
-            played_in,
+            own_env,
             actor,
             source.task,
             source.episodes,
@@ -328,14 +331,14 @@ def demonstrations_for(
             console=console,
         )
     finally:
-        played_in.close()
+        own_env.close()
     check_actions(demonstrations, policy, source.source)
-    # A dataset would not have landmarks either: demonstrations are observations and actions.
+    # Without landmarks, like a data set: demonstrations are observations and actions.
     return replace(demonstrations, landmarks=None, landmarks_present=None, decision_stride=stride)
 
 
 def _demonstrator(source: DemonstrationSource) -> tuple[Actor, int]:
-    """Return who demonstrates and how many control steps one decision of theirs lasts."""
+    """Return the demonstrator, and the control steps of one of its decisions."""
     if source.source == EXPERT:
         expert: Actor = ExpertActor(source.style)
         # Reactive: every control step is a decision.
@@ -355,18 +358,19 @@ def _demonstrator(source: DemonstrationSource) -> tuple[Actor, int]:
 
 
 def _of_dataset(source: DemonstrationSource, policy: Policy) -> DemonstrationSet:
-    """Return the demonstrations of a data set; what does not fit is refused before it is decoded.
+    """Return the demonstrations of a data set; check the fit before decoding them.
 
     Raises:
-        DemonstrationError: There are none, or they do not fit the policy.
+        DemonstrationError: They do not exist, or do not fit the policy.
     """
     name = source.source
     states = policy.sources.candidates(STATE)
-    said = describe(name, states)
+    description = describe(name, states)
     wanted = policy.wanted_image_shape
-    shapes = {camera_name(camera.key): wanted or camera.shape for camera in said.cameras}
-    state = said.widths[said.state] if said.state else 0
-    _check_shapes(shapes, state, said.widths["action"], policy, name, said.columns)
+    shapes = {camera_name(camera.key): wanted or camera.shape for camera in description.cameras}
+    state = description.widths[description.state] if description.state else 0
+    actions = description.widths["action"]
+    _check_shapes(shapes, state, actions, policy, name, description.columns)
     demonstrations = load_demonstrations(
         name,
         max_episodes=source.episodes,
@@ -383,7 +387,7 @@ def check_fit(demonstrations: DemonstrationSet, policy: Policy, source: str) -> 
     """Check that demonstrations have the policy's cameras, state and actions.
 
     Raises:
-        DemonstrationError: If not; shows both sides.
+        DemonstrationError: They do not; the message shows both sides.
     """
     demos = demonstrations
     shapes = {name: images.shape[1:3] for name, images in demos.images.items()}
@@ -399,32 +403,32 @@ def _check_shapes(
     columns: Sequence[str] = (),
 ) -> None:
     shape = policy.wanted_image_shape
-    seen = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
+    sizes = [shapes.get(policy.sources.camera(key, shapes)) for key in policy.sources.image_keys]
     fits = (
-        all(size is not None and shape in (None, size) for size in seen)
+        all(size is not None and shape in (None, size) for size in sizes)
         and policy.state_dim in (0, state)
         and actions == policy.action_dim
     )
     if fits:
         return
     cameras = [f"{image_key(name)} {w}x{h} px" for name, (h, w) in shapes.items()]
-    size = "" if shape is None else f" {shape[1]}x{shape[0]} px"
-    wanted = [f"{key}{size}" for key in policy.sources.image_keys]
+    wanted_size = "" if shape is None else f" {shape[1]}x{shape[0]} px"
+    wanted = [f"{key}{wanted_size}" for key in policy.sources.image_keys]
     raise DemonstrationError(
         f"The demonstrations in {source!r} do not fit the policy {policy.name!r}: they have "
         f"{', '.join(cameras) or 'no camera'}, state {state}, action {actions}; the policy wants "
         f"{', '.join(wanted)}, state {policy.state_dim}, action {policy.action_dim}"
         + (f". The columns of the data set are {listed(columns)}" if columns else ""),
-        remedy="Rename cameras, or the state, that are only called otherwise (`--rename`), or "
+        remedy="If cameras or the state only have other names, rename them (`--rename`). Else "
         "collect demonstrations in the environment that the policy was trained for.",
     )
 
 
 def check_finite(demonstrations: DemonstrationSet, source: str) -> None:
-    """Check that there is no NaN and nothing infinite in demonstrations.
+    """Check that all numbers of demonstrations are finite.
 
     Raises:
-        DemonstrationError: There is; names what, and in which episode and frame.
+        DemonstrationError: One is not; the message names its episode and frame.
     """
     parts = {
         "state": demonstrations.state,
@@ -437,16 +441,15 @@ def check_finite(demonstrations: DemonstrationSet, source: str) -> None:
             raise DemonstrationError(
                 f"The {name} of {demonstrations.place(frame)} of the {source} is not finite: "
                 f"{np.atleast_1d(values[frame])[~finite[frame]][0]}",
-                remedy="Nothing is written or learnt from it: mend the environment or the policy "
-                "that gave this number.",
+                remedy="Mend the environment or the policy that returned this number.",
             )
 
 
 def check_actions(demonstrations: DemonstrationSet, policy: Policy, source: str) -> None:
-    """Check that a policy with action tokens can express the actions that it is to clone.
+    """Check that a policy with action tokens can express the actions of its demonstrations.
 
     Raises:
-        DemonstrationError: One is outside of its range, so that another would be learnt.
+        DemonstrationError: One is outside the tokens' range: the policy would learn another.
     """
     centers = getattr(policy.module, "bin_centers", None)
     if centers is None:
@@ -455,7 +458,7 @@ def check_actions(demonstrations: DemonstrationSet, policy: Policy, source: str)
     margin = ACTION_TOLERANCE * (high - low) / 2
     for text in _outside(demonstrations, low - margin, high + margin):
         raise DemonstrationError(
-            f"{text} in {source!r}, and the policy {policy.name!r} can only express [{low:g}, "
+            f"{text} in {source!r}, but the policy {policy.name!r} can only express [{low:g}, "
             f"{high:g}]: it would learn another action",
             remedy="Scale the actions of the data set to the environment's units, or clone into a "
             "policy that normalises its actions (SmolVLA, pi0, ACT, ...).",
@@ -463,7 +466,7 @@ def check_actions(demonstrations: DemonstrationSet, policy: Policy, source: str)
 
 
 def _outside(demonstrations: DemonstrationSet, low: Any, high: Any) -> list[str]:
-    """Say, in at most one text, which action is the first outside of a range."""
+    """Return a text about the first action outside a range; [] if all are inside."""
     actions = demonstrations.actions
     rows, columns = np.nonzero((actions < low) | (actions > high))
     if not len(rows):
@@ -476,7 +479,7 @@ def _outside(demonstrations: DemonstrationSet, low: Any, high: Any) -> list[str]
 
 
 def control_rate(env: VectorEnv) -> float | None:
-    """Return an environment's control steps per second, None where it does not say."""
+    """Return an environment's control steps per second, None if it does not report them."""
     rate = env.metadata.get("render_fps")
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number):
         return None
@@ -486,13 +489,13 @@ def control_rate(env: VectorEnv) -> float | None:
 
 
 def _warn_of_env(demonstrations: DemonstrationSet, env: VectorEnv, source: str) -> None:
-    """Warn of demonstrations at another rate than the environment's, or of actions outside."""
+    """Warn if demonstrations have another rate than the environment, or actions outside it."""
     rate, fps = control_rate(env), demonstrations.fps
     if rate is not None and abs(fps / rate - 1) > RATE_TOLERANCE:
         logger.warning(
-            "The data set %s has %g frames per second, the environment %g control steps "
-            "(`render_fps`): every frame is cloned as one control step, so that an action will "
-            "last %.3g times as long as in the recording. Resample the data set, or set the "
+            "The data set %s has %g frames per second, but the environment has %g control steps "
+            "(`render_fps`). Every frame is cloned as one control step, so an action will last "
+            "%.3g times as long as in the recording. Resample the data set, or set the "
             "environment's rate.",
             source,
             fps,
@@ -502,12 +505,12 @@ def _warn_of_env(demonstrations: DemonstrationSet, env: VectorEnv, source: str) 
     space = env.single_action_space
     if not isinstance(space, spaces.Box) or space.shape != demonstrations.actions.shape[1:]:
         return
-    with np.errstate(over="ignore"):  # no bound may be the largest number that there is
+    with np.errstate(over="ignore"):  # a space without bounds may have the largest numbers
         margin = ACTION_TOLERANCE * (space.high - space.low) / 2
     for text in _outside(demonstrations, space.low - margin, space.high + margin):
         logger.warning(
-            "%s in %s, and the environment says that it takes [%g, %g] only: what it does with "
-            "others is its own affair.",
+            "%s in %s, but the environment's action space is [%g, %g]: it may clip other actions "
+            "or fail.",
             text,
             source,
             space.low.min(),
@@ -529,12 +532,12 @@ def write_demonstrations(
 
     Args:
         env: Vector environment of all tasks, with chunks of one action.
-        actor: Who demonstrates.
+        actor: The demonstrator.
         episodes: Gymnasium id -> successful episodes wanted, at least one task.
-        directory: Where; must not exist.
+        directory: Directory to write; must not exist.
         first_seed: Seed of every task's first start state; the next ones follow.
-        console: Where progress is shown; None: nowhere.
-        on_batch: Is given all episodes that were run, failures too.
+        console: Where to show progress; None: nowhere.
+        on_batch: Called with all episodes that were run, also failures.
 
     Raises:
         DemonstrationError: Too few episodes succeed.
@@ -555,11 +558,11 @@ def write_demonstrations(
             write_episodes(writer, demonstrations)
     except BaseException:
         if writer is not None:
-            logger.warning("%s is readable, but holds the first tasks' episodes only", directory)
+            logger.warning("%s is readable, but holds only the episodes of some tasks", directory)
         raise
     finally:
         if writer is not None:
-            writer.finalize()  # without it, what was written could not be read
+            writer.finalize()  # makes the files readable
 
 
 @dataclass(frozen=True)
@@ -567,11 +570,11 @@ class Collected:
     """A data set that was written.
 
     Attributes:
-        directory: Where.
-        tasks: Skill name -> task id of what was demonstrated.
-        episodes: Successful episodes, of all tasks together, which were written.
-        tried: Episodes that were run for them, of all tasks together.
-        succeeded: How many of those succeeded; more than are written where some were left over.
+        directory: Its directory.
+        tasks: Skill name -> task id of the demonstrated tasks.
+        episodes: Number of successful episodes that were written, of all tasks together.
+        tried: Number of episodes that were run for them.
+        succeeded: How many of these succeeded; it can be more than were needed and written.
     """
 
     directory: Path
@@ -586,12 +589,17 @@ def collect(config: CollectConfig, console: Console | None = None) -> Collected:
 
     Args:
         config: Settings of `robo-razor collect`.
-        console: Where progress is shown; None: nowhere.
+        console: Where to show progress; None: nowhere.
 
     Raises:
         RoboRazorError: Unknown task or policy, output in use, or too few successes.
     """
     tasks = named_tasks(config.task, config.env.env_packages)
+    if not tasks:
+        raise ConfigError(
+            f"`task` = {config.task!r} names no task",
+            allowed="prior, new, all, or names with commas",
+        )
     out = Path(config.out)
     refuse_used_directory(out)
     check_writable(out, "out", directory=True)
@@ -601,17 +609,9 @@ def collect(config: CollectConfig, console: Console | None = None) -> Collected:
         policy, actor = _policy_actor(config)
     if config.noise > 0.0:
         actor = NoisyActor(actor, GaussianNoise(config.noise))
-    env = make_env(
-        next(iter(tasks.values())),
-        config.env,
-        chunk_size=1,
-        tasks=tuple(tasks.values()),
-        image_shape=None if policy is None else policy.wanted_image_shape,
-    )
+    env = make_fitting_env(policy, list(tasks.values()), config.env, chunk_size=1)
     outcomes: list[bool] = []
     try:
-        if policy is not None:
-            policy.check_env(env.single_observation_space, env.single_action_space)
         write_demonstrations(
             env,
             actor,

@@ -1,8 +1,8 @@
-"""Make vector environments by Gymnasium id, and find the ids that a setting means.
+"""Make vector environments by Gymnasium id, and resolve the ids that a setting names.
 
-`groups.VectorEnv` is what they give. Environments registered with a `vector_entry_point` bring that
-themselves, `lerobot:TYPE/TASK` gets it from `lerobot`, and any other id runs in the same kind of
-workers. Tasks of unlike origin are joined by `mixed`.
+All of them offer the interface `groups.VectorEnv`. Environments with a `vector_entry_point` have it
+themselves, `lerobot` makes it for `lerobot:TYPE/TASK`, and any other id runs in the same kind of
+workers. `mixed` joins tasks of different kinds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +25,7 @@ from robo_razor.core.machine import check_descriptors
 from robo_razor.core.plain_text import skill_name
 from robo_razor.core.settings.config import EnvConfig
 from robo_razor.core.types import Observation
-from robo_razor.rollout.faults import check_gl_setting, gl_trouble, worker_errors
+from robo_razor.rollout.faults import check_gl_setting, gl_advice, worker_errors
 from robo_razor.rollout.groups import GroupDriver, VectorEnv, map_arrays
 from robo_razor.rollout.lerobot import (
     environment_type,
@@ -34,13 +34,17 @@ from robo_razor.rollout.lerobot import (
     register_lerobot_task,
 )
 from robo_razor.rollout.mixed import MixedVectorEnv
+from robo_razor.rollout.start_states import start_states
+
+if TYPE_CHECKING:
+    from robo_razor.policies.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 OWN_VECTOR_ENV = "gym_razor.adapters.registered:make_registered_vector_env"
-"""Makes vector environments of ids without one of their own."""
+"""Makes vector environments of ids that have no `vector_entry_point`."""
 
-RESETS_BY_ITSELF = ("NEXT_STEP", "SAME_STEP")
+AUTORESET_MODES = ("NEXT_STEP", "SAME_STEP")
 """Autoreset modes in which an episode's last observation is lost."""
 
 
@@ -48,7 +52,7 @@ def import_env_packages(names: Sequence[str]) -> None:
     """Import the packages that register environments.
 
     Raises:
-        EnvError: If a package cannot be imported, for whatever reason.
+        EnvError: A package cannot be imported; the message gives the reason.
     """
     for name in names:
         if not all(part.isidentifier() for part in str(name).split(".")):
@@ -62,7 +66,7 @@ def import_env_packages(names: Sequence[str]) -> None:
             absent = isinstance(error, ModuleNotFoundError) and error.name == name
             raise EnvError(
                 f"The package {name!r} in `env.env_packages` cannot be imported: "
-                f"{type(error).__name__}: {error}{gl_trouble(str(error))}",
+                f"{type(error).__name__}: {error}{gl_advice(str(error))}",
                 remedy="Install it, or remove it from the list."
                 if absent
                 else "Mend it, install what it needs, or remove it from the list.",
@@ -73,14 +77,14 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """Check that every task is a registered Gymnasium id, or one of LeRobot's environments.
 
     Raises:
-        UnknownNameError: If one is not; lists the ids of its namespace and suggests one.
-        EnvError: LeRobot cannot make one, or its name stands for several.
+        UnknownNameError: One is not; lists the ids of its namespace and suggests one.
+        EnvError: LeRobot cannot make one, or a name stands for several tasks.
     """
     for task in tasks:
         if is_lerobot_task(task):
             if task not in (names := register_lerobot_task(task)):
                 raise EnvError(
-                    f"{task!r} stands for {len(names)} tasks, and one is needed here",
+                    f"{task!r} stands for {len(names)} tasks, but one is needed here",
                     allowed=", ".join(names),
                 )
         elif task not in gym.registry:
@@ -96,7 +100,7 @@ def _unknown_task(task: str, options: Sequence[str]) -> UnknownNameError:
     elif not namespace:
         remedy = (
             "`robo-razor list tasks` describes those of gym_razor. If a package of yours registers "
-            "it, name that too: `--env.env-packages gym_razor YOUR_PACKAGE`."
+            "the task, name that too: `--env.env-packages gym_razor YOUR_PACKAGE`."
         )
     else:
         remedy = (
@@ -116,14 +120,14 @@ def tasks_of_role(role: str, packages: Sequence[str]) -> list[str]:
 
 
 def resolve_tasks(spec: str, packages: Sequence[str]) -> list[str]:
-    """Return the task ids that a setting means.
+    """Return the task ids that a setting names.
 
     Args:
         spec: `prior`, `new`, `all`, `none`, ids or skill names, several with commas.
-        packages: Packages whose environments are meant, imported if they are not yet.
+        packages: Packages that register the tasks; they are imported.
 
     Raises:
-        UnknownNameError: A name is none of them.
+        UnknownNameError: A name is neither a role nor a task.
     """
     import_env_packages(packages)
     roles = {"prior": ("prior",), "new": ("new",), "all": ("prior", "new"), "none": ()}
@@ -148,7 +152,7 @@ def task_id(name: str, packages: Sequence[str]) -> str:
 
     Args:
         name: Such as `LiftCube`.
-        packages: Packages whose environments are meant, imported if they are not yet.
+        packages: Packages that register the tasks; they are imported.
     """
     if "/" in name or ":" in name:
         return name
@@ -179,8 +183,8 @@ class TaskInfo:
 
     Attributes:
         id: Its Gymnasium id.
-        skill: Its short name, which commands take as well.
-        role: `prior` (the shipped base can do it), `new` (it cannot), or None.
+        skill: Its short name, which commands also accept.
+        role: `prior` (the shipped base has learnt it), `new` (it has not), or None.
         max_episode_steps: Control steps before an episode is truncated; None: no limit.
     """
 
@@ -231,13 +235,13 @@ def make_env(
         config: Number of environments and workers, image size, reward.
         chunk_size: Control steps per decision, H.
         tasks: Further tasks that it must be able to switch to.
-        image_shape: Height and width of the images that the policy wants; LeRobot's environments
-            are scaled to it, all others render `config.image_size`.
+        image_shape: Height and width of the policy's images. LeRobot's environments are scaled to
+            it; all others render `config.image_size`.
         **kwargs: Passed to the environment.
 
     Raises:
-        RoboRazorError: A task is unknown, its environment cannot be made, or the tasks give and
-            take unlike things.
+        RoboRazorError: A task is unknown, its environment cannot be made, or the tasks differ in
+            their observations or actions.
     """
     check_gl_setting()
     check_descriptors(config.num_workers)
@@ -264,8 +268,44 @@ def make_env(
         raise
 
 
+def make_fitting_env(
+    policy: Policy | None,
+    tasks: Sequence[str],
+    config: EnvConfig,
+    *,
+    chunk_size: int | None = None,
+) -> VectorEnv:
+    """Make a vector environment, and check that a policy fits it.
+
+    Args:
+        policy: Who acts in it; None checks nothing (as for a scripted expert).
+        tasks: Ids of the tasks that it must be able to switch between; all begin with the first.
+        config: Number of environments and workers, image size, reward.
+        chunk_size: Control steps per decision, H; None takes the policy's (1 without a policy).
+
+    Raises:
+        RoboRazorError: The environment cannot be made, or the policy does not fit it.
+    """
+    if chunk_size is None:
+        chunk_size = 1 if policy is None else policy.chunk_size
+    env = make_env(
+        tasks[0],
+        config,
+        chunk_size=chunk_size,
+        tasks=tasks[1:],
+        image_shape=None if policy is None else policy.wanted_image_shape,
+    )
+    try:
+        if policy is not None:
+            policy.check_env(env.single_observation_space, env.single_action_space)
+    except BaseException:
+        env.close()
+        raise
+    return env
+
+
 def _family(task: str) -> Any:
-    """Return what is equal for tasks that one vector environment can switch between."""
+    """Return a key that tasks share if one vector environment can switch between them."""
     if is_lerobot_task(task):
         return environment_type(task)
     if not _steps_chunks(task):
@@ -293,7 +333,7 @@ def _make_family(
     num_workers = min(config.num_workers, config.num_envs)
     if not _steps_chunks(task):
         make: Any = load_env_creator(OWN_VECTOR_ENV)
-        own: VectorEnv = make(
+        pooled: VectorEnv = make(
             tasks,
             config.num_envs,
             chunk_size=chunk_size,
@@ -301,9 +341,9 @@ def _make_family(
             max_episode_steps=config.max_episode_steps,
             arguments=kwargs,
         )
-        return own
-    # Gymnasium types what it returns as its own class, which has less than ours.
-    made = gym.make_vec(
+        return pooled
+    # Gymnasium's type of the result lacks what `VectorEnv` of this package adds.
+    env = gym.make_vec(
         task,
         num_envs=config.num_envs,
         vectorization_mode="vector_entry_point",
@@ -312,19 +352,19 @@ def _make_family(
         image_size=config.image_size,
         **kwargs,
     )
-    return cast("VectorEnv", made)
+    return cast("VectorEnv", env)
 
 
 def check_vector_env(task: str, env: VectorEnv) -> None:
-    """Check what a vector environment says of itself, before anything is run.
+    """Check the spaces and metadata of a vector environment, before any episode is run.
 
     Raises:
-        EnvError: Its observations cannot be read, or it begins new episodes by itself.
+        EnvError: Its observations cannot be read, or it resets automatically.
     """
     mode = (env.metadata or {}).get("autoreset_mode")
-    if str(getattr(mode, "name", mode)) in RESETS_BY_ITSELF:
+    if str(getattr(mode, "name", mode)) in AUTORESET_MODES:
         raise EnvError(
-            f"The vector environment of {task!r} begins new episodes by itself (autoreset mode "
+            f"The vector environment of {task!r} resets automatically (autoreset mode "
             f"{getattr(mode, 'name', mode)}), so an episode's last observation and success are "
             "lost",
             remedy="Let it stand still after an episode, with "
@@ -346,49 +386,48 @@ def check_vector_env(task: str, env: VectorEnv) -> None:
 
 
 def _try_tasks(tasks: Sequence[str], env: VectorEnv) -> None:
-    """Begin each task, so that what cannot be used shows before any work; warn of ignored seeds.
+    """Start each task, so that errors come before any work; warn of ignored seeds and no limits.
 
-    Environments whose maker promises `pure_starts` need it not: their start states are functions of
-    (task, seed), and their tasks give the same things.
+    Environments whose maker promises `pure_starts` are not tried: their start states are functions
+    of (task, seed), and their tasks have the same observations.
     """
     if getattr(_vector_maker(tasks[0]), "pure_starts", False):
         return
-    own: Any = env  # those of `OWN_VECTOR_ENV` answer questions to their environments
-    for task in reversed(tasks):  # the first one last: that is the one they are to be left with
-        if trouble := seed_trouble(env, task):
-            logger.warning("%s %s", task, trouble)
-        if _family(task) == OWN_VECTOR_ENV and not own.call("tells_limit")[0]:
+    pooled: Any = env  # what `OWN_VECTOR_ENV` makes has `call`
+    for task in reversed(tasks):  # the first one last, because all are to begin with it
+        if problem := seed_problem(env, task):
+            logger.warning("%s %s", task, problem)
+        if _family(task) == OWN_VECTOR_ENV and not pooled.call("has_time_limit")[0]:
             logger.warning(
-                "The environment %r tells no time limit. Where it has none, an episode that fails "
+                "The environment %r names no time limit. If it has none, an episode that fails "
                 "never ends: register it with max_episode_steps, or set --env.max-episode-steps.",
                 task,
             )
 
 
-def seed_trouble(env: VectorEnv, task: str) -> str | None:
-    """Say what is wrong with how a task's environment takes seeds; None where nothing is.
+def seed_problem(env: VectorEnv, task: str) -> str | None:
+    """Return what is wrong with the seeding of a task's environment, None if it is right.
 
-    Looks at three starts of the first sub-environment: two from one seed, one from another.
+    The first sub-environment is started three times: twice from one seed, once from another.
 
     Args:
         env: Vector environment that can switch to the task.
         task: Its id.
     """
     driver = GroupDriver(env)
-    states = []
+    states: list[str | bytes] = []
     for seed in (0, 0, 1):
         observation, _, infos = driver.reset(np.arange(1), [seed], [task], [None])
-        state = infos["start_state_hash"][0] if "start_state_hash" in infos else ""
-        states.append(state or _bytes_of(observation))
+        states.append(start_states(infos, 1)[0] or _bytes_of(observation))
     if states[0] != states[1]:
         return (
-            "does not begin twice in the same way from one seed: its episodes cannot be paired or "
-            "repeated, so success rates say less than their intervals."
+            "starts differently each time from the same seed. Its episodes cannot be paired or "
+            "repeated, so success rates are less certain than their intervals."
         )
     if states[0] == states[2]:
         return (
-            "begins in the same way whatever the seed: all episodes start alike, and start states "
-            "of an evaluation are those of the training."
+            "starts in the same state whatever the seed. All episodes are alike, and an evaluation "
+            "has the start states of the training."
         )
     return None
 
@@ -405,7 +444,7 @@ def _vector_maker(task: str) -> Any:
 
 
 def _steps_chunks(task: str) -> bool:
-    """Return whether a task's own vector environment takes what those of this toolkit take."""
+    """Return whether a task's vector environment takes the arguments of this toolkit's."""
     maker = _vector_maker(task)
     if maker is None:
         return False
@@ -421,7 +460,7 @@ def takes(maker: Callable[..., Any], names: Set[str]) -> bool:
 
 
 def _is_of(spec: Any, packages: Sequence[str]) -> bool:
-    """Return whether a task is of one of the packages: its `package`, else that of its maker."""
+    """Return whether one of the packages registers a task, by `package` or its entry point."""
     entry = spec.entry_point or spec.vector_entry_point
     module = entry.split(":")[0] if isinstance(entry, str) else entry.__module__
     owner = str(spec.kwargs.get("package") or module).split(".")[0]

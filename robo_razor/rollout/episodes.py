@@ -2,11 +2,10 @@
 
 Axis letters as in `types`: N environments, E episodes, M decisions, H chunk, A action dimensions.
 
-What an episode does depends on (task, seed, sample, policy) only: its start state is a pure
-function of (task, seed), its sampling noise is keyed by the same numbers, and policies infer in
-batches of one size. So scores do not depend on the number of environments or workers, nor on which
-episode ends first. While one worker group of the environment moves, the policy thinks about
-another.
+An episode depends only on (task, seed, sample, policy): its start state is a pure function of
+(task, seed), the same numbers seed its sampling noise, and policies infer in batches of one size.
+So scores do not depend on the number of environments or workers, nor on which episode ends first.
+While one worker group of the environment moves, the policy decides for another.
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
-from robo_razor.core.types import EpisodeBatch, EpisodeRow, Observation
+from robo_razor.core.types import EpisodeBatch, EpisodeRow
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Actor, Decision, Mode, PolicyActor, Request
+from robo_razor.rollout.boundary import ELAPSED_STEPS, IS_SUCCESS
 from robo_razor.rollout.environments import time_limit
-from robo_razor.rollout.groups import GroupDriver, StepResult, VectorEnv, put, take
+from robo_razor.rollout.groups import GroupDriver, LatestObservations, StepResult, VectorEnv
 from robo_razor.rollout.recorders import EpisodeStart, Observer, Recorder, StepOutcome
 from robo_razor.rollout.start_states import start_states
 
@@ -41,8 +41,8 @@ def episode_bar(console: Console | None, title: str) -> Iterator[Progress]:
     """Show a progress bar of episodes and successes; yields what `run_episodes` calls.
 
     Args:
-        console: Where; nothing is shown where it is not a terminal, or None.
-        title: What runs.
+        console: Where to show it; nothing is shown if it is None or not a terminal.
+        title: Text before the bar.
     """
     bar = rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -83,14 +83,14 @@ def run_episodes(
         policy: Who acts.
         rows: Manifest of start states.
         mode: "greedy" takes the most likely chunk, "sample" draws from the policy.
-        record: Keep every decision: inputs, actions, log-probabilities and values with True, inputs
-            and actions only with "inputs" (works for policies without density or value).
+        record: Record every decision. True records inputs, actions, log-probabilities and values.
+            "inputs" records inputs and actions, also of policies without density or value.
         progress: Called after every finished group of episodes.
         sampling_seed: Seed of the sampling noise.
         observer: Watches resets and steps.
 
     Returns:
-        Outcomes in row order, with the record if one was asked for.
+        Outcomes in row order, with the record if `record` is not False.
     """
     actor = PolicyActor(policy, mode, sampling_seed=sampling_seed, record=record)
     return run_actor(env, actor, rows, record=bool(record), progress=progress, observer=observer)
@@ -111,7 +111,7 @@ def run_actor(
 
 
 class _Run:
-    """One call of `run_actor`: which episode each environment is in, and what was recorded."""
+    """One call of `run_actor`: the episode of each environment, and the outcomes so far."""
 
     def __init__(
         self,
@@ -128,15 +128,16 @@ class _Run:
         self.recorder = Recorder() if record else None
         self.observers = [x for x in (observer, self.recorder) if x is not None]
         self.driver = GroupDriver(env)
-        # The longest first: when the last ones run, few environments are left without work.
+        # The longest first, so that few environments are idle while the last ones run.
         limits = [time_limit(row.task) for row in rows]
         self.queue = deque(sorted(range(len(rows)), key=lambda e: -limits[e]))
         n, e = self.driver.num_envs, len(rows)
         self.episode = np.full(n, -1, dtype=np.int64)
         self.steps = np.zeros(n, dtype=np.int64)
         self.env_instructions = [""] * n
-        self.observation: Observation | None = None
-        self.thinking: dict[int, tuple[Request, Decision]] = {}
+        self.observations = LatestObservations(n)
+        self.moving: dict[int, tuple[Request, Decision]] = {}
+        """First environment id of a group that moves -> its request and decision."""
         self.success = np.zeros(e, dtype=bool)
         self.decisions = np.zeros(e, dtype=np.int64)
         self.control_steps = np.zeros(e, dtype=np.int64)
@@ -152,7 +153,7 @@ class _Run:
             fair_share = math.ceil(len(self.queue) / (len(self.driver.groups) - k))
             self._start(group[:fair_share])
             self._submit(group)
-        while self.thinking:
+        while self.moving:
             result = self.driver.wait()
             env_ids, _, _, terminated, truncated, _ = result
             self._account(result)
@@ -177,7 +178,7 @@ class _Run:
             [row.task for row in rows],
             [row.instruction for row in rows],
         )
-        self._see(env_ids, observation)
+        self.observations.update(env_ids, observation)
         self.episode[env_ids], self.steps[env_ids] = episodes, 0
         hashes = start_states(infos, len(env_ids))
         for i, e, text, state in zip(env_ids, episodes, instructions, hashes, strict=True):
@@ -188,34 +189,33 @@ class _Run:
             observer.on_start(start)
 
     def _submit(self, group: NDArray[np.int64]) -> None:
-        """Let the actor decide for a group's running episodes and set them moving."""
+        """Let the actor decide for a group's running episodes, and start its chunks."""
         env_ids = group[self.episode[group] >= 0]
         if len(env_ids) == 0:
             return
-        assert self.observation is not None
         request = Request(
             env=self.env,
             env_ids=env_ids,
-            observation=take(self.observation, env_ids),
+            observation=self.observations.of(env_ids),
             instructions=[self.env_instructions[i] for i in env_ids],
             rows=[self.rows[e] for e in self.episode[env_ids]],
             steps=self.steps[env_ids].copy(),
         )
         decision = self.actor.decide(request)
         self.driver.submit(decision.actions, env_ids)
-        self.thinking[int(env_ids[0])] = (request, decision)
+        self.moving[int(env_ids[0])] = (request, decision)
 
     def _account(self, result: StepResult) -> None:
-        """Note what a group's decisions led to."""
+        """Account for the results of a group's decisions."""
         env_ids, observation, rewards, terminated, truncated, infos = result
-        request, decision = self.thinking.pop(int(env_ids[0]))
+        request, decision = self.moving.pop(int(env_ids[0]))
         episodes = self.episode[env_ids]
-        success = infos["is_success"]
-        self._see(env_ids, observation)
+        success = infos[IS_SUCCESS]
+        self.observations.update(env_ids, observation)
         self.steps[env_ids] += 1
         self.decisions[episodes] += 1
         self.episode_return[episodes] += rewards
-        self.control_steps[episodes] = infos.get("elapsed_steps", self.steps[env_ids])
+        self.control_steps[episodes] = infos.get(ELAPSED_STEPS, self.steps[env_ids])
         over = terminated | truncated
         self.success[episodes[over]] = success[over]
         self.ends[0, episodes[over]] = terminated[over]
@@ -240,12 +240,6 @@ class _Run:
             self.finished += int(over.sum())
             if self.progress:
                 self.progress(self.finished, len(self.rows), int(self.success.sum()))
-
-    def _see(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
-        if self.observation is None:
-            first = np.zeros(self.driver.num_envs, dtype=np.int64)
-            self.observation = take(observation, first)
-        put(self.observation, env_ids, observation)
 
     def _result(self, wall_s: float) -> EpisodeBatch:
         record = None

@@ -54,7 +54,7 @@ class LabelledDecisions:
 
 
 def join(parts: Sequence[LabelledDecisions]) -> LabelledDecisions:
-    """Put several collections behind one another; `success` is that of the last."""
+    """Concatenate several collections; `success` is that of the last."""
     return LabelledDecisions(
         inputs={key: torch.cat([part.inputs[key] for part in parts]) for key in parts[0].inputs},
         actions=torch.cat([part.actions for part in parts]),
@@ -78,7 +78,7 @@ def collect_labelled(
     Args:
         env: Vector environment with a scripted expert and landmarks in its infos.
         policy: Prepares the inputs.
-        actor: Who acts: the expert with a `Disturbance`, or a policy.
+        actor: The actor: the expert with a `Disturbance`, or a policy.
         rows: Start states.
         style: The labelling expert's style.
         progress: Called with (finished, all, successful) episodes.
@@ -98,7 +98,7 @@ def _labelled(recorder: Recorder, success: dict[str, float]) -> LabelledDecision
     landmarks = [part for part in recorder.landmarks if part is not None]
     if len(landmarks) < len(recorder.landmarks):
         raise EnvError(
-            "The environment gives no landmarks, which the image encoder is to learn",
+            "The environment reports no landmarks, but the image encoder learns them",
             remedy="Choose tasks of gym_razor.",
         )
     labels = [d.label for d in recorder.decisions if d.label is not None]

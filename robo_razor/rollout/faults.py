@@ -1,4 +1,4 @@
-"""What goes wrong inside an environment, as an error for the user."""
+"""Faults inside an environment, as errors for the user."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from collections.abc import Callable, Iterator
 from robo_razor.core.errors import EnvError, RoboRazorError, did_you_mean, shown
 
 GL_NAMES = ("egl", "osmesa", "glfw")
-"""What `MUJOCO_GL` can be on Linux."""
-GL_WORDS = {*GL_NAMES, "", "glx", "wgl", "cgl", "enable", "enabled", "on", "true", "1"} | {
+"""Values of `MUJOCO_GL` on Linux."""
+GL_VALUES = {*GL_NAMES, "", "glx", "wgl", "cgl", "enable", "enabled", "on", "true", "1"} | {
     *("disable", "disabled", "off", "false", "0"),
 }
-"""All that MuJoCo takes."""
+"""All values that MuJoCo accepts."""
 GL_SIGNS = re.compile(r"glGetError|MUJOCO_GL|GLContext|\bEGL\b|\begl[A-Z]|OSMesa|GLFWError")
 
 
 @contextlib.contextmanager
-def worker_errors(what: str | Callable[[], str] = "The environment failed") -> Iterator[None]:
-    """Turn whatever an environment raises into an error for the user.
+def worker_errors(context: str | Callable[[], str] = "The environment failed") -> Iterator[None]:
+    """Turn any exception of an environment into an error for the user.
 
-    Environments call it `WorkerError` if a worker process is at fault (dead, hung, or an exception
-    inside), `EnvironmentFault` if it is the environment; their text says which episode it was. The
-    tracebacks are left to `--debug`.
+    Environments raise `WorkerError` for a faulty worker process (dead, hung, or an exception
+    inside) and `EnvironmentFault` for a faulty environment; their text names the episode. Only
+    `--debug` shows the tracebacks.
 
     Args:
-        what: Begins the sentence for any other exception; a function says so only then.
+        context: Beginning of the message for all other exceptions, or a function that returns it.
     """
     try:
         yield
@@ -41,29 +41,29 @@ def worker_errors(what: str | Callable[[], str] = "The environment failed") -> I
             if "raised EnvironmentFault: " not in text:
                 remedy = "`robo-razor doctor` checks OpenGL and memory."
         elif kind != "EnvironmentFault":
-            text = f"{what if isinstance(what, str) else what()}: {kind}: {text}"
-        raise EnvError(text + gl_trouble(text), remedy=remedy) from error
+            text = f"{context if isinstance(context, str) else context()}: {kind}: {text}"
+        raise EnvError(text + gl_advice(text), remedy=remedy) from error
 
 
 def check_gl_setting() -> None:
-    """Check that `MUJOCO_GL` names a way to render, for MuJoCo itself stops at any other word.
+    """Check that `MUJOCO_GL` names a way to render; MuJoCo fails with any other value.
 
     Raises:
-        EnvError: If not.
+        EnvError: It does not.
     """
-    given = os.environ.get("MUJOCO_GL", "")
-    if given.strip().lower() not in GL_WORDS:
+    backend = os.environ.get("MUJOCO_GL", "")
+    if backend.strip().lower() not in GL_VALUES:
         raise EnvError(
-            f"No OpenGL context can be made: MUJOCO_GL is {shown(given)}."
-            f"{did_you_mean(given, GL_NAMES)}",
+            f"No OpenGL context can be made: MUJOCO_GL is {shown(backend)}."
+            f"{did_you_mean(backend, GL_NAMES)}",
             allowed=", ".join(GL_NAMES),
-            remedy="On a machine without a display take egl (Debian packages libegl1 and "
+            remedy="On a machine without a display set egl (Debian packages libegl1 and "
             "libgl1-mesa-dri), or osmesa (libosmesa6).",
         )
 
 
-def gl_trouble(text: str) -> str:
-    """Return what to say where an exception with this text comes from OpenGL, else nothing."""
+def gl_advice(text: str) -> str:
+    """Return advice to append if an exception with this text comes from OpenGL, else ""."""
     if "No OpenGL context" in text or not GL_SIGNS.search(text):
         return ""
     return (

@@ -1,9 +1,9 @@
-"""What a rollout needs of a vector environment, and how it is stepped group by group.
+"""The interface of a vector environment, and how a rollout steps it group by group.
 
-`VectorEnv` is the contract. It asks for four things beyond `gymnasium.vector.VectorEnv`: a chunk
-of actions per step, resets of single sub-environments, a task and an instruction for each of them,
-and a final observation that is not replaced (autoreset disabled). What passes is checked by
-`boundary`.
+`VectorEnv` is the contract. It needs four things beyond `gymnasium.vector.VectorEnv`: a chunk of
+actions per step, resets of single sub-environments, a task and an instruction for each of them,
+and a final observation that is not replaced (autoreset disabled). `boundary` checks all that goes
+in and comes out.
 
 Axis letters as in `types`: N environments, H chunk, A action dimensions; n of the N.
 """
@@ -36,9 +36,9 @@ StepResult = tuple[
 
 
 class VectorEnv(Protocol):
-    """N sub-environments that execute chunks of actions and never start anew by themselves.
+    """N sub-environments that execute chunks of actions and never reset automatically.
 
-    It is also `SteppedByGroups` or `SteppedAtOnce`; what `make_env` returns has all of it.
+    It is also `SteppedByGroups` or `SteppedAtOnce`. `make_env` returns one.
     """
 
     @property
@@ -47,7 +47,7 @@ class VectorEnv(Protocol):
 
     @property
     def single_observation_space(self) -> spaces.Dict:
-        """Return the space of one sub-environment's observations, as `make_env` checked it."""
+        """Return the space of one sub-environment's observations; `make_env` checks it."""
 
     @property
     def single_action_space(self) -> spaces.Space[Any]:
@@ -55,7 +55,7 @@ class VectorEnv(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Return `render_fps`, `autoreset_mode`, and `landmark_names` where there are any."""
+        """Return `render_fps`, `autoreset_mode`, and `landmark_names` if it has landmarks."""
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -72,8 +72,8 @@ class VectorEnv(Protocol):
 
         Args:
             seed: One seed or None for each of the N.
-            options: `reset_mask` bool [N]: only these; `tasks` and `instructions`: for each of the
-                N one to take, or None.
+            options: `reset_mask` bool [N]: only these; `tasks` and `instructions`: one for each of
+                the N, or None.
         """
 
     def render(self, *, env_ids: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
@@ -84,7 +84,7 @@ class VectorEnv(Protocol):
 
 
 class SteppedByGroups(VectorEnv, Protocol):
-    """A vector environment of which some groups can move while the policy thinks of others."""
+    """A vector environment of which one group can move while the policy decides for another."""
 
     @property
     def groups(self) -> Sequence[NDArray[Any]]:
@@ -105,7 +105,7 @@ class SteppedAtOnce(VectorEnv, Protocol):
     ) -> tuple[
         Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
-        """Execute the chunks [N, H, A] where `mask` bool [N] is True; return what all see."""
+        """Execute the chunks [N, H, A] where `mask` bool [N] is True; return results of all."""
 
 
 class HasExpert(VectorEnv, Protocol):
@@ -129,9 +129,9 @@ def is_stepped_by_groups(env: VectorEnv) -> TypeGuard[SteppedByGroups]:
 
 
 class GroupDriver:
-    """Steps a vector environment by groups, so that one can move while the policy thinks.
+    """Steps a vector environment by groups, so that one can move while the policy decides.
 
-    One that is stepped as a whole has one group, which holds every sub-environment.
+    An environment that can only be stepped at once has one group with every sub-environment.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -169,12 +169,12 @@ class GroupDriver:
             observation, infos = self.env.reset(
                 seed=_spread(n, env_ids, [int(seed) for seed in seeds]), options=options
             )
-            texts, running = self.env.instructions, self.env.tasks
-            rows = _rows(infos, env_ids, n)
-            seen = take(observation, env_ids)
-        self._boundary.check_tasks(env_ids, tasks, running)
-        self._boundary.check_start(env_ids, seen, rows)
-        return seen, [str(texts[i]) for i in env_ids], rows
+            all_instructions, running_tasks = self.env.instructions, self.env.tasks
+            infos = _rows(infos, env_ids, n)
+            observation = take(observation, env_ids)
+        self._boundary.check_tasks(env_ids, tasks, running_tasks)
+        self._boundary.check_start(env_ids, observation, infos)
+        return observation, [str(all_instructions[i]) for i in env_ids], infos
 
     def submit(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
         """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""
@@ -197,7 +197,7 @@ class GroupDriver:
 
 
 class _OneGroup:
-    """Steps an environment as a whole, as if all of it were one group."""
+    """Steps an environment that can only be stepped at once, as one group."""
 
     def __init__(self, env: SteppedAtOnce, boundary: Boundary) -> None:
         self.env, self._boundary = env, boundary
@@ -228,7 +228,7 @@ class _OneGroup:
 
 
 def _rows(infos: dict[str, Any], env_ids: NDArray[np.int64], n: int) -> dict[str, Any]:
-    """Return the infos that tell something of each of n sub-environments, for some of them."""
+    """Return the rows of some sub-environments, of those infos that have one for each of n."""
     arrays = {k: np.asarray(v) if isinstance(v, list | tuple) else v for k, v in infos.items()}
     return {key: value[env_ids] for key, value in arrays.items() if _is_per_env(value, n)}
 
@@ -245,16 +245,34 @@ def _is_per_env(value: Any, n: int) -> bool:
 
 
 def workers_beside(env: VectorEnv) -> int:
-    """Return how many workers of an environment may move while the policy thinks.
+    """Return how many workers of an environment may move while the policy decides.
 
-    None do with a single group, as with one sub-environment: then the policy and the environment
-    wait for one another.
+    With a single group it is 0: then the policy and the environment wait for one another.
     """
     groups = len(GroupDriver(env).groups)
     return groups if groups > 1 else 0
 
 
 # --- Observations ---------------------------------------------------------------------------------
+
+
+class LatestObservations:
+    """The last observation of each of N sub-environments, which arrive group by group."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._num_envs = num_envs
+        self._rows: Observation | None = None
+
+    def update(self, env_ids: NDArray[np.int64], observation: Observation) -> None:
+        """Store the observations of some sub-environments."""
+        if self._rows is None:
+            self._rows = take(observation, np.zeros(self._num_envs, dtype=np.int64))
+        put(self._rows, env_ids, observation)
+
+    def of(self, env_ids: NDArray[np.int64]) -> Observation:
+        """Return copies of the observations of some sub-environments."""
+        assert self._rows is not None, "no sub-environment was reset yet"
+        return take(self._rows, env_ids)
 
 
 def take(observation: Observation, env_ids: NDArray[np.int64]) -> Observation:

@@ -1,15 +1,15 @@
 """LeRobot's simulation environments as tasks: `lerobot:TYPE/TASK`.
 
 TYPE is a registered `EnvConfig` of LeRobot (`metaworld`, `pusht`, `aloha`, `libero`, a plugin's, or
-the user's own from `env.env_packages`), TASK its `task`. A TASK that stands for several, such as
-`lerobot:libero/libero_10` or `lerobot:metaworld/easy`, means all of them, `TASK:3` the one with
+the user's own from `env.env_packages`), TASK its `task`. Some names of TASK stand for several
+tasks, such as `lerobot:libero/libero_10` or `lerobot:metaworld/easy`; then `TASK:3` is the one with
 that number.
 
-LeRobot's factory makes the environments, but they are stepped by this project's vector
-environment: LeRobot's own ones render after every action, begin a new episode by themselves, and
-cannot start one sub-environment from a seed while others run. So single environments are taken out
-of what the factory made. Worker processes get these environments' makers only; they import LeRobot
-and torch if, and only if, an environment itself lives in LeRobot (Meta-World's and LIBERO's do).
+LeRobot's factory makes the environments, but this project's vector environment steps them.
+LeRobot's vector environments render after every action, reset automatically, and cannot start one
+sub-environment from a seed while others run. So single environments are taken out of what the
+factory made. Worker processes get only the makers of these environments. They import LeRobot and
+torch only if the environment's code lies in LeRobot, as Meta-World's and LIBERO's does.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector.utils import create_empty_array
-from numpy.typing import NDArray
 
 from robo_razor.core.errors import ConfigError, EnvError, RoboRazorError, did_you_mean, unknown_name
 from robo_razor.core.settings.config import EnvConfig
@@ -51,17 +50,17 @@ logger = logging.getLogger(__name__)
 PREFIX = "lerobot:"
 VECTOR_ENV = "gym_razor.adapters.contract:make_contract_vector_env"
 OWN_PLUGINS = ("robo_razor.lerobot_env",)
-"""Modules of ours that register environment types with LeRobot."""
+"""This project's modules that register environment types with LeRobot."""
 
 WITHOUT_EXTRA = {
     "libero": "LIBERO asks for robosuite 1.4.0, this project for 1.5.1: install "
     '`pip install "lerobot[libero]"` in an environment of its own, and run `lerobot-eval` there on '
     "the checkpoints, which have LeRobot's layout.",
 }
-"""What to do where installing LeRobot's extra of the type's name does not help."""
+"""The advice for types whose extra of LeRobot cannot be installed beside this project."""
 
 IGNORED_IN_NAMES = "metaworld-"
-"""LeRobot's Meta-World takes this out of the name of a task, wherever it stands."""
+"""LeRobot's Meta-World removes this from the name of a task, wherever it occurs."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ class LeRobotTask:
     """One of LeRobot's simulated tasks.
 
     Attributes:
-        make: Makes a single environment; what a worker process is given.
+        make: Makes a single environment; worker processes get it.
         max_episode_steps: Its time limit in control steps, None if unknown.
-        processor: LeRobot's observation pipeline of this type, None where it has no step.
+        processor: LeRobot's observation pipeline of this type, None if it has no steps.
     """
 
     make: Callable[[], Any]
@@ -80,12 +79,12 @@ class LeRobotTask:
 
     @property
     def simulated(self) -> str:
-        """What is simulated, in words that are equal for two names of one task."""
-        return _words_for(self.make).replace(IGNORED_IN_NAMES, "")
+        """A text that is equal for two names of one task."""
+        return _identity(self.make).replace(IGNORED_IN_NAMES, "")
 
 
 def is_lerobot_task(name: str) -> bool:
-    """Return whether a name means one of LeRobot's environments."""
+    """Return whether a name is one of LeRobot's environments."""
     return name.startswith(PREFIX)
 
 
@@ -95,10 +94,10 @@ def environment_type(task: str) -> str:
 
 
 def register_lerobot_task(name: str) -> list[str]:
-    """Make the tasks that a name stands for known to Gymnasium's registry; return their ids.
+    """Register the tasks of a name with Gymnasium; return their ids.
 
     Raises:
-        RoboRazorError: There is no such type or task, or its simulator is not installed.
+        RoboRazorError: The type or task does not exist, or its simulator is not installed.
     """
     tasks = lerobot_tasks(name)
     for task, item in tasks.items():
@@ -113,34 +112,36 @@ def register_lerobot_task(name: str) -> list[str]:
 
 @functools.cache
 def lerobot_tasks(name: str, settings: str = "") -> dict[str, LeRobotTask]:
-    """Return id -> task of all that a name stands for.
+    """Return id -> task of all tasks of a name.
 
     Args:
         name: `lerobot:TYPE/TASK` or `lerobot:TYPE/TASK:NUMBER`.
-        settings: Fields of the type's LeRobot config, as the setting `env.lerobot` has them.
+        settings: Fields of the type's LeRobot config, as in the setting `env.lerobot`.
 
     Raises:
-        RoboRazorError: There is no such type, task or field, or its simulator is not installed.
+        RoboRazorError: The type, task or field does not exist, or its simulator is not installed.
     """
     kind, task, number = _split(name)
     config = _env_config(kind, task, settings)
     with _install_hint(kind, name):
-        made = _made(config, kind)
+        tasks = _tasks_of(config, kind)
     single = f"{PREFIX}{kind}/{task}"
     if number is None:
-        if len(made) == 1:
-            return {single: made[0]}
-        return {f"{single}:{i}": item for i, item in enumerate(made)}
-    if not number.isdigit() or int(number) >= len(made):
-        raise unknown_name("task", name, [f"{single}:{i}" for i in range(len(made))])
-    return {name: made[int(number)]}
+        if len(tasks) == 1:
+            return {single: tasks[0]}
+        return {f"{single}:{i}": item for i, item in enumerate(tasks)}
+    if not number.isdigit() or int(number) >= len(tasks):
+        raise unknown_name("task", name, [f"{single}:{i}" for i in range(len(tasks))])
+    return {name: tasks[int(number)]}
 
 
 def simulated(task: str, settings: str = "") -> str:
-    """Return what a task simulates, equal for names of one task; unequal names may be one too.
+    """Return a text that is equal for two names of one simulated task.
+
+    Two names of one task may still differ in it, if LeRobot's environments do not show it.
 
     Args:
-        task: Gymnasium id, or `lerobot:TYPE/TASK`, that is known.
+        task: A known Gymnasium id or `lerobot:TYPE/TASK`.
         settings: As in `lerobot_tasks`.
     """
     return lerobot_tasks(task, settings)[task].simulated if is_lerobot_task(task) else task
@@ -165,7 +166,7 @@ def make_lerobot_env(
     for task in tasks:
         items |= lerobot_tasks(task, config.lerobot)
     make: Any = load_env_creator(VECTOR_ENV)
-    made: Any = make(
+    pooled: Any = make(
         factories={task: item.make for task, item in items.items()},
         num_envs=config.num_envs,
         chunk_size=chunk_size,
@@ -176,27 +177,28 @@ def make_lerobot_env(
         fast_images=config.fast_images,
     )
     if config.fast_images:
-        made.reset(seed=0)  # only then is there a renderer
-        if not made.call("renders_fast")[0]:
+        pooled.reset(seed=0)  # makes the renderer
+        if not pooled.call("renders_fast")[0]:
             logger.warning(
-                "`env.fast_images` does nothing for %s: it has no renderer of Gymnasium's for "
-                "MuJoCo",
+                "`env.fast_images` has no effect on %s: it does not render with Gymnasium's MuJoCo "
+                "renderer",
                 tasks[0],
             )
     processor = next(iter(items.values())).processor
-    stepped: SteppedByGroups = made
-    return stepped if processor is None else ProcessedVectorEnv(stepped, processor)
+    return cast(
+        "SteppedByGroups", pooled if processor is None else ProcessedVectorEnv(pooled, processor)
+    )
 
 
 class ProcessedVectorEnv:
-    """Passes everything on to a vector environment, and its observations through a pipeline.
+    """A vector environment whose observations pass through LeRobot's pipeline; the rest is as is.
 
     Some types need one: LIBERO's joins position, rotation and fingers into the state that its
-    policies were trained on and turns its images upright. The pipeline runs in the main process, on
-    whole batches, and its output is brought back to this toolkit's host observation.
+    policies were trained on and turns its images upright. The pipeline runs in the main process on
+    batches, and its output is converted back to this toolkit's host observation.
 
     Args:
-        env: The vector environment.
+        env: The vector environment; attributes that this class lacks are its.
         processor: LeRobot's `PolicyProcessorPipeline` of observations.
     """
 
@@ -207,38 +209,8 @@ class ProcessedVectorEnv:
         self.single_observation_space = _space_of(sample)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what this class does not change."""
+        """Return an attribute of the vector environment."""
         return getattr(self._env, name)
-
-    @property
-    def num_envs(self) -> int:
-        """Return the number of sub-environments."""
-        return self._env.num_envs
-
-    @property
-    def single_action_space(self) -> spaces.Space[Any]:
-        """Return the space of one sub-environment's actions."""
-        return self._env.single_action_space
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """Return what the environment says of itself."""
-        return self._env.metadata
-
-    @property
-    def groups(self) -> Sequence[NDArray[Any]]:
-        """Return the environment ids of each group."""
-        return self._env.groups
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """Return the task id of each sub-environment."""
-        return self._env.tasks
-
-    @property
-    def instructions(self) -> Sequence[str]:
-        """Return the instruction of each sub-environment's episode."""
-        return self._env.instructions
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
@@ -247,30 +219,18 @@ class ProcessedVectorEnv:
         observation, infos = self._env.reset(seed=seed, options=options)
         return self._process(observation), infos
 
-    def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
-        """Start the chunks of some sub-environments."""
-        self._env.step_async(actions, env_ids)
-
     def step_wait(self) -> StepResult:
         """Return the rows of the next group that is ready."""
         env_ids, observation, rewards, terminated, truncated, infos = self._env.step_wait()
         return env_ids, self._process(observation), rewards, terminated, truncated, infos
 
-    def render(self, *, env_ids: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
-        """Return pictures of some sub-environments."""
-        return self._env.render(env_ids=env_ids, size=size)
-
-    def close(self) -> None:
-        """End the workers."""
-        self._env.close()
-
     def _process(self, observation: Observation) -> Observation:
         from lerobot.envs.utils import preprocess_observation
 
-        given = {
+        parts = {
             key: value for key, value in observation.items() if np.size(value) or key != AGENT_POS
         }
-        processed = self._processor(preprocess_observation(given))
+        processed = self._processor(preprocess_observation(parts))
         pixels: dict[str, Any] = {}
         host: Observation = {"pixels": pixels}
         for key, value in processed.items():
@@ -320,7 +280,7 @@ def _split(name: str) -> tuple[str, str, str | None]:
     stem, colon, number = task.partition(":")
     if not is_lerobot_task(name) or not kind or not slash or not stem:
         raise EnvError(
-            f"{name!r} names no environment of LeRobot's",
+            f"{name!r} is not a name of a LeRobot environment",
             allowed="lerobot:TYPE/TASK, such as lerobot:metaworld/reach-v3",
         )
     return kind, stem, number if colon else None
@@ -345,9 +305,9 @@ def _env_config(kind: str, task: str, settings: str) -> Any:
             f"LeRobot's environment type {kind!r} runs code from the hub, which is not supported",
             remedy="Write an `EnvConfig` that makes the environments from an installed package.",
         )
-    given = parse_mapping("env.lerobot", settings)
+    fields = parse_mapping("env.lerobot", settings)
     names = [item.name for item in dataclasses.fields(types[kind]) if item.name != "task"]
-    for key in given:
+    for key in fields:
         if key not in names:
             raise ConfigError(
                 f"`env.lerobot` has {key!r}, which LeRobot's {kind} environment does not know."
@@ -355,15 +315,15 @@ def _env_config(kind: str, task: str, settings: str) -> Any:
                 allowed=", ".join(names),
             )
     try:
-        return make_env_config(kind, task=task, **given)
+        return make_env_config(kind, task=task, **fields)
     except Exception as error:
         raise ConfigError(
             f"LeRobot's {kind} environment refuses `env.lerobot`: {type(error).__name__}: {error}"
         ) from error
 
 
-def _made(config: Any, kind: str) -> list[LeRobotTask]:
-    """Return all tasks that LeRobot's factory makes of a config, in its order."""
+def _tasks_of(config: Any, kind: str) -> list[LeRobotTask]:
+    """Return all tasks that LeRobot's factory makes from a config, in its order."""
     from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
     from lerobot.envs.factory import make_env
 
@@ -377,7 +337,7 @@ def _made(config: Any, kind: str) -> list[LeRobotTask]:
         )
     processor = pipeline if pipeline.steps else None
     if type(config).create_envs is LeRobotEnvConfig.create_envs:
-        # `gym.make` with these very arguments is all that the factory does, and names no LeRobot.
+        # The factory would only call `gym.make` with these arguments, which needs no LeRobot.
         return [_registered(config, processor)]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         suites = make_env(config, n_envs=1, use_async_envs=False, trust_remote_code=False)
@@ -422,28 +382,28 @@ def _maker_in(vector: Any, kind: str) -> Callable[[], Any]:
         )
     make = makers[0]
     if "freeze_after_episode_end" in getattr(make, "__qualname__", ""):
-        # Finished environments stand still here anyway; the wrapper would import torch.
+        # Finished environments stand still here without this wrapper, which would import torch.
         make = inspect.getclosurevars(make).nonlocals["env_fn"]
     result: Callable[[], Any] = make
     return result
 
 
-def _words_for(make: Callable[[], Any]) -> str:
-    """Return what a maker of environments makes, in words."""
+def _identity(make: Callable[[], Any]) -> str:
+    """Return a text that is equal for two makers of the same task's environment."""
     if not isinstance(make, functools.partial):
         closed = inspect.getclosurevars(make).nonlocals if inspect.isfunction(make) else {}
         defaults = getattr(make, "__defaults__", None), getattr(make, "__kwdefaults__", None)
         return f"{make.__module__}.{getattr(make, '__qualname__', make)} {defaults} {closed}"
     if make.func is not gym.make or not make.args:
-        return f"{_words_for(make.func)} {make.args} {sorted(make.keywords.items())}"
-    # How it looks and is timed does not make another task; a setting of that name may.
+        return f"{_identity(make.func)} {make.args} {sorted(make.keywords.items())}"
+    # Settings of pictures and time do not make another task; one with "task" in its name may.
     tasks = {name: value for name, value in make.keywords.items() if "task" in name}
     return str(make.args[0]).rpartition(":")[2] + (f" {sorted(tasks.items())}" if tasks else "")
 
 
 @contextlib.contextmanager
 def _install_hint(kind: str, name: str) -> Iterator[None]:
-    """Turn what LeRobot's factory raises into an error for the user."""
+    """Turn exceptions of LeRobot's factory into errors for the user."""
     try:
         yield
     except ImportError as error:
@@ -462,7 +422,7 @@ def _install_hint(kind: str, name: str) -> Iterator[None]:
 
 
 def _task_names(kind: str) -> list[str]:
-    """Return the names of a type's tasks where LeRobot lists them."""
+    """Return the names of a type's tasks, [] if LeRobot does not list them."""
     try:
         module = importlib.import_module(f"lerobot.envs.{kind}")
     except ImportError:

@@ -1,7 +1,7 @@
-"""One vector environment made of several, so that a run can mix tasks of unlike origin.
+"""One vector environment made of several parts, so that a run can mix tasks of different kinds.
 
-Sub-environment i of the whole is sub-environment i of whichever part runs its current task; the
-others' stand idle. All parts must offer the same observations and take the same actions.
+Sub-environment i runs in the part that can run its current task, as that part's sub-environment i.
+In the other parts it stands idle. All parts must have the same observations and actions.
 """
 
 from __future__ import annotations
@@ -15,14 +15,22 @@ from numpy.typing import NDArray
 
 from robo_razor.core.errors import EnvError
 from robo_razor.core.types import Observation
-from robo_razor.rollout.groups import GroupDriver, StepResult, VectorEnv, put, take
+from robo_razor.rollout.boundary import ELAPSED_STEPS, IS_SUCCESS
+from robo_razor.rollout.groups import (
+    GroupDriver,
+    LatestObservations,
+    StepResult,
+    VectorEnv,
+    take,
+)
+from robo_razor.rollout.start_states import START_STATE_HASH, start_states
 
 
 class MixedVectorEnv:
     """Runs tasks of several vector environments with equally many sub-environments.
 
     Args:
-        parts: Tasks and the vector environment that can switch between those.
+        parts: Pairs of tasks and the vector environment that can switch between them.
     """
 
     def __init__(self, parts: Sequence[tuple[Sequence[str], VectorEnv]]) -> None:
@@ -39,13 +47,13 @@ class MixedVectorEnv:
         self.instructions = [""] * self.num_envs
         self.groups = self._common_groups()
         self._current = np.zeros(self.num_envs, dtype=np.int64)
-        self._observation: Observation | None = None
-        self._asked: list[NDArray[np.int64]] = []
+        self._observations = LatestObservations(self.num_envs)
+        self._started: list[NDArray[np.int64]] = []
         self._rows: dict[int, tuple[Observation, float, bool, bool, bool, int]] = {}
 
     @property
     def gl_renderer(self) -> str | None:
-        """Return the first OpenGL renderer that a part tells."""
+        """Return the first part's OpenGL renderer that is known."""
         names = (getattr(env, "gl_renderer", None) for env in self._envs)
         return next((name for name in names if name), None)
 
@@ -54,7 +62,7 @@ class MixedVectorEnv:
     ) -> tuple[Observation, dict[str, Any]]:
         """Reset the sub-environments where `options["reset_mask"]` is True (all by default)."""
         n = self.num_envs
-        mask, seeds, tasks, own_words = _reset_request(n, seed, options)
+        mask, seeds, tasks, given_instructions = _reset_request(n, seed, options)
         for i in np.flatnonzero(mask):
             self.tasks[i] = tasks[i] or self.tasks[i]
             self._current[i] = self._part_of[self.tasks[i]]
@@ -67,41 +75,39 @@ class MixedVectorEnv:
                 ids,
                 [seeds[i] for i in ids],
                 [self.tasks[i] for i in ids],
-                [own_words[i] for i in ids],
+                [given_instructions[i] for i in ids],
             )
-            self._see(ids, observation)
-            states = infos.get("start_state_hash", [""] * len(ids))
-            for i, text, state in zip(ids, instructions, states, strict=True):
-                self.instructions[i], hashes[i] = text, str(state)
-        assert self._observation is not None, "no sub-environment was reset yet"
-        return take(self._observation, np.arange(n)), {"start_state_hash": np.array(hashes)}
+            self._observations.update(ids, observation)
+            states = start_states(infos, len(ids))
+            for i, instruction, state in zip(ids, instructions, states, strict=True):
+                self.instructions[i], hashes[i] = instruction, state or ""
+        return self._observations.of(np.arange(n)), {START_STATE_HASH: np.array(hashes)}
 
     def step_async(self, actions: NDArray[np.float32], env_ids: NDArray[np.int64]) -> None:
         """Start the chunks float32 [n, H, A] of sub-environments that belong to one group."""
         ids = np.asarray(env_ids)
-        self._asked.append(ids)
+        self._started.append(ids)
         for k in np.unique(self._current[ids]):
-            here = self._current[ids] == k
+            in_part = self._current[ids] == k
             driver = self._drivers[k]
             for group in driver.groups:
-                inside = here & np.isin(ids, group)
-                if inside.any():
-                    driver.submit(actions[inside], ids[inside])
+                in_group = in_part & np.isin(ids, group)
+                if in_group.any():
+                    driver.submit(actions[in_group], ids[in_group])
 
     def step_wait(self) -> StepResult:
         """Return the rows of the group that was started first."""
-        ids = self._asked.pop(0)
+        ids = self._started.pop(0)
         while missing := [int(i) for i in ids if int(i) not in self._rows]:
             self._collect(self._drivers[self._current[missing[0]]])
         rows = [self._rows.pop(int(i)) for i in ids]
         for i, row in zip(ids, rows, strict=True):
-            self._see(np.array([i]), row[0])
+            self._observations.update(np.array([i]), row[0])
         _, rewards, terminated, truncated, success, elapsed = zip(*rows, strict=True)
-        assert self._observation is not None
-        infos = {"is_success": np.array(success), "elapsed_steps": np.array(elapsed)}
+        infos = {IS_SUCCESS: np.array(success), ELAPSED_STEPS: np.array(elapsed)}
         return (
             ids,
-            take(self._observation, ids),
+            self._observations.of(ids),
             np.array(rewards, dtype=np.float64),
             np.array(terminated),
             np.array(truncated),
@@ -127,10 +133,10 @@ class MixedVectorEnv:
             env.close()
 
     def _collect(self, driver: GroupDriver) -> None:
-        """Keep the rows of the next group of one part."""
+        """Store the rows of the next group of one part."""
         ids, observation, rewards, terminated, truncated, infos = driver.wait()
-        success = infos["is_success"]
-        elapsed = infos.get("elapsed_steps", np.zeros(len(ids), dtype=np.int64))
+        success = infos[IS_SUCCESS]
+        elapsed = infos.get(ELAPSED_STEPS, np.zeros(len(ids), dtype=np.int64))
         for row, i in enumerate(ids):
             self._rows[int(i)] = (
                 take(observation, np.array([row])),
@@ -141,23 +147,19 @@ class MixedVectorEnv:
                 int(elapsed[row]),
             )
 
-    def _see(self, ids: NDArray[np.int64], observation: Observation) -> None:
-        if self._observation is None:
-            self._observation = take(observation, np.zeros(self.num_envs, dtype=np.int64))
-        put(self._observation, ids, observation)
-
     def _common_groups(self) -> list[NDArray[np.int64]]:
-        """Return the parts' groups where they agree, else one group of all."""
+        """Return the parts' groups if they agree, else one group of all."""
         groups = [[group.tolist() for group in driver.groups] for driver in self._drivers]
         if all(other == groups[0] for other in groups):
             return self._drivers[0].groups
         return [np.arange(self.num_envs)]
 
     def _check_alike(self, tasks: Sequence[str]) -> None:
-        offered = [_offered(env) for env in self._envs]
-        for task, other in zip(tasks[1:], offered[1:], strict=True):
-            if other != offered[0]:
-                first, second = _offer_text(offered[0], other), _offer_text(other, offered[0])
+        interfaces = [_interface(env) for env in self._envs]
+        for task, other in zip(tasks[1:], interfaces[1:], strict=True):
+            if other != interfaces[0]:
+                first = _interface_text(interfaces[0], other)
+                second = _interface_text(other, interfaces[0])
                 raise EnvError(
                     f"{tasks[0]} and {task} cannot be in one run, because no policy fits both: "
                     f"the first has {first}; the second {second}",
@@ -168,28 +170,28 @@ class MixedVectorEnv:
 def _reset_request(
     num_envs: int, seed: Any, options: dict[str, Any] | None
 ) -> tuple[NDArray[np.bool_], list[Any], Sequence[Any], Sequence[Any]]:
-    """Return what a reset asks for, per sub-environment: mask, seed, task, own words.
+    """Return mask, seeds, tasks and instructions of a reset, one per sub-environment.
 
-    The arguments are those of a vector environment's `reset`; where there is no seed, task or own
-    words for a sub-environment it is None.
+    The arguments are those of a vector environment's `reset`. A seed, task or instruction that is
+    not given is None.
     """
     options = options or {}
     mask = np.asarray(options.get("reset_mask", np.ones(num_envs, dtype=bool)))
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_envs
-    nothing = [None] * num_envs
-    return mask, seeds, options.get("tasks") or nothing, options.get("instructions") or nothing
+    no_values = [None] * num_envs
+    return mask, seeds, options.get("tasks") or no_values, options.get("instructions") or no_values
 
 
-def _offered(env: VectorEnv) -> dict[str, tuple[str, ...]]:
-    """Return name -> shape, type and bounds of what an environment gives, and of its action.
+def _interface(env: VectorEnv) -> dict[str, tuple[str, ...]]:
+    """Return name -> shape and type of an environment's observations, shape and bounds of actions.
 
-    Only actions have bounds that matter: a policy's numbers mean other motions within others.
+    The bounds of actions matter, because the same numbers mean other motions within other bounds.
     """
-    offered: dict[str, tuple[str, ...]] = {}
+    interface: dict[str, tuple[str, ...]] = {}
     for name, space in env.single_observation_space.spaces.items():
         inner = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         for part, x in inner.items():
-            offered[f"{name} {part}".strip()] = (
+            interface[f"{name} {part}".strip()] = (
                 "x".join(map(str, x.shape or ())),
                 str(x.dtype),
             )
@@ -201,12 +203,14 @@ def _offered(env: VectorEnv) -> dict[str, tuple[str, ...]]:
         same = (ends == ends[:, :1]).all()
         low, high = ends[:, 0] if same else ends
         bounds = f"[{low:g}, {high:g}]" if same else f"{low.tolist()} to {high.tolist()}"
-    return offered | {"action": (size, bounds)}
+    return interface | {"action": (size, bounds)}
 
 
-def _offer_text(offer: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]) -> str:
-    """Return what is offered in words, with types and bounds only where they differ."""
+def _interface_text(
+    interface: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]
+) -> str:
+    """Return an interface as text, with types and bounds only where they differ from another's."""
     return ", ".join(
         " ".join([name, value[0], *(value[1:] if value[1:] != other.get(name, value)[1:] else ())])
-        for name, value in offer.items()
+        for name, value in interface.items()
     )

@@ -1,4 +1,4 @@
-"""A policy in an environment, from Python: episodes, and their pictures if asked for."""
+"""A policy in an environment, from Python: episodes, and a video of them if you like."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def rollout(
     env: EnvConfig | None = None,
     progress: bool = False,
 ) -> Rollout:
-    """Run a policy on a task, with an instruction of your own if you like, and film it.
+    """Run a policy on a task, with the task's instruction or your own, and film it.
 
     Args:
-        policy: A policy, what `load_policy` takes, or `expert` for the task's scripted one.
+        policy: A policy, a name or path that `load_policy` takes, or `expert` for the task's
+            scripted expert.
         task: The task: a skill's name, a Gymnasium id, or LeRobot's `lerobot:TYPE/TASK`.
         episodes: Episodes to run (>= 1).
-        instruction: Your own words for the policy; None: the task's.
+        instruction: The policy's instruction; None: the task's.
         mode: Actions: the most likely (`greedy`) or drawn from the policy (`sample`).
         seed: Seed of the first start state.
         video: Video file to write (.mp4 or .gif); None: none.

@@ -1,4 +1,4 @@
-"""Who watches a rollout, and the one recorder that keeps its decisions.
+"""Observers of a rollout, and the one recorder of its decisions.
 
 Axis letters as in `types`: E episodes, M decisions; n environments of one group, L landmark slots.
 """
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from robo_razor.core.types import DecisionRecord, Observation
 from robo_razor.rollout.actors import Actor, Decision, Request
+from robo_razor.rollout.boundary import LANDMARKS, LANDMARKS_PRESENT
 from robo_razor.rollout.groups import VectorEnv, concatenate, take
 
 Landmarks = tuple[NDArray[np.float32], NDArray[np.bool_]]
-"""Positions float32 [n, L, 3] in metres, and bool [n, L], True where there is such a landmark."""
+"""Positions float32 [n, L, 3] in metres, and bool [n, L], True if the landmark is present."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class EpisodeStart:
     Attributes:
         env: The environment.
         env_ids: The sub-environments that were reset.
-        episodes: The rows' positions in the list of those to run.
-        instructions: What the policy reads.
+        episodes: Their episodes, as positions in the list of rows.
+        instructions: The policy's instructions.
         infos: The environment's infos.
     """
 
@@ -43,16 +44,16 @@ class EpisodeStart:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one decision led to, and the episodes' totals so far; rows as in the request.
+    """The results of one decision, and the episodes' totals so far; rows as in the request.
 
     Attributes:
-        request: Who waited for the decision, and what they saw.
-        episodes: Their rows' positions in the list of those to run.
-        decision: What was decided.
-        observation: What was seen afterwards.
+        request: The environments that waited for the decision, with their observations.
+        episodes: Their episodes, as positions in the list of rows.
+        decision: The decision.
+        observation: The observations after it.
         rewards: Sum over the executed chunk.
         terminated: Whether the task ended.
-        truncated: Whether the time limit did.
+        truncated: Whether the time limit ended the episode.
         success: Whether the episode succeeded at any of its steps so far.
         infos: The environment's infos.
         decisions: Decisions of the episode so far.
@@ -83,48 +84,48 @@ class Observer(Protocol):
     """Watches episodes from outside."""
 
     def on_start(self, start: EpisodeStart) -> None:
-        """See episodes right after their reset."""
+        """Called right after the reset of some episodes."""
 
     def on_step(self, outcome: StepOutcome) -> None:
-        """See episodes right after a decision was executed."""
+        """Called right after some episodes have executed a decision."""
 
 
-class LandmarkWatch:
-    """Remembers where every environment's landmarks are now."""
+class LandmarkTracker:
+    """Tracks the present landmarks of every environment."""
 
     def __init__(self) -> None:
-        self._now: dict[int, Landmarks] = {}
+        self._latest: dict[int, Landmarks] = {}
 
-    def see(self, env_ids: NDArray[np.int64], infos: dict[str, Any]) -> None:
-        """Take over the landmarks in the infos of some environments, if there are any."""
-        if "landmarks" in infos:
+    def update(self, env_ids: NDArray[np.int64], infos: dict[str, Any]) -> None:
+        """Store the landmarks in the infos of some environments, if the infos have them."""
+        if LANDMARKS in infos:
             for row, i in enumerate(env_ids):
-                self._now[int(i)] = (
-                    infos["landmarks"][row].copy(),
-                    infos["landmarks_present"][row].copy(),
+                self._latest[int(i)] = (
+                    infos[LANDMARKS][row].copy(),
+                    infos[LANDMARKS_PRESENT][row].copy(),
                 )
 
     def of(self, env_ids: NDArray[np.int64]) -> Landmarks | None:
-        """Return the landmarks of some environments; None where one was never seen."""
-        if any(int(i) not in self._now for i in env_ids):
+        """Return the landmarks of some environments; None if those of one are not known."""
+        if any(int(i) not in self._latest for i in env_ids):
             return None
-        positions, present = zip(*(self._now[int(i)] for i in env_ids), strict=True)
+        positions, present = zip(*(self._latest[int(i)] for i in env_ids), strict=True)
         return np.stack(positions), np.stack(present)
 
 
 class Recorder:
-    """Keeps every decision of a rollout (an observer of `run_actor`).
+    """Records every decision of a rollout (an observer of `run_actor`).
 
-    All lists have one entry for each group's decisions, in the order in which they came.
-    `in_order` puts them in the order of the rows.
+    All lists have one entry for each group's decisions, in the order of their arrival. `in_order`
+    puts them in the order of the rows.
 
     Args:
-        observations: Keep what was seen at each decision, too.
-        landmarks: Keep where the landmarks were, too, if the environment's infos have them.
+        observations: Record also the observation before each decision.
+        landmarks: Record also the landmarks, if the environment's infos have them.
     """
 
     def __init__(self, *, observations: bool = False, landmarks: bool = False) -> None:
-        self.keeps_observations, self.keeps_landmarks = observations, landmarks
+        self.records_observations, self.records_landmarks = observations, landmarks
         self.decisions: list[Decision] = []
         self.episodes: list[NDArray[np.int64]] = []
         self.rewards: list[NDArray[np.float64]] = []
@@ -134,26 +135,26 @@ class Recorder:
         self.instructions: dict[int, str] = {}
         """Episode -> instruction."""
         self._cut: list[tuple[NDArray[np.int64], Observation, list[str]]] = []
-        self._watch = LandmarkWatch()
+        self._tracker = LandmarkTracker()
 
     def on_start(self, start: EpisodeStart) -> None:
-        """Note instructions and landmarks."""
-        if self.keeps_landmarks:
-            self._watch.see(start.env_ids, start.infos)
+        """Record instructions and landmarks."""
+        if self.records_landmarks:
+            self._tracker.update(start.env_ids, start.infos)
         for episode, text in zip(start.episodes, start.instructions, strict=True):
             self.instructions[int(episode)] = text
 
     def on_step(self, outcome: StepOutcome) -> None:
-        """Note a decision, the landmarks that it was made with, and what it led to."""
+        """Record a decision, the landmarks before it, and its results."""
         request = outcome.request
         self.decisions.append(outcome.decision)
         self.episodes.append(outcome.episodes.copy())
         self.rewards.append(np.asarray(outcome.rewards, dtype=np.float64).copy())
         self.success.append(outcome.success.copy())
-        if self.keeps_landmarks:
-            self.landmarks.append(self._watch.of(request.env_ids))
-            self._watch.see(request.env_ids, outcome.infos)
-        if self.keeps_observations:
+        if self.records_landmarks:
+            self.landmarks.append(self._tracker.of(request.env_ids))
+            self._tracker.update(request.env_ids, outcome.infos)
+        if self.records_observations:
             self.observations.append(request.observation)
         if (rows := np.flatnonzero(outcome.cut)).size:
             texts = [request.instructions[row] for row in rows]
@@ -161,32 +162,32 @@ class Recorder:
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """Return where, in the order in which they came, each of the rows' decisions is, int64 [M].
+        """Return the indices that sort the decisions by row and time, int64 [M].
 
-        Decisions of one episode come in time order, so a stable sort by episode is enough. The
+        Decisions of one episode arrive in time order, so a stable sort by episode is enough. The
         result does not depend on which worker was faster.
         """
         return np.argsort(np.concatenate(self.episodes), kind="stable")
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join what belongs to each group's decisions, in the order of the rows."""
+        """Join one tensor per group's decisions, in the order of the rows."""
         return torch.cat(list(parts))[torch.from_numpy(self.order)]
 
     def inputs(self) -> dict[str, Tensor]:
-        """Return the policy inputs of all decisions; takes them out of the decisions.
+        """Remove the policy inputs from all decisions and return them.
 
-        Encoded ones if every decision has them.
+        They are the encoded ones if every decision has these.
         """
         encoded = all(decision.encoded is not None for decision in self.decisions)
         parts = [(d.encoded if encoded else d.inputs) or {} for d in self.decisions]
-        # One by one out of the decisions: encoded observations are too large to have twice.
+        # Key by key, because encoded observations are too large to be in memory twice.
         return {key: self.in_order([part.pop(key) for part in parts]) for key in [*parts[0]]}
 
     def record(self, actor: Actor, lengths: NDArray[np.int64]) -> DecisionRecord:
-        """Return all decisions with inputs, for an update; takes the inputs out of the decisions.
+        """Return all decisions with inputs, for an update; removes the inputs from the decisions.
 
         Args:
-            actor: Who acted; gives the values of final observations.
+            actor: The actor, which estimates the values of final observations.
             lengths: Decisions of each episode, int64 [E].
         """
         decisions = self.decisions
@@ -209,12 +210,12 @@ class Recorder:
         return self.in_order(tensors) if tensors else None
 
     def _final_values(self, actor: Actor, num_episodes: int) -> Tensor:
-        """Return the values of true final observations, float32 [E]; 0 where there is none."""
+        """Return the values of true final observations, float32 [E]; 0 for other episodes."""
         values = torch.zeros(num_episodes)
         if self._cut:
             episodes = np.concatenate([part for part, _, _ in self._cut])
             texts = [text for _, _, part in self._cut for text in part]
-            # Row order, so that the blocks of the inference do not depend on timing.
+            # In row order, so that the batches of the inference do not depend on timing.
             order = np.argsort(episodes, kind="stable")
             observation = take(concatenate([part for _, part, _ in self._cut]), order)
             final = actor.final_values(observation, [texts[i] for i in order])

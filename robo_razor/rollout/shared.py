@@ -1,4 +1,4 @@
-"""One list of episodes, divided among ranks: each row runs once, and all learn all outcomes."""
+"""One list of episodes, divided among ranks: each row runs once, and all get all outcomes."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ def run_shared(
     """Run every row on one of the ranks; all ranks must call it with the same rows.
 
     Args:
-        ranks: This process among the others.
+        ranks: The ranks of the run, and this process's rank.
         env: This rank's vector environment.
-        policy: Who acts, with equal weights on all ranks.
-        rows: What all of them run together.
-        mode: See `run_episodes`, as for all that is not described here.
-        record: Keep every decision.
+        policy: The policy, with equal weights on all ranks.
+        rows: The episodes that all ranks run together.
+        mode: As in `run_episodes`.
+        record: As in `run_episodes`.
         progress: Called as this rank's episodes finish.
         sampling_seed: Seed of the sampling noise.
-        whole: Bring the inputs and actions of all decisions here too. Otherwise they stay with the
+        whole: Gather the inputs and actions of all decisions, too. Otherwise they stay with the
             rank that recorded them, see `DecisionRecord.place`.
 
     Returns:
-        All outcomes in the order of `rows`, equal on all ranks but for what stays elsewhere.
+        All outcomes in the order of `rows`, equal on all ranks except for inputs and actions that
+        stay with their rank.
     """
     divided = len(rows) >= ranks.size
     batch = run_episodes(

@@ -1,9 +1,9 @@
 """Manifests: the start states of an evaluation, row by row, in a file.
 
-A start state is a pure function of (task, seed); a manifest fixes those, the instruction's words
-and a hash of the state that the environment made of them. So a result can say of each episode which
-row it was, two policies are paired row by row, and an environment that has changed is noticed
-before its numbers are compared with old ones.
+A start state is a pure function of (task, seed). A manifest fixes task, seed, instruction and a
+hash of the state that the environment made of them. So every episode of a result belongs to a row,
+two policies are paired row by row, and an environment that has changed is noticed before its
+numbers are compared with old ones.
 
 File (JSON, or JSON in gzip where the name ends with `.gz`)::
 
@@ -41,7 +41,7 @@ KIND = "robo-razor manifest"
 VERSION = 1
 SUFFIXES = (".json", ".json.gz")
 MAX_BYTES = 64 * 2**20
-"""Size of a manifest, unpacked; a row has some 150 bytes."""
+"""Largest size of a manifest, unpacked; a row has some 150 bytes."""
 _ROW = records.entries(
     {"row": records.whole(), "task": records.name, "seed": records.whole(0, 2**63)},
     {
@@ -50,7 +50,9 @@ _ROW = records.entries(
     },
 )
 EPISODES = 200
-"""Rows per skill where neither the settings nor a manifest say how many."""
+"""Rows per skill if neither the settings nor a manifest set their number."""
+START_STATE_HASH = "start_state_hash"
+"""Key of the infos of a reset."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Manifest:
 
     Attributes:
         rows: Each episode to run; `row_id` is its number in the file.
-        start_states: Per row what `info["start_state_hash"]` must be; None: not known.
-        name: What the user called it; empty when it was made on the spot.
+        start_states: Per row the value of `info["start_state_hash"]`; None: not known.
+        name: The user's name or path of it; empty if it does not come from a file.
         source_hash: Hash of the file that it was read or selected from; empty without one.
     """
 
@@ -71,7 +73,7 @@ class Manifest:
 
     @classmethod
     def of(cls, rows: Sequence[EpisodeRow]) -> Self:
-        """Return a manifest of rows whose start states nobody has looked at yet."""
+        """Return a manifest of rows whose start states are not known yet."""
         return cls(tuple(rows), (None,) * len(rows))
 
     @classmethod
@@ -100,7 +102,7 @@ class Manifest:
         return hashlib.sha256(_canonical(self._entries()).encode()).hexdigest()
 
     def select(self, tasks: Sequence[str], episodes: int | None = None) -> Self:
-        """Return the first `episodes` rows (all: None) of each of some tasks; numbers stay."""
+        """Return the first `episodes` rows (all if None) of some tasks, with unchanged numbers."""
         left = dict.fromkeys(tasks, len(self) if episodes is None else episodes)
         chosen = []
         for i, row in enumerate(self.rows):
@@ -131,14 +133,15 @@ class Manifest:
             name_or_path: A shipped manifest's name or a file.
 
         Raises:
-            ManifestError: There is none, or it is damaged, changed by hand or of another version.
+            ManifestError: It does not exist, or is damaged, changed by hand or of another version.
         """
         name = str(name_or_path)
         path = shipped_manifests().get(name, Path(name).expanduser())
         if not path.is_file():
             shipped = shipped_manifests()
             raise ManifestError(
-                f"There is no manifest {name!r}: it is no file.{did_you_mean(name, shipped)}",
+                f"The manifest {name!r} is neither a file nor a shipped one."
+                f"{did_you_mean(name, shipped)}",
                 allowed=f"a file, or a shipped manifest: {', '.join(shipped)}",
                 remedy="`robo-razor manifest` makes one.",
             )
@@ -154,25 +157,25 @@ class Manifest:
         return replace(manifest, source_hash=manifest.hash)
 
     def check_start_state(self, index: int, actual: str | None) -> None:
-        """Compare what an episode started from with what the manifest says.
+        """Compare an episode's start state with the manifest's.
 
         Args:
             index: Position of the row in `rows`.
-            actual: What the environment reports, None if it reports nothing.
+            actual: The hash that the environment reports, None if it reports none.
 
         Raises:
-            ManifestError: It is another state.
+            ManifestError: The states differ.
         """
         expected, row = self.start_states[index], self.rows[index]
         if expected is None or expected == actual:
             return
-        begin = "tells no hash of its start states" if actual is None else f"starts from {actual}"
+        start = "reports no hash of start states" if actual is None else f"starts from {actual}"
         raise ManifestError(
-            f"Row {row.row_id} of the manifest {self.name!r} ({row.task}, seed {row.seed}) is the "
-            f"start state {expected}, but here the environment {begin}: it, or MuJoCo, is another "
-            "version than the one the manifest was made with",
+            f"Row {row.row_id} of the manifest {self.name!r} ({row.task}, seed {row.seed}) has the "
+            f"start state {expected}, but here the environment {start}. The manifest was made with "
+            "another version of the environment or of MuJoCo",
             remedy="Install that version, or make a new manifest with `robo-razor manifest` and "
-            "measure everything that is to be compared on it.",
+            "evaluate again everything that you want to compare.",
         )
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -189,7 +192,7 @@ class Manifest:
 
 
 def shipped_manifests() -> dict[str, Path]:
-    """Return the manifests that came with the installation, by name."""
+    """Return the manifests of the installation by name."""
     folder = Path(str(files("robo_razor.rollout").joinpath("manifests")))
     paths = sorted(folder.glob("*.json.gz"))
     return {path.name.removesuffix(".json.gz"): path for path in paths}
@@ -216,17 +219,17 @@ def held_out_rows(
 
 
 def describe(env: VectorEnv, rows: Sequence[EpisodeRow], name: str = "") -> Manifest:
-    """Look at the start state of every row, without running any episode.
+    """Return a manifest with the start state of every row, without running any episode.
 
     Args:
         env: Vector environment that can switch to every task.
         rows: The rows; those without an instruction get the one that the environment draws.
-        name: Of the manifest.
+        name: The manifest's name.
     """
     from robo_razor.rollout.groups import GroupDriver  # slow to import
 
     driver = GroupDriver(env)
-    seen: list[EpisodeRow] = []
+    described: list[EpisodeRow] = []
     states: list[str | None] = []
     for first in range(0, len(rows), driver.num_envs):
         block = rows[first : first + driver.num_envs]
@@ -236,16 +239,16 @@ def describe(env: VectorEnv, rows: Sequence[EpisodeRow], name: str = "") -> Mani
             [row.task for row in block],
             [row.instruction for row in block],
         )
-        seen += [
+        described += [
             replace(row, instruction=text) for row, text in zip(block, instructions, strict=True)
         ]
         states += start_states(infos, len(block))
-    return Manifest(tuple(seen), tuple(states), name)
+    return Manifest(tuple(described), tuple(states), name)
 
 
 def start_states(infos: Mapping[str, Any], n: int) -> list[str | None]:
-    """Return the hashes that the infos of n resets tell, None where they tell none."""
-    hashes = infos.get("start_state_hash")
+    """Return the hashes in the infos of n resets, None for those without one."""
+    hashes = infos.get(START_STATE_HASH)
     return [None] * n if hashes is None else [str(value) or None for value in hashes]
 
 
@@ -268,11 +271,11 @@ def make_manifest(config: ManifestConfig) -> Manifest:
 
 @dataclass(frozen=True)
 class ManifestCheck:
-    """A manifest whose start states are those of this installation.
+    """The result of a check: the manifest has the start states of this installation.
 
     Attributes:
         manifest: The rows that were checked.
-        known: How many of them have a hash; the others cannot be checked.
+        known: Number of rows with a hash; the others cannot be checked.
     """
 
     manifest: Manifest
@@ -283,28 +286,28 @@ def check_manifest(config: ManifestConfig) -> ManifestCheck:
     """Check the manifest that `check` names against this installation.
 
     Raises:
-        ManifestError: The file cannot be used, a start state differs from it, or it has no hash.
+        ManifestError: The file cannot be used, a start state differs, or no row has a hash.
     """
     from robo_razor.rollout.environments import resolve_tasks
 
-    wanted = Manifest.load(str(config.check))
-    tasks = wanted.tasks
+    manifest = Manifest.load(str(config.check))
+    tasks = manifest.tasks
     if config.skills != "all":
         tasks = resolve_tasks(config.skills, config.env.env_packages)
-    wanted = wanted.select(tasks, config.episodes)
-    for i, state in enumerate(_described(config, wanted.rows).start_states):
-        wanted.check_start_state(i, state)
-    known = sum(state is not None for state in wanted.start_states)
-    if not known:
+    manifest = manifest.select(tasks, config.episodes)
+    for i, state in enumerate(_described(config, manifest.rows).start_states):
+        manifest.check_start_state(i, state)
+    num_known = sum(state is not None for state in manifest.start_states)
+    if not num_known:
         raise ManifestError(
-            f"{config.check} has no hash of a start state of these tasks, so nothing can be "
-            "checked: their environments tell none"
+            f"{config.check} has no hash of a start state of these tasks, because their "
+            "environments report none: there is nothing to check"
         )
-    return ManifestCheck(wanted, known)
+    return ManifestCheck(manifest, num_known)
 
 
 def _described(config: ManifestConfig, rows: Sequence[EpisodeRow]) -> Manifest:
-    """Return rows with the start states that this installation makes of them."""
+    """Return a manifest of rows with the start states of this installation."""
     from robo_razor.rollout.environments import make_env
 
     if not rows:
@@ -329,7 +332,7 @@ def _row(entry: Mapping[str, Any]) -> EpisodeRow:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)  # no more, whatever it unpacks to
+            data = file.read(MAX_BYTES + 1)  # bounded, however large it would unpack
         if len(data) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES / 2**20:g} MiB")
         parsed = parse_json(data.decode("utf-8"))
@@ -337,7 +340,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ManifestError(f"The manifest {path} cannot be read ({error})") from error
     if not isinstance(parsed, dict) or parsed.get("kind") != KIND:
         raise ManifestError(
-            f"{path} is no manifest: its `kind` is not {KIND!r}",
+            f"{path} is not a manifest: its `kind` is not {KIND!r}",
             remedy="`robo-razor manifest` makes one.",
         )
     if parsed.get("version") != VERSION:
@@ -365,4 +368,6 @@ def _check(manifest: Manifest, expected: str, path: Path) -> None:
 
 def _check_suffix(path: str | Path) -> None:
     if not str(path).endswith(SUFFIXES):
-        raise ManifestError(f"The manifest {str(path)!r} has no such ending", " or ".join(SUFFIXES))
+        raise ManifestError(
+            f"The name of the manifest {str(path)!r} has another ending", " or ".join(SUFFIXES)
+        )

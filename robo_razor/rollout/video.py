@@ -1,8 +1,7 @@
-"""Film episodes: a grid video with the instruction and the outcome drawn in.
+"""Film episodes: a grid video that shows each instruction and outcome.
 
-Every control step is one frame: the environment takes one action at a time, and a policy with
-chunks of H actions still looks only every H steps, so the episodes are those that `evaluate`
-counts.
+Every control step is one frame: the environment executes one action at a time. A policy with chunks
+of H actions still observes only every H steps, so the episodes are those of `evaluate`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,12 @@ from robo_razor.core.types import EpisodeBatch, make_rows
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Actor, ExpertActor, OpenLoopActor, PolicyActor
-from robo_razor.rollout.environments import check_tasks, import_env_packages, make_env, task_id
+from robo_razor.rollout.environments import (
+    check_tasks,
+    import_env_packages,
+    make_fitting_env,
+    task_id,
+)
 from robo_razor.rollout.episodes import Progress, run_actor
 from robo_razor.rollout.faults import worker_errors
 from robo_razor.rollout.groups import VectorEnv
@@ -35,7 +39,7 @@ from robo_razor.rollout.recorders import EpisodeStart, StepOutcome
 logger = logging.getLogger(__name__)
 
 MAX_TILES = 36
-"""Episodes shown in one video; further ones are run and counted only."""
+"""Episodes shown in one video; further ones are only run and counted."""
 HOLD_S = 1.0
 """How long the last picture stays, in seconds."""
 SUCCESS_COLOUR, FAILURE_COLOUR = (46, 160, 67), (207, 60, 50)
@@ -43,11 +47,11 @@ CAPTION_COLOUR, TEXT_COLOUR, GAP_COLOUR = (24, 26, 30), (240, 240, 240), (255, 2
 
 
 class FrameCollector:
-    """Keeps the pictures of the first episodes (an observer of `run_actor`).
+    """Collects the pictures of the first episodes (an observer of `run_actor`).
 
     Args:
         size: Side of the pictures in pixels.
-        max_episodes: Episodes that are filmed.
+        max_episodes: Episodes to film.
     """
 
     def __init__(self, size: int, max_episodes: int = MAX_TILES) -> None:
@@ -60,7 +64,7 @@ class FrameCollector:
         self._film(start.env, start.env_ids, start.episodes)
 
     def on_step(self, outcome: StepOutcome) -> None:
-        """Film what a step led to."""
+        """Film the result of a step."""
         self._film(outcome.request.env, outcome.request.env_ids, outcome.episodes)
 
     def _film(
@@ -87,7 +91,7 @@ class Tile:
 
     Attributes:
         frames: Pictures uint8 [h, w, 3], one per control step.
-        instruction: What the policy read.
+        instruction: The policy's instruction.
         success: Outcome.
     """
 
@@ -136,7 +140,7 @@ def write_video(path: str | Path, frames: Iterator[NDArray[np.uint8]], fps: int)
         if _has_ffmpeg():
             return _write_mp4(target, frames, fps)
         target = target.with_suffix(".gif")
-        logger.warning("There is no ffmpeg here: writing %s instead of an mp4", target)
+        logger.warning("ffmpeg is not installed: writing %s instead of an mp4", target)
     return _write_gif(target, frames, fps)
 
 
@@ -144,7 +148,7 @@ def check_video_path(path: str) -> None:
     """Check that a video can be written, before any episode is run for it.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: It cannot.
     """
     if Path(path).suffix not in (".mp4", ".gif"):
         raise ConfigError(f"`video` = {shown(path)} is not a video file", allowed=".mp4, .gif")
@@ -156,9 +160,9 @@ class Rollout:
     """Episodes of a policy on one task.
 
     Attributes:
-        task: Its id.
+        task: The task's id.
         batch: The episodes.
-        video: The file that shows them; None if none was asked for.
+        video: The video file; None if the settings name none.
     """
 
     task: str
@@ -179,7 +183,7 @@ def roll_out(
     Args:
         config: Settings of `robo-razor rollout`.
         progress: Called as episodes finish.
-        loaded: The policy, where it need not be loaded.
+        loaded: The policy, if it is loaded already.
 
     Raises:
         RoboRazorError: Unknown task or policy, or one that does not fit the environment.
@@ -195,11 +199,8 @@ def roll_out(
         policy, actor, chunk_size = _actor(config, loaded)
         if config.video is not None:
             actor, chunk_size = OpenLoopActor(actor, chunk_size), 1
-        shape = None if policy is None else policy.wanted_image_shape
-        env = make_env(config.task, env_config, chunk_size=chunk_size, image_shape=shape)
+        env = make_fitting_env(policy, [config.task], env_config, chunk_size=chunk_size)
         try:
-            if policy is not None:
-                policy.check_env(env.single_observation_space, env.single_action_space)
             seeds = range(config.seed, config.seed + config.episodes)
             rows = make_rows(config.task, seeds, instruction=config.instruction)
             batch = run_actor(env, actor, rows, progress=progress, observer=collector)
@@ -213,7 +214,7 @@ def roll_out(
 
 
 def _actor(config: RolloutConfig, loaded: Policy | None = None) -> tuple[Policy | None, Actor, int]:
-    """Return the policy (None for the expert), who acts, and the chunk size."""
+    """Return the policy (None for the expert), the actor, and the chunk size."""
     if config.policy == "expert":
         return None, ExpertActor("a"), 1
     policy = loaded or load_policy(config.policy, resolve_device(config.device))
@@ -224,7 +225,7 @@ def _actor(config: RolloutConfig, loaded: Policy | None = None) -> tuple[Policy 
 
 
 def _captions(tile: Tile, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the strips under a picture while the episode runs and when it is over."""
+    """Return the captions under a picture, while the episode runs and when it is over."""
     outcome = "success" if tile.success else "failure"
     colour = SUCCESS_COLOUR if tile.success else FAILURE_COLOUR
     return (

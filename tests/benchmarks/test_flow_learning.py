@@ -23,18 +23,18 @@ def test_all_stages_are_measured_and_found_again(tmp_path, capsys, monkeypatch):
     out, file = tmp_path / "out", tmp_path / "found.json"
     arguments = [*SMALL, "--out", str(out), "--json", str(file)]
     assert flow_learning.main(arguments) == 0
-    found = json.loads(file.read_text())
-    assert set(found["checkpoints"]) == set(found["wall_s"]) == {"base", "ppo", "bc"}
-    assert 600_000 < found["parameters"] < 800_000
+    document = json.loads(file.read_text())
+    assert set(document["checkpoints"]) == set(document["wall_s"]) == {"base", "ppo", "bc"}
+    assert 600_000 < document["parameters"] < 800_000
     for name in ("ppo", "bc"):
-        first, *_, last = found["checkpoints"][name]
+        first, *_, last = document["checkpoints"][name]
         assert set(last["prior"]) == {"PressButton", "OpenDrawer"}
         assert first["kl_base_tuned"]["prior"] == 0.0 < last["kl_base_tuned"]["prior"]
-    said = capsys.readouterr().out
-    assert "ppo, update 2: gym_razor/CloseDrawer-v0 sampled" in said
+    output = capsys.readouterr().out
+    assert "ppo, update 2: gym_razor/CloseDrawer-v0 sampled" in output
     measured = {path: path.stat().st_mtime_ns for path in out.glob("*/eval/*/summary.json")}
     assert flow_learning.main(arguments) == 0  # nothing is done again
     assert measured == {path: path.stat().st_mtime_ns for path in measured}
-    assert json.loads(file.read_text())["wall_s"] == pytest.approx(found["wall_s"], abs=60.0)
+    assert json.loads(file.read_text())["wall_s"] == pytest.approx(document["wall_s"], abs=60.0)
     with pytest.raises(SystemExit, match="holds runs with updates = 2, not 3: give another --out"):
         flow_learning.main([*arguments, "--updates", "3"])

@@ -19,18 +19,18 @@ def comparison(**contestants):
 
 def test_everybody_is_asked_for_the_same_units(tmp_path):
     peer = functools.partial(loops.steady, samples=2)
-    found = compare(comparison(peer=(peer, 3)), loops.Settings(0.01), tmp_path)
-    ours, other = found["contestants"]["ours"], found["contestants"]["peer"]
+    result = compare(comparison(peer=(peer, 3)), loops.Settings(0.01), tmp_path)
+    ours, other = result["contestants"]["ours"], result["contestants"]["peer"]
     assert (ours["samples"], other["samples"]) == (6, 6)
     assert ours["notes"] == {"asked": 2 * 3}  # a warm-up and two repetitions
     assert other["notes"] == {"asked": 3 * 3}
-    assert found["against"] == "peer"
-    assert set(found["ratios"]) == {"peer"}
+    assert result["against"] == "peer"
+    assert set(result["ratios"]) == {"peer"}
 
 
 def test_unlike_work_is_no_ratio(tmp_path):
     fewer = functools.partial(loops.steady, samples=1)
-    with pytest.raises(RuntimeError, match=r"unlike numbers of samples: \{'ours': 6, 'peer': 2\}"):
+    with pytest.raises(RuntimeError, match=r"unequal numbers of samples: \{'ours': 6, 'peer': 2\}"):
         compare(comparison(peer=(fewer, 2)), loops.Settings(0.0), tmp_path)
     smaller = functools.partial(loops.steady, trained_parameters=5)
     with pytest.raises(RuntimeError, match="differ in trained_parameters"):
@@ -76,19 +76,19 @@ def test_the_headline_is_the_median_ratio_to_the_fastest_peer():
     ]
     facts["less"]["trained_parameters"] = 0  # not compared
     check_same_work(ours, facts, rounds)
-    found = summarise(ours, facts, rounds)
-    assert found["against"] == "fast"
-    assert found["ratio"] == pytest.approx(2.0)
-    assert found["ratio_range"] == pytest.approx([1.0, 3.0])
-    assert found["ratios"]["slow"]["ratio"] == pytest.approx(9.0)
-    assert found["extra"]["less"]["ratio"] == pytest.approx(4.0)
-    assert found["reached"]
+    summary = summarise(ours, facts, rounds)
+    assert summary["against"] == "fast"
+    assert summary["ratio"] == pytest.approx(2.0)
+    assert summary["ratio_range"] == pytest.approx([1.0, 3.0])
+    assert summary["ratios"]["slow"]["ratio"] == pytest.approx(9.0)
+    assert summary["extra"]["less"]["ratio"] == pytest.approx(4.0)
+    assert summary["reached"]
 
 
 def test_the_aim_is_not_about_peers_that_are_helped():
     ours = comparison(plain=(None, 1), helped=(None, 1))
     ours = Comparison(**{**vars(ours), "relieved": ("helped",)})
     facts = {name: {"trained_parameters": 1} for name in ("ours", "plain", "helped")}
-    found = summarise(ours, facts, [measured(ours=1.0, plain=6.0, helped=2.0)])
-    assert (found["against"], found["ratio"]) == ("plain", pytest.approx(6.0))
-    assert found["ratios"]["helped"]["ratio"] == pytest.approx(2.0)
+    summary = summarise(ours, facts, [measured(ours=1.0, plain=6.0, helped=2.0)])
+    assert (summary["against"], summary["ratio"]) == ("plain", pytest.approx(6.0))
+    assert summary["ratios"]["helped"]["ratio"] == pytest.approx(2.0)

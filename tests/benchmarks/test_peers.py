@@ -73,9 +73,9 @@ def run_once(name, settings):
 def test_cloning(settings):
     meters = run_once("a", settings)
     assert {meter.samples for meter in meters.values()} == {10 * 4}
-    whole = meters["robo-razor finetune"].facts["trained_parameters"]
+    all_parameters = meters["robo-razor finetune"].facts["trained_parameters"]
     frozen = meters["robo-razor finetune, image encoder frozen"].facts["trained_parameters"]
-    assert 0 < frozen < whole
+    assert 0 < frozen < all_parameters
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""Reset finished environments of a vector env by themselves, in either way Gymnasium knows.
+"""Reset finished environments of a vector env automatically, in either of Gymnasium's modes.
 
-The vector environments of this suite leave a finished environment alone, so that its true final
-observation is at hand. Loops written for Gymnasium's own vector environments expect otherwise::
+The vector environments of this suite let a finished environment stand still, so that its true final
+observation stays available. Loops for Gymnasium's own vector environments expect automatic resets::
 
     envs = gym.make_vec("gym_razor/LiftCube-v0", 8, vectorization_mode="vector_entry_point")
     envs = Autoreset(envs, AutoresetMode.NEXT_STEP)
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 
 class Autoreset(VectorWrapper[Any, Any, NDArray[Any]]):
-    """Reset finished environments, which then start from states of the env's own generator."""
+    """Reset finished environments; their start states come from the env's own generator."""
 
     def __init__(
         self,
@@ -31,20 +31,23 @@ class Autoreset(VectorWrapper[Any, Any, NDArray[Any]]):
         Args:
             env: `RazorVectorEnv` or `ChunkedVectorEnv` (autoreset disabled).
             mode: `NEXT_STEP`: the step after the last one ignores its action and returns the new
-                episode's first observation with reward 0. `SAME_STEP`: the last step returns it
-                already, with the true final one in `infos["final_obs"]` and its infos in
-                `infos["final_info"]`.
+                episode's first observation with reward 0. `SAME_STEP`: the last step already
+                returns that observation. The true final one is in `infos["final_obs"]`, its infos
+                are in `infos["final_info"]`.
 
         Raises:
-            ValueError: `mode` is DISABLED or unknown, or `env` resets by itself.
+            ValueError: `mode` is DISABLED or unknown, or `env` resets automatically.
         """
         self.mode = AutoresetMode(mode)
         if self.mode == AutoresetMode.DISABLED:
             raise ValueError(
-                "Autoreset disabled is what the environment does without this wrapper."
+                "`mode` is DISABLED, but this wrapper is there to reset: give NEXT_STEP or "
+                "SAME_STEP, or leave the wrapper out."
             )
         if env.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
-            raise ValueError("This environment resets by itself; give one with autoreset disabled.")
+            raise ValueError(
+                "This environment resets automatically; give one with autoreset disabled."
+            )
         super().__init__(env)
         self.metadata = {**env.metadata, "autoreset_mode": self.mode}
         self._finished = np.zeros(env.num_envs, np.bool_)
@@ -76,7 +79,7 @@ class Autoreset(VectorWrapper[Any, Any, NDArray[Any]]):
         return observations, rewards, terminated, truncated, infos
 
     def _restart(self, observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Reset what has just finished and keep its last observations and infos."""
+        """Reset the environments that have just finished; keep their last observations."""
         finished = self._finished
         last = np.full(self.num_envs, None, dtype=object)
         for env_id, observation in enumerate(iterate(self.observation_space, observations)):

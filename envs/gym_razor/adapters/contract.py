@@ -1,17 +1,18 @@
 """Any Gymnasium environments behind the observation and episode contract of this suite.
 
 `ContractEnv` takes single environments that follow LeRobot's conventions (`pixels` as one image or
-a dictionary of cameras, `agent_pos`, `task_description`, `info["is_success"]`) and gives what this
-suite's own environments give, so that `ChunkedVectorEnv` can step them in worker processes. Nothing
-here imports LeRobot or torch; a worker imports them only if a factory's environment does.
+a dictionary of cameras, `agent_pos`, `task_description`, `info["is_success"]`). It offers the
+interface of this suite's own environments, so that `ChunkedVectorEnv` can step them in worker
+processes. Nothing here imports LeRobot or torch; a worker imports them only if a factory's
+environment does.
 
-What an environment gives is checked against what its spaces say, at every reset and step: whatever
-is missing, of another shape or type, not finite, or raised, is an `EnvironmentFault` that names
+Every reset and step is checked against the environment's spaces. A part that is missing, has
+another shape or type or is not finite, and any exception, becomes an `EnvironmentFault` that names
 task, seed and control step.
 
-What happens in an episode depends on (task, seed) as far as the environment lets it: the seed goes
-to its `reset`, and Python's and numpy's global generators are seeded from (task, seed) and are the
-environment's own during every call, for environments that draw from those.
+An episode depends on (task, seed) as far as the environment allows it. The seed goes to its
+`reset`. Some environments draw from Python's and numpy's global generators: these are seeded from
+(task, seed), and each environment has its own states of them during every call.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import functools
 import hashlib
 import logging
 import math
-import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -32,43 +32,45 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
+from gym_razor.adapters.generators import GlobalGenerators
 from gym_razor.adapters.pictures import as_bytes, check_picture_space, into_square, resize
 from gym_razor.vector.any_env import ChunkedVectorEnv
 from gym_razor.vector.faults import Breach, EnvironmentFault
-from gym_razor.vector.success import silent_text, told_success
+from gym_razor.vector.success import IS_SUCCESS, no_success_message, reported_success
 
 logger = logging.getLogger(__name__)
 
 EnvFactory = Callable[[], "gym.Env[Any, Any]"]
 
 LONE_CAMERA = "observation.image"
-"""Camera of an environment whose `pixels` are one image: LeRobot's whole name, it has no other."""
+"""Camera of an environment whose `pixels` are one image; LeRobot calls it so, without a suffix."""
 
-_OLD = ". That is the interface of Gym before 0.26; Gymnasium's is needed"
+_OLD_GYM = ". That is the interface of Gym before 0.26; Gymnasium's is needed"
 
 WORKER_TIMEOUT_S = 300.0
-"""Longest wait for a worker: making an environment may import a whole simulator."""
+"""Longest wait for a worker: making an environment may import a simulator first."""
 
 
 class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     """Run one of several foreign tasks as an environment of this suite.
 
     Observation: `{"pixels": {camera: uint8 [h, w, 3]}, "agent_pos": float32 [S]}`, and the foreign
-    environment's other number arrays under their own keys. `agent_pos` has size 0 where there is
-    none.
+    environment's other number arrays under their own keys. `agent_pos` has size 0 if the foreign
+    environment has none.
 
-    Action: the foreign environment's own.
+    Action: the foreign environment's.
 
-    Reward: `"sparse"`: 1 at the action that succeeds, else 0. `"shaped"`: the environment's own.
+    Reward: `"sparse"`: 1 at the action that succeeds, else 0. `"shaped"`: the foreign
+    environment's.
 
-    Success: `info["is_success"]`, else `info["success"]` (see `gym_razor.vector.success`). An
-    episode that succeeded at any step has succeeded; an episode that ends and never said is a
-    fault. Success ends the episode.
+    Success: `info["is_success"]`, else `info["success"]` (see `gym_razor.vector.success`). One
+    step of success makes the episode a success, and ends it. An episode that ends without a report
+    of success or failure is a fault.
 
-    Termination: on success, and when the environment says so. Truncation: when it says so, or
-    after its time limit; the observation is then the true last one.
+    Termination: on success, and when the foreign environment terminates. Truncation: when it
+    truncates, or after the time limit; the observation is then the true last one.
 
-    With `own_rules` the reward is the environment's own, and success does not end the episode.
+    With `own_rules` the reward is the foreign environment's, and success does not end the episode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - see gymnasium
@@ -90,13 +92,12 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         Args:
             factories: Task id -> maker of its environment; `reset` can switch between them.
             image_shape: Height and width that images are scaled to; None keeps the environment's.
-            max_episode_steps: Time limit in actions; None takes the environment's own.
+            max_episode_steps: Time limit in actions; None takes the environment's.
             reward_type: `"sparse"` or `"shaped"`.
             render_size: Side of the picture that `render` returns, pixels.
-            fast_images: Let an environment that renders with Gymnasium's MuJoCo renderer
-                (Meta-World) do so without shadows and multisampling, and at `image_shape` if there
-                is one. That is several times faster in software, but another picture than
-                LeRobot's.
+            fast_images: Render without shadows and multisampling, and at `image_shape` if it is
+                given, where the environment uses Gymnasium's MuJoCo renderer (Meta-World). That is
+                several times faster in software, but the pictures differ from LeRobot's.
             own_rules: True leaves the reward and the end of an episode to the environment.
 
         Raises:
@@ -114,24 +115,25 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self._elapsed = 0
         self._seed: int | None = None
         self._succeeded: bool | None = None
-        self._words: str | None = None
+        self._instruction: str | None = None
         self._raw: Any = None
-        self._generators: tuple[Any, Any] | None = None
+        self._generators: GlobalGenerators | None = None
         self._env: gym.Env[Any, Any] | None = None
         self._open(next(iter(self._factories)))
         self._space, self._cameras = self._offered()
         self.observation_space = self._space
         self.action_space = self._actions()
-        theirs = {k: v for k, v in (self._inner().metadata or {}).items() if k != "landmark_names"}
-        self.metadata = {**self.metadata, **theirs}
+        metadata = dict(self._inner().metadata or {})
+        metadata.pop("landmark_names", None)
+        self.metadata = {**self.metadata, **metadata}
 
     @property
     def task_description(self) -> str:
-        """Return the instruction of the current episode (LeRobot's rule, or the user's words)."""
-        if self._words is not None:
-            return self._words
-        words = _attribute(self._inner(), "task_description")
-        return str(words or _attribute(self._inner(), "task") or "")
+        """Return the instruction of the current episode: the user's, else by LeRobot's rule."""
+        if self._instruction is not None:
+            return self._instruction
+        description = _attribute(self._inner(), "task_description")
+        return str(description or _attribute(self._inner(), "task") or "")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -140,30 +142,30 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
 
         Args:
             seed: Goes to the environment. None draws one from this environment's generator.
-            options: `"task"` switches to another of the tasks, `"instruction"` replaces the words;
-                the rest goes to the environment.
+            options: `"task"` switches to another of the tasks, `"instruction"` replaces the task's
+                instruction; the rest goes to the environment.
         """
-        given = dict(options or {})
-        task = given.pop("task", None) or self.task
-        self._words = given.pop("instruction", None)
+        rest = dict(options or {})
+        task = rest.pop("task", None) or self.task
+        self._instruction = rest.pop("instruction", None)
         if task != self.task:
             self._switch(task)
         super().reset(seed=seed)
-        number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        self._seed, self._elapsed, self._succeeded = number, 0, None
+        episode_seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        self._seed, self._elapsed, self._succeeded = episode_seed, 0, None
         env = self._inner()
         if hasattr(env.unwrapped, "init_state_id"):  # LIBERO counts resets: let the seed choose
-            env.unwrapped.init_state_id = number
-        more = {"options": given} if given else {}
-        self._generators = _seeded(zlib.crc32(task.encode()), number)
+            env.unwrapped.init_state_id = episode_seed
+        arguments = {"options": rest} if rest else {}
+        self._generators = _seeded(zlib.crc32(task.encode()), episode_seed)
         with self._faults("reset"):
             with self._own_generators(), _unformatted(env, "_format_raw_obs"):
-                result = env.reset(seed=number, **more)
+                result = env.reset(seed=episode_seed, **arguments)
             if not isinstance(result, tuple) or len(result) != 2:
-                raise Breach(f"returned {_kind(result)}, not (observation, info){_OLD}")
+                raise Breach(f"returned {_kind(result)}, not (observation, info){_OLD_GYM}")
             self._raw = result[0]
             self.renders_fast = self._fast_images and self._render_fast()
-        info: dict[str, Any] = {"is_success": False, "elapsed_steps": 0}
+        info: dict[str, Any] = {IS_SUCCESS: False, "elapsed_steps": 0}
         if not self._own_rules:
             info["start_state_hash"] = _hash(self._raw)
         return self.observe(), info
@@ -178,11 +180,11 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     def step_without_rendering(
         self, action: NDArray[np.float32]
     ) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Do as `step`, but leave out what only the observation is for.
+        """Do as `step`, without the observation.
 
-        The last action of a chunk alone needs one. Environments that draw their picture inside
-        `step` draw it all the same, but it is not scaled; `_unformatted` says which are asked not
-        to.
+        Only the last action of a chunk needs one. Environments that draw their picture inside
+        `step` still draw it, but it is not scaled. `_unformatted` keeps those that can from
+        drawing.
         """
         env = self._inner()
         self._elapsed += 1
@@ -192,28 +194,28 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             return self._judged(result)
 
     def _judged(self, result: Any) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Return what a step led to, by the rules of this class."""
+        """Return a step's reward, terminated, truncated and info by the rules of this class."""
         if not isinstance(result, tuple) or len(result) != 5:
             raise Breach(
                 f"returned {_kind(result)}, not (observation, reward, terminated, truncated, "
-                f"info){_OLD}"
+                f"info){_OLD_GYM}"
             )
         self._raw, reward, *flags, info = result
         ends = [_flag(name, x) for name, x in zip(("terminated", "truncated"), flags, strict=True)]
         if not isinstance(info, Mapping):
             raise Breach(f"gave an info that is {_kind(info)}, not a dictionary")
         number = _number("reward", reward)
-        success = told_success(info)
+        success = reported_success(info)
         if success is not None:
             self._succeeded = bool(self._succeeded) or success
         ended = ends[0] or (bool(success) and not self._own_rules)
         out_of_time = ends[1] or (self._limit is not None and self._elapsed >= self._limit)
         if self._succeeded is None and (ended or out_of_time):
-            raise Breach(silent_text(info))
+            raise Breach(no_success_message(info))
         if self._reward_type == "sparse" and not self._own_rules:
             number = float(bool(success))
-        told = {"is_success": bool(self._succeeded), "elapsed_steps": self._elapsed}
-        return number, ended, out_of_time and not ended, told
+        own_info = {IS_SUCCESS: bool(self._succeeded), "elapsed_steps": self._elapsed}
+        return number, ended, out_of_time and not ended, own_info
 
     def observe(self) -> dict[str, Any]:
         """Return the observation that the last step led to."""
@@ -225,7 +227,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 return self._observe(env._format_raw_obs(self._raw))  # type: ignore[attr-defined]
 
     def render(self) -> NDArray[np.uint8]:
-        """Return a square picture uint8 [render_size, render_size, 3] with its aspect kept."""
+        """Return a square picture uint8 [render_size, render_size, 3] without distortion."""
         with self._faults("render"):
             with self._own_generators():
                 frame = np.asarray(self._inner().render())
@@ -237,7 +239,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             return into_square(frame, self._render_size)
 
     def has_wrapper_attr(self, name: str) -> bool:
-        """Say whether this environment or the foreign one has an attribute."""
+        """Return whether this environment or the foreign one has an attribute."""
         return hasattr(self, name) or self._inner().has_wrapper_attr(name)
 
     def get_wrapper_attr(self, name: str) -> Any:
@@ -251,7 +253,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         if self._env is not None:
             try:
                 self._env.close()
-            except Exception as error:  # what was measured must not be lost for it
+            except Exception as error:  # must not lose the results of the episodes
                 logger.warning("%s could not be closed: %r", self.task, error)
             self._env = None
 
@@ -261,19 +263,19 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _open(self, task: str) -> None:
         if task not in self._factories:
-            raise ValueError(f"The task {task!r} is none of {', '.join(self._factories)}.")
+            raise ValueError(f"Unknown task {task!r}; allowed are {', '.join(self._factories)}.")
         self.close()
         self.task = task
         self._env = self._factories[task]()
         if self._given_limit is not None:
             self._allow(self._given_limit)
         own_limit = _attribute(self._env, "_max_episode_steps")
-        self.tells_limit = own_limit is not None
+        self.has_time_limit = own_limit is not None
         limit = self._given_limit or own_limit
         self._limit: int | None = int(limit) if limit and math.isfinite(limit) else None
 
     def _allow(self, limit: int) -> None:
-        """Let episodes last as long as was asked for, though the environment has its own limit."""
+        """Raise the environment's own time limit where it is lower than `limit`."""
         layer: Any = self._env
         while isinstance(layer, gym.Wrapper):
             if isinstance(layer, TimeLimit):
@@ -285,39 +287,39 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         space = self._inner().action_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise EnvironmentFault(
-                f"{self.task} takes actions of {space}. Policies give numbers: a Box of shape "
-                "(size,) is needed. Put a gymnasium.ActionWrapper around the environment that has "
-                "such an action_space and makes the environment's own action of the numbers"
+                f"{self.task} takes actions of {space}, but a Box of shape (size,) is needed: "
+                "policies give numbers. Wrap the environment in a gymnasium.ActionWrapper with "
+                "such an action_space, which turns the numbers into the environment's actions"
             )
         return space
 
     def _switch(self, task: str) -> None:
-        before = self.task
+        previous = self.task
         self._open(task)
         space, self._cameras = self._offered()
         offered = (space, self._inner().action_space)
         if offered != (self._space, self.action_space):
-            own = _in_words(self._space, self.action_space)
+            before = _description(self._space, self.action_space)
             raise EnvironmentFault(
-                f"{task} and {before} give or take other things: {_in_words(*offered)} against "
-                f"{own}. No policy fits both; choose tasks with the same cameras, state and "
-                "actions."
+                f"{task} and {previous} differ in their observations or actions: the first has "
+                f"{_description(*offered)}; the second {before}. No policy fits both: choose tasks "
+                "with the same cameras, state and actions."
             )
 
     @contextlib.contextmanager
     def _faults(self, call: str) -> Iterator[None]:
-        """Tell what goes wrong in a call as a fault, with task, seed and control step."""
+        """Turn what a call raises into a fault with task, seed and control step."""
         try:
             yield
         except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:
-            at = f" (seed {self._seed}, control step {self._elapsed})"
-            name = self.task + (at if self._seed is not None else "")
-            what = f"raised {type(error).__name__} in its {call}: {error}{_hint(error)}"
+            moment = f" (seed {self._seed}, control step {self._elapsed})"
+            name = self.task + (moment if self._seed is not None else "")
+            fault = f"raised {type(error).__name__} in its {call}: {error}{_hint(error)}"
             if isinstance(error, Breach):
-                what = str(error)
-            raise EnvironmentFault(f"{name} {what}") from error
+                fault = str(error)
+            raise EnvironmentFault(f"{name} {fault}") from error
 
     def _render_fast(self) -> bool:
         """Set up a MuJoCo renderer before its first picture; return whether there is one."""
@@ -332,7 +334,7 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         return True
 
     def _offered(self) -> tuple[spaces.Dict, dict[str, spaces.Space[Any]]]:
-        """Return the space of what `_observe` returns, and the cameras' own spaces."""
+        """Return the space of what `_observe` returns, and the foreign spaces of the cameras."""
         with self._faults("observation_space"):
             raw = self._inner().observation_space
             parts = dict(raw.spaces) if isinstance(raw, spaces.Dict) else _named(raw, raw.shape)
@@ -347,19 +349,19 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 images[name] = spaces.Box(0, 255, (*shape, 3), np.uint8)
             rest = {name: _number_space(space) for name, space in parts.items()}
             rest.setdefault("agent_pos", spaces.Box(-np.inf, np.inf, (0,), np.float32))
-            kept = {name: space for name, space in rest.items() if space is not None}
-            return spaces.Dict({"pixels": spaces.Dict(images), **kept}), cameras
+            numbers = {name: space for name, space in rest.items() if space is not None}
+            return spaces.Dict({"pixels": spaces.Dict(images), **numbers}), cameras
 
     def _observe(self, raw: Any) -> dict[str, Any]:
         parts = dict(raw) if isinstance(raw, Mapping) else _named(raw, np.shape(raw))
         pixels = parts.pop("pixels", {})
-        given = pixels if isinstance(pixels, Mapping) else {LONE_CAMERA: pixels}
+        pictures = pixels if isinstance(pixels, Mapping) else {LONE_CAMERA: pixels}
         images = {}
         for name, space in self._cameras.items():
-            if name not in given:
+            if name not in pictures:
                 raise Breach(f"gives no picture {name!r}, though its space has one")
             size: Any = self._space["pixels"][name].shape  # type: ignore[index]
-            images[name] = resize(as_bytes(name, given[name], space), *size[:2])
+            images[name] = resize(as_bytes(name, pictures[name], space), *size[:2])
         if (own := self._space.spaces.get("agent_pos")) is not None and own.shape == (0,):
             parts.setdefault("agent_pos", np.zeros(0, np.float32))
         numbers = {
@@ -369,19 +371,11 @@ class ContractEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         }
         return {"pixels": images, **numbers}
 
-    @contextlib.contextmanager
-    def _own_generators(self) -> Iterator[None]:
-        """Let the global generators be this environment's, and give the others' back after."""
+    def _own_generators(self) -> contextlib.AbstractContextManager[None]:
+        """Let the foreign environment draw from its own states of the global generators."""
         if self._generators is None:  # not reset yet
-            yield
-            return
-        others = random.getstate(), np.random.get_state()  # noqa: NPY002 - theirs to draw from
-        _set_generators(self._generators)
-        try:
-            yield
-        finally:
-            self._generators = random.getstate(), np.random.get_state()  # noqa: NPY002
-            _set_generators(others)
+            return contextlib.nullcontext()
+        return self._generators.installed()
 
 
 def make_contract_vector_env(
@@ -395,7 +389,8 @@ def make_contract_vector_env(
     """Build a chunk-stepping vector of `ContractEnv`.
 
     Args:
-        factories: Task id -> maker of a single environment; it is pickled by value where it must.
+        factories: Task id -> maker of a single environment; pickled by value if a worker could not
+            import it.
         num_envs: Number of environments.
         chunk_size: Actions per decision.
         num_workers: Worker processes; 0 steps in this process.
@@ -407,13 +402,13 @@ def make_contract_vector_env(
     )
 
 
-def _named(whole: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
-    """Name an observation that is one array: an image or a state."""
-    return {"pixels": whole} if len(shape or ()) == 3 else {"agent_pos": whole}
+def _named(part: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    """Name the only part of an observation (or of its space): an image or a state."""
+    return {"pixels": part} if len(shape or ()) == 3 else {"agent_pos": part}
 
 
 def _number_space(space: spaces.Space[Any]) -> spaces.Space[Any] | None:
-    """Return the space as float32, or None where it holds no number arrays."""
+    """Return the space as float32, or None if it does not hold arrays of numbers."""
     if isinstance(space, spaces.Dict):
         inner = {name: _number_space(part) for name, part in space.spaces.items()}
         return spaces.Dict({name: part for name, part in inner.items() if part is not None})
@@ -438,8 +433,8 @@ def _numbers(name: str, value: Any, space: spaces.Space[Any]) -> Any:
     with np.errstate(over="ignore"):
         numbers = np.asarray(array, np.float32)
     if not np.isfinite(numbers).all():
-        where = np.argwhere(~np.isfinite(numbers))[0].tolist()
-        raise Breach(f"gives {name!r} with {numbers[tuple(where)]} at {where}: not a finite number")
+        index = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        raise Breach(f"gives {name!r} with {numbers[tuple(index)]} at {index}: not a finite number")
     return numbers
 
 
@@ -464,7 +459,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is, in a few words."""
+    """Return a short description of a value."""
     if isinstance(value, np.ndarray):
         return "None" if value.dtype == object else f"{value.dtype} of shape {value.shape}"
     if isinstance(value, tuple):
@@ -473,17 +468,21 @@ def _kind(value: Any) -> str:
 
 
 def _hint(error: BaseException) -> str:
-    """Return what an exception of an environment may come from."""
-    text = str(error)
-    if isinstance(error, ValueError) and "values to unpack" in text:
-        return _OLD
-    if isinstance(error, TypeError) and "unexpected keyword argument" in text and "seed" in text:
+    """Return the likely cause of an environment's exception, as the end of a message."""
+    message = str(error)
+    if isinstance(error, ValueError) and "values to unpack" in message:
+        return _OLD_GYM
+    if (
+        isinstance(error, TypeError)
+        and "unexpected keyword argument" in message
+        and "seed" in message
+    ):
         return ". Its reset() must take `seed` and `options`, as Gymnasium's does"
     return ""
 
 
-def _in_words(space: spaces.Space[Any], action: spaces.Space[Any]) -> str:
-    """Return what an environment gives and takes, in words."""
+def _description(space: spaces.Space[Any], action: spaces.Space[Any]) -> str:
+    """Return an environment's observations and actions as text."""
 
     def parts(name: str, space: spaces.Space[Any]) -> list[str]:
         if isinstance(space, spaces.Dict):
@@ -494,16 +493,16 @@ def _in_words(space: spaces.Space[Any], action: spaces.Space[Any]) -> str:
 
 
 def _formats_late(env: gym.Env[Any, Any]) -> bool:
-    """Tell whether an environment is one of LeRobot's that build observations in a method."""
+    """Return whether an environment is one of LeRobot's that format observations in a method."""
     return env is env.unwrapped and callable(getattr(env, "_format_raw_obs", None))
 
 
 @contextlib.contextmanager
 def _unformatted(env: gym.Env[Any, Any], *names: str) -> Iterator[None]:
-    """Let LeRobot's Meta-World and LIBERO return what they simulate as it is, during a call.
+    """Let LeRobot's Meta-World and LIBERO return raw observations during a call.
 
     Meta-World would render in `_format_raw_obs`, and begin a new episode inside the step that
-    succeeds, so that its last state could not be looked at any more.
+    succeeds: its last state would be lost.
     """
     if not _formats_late(env):
         yield
@@ -517,26 +516,21 @@ def _unformatted(env: gym.Env[Any, Any], *names: str) -> Iterator[None]:
 
 
 def _attribute(env: gym.Env[Any, Any], name: str) -> Any:
-    """Return an attribute of an environment or of what it wraps, None where there is none."""
+    """Return an attribute of an environment or of what it wraps, None if neither has it."""
     try:
         return env.get_wrapper_attr(name)
     except AttributeError:
         return None
 
 
-def _seeded(task: int, seed: int) -> tuple[Any, Any]:
-    """Return states of Python's and numpy's generators that are functions of (task, seed)."""
-    words = np.random.SeedSequence([task, seed]).generate_state(2)
-    return random.Random(int(words[0])).getstate(), np.random.RandomState(words[1]).get_state()
-
-
-def _set_generators(states: tuple[Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+def _seeded(task: int, seed: int) -> GlobalGenerators:
+    """Return states of the global generators that are functions of (task, seed)."""
+    python_seed, numpy_seed = np.random.SeedSequence([task, seed]).generate_state(2)
+    return GlobalGenerators(int(python_seed), int(numpy_seed))
 
 
 def _hash(observation: Any) -> str:
-    """Return 16 hexadecimal digits for an observation as the environment gave it."""
+    """Return 16 hexadecimal digits for an observation as the environment returned it."""
     digest = hashlib.blake2b(digest_size=8)
 
     def add(name: str, value: Any) -> None:

@@ -16,24 +16,24 @@ CHANNELS = (1, 3, 4)
 def check_picture_space(name: str, space: spaces.Space[Any]) -> None:
     """Check that pictures of a space can be read as uint8 [height, width, 3].
 
-    Bytes are taken as they are, other numbers by the bounds of their space: 0 to 255, and for
+    Bytes need no bounds. Other numbers are scaled by the bounds of their space: 0 to 255, and for
     floats also 0 to 1.
 
     Raises:
-        Breach: If not; the text says what to do.
+        Breach: They cannot; the text says what to do.
     """
     shape = space.shape or ()
     if len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS:
         raise Breach(
-            f"gives the picture {name!r} with its channels first ({_times(shape)}); "
-            "[height, width, 3] is needed. Put a wrapper around the environment that moves the "
-            "axis (np.moveaxis(picture, 0, -1), in the space and in the observation)"
+            f"gives the picture {name!r} with its channels first ({_times(shape)}), but "
+            "[height, width, 3] is needed. Wrap the environment in a wrapper that moves the axis "
+            "(np.moveaxis(picture, 0, -1), in the space and in the observation)"
         )
     if len(shape) != 3 or shape[2] != 3:
         raise Breach(
-            f"gives the picture {name!r} in the shape {_times(shape) or shape}; "
-            "[height, width, 3] in red, green and blue is needed. Put a wrapper around the "
-            "environment that repeats a grey channel, or leaves out transparency"
+            f"gives the picture {name!r} in the shape {_times(shape) or shape}, but "
+            "[height, width, 3] in red, green and blue is needed. Wrap the environment in a "
+            "wrapper that repeats a grey channel, or leaves out transparency"
         )
     if space.dtype == np.uint8:
         return
@@ -51,11 +51,11 @@ def as_bytes(name: str, picture: Any, space: spaces.Space[Any]) -> NDArray[np.ui
 
     Args:
         name: Its camera, for the error.
-        picture: As the environment gave it.
-        space: What its space says; see `check_picture_space`.
+        picture: The environment's picture.
+        space: Its space, which passed `check_picture_space`.
 
     Raises:
-        Breach: It is not what its space says.
+        Breach: The picture is not in its space.
     """
     array = np.asarray(picture)
     if array.shape != space.shape or array.dtype != space.dtype:
@@ -68,7 +68,7 @@ def as_bytes(name: str, picture: Any, space: spaces.Space[Any]) -> NDArray[np.ui
     assert isinstance(space, spaces.Box)
     largest = _largest(space)
     assert largest is not None
-    if not (array.min() >= 0 and array.max() <= largest):  # also where any is NaN
+    if not (array.min() >= 0 and array.max() <= largest):  # also if any is NaN
         raise Breach(
             f"gives the picture {name!r} with values from {array.min():g} to {array.max():g}, "
             f"outside its space's bounds 0 to {largest}"
@@ -77,16 +77,16 @@ def as_bytes(name: str, picture: Any, space: spaces.Space[Any]) -> NDArray[np.ui
 
 
 def _largest(space: spaces.Box) -> int | None:
-    """Return the upper bound of a picture's numbers, None where the bounds say nothing."""
+    """Return the upper bound of a picture's numbers, None if the bounds are not a picture's."""
     if np.issubdtype(space.dtype, np.floating):
-        tops: tuple[int, ...] = (1, 255)
+        allowed: tuple[int, ...] = (1, 255)
     elif np.issubdtype(space.dtype, np.integer):
-        tops = (255,)
+        allowed = (255,)
     else:
         return None
     if not (space.low == 0).all():
         return None
-    return next((top for top in tops if (space.high == top).all()), None)
+    return next((bound for bound in allowed if (space.high == bound).all()), None)
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -94,7 +94,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def into_square(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Scale a picture uint8 [h, w, 3] to [side, side, 3]; its aspect is kept by black bars."""
+    """Scale a picture uint8 [h, w, 3] to [side, side, 3], with black bars against distortion."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     small = resize(picture, max(1, round(height * scale)), max(1, round(width * scale)))
@@ -121,12 +121,12 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
 
 def _averages(values: NDArray[Any], number: int) -> NDArray[np.float64]:
     """Average the first axis over `number` equal stretches, whose ends may cut an element."""
-    before = len(values)
-    sums = np.zeros((before + 1, *values.shape[1:]), np.float64)
+    length = len(values)
+    sums = np.zeros((length + 1, *values.shape[1:]), np.float64)
     np.cumsum(values, axis=0, out=sums[1:])
-    ends = np.arange(number + 1) * (before / number)
-    whole = np.minimum(ends.astype(np.intp), before)
-    part = (ends - whole).reshape(-1, *[1] * (values.ndim - 1))
-    at = sums[whole] + part * values[np.minimum(whole, before - 1)]
-    averages: NDArray[np.float64] = np.diff(at, axis=0) / (before / number)
+    ends = np.arange(number + 1) * (length / number)
+    full = np.minimum(ends.astype(np.intp), length)
+    fraction = (ends - full).reshape(-1, *[1] * (values.ndim - 1))
+    sums_at_ends = sums[full] + fraction * values[np.minimum(full, length - 1)]
+    averages: NDArray[np.float64] = np.diff(sums_at_ends, axis=0) / (length / number)
     return averages

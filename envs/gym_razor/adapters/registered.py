@@ -1,8 +1,8 @@
-"""Environments by their Gymnasium ids, in worker processes where those can make them.
+"""Environments by their Gymnasium ids, in worker processes if those can make them.
 
-A worker is given the registration itself, so it imports the environment's module and no other. What
-only this process knows (a class of the script that runs, a function within a function) cannot be
-made there: such environments run in this process, with the same results.
+A worker gets the registration itself, so it imports the environment's module and no other. It
+cannot make what only this process knows (a class of the script that runs, a function within a
+function): such environments run in this process, with the same results.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class RegisteredEnv:
 
     @property
     def known_here_only(self) -> bool:
-        """Whether no other process can make the environment."""
+        """Whether only this process can make the environment."""
         try:
             pickled = pickle.dumps(self)
-        except Exception:  # whatever an object of the user's raises when it is pickled
+        except Exception:  # a user's object may raise anything when it is pickled
             return True
         return b"__main__" in pickled
 
@@ -76,18 +76,18 @@ def make_registered_vector_env(
 ) -> ChunkedVectorEnv:
     """Build a chunk-stepping vector of environments that are registered with Gymnasium.
 
-    Rewards and the ends of episodes are the environments' own.
+    The environments decide about rewards and the ends of episodes.
 
     Args:
         tasks: Ids that every environment can switch between; all begin with the first.
         num_envs: Number of environments.
         chunk_size: Actions per decision.
         num_workers: Worker processes; 0 steps in this process.
-        max_episode_steps: Time limit in actions; None takes each environment's own.
+        max_episode_steps: Time limit in actions; None takes each environment's.
         arguments: Further arguments of `gymnasium.make`.
     """
     makers = {
-        # A vector entry point may be anything, and is not needed here.
+        # The vector entry point is not needed, and a worker may not be able to import it.
         task: RegisteredEnv(
             dataclasses.replace(gym.spec(task), vector_entry_point=None), dict(arguments or {})
         )
@@ -112,7 +112,7 @@ def make_registered_vector_env(
 
 
 def _takes_render_mode(spec: EnvSpec) -> bool:
-    """Say whether an environment's maker takes `render_mode`; an unknown one is asked."""
+    """Return whether an environment's maker takes `render_mode`; True if there is no maker."""
     maker: Any = spec.entry_point
     maker = load_env_creator(maker) if isinstance(maker, str) else maker
     if maker is None:

@@ -1,9 +1,9 @@
 """robosuite's own tasks behind the observation and action contract of this suite.
 
 The physics, the robot, the objects, the success checks and the operational-space controller are
-robosuite's; this module maps them onto `{"pixels": {"front", "wrist"}, "agent_pos"}` and the
-5-dimensional action, makes the start state a pure function of (task, seed), and keeps robosuite
-quiet, lazily imported and out of the caller's global state.
+robosuite's. This module maps them onto `{"pixels": {"front", "wrist"}, "agent_pos"}` and the
+5-dimensional action, and makes the start state a pure function of (task, seed). It imports
+robosuite lazily, silences its notices, and protects the caller's global state.
 
 A task is one entry of `ROBOSUITE_TASKS`; `register_robosuite_tasks` gives it the id
 `gym_razor/robosuite-<Task>-v0`.
@@ -12,11 +12,10 @@ A task is one entry of `ROBOSUITE_TASKS`; `register_robosuite_tasks` gives it th
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import random
 import re
-import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -27,6 +26,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+
+from gym_razor.adapters.generators import GlobalGenerators
+from gym_razor.vector.success import IS_SUCCESS
+from gym_razor.vector.workers import preserved_variables
 
 if TYPE_CHECKING:
     from gym_razor.vector.any_env import ChunkedVectorEnv
@@ -45,7 +48,7 @@ RADIANS_PER_UNIT = 0.3
 
 _MAX_LEAD_M = 0.08
 _MAX_LEAD_RAD = 0.5
-"""How far the controller's target may be ahead of the gripper: it bounds the force of a blocked
+"""The largest lead of the controller's target over the gripper; it bounds the force of a blocked
 gripper. The stock controller's largest single inputs are 0.05 m and 0.5 rad."""
 
 STABLE_STEPS = 3
@@ -64,8 +67,6 @@ _MODEL_SEED = 0
 """robosuite draws object sizes when it builds a model: a fixed seed makes the model a constant."""
 
 _ROBOSUITE_LOGGER = "robosuite_logs"
-# robosuite 1.5 draws start states from numpy's global generator: one reset at a time may own it.
-_global_rng_lock = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def register_robosuite_tasks() -> list[str]:
     """Register every task of `ROBOSUITE_TASKS` with Gymnasium, without importing robosuite.
 
     Returns:
-        The ids, in the order of `ROBOSUITE_TASKS`. Ids that exist already are left alone.
+        The ids, in the order of `ROBOSUITE_TASKS`. Ids that exist already stay as they are.
     """
     task_ids = []
     for name, task in ROBOSUITE_TASKS.items():
@@ -140,16 +141,6 @@ def register_robosuite_tasks() -> list[str]:
     return task_ids
 
 
-class _RobosuiteEnvFactory:
-    """Build one `RobosuiteEnv`; a class because worker processes receive it pickled."""
-
-    def __init__(self, kwargs: dict[str, Any]) -> None:
-        self.kwargs = kwargs
-
-    def __call__(self) -> RobosuiteEnv:
-        return RobosuiteEnv(**self.kwargs)
-
-
 def make_robosuite_vector_env(
     num_envs: int, chunk_size: int = 1, num_workers: int = 0, **kwargs: Any
 ) -> ChunkedVectorEnv:
@@ -163,8 +154,8 @@ def make_robosuite_vector_env(
     """
     from gym_razor.vector.any_env import ChunkedVectorEnv
 
-    factory = _RobosuiteEnvFactory(kwargs)
-    return ChunkedVectorEnv([factory] * num_envs, chunk_size=chunk_size, num_workers=num_workers)
+    make = functools.partial(RobosuiteEnv, **kwargs)
+    return ChunkedVectorEnv([make] * num_envs, chunk_size=chunk_size, num_workers=num_workers)
 
 
 make_robosuite_vector_env.switches_tasks = False  # type: ignore[attr-defined]
@@ -185,13 +176,12 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     Action: float32 [5] in [-1, 1] at 10 Hz = dx, dy, dz (`METRES_PER_UNIT`), dyaw
     (`RADIANS_PER_UNIT`) in the base's frame, and gripper (> 0 closes, < 0 opens, 0 keeps the last
     command). They move the target of robosuite's operational-space controller (`OSC_POSE`, roll
-    and pitch 0) in two of its 20 Hz steps, in its "desired" mode: the default "achieved" mode
-    restarts from wherever the gripper is, which moves it by half of what is asked and lets every
-    rotation push it sideways (10 cm in 5 actions).
+    and pitch 0) in two of its 20 Hz steps, in its "desired" mode. The default "achieved" mode would
+    restart from the gripper's present pose, halve every motion, and let every rotation push the
+    gripper sideways (10 cm in 5 actions).
 
-    Randomisation: robosuite's own (object poses, noise on the joints), seeded per episode. The
-    model, with the object sizes that robosuite draws when it builds one, is the same in every
-    episode.
+    Randomisation: robosuite's (object poses, noise on the joints), seeded per episode. The model is
+    the same in every episode, also the object sizes that robosuite draws when it builds one.
 
     Success: robosuite's check, true for `STABLE_STEPS` actions in a row.
 
@@ -279,12 +269,12 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         Args:
             seed: Start state and instruction are a pure function of (task, seed). None draws the
                 next seed from this environment's own generator.
-            options: `{"instruction": str}` replaces the words, not the task.
+            options: `{"instruction": str}` replaces the instruction, not the task.
         """
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        words = np.random.SeedSequence([zlib.crc32(self.task.encode()), episode_seed])
-        with _quiet(), _borrowed_global_rng(int(words.generate_state(1)[0])):
+        sequence = np.random.SeedSequence([zlib.crc32(self.task.encode()), episode_seed])
+        with _quiet(), _seeded(int(sequence.generate_state(1)[0])):
             self._env.reset()
         controller = self._controller()
         self._start_controller(controller)
@@ -293,9 +283,9 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             METRES_PER_UNIT / halves / float(controller.output_max[0]),
             RADIANS_PER_UNIT / halves / float(controller.output_max[5]),
         )
-        choice = int(words.generate_state(2)[1]) % len(self.spec_task.instructions)
-        given = (options or {}).get("instruction")
-        self._instruction = given or self.spec_task.instructions[choice]
+        choice = int(sequence.generate_state(2)[1]) % len(self.spec_task.instructions)
+        instruction = (options or {}).get("instruction")
+        self._instruction = instruction or self.spec_task.instructions[choice]
         self._gripper_command = -1.0
         self._elapsed_steps = 0
         self._success_streak = 0
@@ -315,7 +305,7 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     def step_without_rendering(
         self, action: NDArray[np.float32]
     ) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Do as `step` but leave out the observation, for all but the last action of a chunk."""
+        """Do as `step` without the observation: only the last action of a chunk needs one."""
         clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         if clipped.shape != (5,) or not np.isfinite(clipped).all():
             raise ValueError(f"The action is {action!r}: give 5 finite numbers in [-1, 1].")
@@ -423,7 +413,7 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             controller.goal_ori = reached[:3, :3].copy()
 
     def _info(self, *, is_success: bool) -> dict[str, Any]:
-        return {"is_success": is_success, "elapsed_steps": self._elapsed_steps}
+        return {IS_SUCCESS: is_success, "elapsed_steps": self._elapsed_steps}
 
 
 class _Cameras:
@@ -491,7 +481,7 @@ def _gl_context(size: int) -> Any:
 def _build(task: RobosuiteTask, *, shaped: bool, shadows: bool) -> Any:
     """Build the robosuite environment with a small arena and no per-physics-step sensors."""
     del shadows  # rendering is `_Cameras`' business: robosuite builds no OpenGL context here
-    with _quiet(), _borrowed_global_rng(_MODEL_SEED):
+    with _quiet(), _seeded(_MODEL_SEED):
         robosuite = _import_robosuite()
         base_class: type[Any] = robosuite.environments.base.REGISTERED_ENVS[task.robosuite_name]
         return _lean(base_class)(
@@ -547,18 +537,10 @@ def _registered_envs() -> dict[str, Any]:
 
 
 def _import_robosuite() -> Any:
-    """Import robosuite without its warnings and its writes to the environment variables."""
-    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    before = {name: os.environ.get(name) for name in names}
-    try:
+    """Import robosuite without its writes to the environment variables."""
+    with preserved_variables(("MUJOCO_GL", "PYOPENGL_PLATFORM")):
         import robosuite
         import robosuite.environments.base
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
     return robosuite
 
 
@@ -579,19 +561,9 @@ def _only_errors(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-@contextlib.contextmanager
-def _borrowed_global_rng(seed: int) -> Iterator[None]:
-    """Seed numpy's and Python's global generators, and give the caller's states back after."""
-    with _global_rng_lock:
-        numpy_state = np.random.get_state()  # noqa: NPY002 - robosuite draws from it
-        python_state = random.getstate()
-        try:
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+def _seeded(seed: int) -> contextlib.AbstractContextManager[None]:
+    """Seed the global generators, from which robosuite draws; afterwards restore the caller's."""
+    return GlobalGenerators(seed, seed).installed()
 
 
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -43,7 +43,7 @@ class SB3VecEnv(VecEnv):
         observation_space = flat_space(
             vector_env.single_observation_space, self._num_landmarks, state_only
         )
-        # From the numbers of one chunk, whatever the vector environment calls a single action.
+        # One chunk, flat: whether a single action is a chunk or not depends on H.
         low, high = (
             cast("NDArray[np.float32]", bound)[0].reshape(-1)
             for bound in (
@@ -69,11 +69,11 @@ class SB3VecEnv(VecEnv):
         return [seed + env_id for env_id in range(self.num_envs)]
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
-        """Keep the chunks, float32 [N, H * A], for `step_wait`."""
+        """Store the chunks, float32 [N, H * A], for `step_wait`."""
         self._actions = np.asarray(actions, np.float32).reshape(-1, *self._chunk_shape)
 
     def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        """Execute the chunks; reset what has finished."""
+        """Execute the chunks; reset the environments that have finished."""
         observations, rewards, terminated, truncated, infos = self.vector_env.step(self._actions)
         flat = self._flatten(observations, infos)
         finished = np.asarray(terminated) | np.asarray(truncated)
@@ -106,7 +106,7 @@ class SB3VecEnv(VecEnv):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            f"{attr_name} cannot be set: pass it to gymnasium.make_vec when building."
+            f"{attr_name} cannot be set afterwards: pass it to gymnasium.make_vec."
         )
 
     def env_method(
@@ -122,7 +122,7 @@ class SB3VecEnv(VecEnv):
         )
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
-        """Return False for every environment: none has Gymnasium wrappers."""
+        """Return False for every environment: they have no Gymnasium wrappers."""
         return [False] * len(list(self._get_indices(indices)))
 
     def _flatten(self, observations: Any, infos: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Wrappers that make this suite's nested observation fit libraries that take flat ones."""
+"""Wrappers that flatten this suite's nested observation, for libraries that need a flat one."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def flat_space(
     """
     if not isinstance(space, spaces.Dict) or not {"pixels", "agent_pos"} <= set(space):
         raise ValueError(
-            f"The observation space is {space}: expected a Dict with 'pixels' and 'agent_pos', as "
-            "the gym_razor environments have."
+            f"The observation space is {space}, but a Dict with 'pixels' and 'agent_pos' is "
+            "needed, as the gym_razor environments have."
         )
     state, pixels = space["agent_pos"], space["pixels"]
     assert isinstance(state, spaces.Box)

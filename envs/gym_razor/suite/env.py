@@ -1,4 +1,4 @@
-"""The single-environment face of the suite."""
+"""The suite as a single Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ ACTION_SPACE = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
 class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     """One task on the table.
 
-    Task: see its file in `gym_razor.suite.tasks`; `task_description` is the instruction in words.
+    Task: see its file in `gym_razor.suite.tasks`; `task_description` is the instruction.
     Observation: `pixels` {`front`, `wrist`}: uint8 [S, S, 3]; `agent_pos`: float32 [7], tip x, y, z
         (m, robot base frame), sin and cos of the gripper's yaw, finger opening in [0, 1], last
         gripper command in [-1, 1].
     Action: float32 [5] in [-1, 1] at 10 Hz: tip displacement dx, dy, dz (1 is 0.05 m), dyaw (1 is
         0.3 rad), gripper (+1 closes, -1 opens).
     Randomisation: object pair, colours, positions and yaws, fixture positions, drawer opening,
-        start pose and wording are a pure function of (task, seed). `reset()` without a seed draws
-        one from the environment's own generator.
+        start pose and instruction are a pure function of (task, seed). `reset()` without a seed
+        draws one from the environment's own generator.
     Success: `info["is_success"]`; the goal must hold for a few steps to count.
     Reward: `sparse`: 1 at success, else 0. `shaped`: that, plus the change of a potential.
     Termination: at success, or when the physics diverges (`info["physics_error"]`).
@@ -60,8 +60,9 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         reward_type: `sparse` or `shaped`.
         render_mode: `rgb_array` or None.
         render_size: Edge of what `render()` returns, in pixels.
-        role: Of the task; like `package`, only there so that `gym.spec(id).kwargs` tells it.
-        package: Whose task it is.
+        role: The task's role. Like `package` it is an argument so that `gym.spec(id).kwargs` has
+            it.
+        package: The package that registers the task.
     """
 
     expert_styles = tuple(STYLES)
@@ -111,7 +112,7 @@ class TableEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; `options["instruction"]` replaces the drawn wording."""
+        """Start an episode; `options["instruction"]` replaces the drawn instruction."""
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**31 - 1))

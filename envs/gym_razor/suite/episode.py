@@ -18,7 +18,7 @@ WorldFactory = Callable[[tuple[str, str]], World]
 
 @dataclass
 class StepResult:
-    """What one decision (a chunk of control steps) led to."""
+    """The result of one decision (a chunk of control steps)."""
 
     reward: float
     terminated: bool
@@ -62,15 +62,15 @@ class Episode:
         Args:
             task_id: Gymnasium id of a task of the suite.
             seed: Start-state seed.
-            instruction: Own words instead of the drawn variant.
+            instruction: Replaces the drawn instruction.
             max_episode_steps: Time limit in control steps (may be infinite); the task's if None.
         """
         self.task = TASKS[task_id]
-        pair, layout, words = self.task.sample(seed)
+        pair, layout, drawn_instruction = self.task.sample(seed)
         self.world = self._take_world(pair)
         self.world.reset(layout)
         self.seed = seed
-        self.instruction = words if instruction is None else instruction
+        self.instruction = drawn_instruction if instruction is None else instruction
         self.max_episode_steps = max_episode_steps or self.task.max_episode_steps
         self.elapsed_steps = 0
         self.is_success = False
@@ -108,7 +108,7 @@ class Episode:
         return StepResult(reward, self.is_success, truncated, self.is_success, physics_error=False)
 
     def expert_actions(self, style: str, length: int) -> npt.NDArray[np.float32]:
-        """Return the scripted expert's next actions by looking ahead; the state is left as it is.
+        """Return the scripted expert's next actions by looking ahead; the state does not change.
 
         Args:
             style: `a` or `b`.

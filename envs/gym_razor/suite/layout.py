@@ -1,4 +1,4 @@
-"""A start state: where everything stands before the first action."""
+"""A start state: where objects, fixtures and gripper are before the first action."""
 
 from __future__ import annotations
 

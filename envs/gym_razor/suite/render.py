@@ -31,12 +31,12 @@ def _gl_context(size: int) -> Any:
     """Make an off-screen OpenGL context.
 
     MuJoCo picks its context class when it is imported, and without `MUJOCO_GL` it picks one that
-    needs a display. So the class is chosen here, which works whatever was imported first.
+    needs a display. So the class is chosen here, independently of the order of imports.
     """
     backend = os.environ.get("MUJOCO_GL", "").strip().lower() or (
         "egl" if sys.platform == "linux" else ""
     )
-    # Software OpenGL without threads of its own: the worker processes are the parallelism.
+    # Software OpenGL needs no threads: the worker processes are the parallelism.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if backend in ("egl", "osmesa"):
         return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
@@ -86,7 +86,7 @@ class Renderer:
         """Render square views side by side.
 
         Args:
-            world: What to look at.
+            world: The world to show.
             cameras: Camera names: `front`, `wrist`, `show`.
             size: Edge length in pixels, at most 640.
             fine: Use the fine robot meshes (for people) instead of the coarse ones (for policies).
@@ -94,7 +94,7 @@ class Renderer:
         Returns:
             uint8 [len(cameras), size, size, 3].
         """
-        self._gl.make_current()  # another renderer of this process may have been at work
+        self._gl.make_current()  # another renderer of this process may have run in between
         width = size * len(cameras)
         if self._size != (width, size):
             mujoco.mjr_resizeOffscreen(width, size, self._context)
@@ -131,7 +131,7 @@ class Renderer:
 
     @property
     def name(self) -> str:
-        """Return what OpenGL calls the renderer, for example `llvmpipe (LLVM 15.0.6, 256 bits)`."""
+        """Return OpenGL's name of the renderer, for example `llvmpipe (LLVM 15.0.6, 256 bits)`."""
         from OpenGL import GL
 
         self._gl.make_current()

@@ -42,7 +42,7 @@ class ObjectKind:
         height_m: Height of the object.
         half_width_m: Half the width between the fingers at the grasp.
         colours: Colours it comes in; each kind has its own, because at 64 px a far object is a
-            handful of pixels and its colour tells more than its shape.
+            handful of pixels and its colour is easier to recognise than its shape.
         yaw_symmetry: Number of equal grasp yaws in a full turn (4 for a cube, 0 for a round object).
     """
 
@@ -278,7 +278,7 @@ def _bin() -> str:
 
 
 def _stand(half_x: float, half_y: float) -> str:
-    """Return what a raised fixture stands on; inside the table where it is not raised."""
+    """Return the stand under a raised fixture; it lies inside the table if that is not raised."""
     half = STAND_MAX_HEIGHT_M / 2
     return _box((0, 0, -half - 0.001), (half_x - 0.01, half_y - 0.01, half), "stand")
 
@@ -377,7 +377,7 @@ def _assets() -> str:
 
 
 def _world(pair: tuple[str, str]) -> str:
-    """Return everything that stands somewhere."""
+    """Return all bodies of the scene."""
     return f"""  <worldbody>
     <light pos=".6 -.4 1.6" dir="-.1 .3 -1" directional="true" diffuse=".45 .45 .45" specular=".1 .1 .1" castshadow="false"/>
     <camera name="front" pos="1.12 0 .66" xyaxes="0 1 0 -.72 0 .69" fovy="50"/>

@@ -1,11 +1,11 @@
 """One simulated table: reset, Cartesian control, state read-out, and copies for look-ahead.
 
-Control: an action is a displacement of the gripper tip from where it *is* (so the next state
-depends on the observed state and the action only), solved to joint targets by one damped
-least-squares step and reached by position servos whose targets are ramped over the control period.
+Control: an action is a displacement of the gripper tip from its present position, so the next state
+depends only on the observed state and the action. One damped least-squares step turns it into joint
+targets; position servos follow these targets, which are ramped over the control period.
 
-The control step is the hot path, so it works on views of MuJoCo's arrays made once and on plain
-floats: a property access or a temporary array costs as much as a tenth of a physics step.
+The control step is the hot path. It works on plain floats and on views of MuJoCo's arrays that are
+made once: a property access or a temporary array costs as much as a tenth of a physics step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PhysicsError(RuntimeError):
 def load_model(pair: tuple[str, str]) -> mujoco.MjModel:
     """Compile (once per process) the scene with two movable objects, see `scene.OBJECTS`."""
     model = mujoco.MjModel.from_xml_string(scene.scene_xml(pair))
-    # A diverged state must be seen and reported, not silently replaced by a reset.
+    # MuJoCo would silently reset a diverged state; it must be reported instead.
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
     return model
 
@@ -86,7 +86,7 @@ class World:
         self._index_landmarks()
 
     def _make_control_buffers(self) -> None:
-        """Allocate what the control step writes into, and its constants as arrays.
+        """Allocate the buffers of the control step, and its constants as arrays.
 
         NumPy takes half a microsecond longer for an operand that is a Python number.
         """
@@ -109,7 +109,7 @@ class World:
         self._segments = np.full(7, float(_RAMP_SEGMENTS))
 
     def _index_landmarks(self) -> None:
-        """Find where each of `scene.LANDMARKS` is read from."""
+        """Find the array entries from which each of `scene.LANDMARKS` is read."""
         names = scene.LANDMARKS
         self._landmarks = np.zeros((len(names), 3))
         self.landmarks_present: npt.NDArray[np.bool_] = np.array(
@@ -125,14 +125,14 @@ class World:
         self._landmark_handle = names.index("handle")
 
     def _place_landmarks(self) -> None:
-        """Write the landmarks that stay where they are until the next reset."""
+        """Write the landmarks that do not move until the next reset."""
         self._landmarks[self._landmark_fixtures] = self._mocap_pos[self._landmark_mocap]
         self._landmarks[self._landmark_handle] = self.handle()
 
     # ---- reset ----
 
     def reset(self, layout: Layout) -> None:
-        """Put everything where `layout` says; all derived state is made anew."""
+        """Arrange the scene as `layout` says; recompute all derived state."""
         data = self.data
         mujoco.mj_resetData(self.model, data)
         self.colours = dict(layout.colours)
@@ -175,7 +175,7 @@ class World:
                 (+1 closes).
 
         Raises:
-            PhysicsError: The state is not finite any more.
+            PhysicsError: The new state is not finite.
         """
         dx, dy, dz, turn, gripper = [min(max(value, -1.0), 1.0) for value in action.tolist()]
         x, y, z = self._tip_position.tolist()
@@ -326,8 +326,8 @@ class World:
     def landmarks(self) -> Array:
         """Return positions [L, 3] (m) of `scene.LANDMARKS`, a view that the next call changes.
 
-        Objects are given by the point where they are held, which is also what a picture shows best.
-        Those that are not on the table (`landmarks_present` is False) stay at 0.
+        An object's landmark is the point where it is held, which is also the easiest to see in a
+        picture. Objects that are not on the table (`landmarks_present` is False) stay at 0.
         """
         positions, qpos = self._landmarks, self._qpos
         for index, address, half_height in self._landmark_objects:
@@ -339,7 +339,7 @@ class World:
     # ---- copies ----
 
     def save(self) -> tuple[Array, float]:
-        """Return everything that the next step depends on."""
+        """Return the complete state: the next step depends on nothing else."""
         state = np.empty(self._state_size)
         mujoco.mj_getState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         return state, self.gripper_command
@@ -352,10 +352,11 @@ class World:
         self._place_landmarks()
 
     def state_hash(self) -> str:
-        """Return a hash of the physics state and of what is on the table, 16 hexadecimal digits.
+        """Return a hash of the physics state and of the objects, 16 hexadecimal digits.
 
-        Rounded to 1e-6 (m, rad, m/s, rad/s), because the last bits depend on the processor: they
-        are about 1e-14 after the objects have settled. The solver's warm start is left out.
+        The state is rounded to 1e-6 (m, rad, m/s, rad/s), because the last bits depend on the
+        processor: they are about 1e-14 after the objects have settled. The solver's warm start does
+        not enter the hash.
         """
         data = self.data
         parts = (data.qpos, data.qvel, data.ctrl, data.mocap_pos, data.mocap_quat)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
@@ -20,8 +20,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from gym_razor.vector.faults import Breach
-from gym_razor.vector.pool import PooledVectorEnv, Request, common_layout
-from gym_razor.vector.success import silent_text, told_success
+from gym_razor.vector.pool import PooledVectorEnv, Request, observation_arrays
+from gym_razor.vector.success import IS_SUCCESS, no_success_message, reported_success
 from gym_razor.vector.workers import Arrays
 
 EnvFactory = Callable[[], "gym.Env[Any, Any]"]
@@ -40,7 +40,7 @@ def step_chunk(env: gym.Env[Any, Any], actions: NDArray[np.float32]) -> Transiti
 
     Returns:
         Last observation, sum of the rewards, terminated, truncated, last info. `is_success` in the
-        info is True if any action of the chunk succeeded, and absent if none told of success.
+        info is True if any action of the chunk succeeded, and absent if no info reported success.
     """
     success: bool | None = None
     lean = env is env.unwrapped and hasattr(env, "step_without_rendering")
@@ -52,15 +52,15 @@ def step_chunk(env: gym.Env[Any, Any], actions: NDArray[np.float32]) -> Transiti
         else:
             observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
-        told = told_success(info)
-        if told is not None:
-            success = bool(success) or told
+        step_success = reported_success(info)
+        if step_success is not None:
+            success = bool(success) or step_success
         if terminated or truncated:
             break
     if lean:
         observation = cast("Any", env).observe()
     if success is not None:
-        info = {**info, "is_success": success}
+        info = {**info, IS_SUCCESS: success}
     return observation, total, bool(terminated), bool(truncated), info
 
 
@@ -69,9 +69,9 @@ class _EnvGroup:
 
     def __init__(self, env_ids: Sequence[int], env_fns: Sequence[EnvFactory]) -> None:
         self._envs = {i: env_fn() for i, env_fn in zip(env_ids, env_fns, strict=True)}
-        self._told = dict.fromkeys(env_ids, False)
-        """Which environments have said in this episode whether they succeeded."""
-        self._leaves = list(_leaves(self._first().observation_space))
+        self._reported = dict.fromkeys(env_ids, False)
+        """Whether each environment has reported in this episode if it succeeded."""
+        self._observation_arrays = list(observation_arrays(self._first().observation_space))
 
     def _first(self) -> gym.Env[Any, Any]:
         return next(iter(self._envs.values()))
@@ -94,13 +94,13 @@ class _EnvGroup:
 
     def reset(self, requests: Sequence[Request]) -> list[tuple[str, str]]:
         started = []
-        for env_id, seed, task, text, options in requests:
+        for env_id, seed, task, instruction, options in requests:
             env = self._envs[env_id]
-            own = {**options, **({"instruction": text} if text else {})}
+            env_options = {**options, **({"instruction": instruction} if instruction else {})}
             if task is not None and getattr(env, "switches_tasks", False):
-                own["task"] = task
-            observation, info = env.reset(seed=seed, options=own or None)
-            self._told[env_id] = False
+                env_options["task"] = task
+            observation, info = env.reset(seed=seed, options=env_options or None)
+            self._reported[env_id] = False
             self._arrays["reward"][env_id] = 0.0
             self._arrays["start_state_hash"][env_id] = str(info.get("start_state_hash", ""))
             self._write(env_id, observation, False, False, info)
@@ -112,9 +112,9 @@ class _EnvGroup:
             env = self._envs[env_id]
             chunk = self._arrays["actions"][env_id].copy()
             observation, reward, terminated, truncated, info = step_chunk(env, chunk)
-            self._told[env_id] |= "is_success" in info
-            if (terminated or truncated) and not self._told[env_id]:
-                raise Breach(f"{env.get_wrapper_attr('task')} {silent_text(info)}")
+            self._reported[env_id] |= IS_SUCCESS in info
+            if (terminated or truncated) and not self._reported[env_id]:
+                raise Breach(f"{env.get_wrapper_attr('task')} {no_success_message(info)}")
             self._arrays["reward"][env_id] = reward
             self._write(env_id, observation, terminated, truncated, info)
 
@@ -146,9 +146,9 @@ class _EnvGroup:
     def _write(
         self, env_id: int, observation: Any, terminated: bool, truncated: bool, info: dict[str, Any]
     ) -> None:
-        """Write into the shared arrays what an environment's reset or step gave."""
+        """Write into the shared arrays what an environment's reset or step returned."""
         arrays = self._arrays
-        for name, keys, space in self._leaves:
+        for name, keys, space in self._observation_arrays:
             part = np.asarray(functools.reduce(lambda tree, key: tree[key], keys, observation))
             if part.shape != space.shape or not np.can_cast(
                 part.dtype, arrays[name].dtype, "same_kind"
@@ -160,7 +160,7 @@ class _EnvGroup:
                 )
             arrays[name][env_id] = part
         arrays["terminated"][env_id], arrays["truncated"][env_id] = terminated, truncated
-        arrays["is_success"][env_id] = bool(info.get("is_success", False))
+        arrays["is_success"][env_id] = bool(info.get(IS_SUCCESS, False))
         arrays["elapsed_steps"][env_id] = int(info.get("elapsed_steps", 0))
         for name in ("landmarks", "landmarks_present"):
             arrays[name][env_id] = info.get(name, 0) if arrays[name].size else 0
@@ -171,9 +171,12 @@ class ChunkedVectorEnv(PooledVectorEnv):
 
     A finished environment keeps its true final observation and stands still (reward 0, the same
     flags) until `reset` names it in `reset_mask`. Environments with `switches_tasks` can change
-    their task at a reset. Where they have a method `expert_actions(style, length)`, which returns
-    the next actions of a scripted expert, float32 [length, A], and changes nothing, this one has
-    `expert_actions(style, env_ids)`; their `expert_styles` (`("a",)` by default) are the styles.
+    their task at a reset.
+
+    An environment may have a scripted expert: a method `expert_actions(style, length)` that returns
+    the expert's next actions, float32 [length, A], and changes nothing. Then this class has
+    `expert_actions(style, env_ids)`, and `expert_styles` are the environments' (`("a",)` if they
+    name none).
 
     Attributes:
         groups: Environment ids (int arrays) per worker; they can be stepped separately.
@@ -193,7 +196,7 @@ class ChunkedVectorEnv(PooledVectorEnv):
             env_fns: One factory per environment; all must have the same spaces.
             chunk_size: Actions per decision, at least 1.
             num_workers: Worker processes; 0 steps in this process.
-            timeout_s: Longest wait for an answer of a worker.
+            timeout_s: Longest wait for a worker's answer.
 
         Raises:
             ValueError: No environment, a number out of range, or an observation that is not made
@@ -219,33 +222,17 @@ class ChunkedVectorEnv(PooledVectorEnv):
         }
         self.render_mode = first["render_mode"]
         self._switches_tasks = bool(first["switches_tasks"])
-        self.tasks = [task for each in described for task in each["tasks"]]
-        self.instructions = [text for each in described for text in each["instructions"]]
-        if first["expert_styles"] is not None:  # so that `hasattr` says whether there is an expert
+        self.tasks = [task for group in described for task in group["tasks"]]
+        self.instructions = [text for group in described for text in group["instructions"]]
+        if first["expert_styles"] is not None:  # so that `hasattr` shows whether there is an expert
             self.expert_styles = first["expert_styles"]
-            self.expert_actions = self._expert_actions
+            self.expert_actions = self._expert_chunks
         self._describe_spaces(first["observation_space"], first["action_space"])
-        n = self.num_envs
-        leaves = _leaves(self.single_observation_space)
-        self._share(
-            {
-                **{name: ((n, *(space.shape or ())), space.dtype) for name, _, space in leaves},
-                **common_layout(n, self._chunk_shape, len(self.metadata["landmark_names"])),
-                "start_state_hash": ((n,), np.dtype("U64")),
-            }
-        )
-
-    def _expert_actions(
-        self, style: str = "a", env_ids: Sequence[int] | None = None
-    ) -> NDArray[np.float32]:
-        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
-        chunks = self._gather(ids, "expert", style, self.chunk_size)
-        return np.stack([np.asarray(chunks[env_id], np.float32) for env_id in ids.tolist()])
+        self._share(len(self.metadata["landmark_names"]))
 
     def call(self, name: str) -> tuple[Any, ...]:
-        """Return an attribute of every environment; nothing may be being stepped."""
-        everyone = np.arange(self.num_envs)
-        return tuple(self._gather(everyone, "get", name).values())
+        """Return an attribute of every environment; no group may be moving."""
+        return tuple(self._gather(None, "get", name))
 
     def render(  # type: ignore[override]
         self, env_ids: Sequence[int] | None = None, size: int | None = None
@@ -257,51 +244,19 @@ class ChunkedVectorEnv(PooledVectorEnv):
             size: Side in pixels; None takes what the environments render. Other sizes are
                 sampled from that (nearest pixel).
         """
-        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
-        frames = self._gather(ids, "render")
-        pictures = np.stack([frames[env_id] for env_id in ids.tolist()])
+        pictures = np.stack(self._gather(env_ids, "render"))
         if size is None or size == pictures.shape[1]:
             return pictures
-        at = (np.arange(size) + 0.5) * pictures.shape[1] / size
-        rows_at = at.astype(np.intp)
-        return np.ascontiguousarray(pictures[:, rows_at][:, :, rows_at])
+        nearest = ((np.arange(size) + 0.5) * pictures.shape[1] / size).astype(np.intp)
+        return np.ascontiguousarray(pictures[:, nearest][:, :, nearest])
 
     def _check_tasks(self, tasks: Sequence[str | None], mask: NDArray[np.bool_]) -> None:
         del mask
-        wanted = [task for task in tasks if task is not None]
+        wanted = {task for task in tasks if task is not None}
         if not self._switches_tasks and any(
-            task not in (None, own) for task, own in zip(tasks, self.tasks, strict=True)
+            task not in (None, current) for task, current in zip(tasks, self.tasks, strict=True)
         ):
             raise ValueError(
-                f"These environments cannot switch tasks; they run {sorted(set(self.tasks))}, "
-                f"asked for {sorted(set(wanted))}. Make one vector environment per task."
+                f"These environments cannot switch tasks: they run {sorted(set(self.tasks))}, and "
+                f"the reset names {sorted(wanted)}. Make one vector environment per task."
             )
-
-    def _make_observations(self, ids: NDArray[np.intp] | None) -> Any:
-        return self._tree(self.single_observation_space, (), ids)
-
-    def _tree(
-        self, space: gym.Space[Any], keys: tuple[str, ...], ids: NDArray[np.intp] | None
-    ) -> Any:
-        if isinstance(space, gym.spaces.Dict):
-            return {key: self._tree(part, (*keys, key), ids) for key, part in space.items()}
-        return self._copy(_array_name(keys), ids)
-
-
-def _array_name(keys: tuple[str, ...]) -> str:
-    return "/".join(("observation", *keys))
-
-
-def _leaves(
-    space: gym.Space[Any], keys: tuple[str, ...] = ()
-) -> Iterator[tuple[str, tuple[str, ...], gym.Space[Any]]]:
-    """Yield name among the shared arrays, keys and space of the arrays that a space consists of."""
-    if isinstance(space, gym.spaces.Dict):
-        for key, part in space.items():
-            yield from _leaves(part, (*keys, key))
-    elif space.shape is None or space.dtype is None or space.dtype.kind not in "biuf":
-        raise ValueError(
-            f"The observation {' '.join(keys)} is {space}: only arrays of numbers can be observed."
-        )
-    else:
-        yield _array_name(keys), keys, space

@@ -1,4 +1,4 @@
-"""A faulty worker is reported with what is needed to replay its episodes."""
+"""Faults of workers and environments, and the dump from which episodes can be replayed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EnvironmentFault(RuntimeError):
 
 
 class Breach(ValueError):
-    """What an environment offers or gives cannot be used; the text goes on after its name."""
+    """An environment breaks the contract; the text continues a sentence after its name."""
 
 
 def dump_episodes(
@@ -40,11 +40,11 @@ def dump_episodes(
     return path
 
 
-def worker_error(worker: str, what: str, episodes: Sequence[Mapping[str, Any]], dump: Path) -> str:
+def worker_error(worker: str, fault: str, episodes: Sequence[Mapping[str, Any]], dump: Path) -> str:
     """Return the text of a `WorkerError`."""
     named = ", ".join(f"{episode['task']} seed {episode['seed']}" for episode in episodes[:4])
     more = f" and {len(episodes) - 4} more" if len(episodes) > 4 else ""
     return (
-        f"{worker} {what}. Its episodes ({named}{more}) with the actions so far are in {dump}; "
+        f"{worker} {fault}. Its episodes ({named}{more}) with the actions so far are in {dump}; "
         "replay one by resetting its task with its seed and stepping those actions."
     )

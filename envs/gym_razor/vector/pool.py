@@ -1,18 +1,19 @@
 """A vector environment in worker processes that is stepped by chunks of actions.
 
-`PooledVectorEnv` owns what all such environments share: groups of environments, one per worker,
-that can be stepped while others are thought about; masks, seeds, standing still after an episode;
-shared arrays; and the report on a worker that dies, hangs or raises, with what is needed to replay
-its episodes. Subclasses say which arrays there are and what an observation is made of.
+`PooledVectorEnv` owns what all such environments share. Each worker runs one group of environments,
+and one group can move while the policy decides for another. The pool spreads masks and seeds, keeps
+observations and infos in shared arrays, and lets finished environments stand still. When a worker
+dies, hangs or raises, it reports that and dumps what is needed to replay the episodes. Subclasses
+make the groups and name the spaces.
 
 Axis letters: N environments, H actions per chunk, A action dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -36,21 +37,42 @@ Infos = dict[str, Any]
 Observations = Any
 StepResult = tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]
 Request = tuple[int, int | None, str | None, str | None, dict[str, Any]]
-"""What a group is asked to reset: environment, seed, task (None keeps it), own words, options."""
+"""One reset: environment, seed, task (None keeps it), instruction (None: the task's), options."""
 
 
-def common_layout(num_envs: int, chunk_shape: tuple[int, ...], num_landmarks: int) -> Layout:
-    """Return shape and dtype of the arrays that every pool has."""
-    return {
-        "actions": ((num_envs, *chunk_shape), np.float32),
-        "reward": ((num_envs,), np.float64),
-        "terminated": ((num_envs,), np.bool_),
-        "truncated": ((num_envs,), np.bool_),
-        "is_success": ((num_envs,), np.bool_),
-        "elapsed_steps": ((num_envs,), np.int64),
-        "landmarks": ((num_envs, num_landmarks, 3), np.float32),
-        "landmarks_present": ((num_envs, num_landmarks), np.bool_),
-    }
+class ObservationArray(NamedTuple):
+    """One array of an observation: its shared array's name, its path in the tree, its space."""
+
+    name: str
+    keys: tuple[str, ...]
+    space: gym.Space[Any]
+
+
+def observation_arrays(
+    space: gym.Space[Any], keys: tuple[str, ...] = ()
+) -> Iterator[ObservationArray]:
+    """Yield the arrays that an observation space consists of.
+
+    Args:
+        space: A `Dict`, also of further ones, or a space of arrays of numbers.
+        keys: Where it lies in the observation.
+
+    Raises:
+        ValueError: A part is not an array of numbers.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        for key, part in space.items():
+            yield from observation_arrays(part, (*keys, key))
+    elif space.shape is None or space.dtype is None or space.dtype.kind not in "biuf":
+        raise ValueError(
+            f"The observation {' '.join(keys)} is {space}: only arrays of numbers can be observed."
+        )
+    else:
+        yield ObservationArray(_array_name(keys), keys, space)
+
+
+def _array_name(keys: tuple[str, ...]) -> str:
+    return "/".join(("observation", *keys))
 
 
 class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]):
@@ -59,7 +81,8 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
     A finished environment keeps its true final observation and stands still (reward 0, the same
     flags) until `reset` names it in `reset_mask`.
 
-    A subclass calls `_start`, then `_describe_spaces` and `_share`, in its `__init__`.
+    A subclass calls `_start`, then `_describe_spaces` and `_share`, in its `__init__`. Its groups
+    write observations into the arrays that `observation_arrays` names.
 
     Attributes:
         groups: Environment ids (int arrays) per worker; they can be stepped separately.
@@ -74,7 +97,7 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         "landmarks",
         "landmarks_present",
     )
-    """Arrays that are infos under their own names."""
+    """Shared arrays that `step` and `reset` return as infos of the same name."""
 
     def _start(
         self,
@@ -90,16 +113,17 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         """Start the workers.
 
         Args:
-            make_group: Environment ids -> maker of their group, which a worker process is given.
+            make_group: Returns for some environment ids the maker of their group; a worker process
+                calls that maker.
             num_envs: N.
             chunk_size: H.
             num_workers: Worker processes; 0 runs everything in this process.
             timeout_s: A worker that is silent for longer is reported as hung.
-            variables: What a worker process finds among its environment variables.
+            variables: Environment variables of the worker processes.
             dump_dir: Where episodes are dumped after a fault; the temporary folder if None.
 
         Returns:
-            What each group says of itself.
+            Each group's answer to `describe`.
 
         Raises:
             ValueError: A number is out of range.
@@ -142,8 +166,28 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         self.observation_space = batch_space(observation, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-    def _share(self, layout: Layout) -> None:
-        """Make the arrays that the workers write into."""
+    def _share(self, num_landmarks: int, extra: Layout | None = None) -> None:
+        """Make the arrays that the workers write into.
+
+        Args:
+            num_landmarks: Landmarks that the infos report.
+            extra: Further arrays.
+        """
+        n = self.num_envs
+        observation = observation_arrays(self.single_observation_space)
+        layout: Layout = {
+            **{name: ((n, *(space.shape or ())), space.dtype) for name, _, space in observation},
+            "actions": ((n, *self._chunk_shape), np.float32),
+            "reward": ((n,), np.float64),
+            "terminated": ((n,), np.bool_),
+            "truncated": ((n,), np.bool_),
+            "is_success": ((n,), np.bool_),
+            "elapsed_steps": ((n,), np.int64),
+            "landmarks": ((n, num_landmarks, 3), np.float32),
+            "landmarks_present": ((n, num_landmarks), np.bool_),
+            "start_state_hash": ((n,), np.dtype("U64")),
+            **(extra or {}),
+        }
         self._shared = SharedArrays(self._workers, layout)
         for index in range(len(self._workers)):
             self._receive(index)
@@ -161,24 +205,20 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
     # ---- what subclasses add ----
 
     def _check_tasks(self, tasks: Sequence[str | None], mask: NDArray[np.bool_]) -> None:
-        """Check the tasks that a reset asks for (None keeps the present one)."""
-        raise NotImplementedError
-
-    def _make_observations(self, ids: Ids | None) -> Observations:
-        """Return observations of some environments, all if None."""
+        """Check the tasks that a reset names (None keeps the present one)."""
         raise NotImplementedError
 
     def _seed_of_episode(self, seed: int | None) -> int | None:
-        """Return the seed of an episode that was asked for with `seed`."""
+        """Return the seed of an episode whose reset got `seed`."""
         return None if seed is None else int(seed)
 
-    def _requests(self, index: int, requests: Sequence[Request]) -> tuple[Any, ...]:
+    def _reset_arguments(self, index: int, requests: Sequence[Request]) -> tuple[Any, ...]:
         """Return the arguments of a group's `reset`, which answers with (task, instruction)s."""
         del index
         return (requests,)
 
-    def _heed(self, answer: Any) -> None:
-        """Look at what a group answered to `step`."""
+    def _handle_step_answer(self, answer: Any) -> None:
+        """Handle a group's answer to `step`."""
 
     # ---- Gymnasium ----
 
@@ -192,22 +232,24 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
 
         Args:
             seed: One seed per environment; an integer s gives s, s + 1, ...; None draws them.
-            options: `reset_mask` (bool [N]; only these, the others keep what they have), `tasks`
-                (per environment a task id, or None to keep its own) and `instructions` (own words
-                or None); anything else goes to the environments.
+            options: `reset_mask` (bool [N]; only these start, the others stay as they are), `tasks`
+                (per environment a task id, or None to keep its task) and `instructions` (per
+                environment a text for the policy, or None for the task's). All other entries go
+                to the environments.
 
         Returns:
-            Observations and infos of all environments, zeros of those that were never reset. These
-            infos also hold `start_state_hash` where the environments give it: equal for equal
+            Observations and infos of all environments, zeros for those that were never reset. These
+            infos also hold `start_state_hash` where the environments report it: equal for equal
             start states, whatever the instruction.
         """
-        given = dict(options or {})
-        mask = _as_mask(given.pop("reset_mask", None), self.num_envs, "reset_mask")
-        tasks = given.pop("tasks", None) or [None] * self.num_envs
-        texts = given.pop("instructions", None) or [None] * self.num_envs
+        rest = dict(options or {})
+        mask = _as_mask(rest.pop("reset_mask", None), self.num_envs, "reset_mask")
+        tasks = rest.pop("tasks", None) or [None] * self.num_envs
+        instructions = rest.pop("instructions", None) or [None] * self.num_envs
         self._check_tasks(tasks, mask)
         seeds = self._spread_seed(seed)
-        # Groups without an environment to reset are left alone: they may be being stepped.
+        # Groups without an environment to reset are left alone: they may be in the middle of a
+        # step.
         parts = self._by_group(np.flatnonzero(mask))
         self._check_idle(index for index, _ in parts)
         for index, ids in parts:
@@ -215,11 +257,13 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
             for env_id in ids.tolist():
                 self._seeds[env_id] = self._seed_of_episode(seeds[env_id])
                 self._history[env_id] = []
-                requests.append((env_id, self._seeds[env_id], tasks[env_id], texts[env_id], given))
-            self._send(index, "reset", *self._requests(index, requests))
+                requests.append(
+                    (env_id, self._seeds[env_id], tasks[env_id], instructions[env_id], rest)
+                )
+            self._send(index, "reset", *self._reset_arguments(index, requests))
         for index, ids in parts:
-            for env_id, started in zip(ids.tolist(), self._receive(index), strict=True):
-                self.tasks[env_id], self.instructions[env_id] = started
+            for env_id, episode in zip(ids.tolist(), self._receive(index), strict=True):
+                self.tasks[env_id], self.instructions[env_id] = episode
         self._was_reset |= mask
         infos = self._make_infos(None)
         hashes = self._arrays["start_state_hash"]
@@ -237,8 +281,9 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
             mask: bool [N]; only environments with True move. None moves all.
 
         Returns:
-            Observations, rewards summed over the chunk [N] (0 where not stepped), terminated [N]
-            and truncated [N] (as they last were where not stepped), infos, for all environments.
+            Observations, rewards summed over the chunk [N], terminated [N], truncated [N] and
+            infos, of all environments. Where an environment was not stepped, its reward is 0 and
+            the rest is as it was.
         """
         moving = _as_mask(mask, self.num_envs, "mask")
         chunks = np.asarray(actions, np.float32)
@@ -267,12 +312,12 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
 
         Args:
             actions: float32 [n, H, A] (or [n, A] if H is 1), one chunk per id.
-            env_ids: int [n]; whole groups, or parts of them, that are not being stepped already.
+            env_ids: int [n]; groups, or parts of groups, that are not moving yet.
         """
         ids = np.asarray(env_ids, np.intp)
         chunks = np.asarray(actions, np.float32).reshape(len(ids), *self._chunk_shape)
         if not np.isfinite(chunks).all():
-            raise ValueError("Actions must be finite; got NaN or infinity from the policy.")
+            raise ValueError("The actions hold NaN or infinity: give finite numbers.")
         parts = self._by_group(ids)
         self._check_idle(index for index, _ in parts)
         self._check_reset(ids)
@@ -283,9 +328,9 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         for env_id, chunk, moves in zip(ids.tolist(), chunks.copy(), alive[ids], strict=True):
             if moves:
                 self._history[env_id].append(chunk)
-        for index, own in parts:
-            self._send(index, "step", own[alive[own]].tolist())
-            self._pending[index] = own
+        for index, group_ids in parts:
+            self._send(index, "step", group_ids[alive[group_ids]].tolist())
+            self._pending[index] = group_ids
 
     def step_wait(
         self,
@@ -293,8 +338,8 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         """Wait for the next group that `step_async` started.
 
         Returns:
-            Environment ids, then observations, rewards, terminated, truncated and infos of those
-            environments only.
+            Environment ids, then observations, rewards, terminated, truncated and infos of only
+            those environments.
         """
         ids = self._finish_group()
         arrays = self._arrays
@@ -322,39 +367,55 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
     # ---- groups and messages ----
 
     def _finish_group(self) -> Ids:
-        """Wait for a group that is being stepped; return its environments."""
+        """Wait for a group that is moving; return its environments."""
         if not self._pending:
-            raise RuntimeError("Nothing is being stepped: call step_async first.")
+            raise RuntimeError("No environment is moving: call step_async first.")
         index, ready = first_ready({index: self._workers[index] for index in self._pending})
         answer = self._receive(index, is_ready=ready)
         ids = self._pending.pop(index)
-        self._heed(answer)
+        self._handle_step_answer(answer)
         return ids
 
-    def _gather(self, ids: Ids, command: str, *arguments: Any) -> dict[int, Any]:
-        """Ask the groups of some environments; return environment id -> answer.
+    def _gather(
+        self, env_ids: Sequence[int] | Ids | None, command: str, *arguments: Any
+    ) -> list[Any]:
+        """Call a method of the groups; return the answer for each environment, in order.
 
         Args:
-            ids: Environments.
+            env_ids: Environments; None: all.
             command: A group's method that takes ids and `arguments`; it returns an answer per id.
             *arguments: The same for all groups.
         """
+        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.intp)
         parts = self._by_group(ids)
         self._check_idle(index for index, _ in parts)
-        for index, own in parts:
-            self._send(index, command, own.tolist(), *arguments)
-        return {
+        for index, group_ids in parts:
+            self._send(index, command, group_ids.tolist(), *arguments)
+        answers = {
             env_id: answer
-            for index, own in parts
-            for env_id, answer in zip(own.tolist(), self._receive(index), strict=True)
+            for index, group_ids in parts
+            for env_id, answer in zip(group_ids.tolist(), self._receive(index), strict=True)
         }
+        return [answers[env_id] for env_id in ids.tolist()]
+
+    def _expert_chunks(
+        self, style: str = "a", env_ids: Sequence[int] | Ids | None = None
+    ) -> NDArray[np.float32]:
+        """Return the scripted expert's next chunks, float32 [n, H, A]; no state changes.
+
+        Args:
+            style: One of the environments' `expert_styles`.
+            env_ids: Environments; None: all.
+        """
+        chunks = self._gather(env_ids, "expert", style, self.chunk_size)
+        return np.stack([np.asarray(chunk, np.float32) for chunk in chunks])
 
     def _by_group(self, ids: Ids) -> list[tuple[int, Ids]]:
         """Return the groups that have any of the environments, with those environments."""
         wanted = np.zeros(self.num_envs, np.bool_)
         wanted[ids] = True
         parts = ((index, group[wanted[group]]) for index, group in enumerate(self.groups))
-        return [(index, own) for index, own in parts if len(own)]
+        return [(index, group_ids) for index, group_ids in parts if len(group_ids)]
 
     def _send(self, index: int, command: str, *arguments: Any) -> None:
         try:
@@ -376,7 +437,7 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
         """
         worker, ids = self._workers[index], self.groups[index].tolist()
         text = f"{worker.name} {error}."
-        if all(self.tasks[env_id] for env_id in ids):  # else it never got so far
+        if all(self.tasks[env_id] for env_id in ids):  # else no episode has started yet
             episodes = [{"task": self.tasks[i], "seed": self._seeds[i]} for i in ids]
             path = self._dump(ids, str(error))
             text = worker_error(worker.name, str(error), episodes, path)
@@ -405,7 +466,7 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
     def _check_idle(self, groups: Iterable[int]) -> None:
         busy = sorted(set(groups) & set(self._pending))
         if busy:
-            raise RuntimeError(f"Groups {busy} are being stepped: call step_wait first.")
+            raise RuntimeError(f"Groups {busy} are still moving: call step_wait first.")
 
     def _check_reset(self, ids: Ids) -> None:
         if not self._was_reset[ids].all():
@@ -421,15 +482,28 @@ class PooledVectorEnv(VectorEnv[Observations, NDArray[np.float32], NDArray[Any]]
             return [int(seed) + env_id for env_id in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(
-                f"{len(seed)} seeds for {self.num_envs} environments: give one for each."
+                f"There are {len(seed)} seeds for {self.num_envs} environments: give one for each."
             )
         return seed
+
+    def _make_observations(self, ids: Ids | None) -> Observations:
+        """Return observations of some environments, all if None."""
+        return self._observation_tree(self.single_observation_space, (), ids)
+
+    def _observation_tree(
+        self, space: gym.Space[Any], keys: tuple[str, ...], ids: Ids | None
+    ) -> Observations:
+        if isinstance(space, gym.spaces.Dict):
+            return {
+                key: self._observation_tree(part, (*keys, key), ids) for key, part in space.items()
+            }
+        return self._copy(_array_name(keys), ids)
 
     def _make_infos(self, ids: Ids | None) -> Infos:
         return {name: self._copy(name, ids) for name in self._info_names}
 
     def _copy(self, name: str, ids: Ids | None) -> NDArray[Any]:
-        """Copy a shared array's rows, all if None; what a worker writes later does not show."""
+        """Return a copy of a shared array's rows, all if None; workers go on writing into it."""
         array = self._arrays[name]
         copied: NDArray[Any] = array.copy() if ids is None else array.take(ids, axis=0)
         return copied
@@ -446,6 +520,6 @@ def _as_mask(mask: Any, num_envs: int, name: str) -> NDArray[np.bool_]:
     array = np.asarray(mask)
     if array.shape != (num_envs,) or array.dtype != np.bool_:
         raise ValueError(
-            f"{name} has shape {array.shape} and type {array.dtype}: give bool [{num_envs}]."
+            f"`{name}` is {array.dtype} of shape {array.shape}: give bool of shape ({num_envs},)."
         )
     return array

@@ -1,7 +1,7 @@
-"""What an environment says about success: one rule for every kind of environment.
+"""What an environment reports about success: one rule for every kind of environment.
 
-`info["is_success"]` is read, else `info["success"]`, and nothing else: that an episode terminated
-never means that it succeeded.
+`info["is_success"]` counts, else `info["success"]`, and nothing else. In particular, an episode
+that terminated has not necessarily succeeded.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 
 from gym_razor.vector.faults import Breach
 
-KEYS = ("is_success", "success")
+IS_SUCCESS = "is_success"
+KEYS = (IS_SUCCESS, "success")
 
 
-def told_success(info: Mapping[str, Any]) -> bool | None:
-    """Return what an info says about success, None where it says nothing.
+def reported_success(info: Mapping[str, Any]) -> bool | None:
+    """Return whether an info reports success, None if it reports neither success nor failure.
 
     Args:
         info: Of one environment's step.
@@ -25,18 +26,18 @@ def told_success(info: Mapping[str, Any]) -> bool | None:
     Raises:
         Breach: A value is neither true nor false, or the two keys contradict each other.
     """
-    told = {key: _as_bool(key, info[key]) for key in KEYS if key in info}
-    if len(set(told.values())) > 1:
-        both = " and ".join(f"{key!r} {value}" for key, value in told.items())
+    reports = {key: _as_bool(key, info[key]) for key in KEYS if key in info}
+    if len(set(reports.values())) > 1:
+        both = " and ".join(f"{key!r} {value}" for key, value in reports.items())
         raise Breach(f"contradicts itself in its info: {both}")
-    return next(iter(told.values()), None)
+    return next(iter(reports.values()), None)
 
 
-def silent_text(info: Mapping[str, Any]) -> str:
-    """Return the sentence for an episode that ended and never said whether it succeeded."""
+def no_success_message(info: Mapping[str, Any]) -> str:
+    """Return the text for an episode that ended without a report of success or failure."""
     return (
-        f"tells no success: an episode ended, and its info had {sorted(map(str, info))}, but "
-        "neither 'is_success' nor 'success'"
+        "does not report success: an episode ended, and its info had "
+        f"{sorted(map(str, info))}, but neither {KEYS[0]!r} nor {KEYS[1]!r}"
     )
 
 

@@ -1,8 +1,8 @@
 """Many tables in parallel: worker processes with shared memory, one OpenGL context each.
 
-A call executes a whole chunk of actions in the worker and renders once at its end. A worker that
-dies or stays silent is reported with the tasks, seeds and actions of its episodes, which are enough
-to replay them because a start state is a pure function of (task, seed).
+A call executes a chunk of actions in the worker and renders once at its end. When a worker dies or
+stays silent, the error names the tasks, seeds and actions of its episodes. They are enough to
+replay them, because a start state is a pure function of (task, seed).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from gym_razor.vector.pool import Ids, PooledVectorEnv, Request, common_layout
+from gym_razor.suite.scene import LANDMARKS
+from gym_razor.suite.tasks import STYLES, TASKS
+from gym_razor.vector.pool import Ids, PooledVectorEnv, Request, observation_arrays
 from gym_razor.vector.workers import Arrays, by_value
 
 logger = logging.getLogger(__name__)
 
-CAMERAS = ("front", "wrist")
-ACTION_DIM, STATE_DIM = 5, 7
 _VARIABLES = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -46,11 +46,19 @@ class TableSettings:
 
 
 class _TableGroup:
-    """The tables of one process."""
+    """The tables of one process.
+
+    What needs MuJoCo is imported here and not with the module: where OpenGL fails, the worker can
+    then report it.
+    """
 
     def __init__(self, env_ids: Sequence[int], settings: TableSettings) -> None:
+        from gym_razor.suite.env import observation_space
         from gym_razor.suite.episode import Episode
 
+        arrays = {keys[-1]: name for name, keys, _ in observation_arrays(observation_space(1))}
+        self._state_array = arrays.pop("agent_pos")
+        self._camera_arrays = arrays
         self._settings = settings
         self._free: dict[tuple[str, str], list[Any]] = {}
         self._episodes = {
@@ -59,7 +67,7 @@ class _TableGroup:
         self._renderer: Any = None
 
     def describe(self) -> None:
-        """Say nothing: all tables are alike."""
+        """Return nothing: all tables are alike."""
 
     def attach(self, arrays: Arrays) -> None:
         """Keep the shared arrays."""
@@ -75,11 +83,9 @@ class _TableGroup:
         """Start episodes; return task and instruction of each.
 
         Args:
-            requests: What to start.
+            requests: The episodes to start.
             new_tasks: Tasks that this process may not know yet.
         """
-        from gym_razor.suite.tasks import TASKS
-
         TASKS.update({item.fn.id: item.fn for item in new_tasks})
         started = []
         for env_id, seed, task, instruction, _ in requests:
@@ -99,7 +105,7 @@ class _TableGroup:
         return started
 
     def step(self, env_ids: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
-        """Execute each env's chunk; returns (env id, state) of those whose physics diverged."""
+        """Execute each env's chunk; return (env id, state) of those whose physics diverged."""
         arrays, faults = self._arrays, []
         for env_id in env_ids:
             episode = self._episodes[env_id]
@@ -119,7 +125,7 @@ class _TableGroup:
     def _observe(self, env_id: int) -> None:
         arrays, episode = self._arrays, self._episodes[env_id]
         world = episode.world
-        arrays["agent_pos"][env_id] = world.proprioception()
+        arrays[self._state_array][env_id] = world.proprioception()
         arrays["is_success"][env_id] = episode.is_success
         arrays["elapsed_steps"][env_id] = episode.elapsed_steps
         arrays["landmarks"][env_id] = world.landmarks()
@@ -127,16 +133,16 @@ class _TableGroup:
     def _look(self, env_ids: Sequence[int]) -> None:
         """Render both cameras of each env.
 
-        All envs are rendered after all have moved: physics and OpenGL push each other's code and
+        All envs move before the first is rendered: physics and OpenGL push each other's code and
         tables out of the processor's caches.
         """
         if not self._settings.render_observations:
             return
-        arrays = self._arrays
+        arrays, cameras = self._arrays, tuple(self._camera_arrays)
         for env_id in env_ids:
             world = self._episodes[env_id].world
-            views = self._view(world).render(world, CAMERAS, self._settings.image_size)
-            for name, view in zip(CAMERAS, views, strict=True):
+            views = self._view(world).render(world, cameras, self._settings.image_size)
+            for name, view in zip(self._camera_arrays.values(), views, strict=True):
                 arrays[name][env_id] = view
 
     def _view(self, world: Any) -> Any:
@@ -146,12 +152,11 @@ class _TableGroup:
             self._renderer = Renderer(world)
         return self._renderer
 
-    def expert(self, env_ids: Sequence[int], style: str) -> list[None]:
-        """Write each env's expert chunk into the shared array."""
-        for env_id in env_ids:
-            chunk = self._arrays["expert"].shape[1]
-            self._arrays["expert"][env_id] = self._episodes[env_id].expert_actions(style, chunk)
-        return [None] * len(env_ids)
+    def expert(
+        self, env_ids: Sequence[int], style: str, length: int
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return the expert's next actions, float32 [length, 5] each."""
+        return [self._episodes[env_id].expert_actions(style, length) for env_id in env_ids]
 
     def render(self, env_ids: Sequence[int], size: int) -> list[npt.NDArray[np.uint8]]:
         """Return pictures for people, uint8 [size, size, 3] each."""
@@ -174,28 +179,29 @@ class _TableGroup:
 class RazorVectorEnv(PooledVectorEnv):
     """Parallel tables that execute a chunk of H actions per call and render once at its end.
 
-    Autoreset is DISABLED: a finished env keeps its true final observation until it is reset through
-    `reset(options={"reset_mask": ...})`, so that a learner sees what the time limit cut off; wrap
-    with `gym_razor.adapters.autoreset.Autoreset` for loops that expect Gymnasium's other modes.
-    `reset` can switch each env to another task of the suite.
+    Autoreset is DISABLED: a finished env keeps its true final observation until
+    `reset(options={"reset_mask": ...})` names it, so that a learner sees the state at the time
+    limit. For loops that expect Gymnasium's other modes, wrap it with
+    `gym_razor.adapters.autoreset.Autoreset`. `reset` can switch each env to another task of the
+    suite.
 
     Args:
         num_envs: Number of environments N.
         task: Gymnasium id that envs start with.
         num_workers: Worker processes; 0 runs everything in this process.
         chunk_size: Actions per call, H.
-        timeout_s: A worker silent for longer is reported as hung.
+        timeout_s: A worker that is silent for longer is reported as hung.
         dump_dir: Where episodes are dumped after a fault; the system's temporary folder if None.
-        render_mode: Only there for Gymnasium.
-        role: Of the task, from its registration; unused, like `package`.
-        package: Whose task it is.
+        render_mode: Gymnasium passes it; pictures are always made.
+        role: The task's role, from its registration; unused.
+        package: The package that registers the task; unused.
         **settings: Fields of `TableSettings`: `image_size`, `max_episode_steps`, `reward_type`,
             `render_observations`.
     """
 
-    expert_styles = ("a", "b")
+    expert_styles = tuple(STYLES)
     pure_starts = True
-    """Start states are pure functions of (task, seed), and all tasks give the same things."""
+    """Start states are pure functions of (task, seed), and all tasks have the same observations."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
@@ -219,7 +225,6 @@ class RazorVectorEnv(PooledVectorEnv):
         **settings: Any,
     ) -> None:
         from gym_razor.suite.env import ACTION_SPACE, observation_space
-        from gym_razor.suite.scene import LANDMARKS
 
         del role, package
         self._settings = TableSettings(**settings)
@@ -238,39 +243,24 @@ class RazorVectorEnv(PooledVectorEnv):
         self._generator = np.random.default_rng()
         self._known_tasks: list[set[str]] = [set() for _ in self.groups]
         self._describe_spaces(observation_space(self._settings.image_size), ACTION_SPACE)
-        image = (num_envs, self._settings.image_size, self._settings.image_size, 3)
-        self._share(
-            {
-                **{name: (image, np.uint8) for name in CAMERAS},
-                "agent_pos": ((num_envs, STATE_DIM), np.float32),
-                "expert": ((num_envs, chunk_size, ACTION_DIM), np.float32),
-                "physics_error": ((num_envs,), np.bool_),
-                "start_state_hash": ((num_envs,), np.dtype("U16")),
-                **common_layout(num_envs, self._chunk_shape, len(LANDMARKS)),
-            }
-        )
+        self._share(len(LANDMARKS), {"physics_error": ((num_envs,), np.bool_)})
 
     def expert_actions(
         self, style: str = "a", env_ids: Ids | None = None
     ) -> npt.NDArray[np.float32]:
-        """Return the scripted expert's next chunks float32 [n, H, 5]; states stay as they are.
+        """Return the scripted expert's next chunks float32 [n, H, 5]; no state changes.
 
         Args:
-            style: `a` (the pretraining data's annotator) or `b` (the other one).
-            env_ids: Which envs; all if None.
+            style: `a` (the style of the pretraining data) or `b`.
+            env_ids: Environments; None: all.
         """
-        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
-        self._gather(ids, "expert", style)
-        chunks: npt.NDArray[np.float32] = self._arrays["expert"][ids]
-        return chunks
+        return self._expert_chunks(style, env_ids)
 
     def render(  # type: ignore[override]
         self, env_ids: Ids | None = None, size: int = 256
     ) -> npt.NDArray[np.uint8]:
         """Return pictures for people, uint8 [n, size, size, 3]."""
-        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
-        frames = self._gather(ids, "render", size)
-        return np.stack([frames[env_id] for env_id in ids.tolist()])
+        return np.stack(self._gather(env_ids, "render", size))
 
     @property
     def gl_renderer(self) -> str | None:
@@ -289,28 +279,25 @@ class RazorVectorEnv(PooledVectorEnv):
         return int(self._generator.integers(2**31 - 1)) if seed is None else int(seed)
 
     def _check_tasks(self, tasks: Sequence[str | None], mask: npt.NDArray[np.bool_]) -> None:
-        from gym_razor.suite.tasks import TASKS
-
         for env_id in np.flatnonzero(mask):
             task = tasks[env_id] or self.tasks[env_id]
             if task not in TASKS:
                 raise ValueError(f"Unknown task {task!r}; the suite has {', '.join(TASKS)}.")
             self.tasks[env_id] = task
 
-    def _requests(self, index: int, requests: Sequence[Request]) -> tuple[Any, ...]:
-        from gym_razor.suite.tasks import TASKS
-
+    def _reset_arguments(self, index: int, requests: Sequence[Request]) -> tuple[Any, ...]:
         full: list[Request] = [
-            (env_id, seed, self.tasks[env_id], text, {}) for env_id, seed, _, text, _ in requests
+            (env_id, seed, self.tasks[env_id], instruction, {})
+            for env_id, seed, _, instruction, _ in requests
         ]
-        # A task may be of another package, which the worker has not imported: it is sent once.
+        # A task may be another package's, which the worker has not imported: send it once.
         needed = dict.fromkeys(self.tasks[env_id] for env_id, *_ in requests)
         new = [task for task in needed if task not in self._known_tasks[index]]
         self._known_tasks[index].update(new)
         return full, [by_value(TASKS[task]) for task in new]
 
-    def _heed(self, answer: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        """Report the environments whose physics diverged: (id, state)."""
+    def _handle_step_answer(self, answer: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Log the environments whose physics diverged: (id, state)."""
         for env_id, state in answer:
             path = self._dump([env_id], "the physics diverged", {env_id: state})
             logger.warning(
@@ -321,18 +308,9 @@ class RazorVectorEnv(PooledVectorEnv):
                 path,
             )
 
-    def _make_observations(self, ids: Ids | None) -> dict[str, Any]:
-        agent_pos = self._copy("agent_pos", ids)
-        if self._settings.render_observations:
-            pixels = {name: self._copy(name, ids) for name in CAMERAS}
-        else:
-            shape = (len(agent_pos), *self._arrays[CAMERAS[0]].shape[1:])
-            pixels = {name: np.zeros(shape, np.uint8) for name in CAMERAS}
-        return {"agent_pos": agent_pos, "pixels": pixels}
-
 
 def _worker_variables() -> dict[str, str]:
-    """Return what a worker must find before it imports OpenGL or BLAS."""
+    """Return the environment variables that a worker needs before it imports OpenGL or BLAS."""
     default_gl = {"MUJOCO_GL": "egl"} if os.name == "posix" else {}
     chosen = {name: os.environ[name] for name in default_gl if name in os.environ}
     return {**_VARIABLES, **default_gl, **chosen}

@@ -1,4 +1,4 @@
-"""Worker processes: started, watched, spoken to, and stopped; their memory is shared.
+"""Worker processes: starting, watching, messages, stopping, and their shared memory.
 
 A worker runs one `Group` of environments. Numbers and pictures pass through shared arrays, commands
 and their short answers through a pipe. Workers are spawned, never forked: a forked OpenGL context
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Protocol
@@ -36,10 +36,10 @@ class Group(Protocol):
     """Some environments of one process. Commands beyond these are called by their name."""
 
     def describe(self) -> Any:
-        """Return what the vector environment must know before there are arrays; it is pickled."""
+        """Return what the vector environment needs before there are arrays; it is pickled."""
 
     def attach(self, arrays: Arrays) -> None:
-        """Keep the arrays that all groups share; each writes the rows of its own environments."""
+        """Store the arrays that all groups share; each group writes its environments' rows."""
 
     def close(self) -> None:
         """Close the environments."""
@@ -48,17 +48,17 @@ class Group(Protocol):
 MakeGroup = Callable[[], Group]
 
 
-def by_value(thing: Any) -> CloudpickleWrapper:
-    """Wrap what goes to a worker (as `.fn`): functions it could not import travel whole."""
-    return CloudpickleWrapper(thing)
+def by_value(value: Any) -> CloudpickleWrapper:
+    """Wrap a value for a worker (as `.fn`), with the code of functions it could not import."""
+    return CloudpickleWrapper(value)
 
 
 class WorkerFault(RuntimeError):
-    """What went wrong with a worker; the text goes on after its name."""
+    """A worker failed; the text continues a sentence that begins with the worker's name."""
 
 
 class LocalWorker:
-    """A group in this process. What it raises is raised here, as it is."""
+    """A group in this process. Its exceptions are raised here unchanged."""
 
     process: Any = None
 
@@ -74,7 +74,7 @@ class LocalWorker:
         self._answers.append(None)
 
     def send(self, command: str, *arguments: Any) -> None:
-        """Do what is asked at once."""
+        """Execute a command at once."""
         self._answers.append(getattr(self._group, command)(*arguments))
 
     def receive(self, *, is_ready: bool = False) -> Any:
@@ -96,14 +96,14 @@ class RemoteWorker:
 
     def __init__(self, make: MakeGroup, name: str, timeout_s: float) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, worker_end = context.Pipe()
         self.name, self.timeout_s = name, timeout_s
         self._last_command = "the construction of its environments"
         self.process = context.Process(
-            target=_serve, args=(theirs, by_value(make)), name=name, daemon=True
+            target=_serve, args=(worker_end, by_value(make)), name=name, daemon=True
         )
         self.process.start()
-        theirs.close()
+        worker_end.close()
 
     def attach(self, memory: SharedMemory | None, layout: Layout, arrays: Arrays) -> None:
         """Give the group its arrays."""
@@ -112,7 +112,7 @@ class RemoteWorker:
         self.send("attach", memory.name, layout)
 
     def send(self, command: str, *arguments: Any) -> None:
-        """Ask for something; `receive` returns the answer.
+        """Send a command; `receive` returns the answer.
 
         Raises:
             WorkerFault: The process is dead.
@@ -127,7 +127,7 @@ class RemoteWorker:
         """Return the answer to the oldest command.
 
         Args:
-            is_ready: True spares a look whether there is one (a twentieth of a millisecond).
+            is_ready: True skips the wait for an answer (a twentieth of a millisecond).
 
         Raises:
             WorkerFault: The process died, raised, or gave no answer for `timeout_s`.
@@ -147,7 +147,7 @@ class RemoteWorker:
         return answer
 
     def stop(self, *, kill: bool) -> None:
-        """Ask the process to end, or end it; `join` waits until it has."""
+        """Ask the process to end, or kill it; `join` waits for its end."""
         if kill:
             self.process.kill()
         else:
@@ -155,7 +155,7 @@ class RemoteWorker:
                 self.connection.send(("close", ()))
 
     def join(self) -> None:
-        """Wait a few seconds for the process, then end it."""
+        """Wait a few seconds for the process, then kill it."""
         self.process.join(timeout=5)
         if self.process.is_alive():
             self.process.kill()
@@ -165,8 +165,8 @@ class RemoteWorker:
     def _died(self) -> Exception:
         self.process.join(timeout=5)
         code = self.process.exitcode
-        why = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
-        return WorkerFault(f"died with exit code {code}{why} in {self._last_command}")
+        cause = " (-9: the system stopped it, usually for memory)" if code == -9 else ""
+        return WorkerFault(f"died with exit code {code}{cause} in {self._last_command}")
 
 
 Worker = LocalWorker | RemoteWorker
@@ -182,15 +182,17 @@ def start_workers(
     """Start a worker for each group.
 
     Args:
-        makers: Per group its worker's name and its maker, which is pickled by value where it must.
+        makers: Worker's name and group's maker, for each group. What a worker could not import is
+            pickled by value.
         local: Run the groups in this process.
         timeout_s: Longest wait for an answer.
-        variables: What a worker process finds among its environment variables.
+        variables: Environment variables of the worker processes.
     """
     if local:
         return [LocalWorker(make, name) for name, make in makers]
     started: list[Worker] = []
-    with _hidden_program(), _environment_variables(variables):
+    with _hidden_program(), preserved_variables(variables):
+        os.environ.update(variables)
         for name, make in makers:
             started.append(RemoteWorker(make, name, timeout_s))
     return started
@@ -198,12 +200,12 @@ def start_workers(
 
 @contextlib.contextmanager
 def _hidden_program() -> Iterator[None]:
-    """Keep processes that start within from running this program's main module first.
+    """Keep processes that start inside from running this program's main module.
 
-    Python has a spawned process import it, and a script that makes environments as it is read
-    would make them again there, without end. A worker needs nothing of it: what is defined in the
-    main module travels by value. So scripts need no main guard, and programs from standard input
-    have workers, too.
+    Python lets a spawned process import the main module. A script without a main guard would make
+    its environments again there, without end. A worker does not need the module: what it defines is
+    pickled by value. So scripts need no main guard, and programs from standard input can have
+    workers, too.
     """
     main: dict[str, Any] = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {
@@ -218,7 +220,7 @@ def _hidden_program() -> Iterator[None]:
 
 
 def first_ready(workers: Mapping[int, Worker]) -> tuple[int, bool]:
-    """Wait for one of some workers; return its key, and whether it has answered in time."""
+    """Wait for the first of some workers; return its key, and whether it answered in time."""
     connections: dict[Any, int] = {}
     longest_s = 0.0
     for index, worker in workers.items():
@@ -233,11 +235,11 @@ def first_ready(workers: Mapping[int, Worker]) -> tuple[int, bool]:
 
 
 class SharedArrays:
-    """Arrays that workers write and the parent reads; plain memory where all workers are local.
+    """Arrays that workers write and the parent reads; plain memory if all workers are local.
 
     Attributes:
         arrays: Name -> array, zeros at first.
-        memory: The block that they lie in; it has no name once every worker has it open.
+        memory: Their block of shared memory; it loses its name once every worker has it open.
     """
 
     def __init__(self, workers: Sequence[Worker], layout: Layout) -> None:
@@ -251,13 +253,13 @@ class SharedArrays:
             worker.attach(self.memory, layout, self.arrays)
 
     def forget_name(self) -> None:
-        """Unlink the memory: it stays mapped, and nothing is left behind, whatever is killed."""
+        """Unlink the memory. It stays mapped, and nothing is left behind if a process is killed."""
         if self._has_name and self.memory is not None:
             self.memory.unlink()
         self._has_name = False
 
     def close(self) -> None:
-        """Give the memory back; arrays that are still in use keep it."""
+        """Free the memory; arrays that are still in use keep it."""
         self.arrays = {}
         if self.memory is not None:
             with contextlib.suppress(BufferError):
@@ -267,7 +269,7 @@ class SharedArrays:
 
 
 def _serve(connection: Connection, make: CloudpickleWrapper) -> None:
-    """Serve a group until told to close or until the parent is gone."""
+    """Serve a group until the command to close comes or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     memory: SharedMemory | None = None
     try:
@@ -291,7 +293,7 @@ def _serve(connection: Connection, make: CloudpickleWrapper) -> None:
 
 
 def _map_arrays(memory: SharedMemory | None, layout: Layout) -> Arrays:
-    """Lay the arrays into one block of shared memory, or plain memory if None."""
+    """Return the arrays, in one block of shared memory, or in plain memory if None."""
     arrays, offset = {}, 0
     for name, (shape, dtype) in layout.items():
         if memory is None:
@@ -313,10 +315,9 @@ def _aligned(size: int) -> int:
 
 
 @contextlib.contextmanager
-def _environment_variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Set what a spawned worker must find before it imports OpenGL or BLAS."""
-    saved = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+def preserved_variables(names: Iterable[str]) -> Iterator[None]:
+    """Restore some environment variables after what changes them inside."""
+    saved = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:

@@ -1,14 +1,13 @@
 """Demonstrations as a LeRobotDataset v3: written by LeRobot in image mode, read into RAM.
 
-They are kept in RAM as uint8 images, because decoding them anew for every batch costs more than a
-gradient step of a small policy (`benchmarks/dataset_loader.py`). LeRobot is imported inside
-functions only. Data sets of others are read too, with images or videos and whatever they call their
-cameras. What cannot be right is refused with column, episode and frame (`metadata`, `frames`,
-`pictures`).
+They are uint8 images in RAM, because decoding them again for every batch costs more than a gradient
+step of a small policy (`benchmarks/dataset_loader.py`). LeRobot is imported only inside functions.
+Other people's data sets can be read, too, with images or videos and any names of cameras. Errors
+name column, episode and frame (`metadata`, `frames`, `pictures`).
 
-Differences to LeRobot's loader: it finds an episode's videos by the row of `meta/episodes`, here
-the `episode_index` counts, so that episodes may be missing. Frames of an episode must follow one
-another, and a row of a video must not fall on the frames of the next episode.
+Differences to LeRobot's loader: LeRobot goes by the row of `meta/episodes` to find an episode's
+videos. Here the `episode_index` counts, so that episodes may be missing. The frames of an episode
+must be consecutive, and a row's picture must not lie within the video of the next episode.
 
 Axis letters as in `types`: E episodes, F frames.
 """
@@ -29,12 +28,12 @@ from robo_razor.core.run.directory import refuse_used_directory
 from robo_razor.core.types import DemonstrationSet
 from robo_razor.policies.inputs import STATE, camera_name, image_key
 from robo_razor.rollout.dataset.frames import (
+    instructions_change,
     read_frames,
+    read_instructions,
     read_numbers,
     read_times,
-    read_words,
     video_spans,
-    words_change,
 )
 from robo_razor.rollout.dataset.memory import require_memory
 from robo_razor.rollout.dataset.metadata import (
@@ -51,7 +50,7 @@ from robo_razor.rollout.dataset.pictures import filmed, stored
 from robo_razor.rollout.dataset.tables import Table, parquet_files
 
 SCALE = "gym_razor.adapters.pictures:resize"
-"""What images of LeRobot's environments are scaled with: a policy must see both alike."""
+"""Scales images, also those of LeRobot's environments: a policy must see both alike."""
 
 
 def save_demonstrations(demonstrations: DemonstrationSet, directory: str | Path) -> None:
@@ -66,7 +65,7 @@ def create_dataset(directory: Path, like: DemonstrationSet) -> Any:
     """Create an empty LeRobotDataset with the features that `like` has."""
     import datasets
 
-    # It reports at length that a video library which images do not need is missing.
+    # Silences a long warning about a missing video library, which images do not need.
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     from lerobot.datasets import LeRobotDataset
 
@@ -84,7 +83,7 @@ def create_dataset(directory: Path, like: DemonstrationSet) -> Any:
     features["action"] = _vector("float32", like.actions.shape[1])
     features["next.reward"] = _vector("float32", 1)
     features["next.success"] = _vector("bool", 1)
-    if directory.is_dir():  # empty, as was checked; LeRobot wants to make it itself
+    if directory.is_dir():  # it is empty, and LeRobot wants to make it
         directory.rmdir()
     return LeRobotDataset.create(
         f"local/{directory.name}",
@@ -106,7 +105,7 @@ def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
     has_state = demos.state.shape[1] > 0
     for episode in range(demos.num_episodes):
         frames = np.arange(demos.offsets[episode], demos.offsets[episode + 1])
-        for frame, words in zip(frames.tolist(), demos.words(frames), strict=True):
+        for frame, instruction in zip(frames.tolist(), demos.words(frames), strict=True):
             dataset.add_frame(
                 {
                     **{image_key(name): x[frame] for name, x in demos.images.items()},
@@ -114,7 +113,7 @@ def write_episodes(dataset: Any, demonstrations: DemonstrationSet) -> None:
                     "action": demos.actions[frame],
                     "next.reward": demos.rewards[frame : frame + 1].astype(np.float32),
                     "next.success": demos.success[frame : frame + 1],
-                    "task": words,
+                    "task": instruction,
                 }
             )
         dataset.save_episode()
@@ -132,28 +131,30 @@ def load_demonstrations(
 
     Args:
         directory: The dataset's directory.
-        max_episodes: Read only the first ones of those that there are.
-        image_shape: Height and width that images are scaled to; None keeps theirs.
-        state_keys: Columns that may be the state; the first that is there is taken.
+        max_episodes: Largest number of episodes to read; None reads all.
+        image_shape: Height and width that images are scaled to; None keeps their size.
+        state_keys: Columns that may be the state; the first one that exists is read.
         cameras: Names of the cameras to decode; None decodes all.
 
     Raises:
-        DemonstrationError: There is no dataset, it holds no episode, it does not fit in memory, or
-            something in it cannot be right.
+        DemonstrationError: The dataset does not exist, holds no episode, does not fit in memory, or
+            is damaged.
     """
-    said = describe(directory, state_keys)
-    root = said.root
-    chosen = [c for c in said.cameras if cameras is None or camera_name(c.key) in cameras]
+    description = describe(directory, state_keys)
+    root = description.root
+    chosen = [c for c in description.cameras if cameras is None or camera_name(c.key) in cameras]
     tables = [Table(path) for path in parquet_files(root, "data")]
     encoded = [camera.key for camera in chosen if not camera.filmed]
     for table in tables:
-        table.need([EPISODE, FRAME, TASK, *said.widths, *encoded], RENAME)
-    frames = read_frames(said, tables, max_episodes)
+        table.need([EPISODE, FRAME, TASK, *description.widths, *encoded], RENAME)
+    frames = read_frames(description, tables, max_episodes)
     shapes = {camera.key: image_shape or camera.shape for camera in chosen}
     _check_memory(root, shapes, frames.offsets, scaled=image_shape is not None)
-    words = read_words(root, frames)
-    numbers = {key: read_numbers(tables, frames, key, width) for key, width in said.widths.items()}
-    times = read_times(tables, frames, said, needed=len(encoded) < len(chosen))
+    instructions = read_instructions(root, frames)
+    numbers = {
+        key: read_numbers(tables, frames, key, width) for key, width in description.widths.items()
+    }
+    times = read_times(tables, frames, description, needed=len(encoded) < len(chosen))
     spans = {c.key: video_spans(root, frames, c.key, times) for c in chosen if c.filmed}
     images = {}
     for camera in chosen:
@@ -162,17 +163,19 @@ def load_demonstrations(
         else:
             pictures = stored(tables, camera, frames.file, frames.row, frames.place)
         images[camera_name(camera.key)] = _stack(pictures, len(frames), shapes[camera.key])
-    nothing = np.zeros((len(frames), 0))
+    no_numbers = np.zeros((len(frames), 0))
     return DemonstrationSet(
         images=images,
-        state=(numbers[said.state] if said.state else nothing).astype(np.float32),
+        state=(numbers[description.state] if description.state else no_numbers).astype(np.float32),
         actions=numbers[ACTION].astype(np.float32),
         offsets=frames.offsets,
-        instructions=tuple(words[i] for i in frames.offsets[:-1]),
-        fps=said.fps,
-        rewards=numbers.get(REWARD, nothing).sum(1).astype(np.float32),
-        success=numbers.get(SUCCESS, nothing).sum(1) > 0,
-        frame_instructions=tuple(words) if words_change(words, frames) else None,
+        instructions=tuple(instructions[i] for i in frames.offsets[:-1]),
+        fps=description.fps,
+        rewards=numbers.get(REWARD, no_numbers).sum(1).astype(np.float32),
+        success=numbers.get(SUCCESS, no_numbers).sum(1) > 0,
+        frame_instructions=tuple(instructions)
+        if instructions_change(instructions, frames)
+        else None,
         source_index=np.stack([frames.episode, frames.frame], 1),
     )
 
@@ -187,9 +190,9 @@ def _check_memory(
     """Check that the decoded pictures, uint8 [F, H, W, 3] per camera, fit in free memory.
 
     Raises:
-        DemonstrationError: They do not.
+        DemonstrationError: They do not fit.
     """
-    ranks = local_processes()  # each decodes its own
+    ranks = local_processes()  # each decodes all pictures
     frame = ranks * sum(3 * height * width for height, width in shapes.values())
     frames = int(offsets[-1])
     cameras = ", ".join(f"{key} {width}x{height} px" for key, (height, width) in shapes.items())

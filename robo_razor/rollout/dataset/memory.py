@@ -1,4 +1,4 @@
-"""Whether demonstrations fit in memory, checked before they fill it."""
+"""A check that demonstrations fit in memory, before they fill it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from robo_razor.core.machine import available_bytes
 def require_memory(
     needed: float, problem: Callable[[str], str], remedy: str | Callable[[int], str]
 ) -> None:
-    """Check that something fits in free memory, where the system says how much that is.
+    """Check that data fit in free memory; without information about free memory they do.
 
     Args:
-        needed: Its size, bytes.
-        problem: Says what does not fit, given its size in words.
-        remedy: What to do, or a function of the free memory, bytes, that says it.
+        needed: Size of the data, bytes.
+        problem: Returns the message from the size as text.
+        remedy: The advice, or a function that returns it from the free memory in bytes.
 
     Raises:
-        DemonstrationError: It does not fit.
+        DemonstrationError: They do not fit.
     """
     available = available_bytes()
     if available is None or needed <= available:
         return
     raise DemonstrationError(
-        f"{problem(_gib(needed))}, and {_gib(available)} are free",
+        f"{problem(_gib(needed))}, but {_gib(available)} are free",
         remedy=remedy if isinstance(remedy, str) else remedy(available),
     )
 

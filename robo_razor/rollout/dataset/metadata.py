@@ -1,7 +1,7 @@
-"""What a LeRobotDataset v3 says of itself beside its rows: `meta/`, checked as it is read.
+"""The metadata of a LeRobotDataset v3, which are in `meta/`; they are checked when they are read.
 
-A data set may come from a stranger: its metadata are bounded text and tables, and no file is read
-because they name it.
+A data set may come from a stranger. So its metadata are read as bounded text and tables, and they
+cannot name further files to read.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ RENAME = (
     "`--rename '{image: front}'` gives cameras, and the state, the names that the policy uses. "
     "Other columns must be called as in LeRobot: rename them in the tables and in meta/info.json."
 )
-"""What to do where columns are called otherwise."""
+"""The advice for columns with other names."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a data set says of itself, checked as far as its metadata go.
+    """The checked metadata of a data set.
 
     Attributes:
         root: Its folder.
         fps: Frames per second.
         cameras: Cameras with colours.
-        state: The column that is the state, if there is one.
-        widths: Numbers per frame of each column of numbers that is read.
-        columns: All columns, as the metadata list them.
-        episodes: How many there should be, if the metadata say it.
+        state: The column of the state, None if it has none.
+        widths: Numbers per frame of each column of numbers to read.
+        columns: All columns in the order of the metadata.
+        episodes: Number of episodes, None if the metadata lack it.
     """
 
     root: Path
@@ -66,14 +66,14 @@ class Description:
 
 
 def describe(directory: str | Path, state_keys: Sequence[str] = (STATE,)) -> Description:
-    """Return what a LeRobotDataset v3 says of itself, without reading its rows.
+    """Return the metadata of a LeRobotDataset v3, without reading its rows.
 
     Args:
         directory: The dataset's directory.
-        state_keys: Columns that may be the state; the first that is there is taken.
+        state_keys: Columns that may be the state; the first one that exists is read.
 
     Raises:
-        DemonstrationError: There is no dataset, or its metadata cannot be right.
+        DemonstrationError: The dataset does not exist, or its metadata are wrong.
     """
     root = Path(directory)
     info = read_info(root)
@@ -85,8 +85,8 @@ def describe(directory: str | Path, state_keys: Sequence[str] = (STATE,)) -> Des
         raise DemonstrationError(
             f"{path} lists no column {ACTION!r}.{did_you_mean(ACTION, features)} Its columns are "
             f"{listed(list(features))}",
-            allowed=f"{ACTION!r} for the actions; cameras are called {IMAGE_PREFIX}NAME, the state "
-            f"{STATE}",
+            allowed=f"{ACTION!r} for the actions, {IMAGE_PREFIX}NAME for cameras, {STATE} for the "
+            "state",
             remedy=RENAME,
         )
     cameras = tuple(
@@ -98,23 +98,27 @@ def describe(directory: str | Path, state_keys: Sequence[str] = (STATE,)) -> Des
         _check_video_path(info, path)
     names = [n for key in state_keys for n in (key, key.removeprefix(IMAGE_PREFIX))]
     state = next((name for name in names if name in features), None)
-    read = [ACTION, *([state] if state else []), *(k for k in (REWARD, SUCCESS) if k in features)]
+    number_keys = [
+        ACTION,
+        *([state] if state else []),
+        *(k for k in (REWARD, SUCCESS) if k in features),
+    ]
     total = info.get("total_episodes")
     return Description(
         root,
         _checked_fps(info, path),
         cameras,
         state,
-        {key: _width(key, features[key], path) for key in read},
+        {key: _width(key, features[key], path) for key in number_keys},
         tuple(features),
         total if type(total) is int else None,
     )
 
 
 def renamable(directory: str | Path) -> tuple[str, ...]:
-    """Return the columns of a data set as `rename` may name them; none where there is no data set.
+    """Return the columns of a data set that `rename` may name, () if it cannot be read.
 
-    What is wrong with it is reported when it is read.
+    Reading the data set then reports what is wrong with it.
     """
     with contextlib.suppress(DemonstrationError):
         root = Path(directory)
@@ -125,10 +129,10 @@ def renamable(directory: str | Path) -> tuple[str, ...]:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """Return what a LeRobotDataset of any version says of itself in `meta/info.json`.
+    """Return `meta/info.json` of a LeRobotDataset of any version.
 
     Raises:
-        DemonstrationError: There is no such file, or it holds no JSON object.
+        DemonstrationError: The file does not exist, or does not hold a JSON object.
     """
     path = root / "meta" / "info.json"
     try:
@@ -145,7 +149,7 @@ def read_info(root: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DemonstrationError(f"{shown(str(path))} holds no JSON ({error})") from error
     if not isinstance(info, dict):
-        raise DemonstrationError(f"{path} tells no `features`: it is not of a LeRobotDataset")
+        raise DemonstrationError(f"{path} has no `features`: it is not of a LeRobotDataset")
     return info
 
 
@@ -157,7 +161,7 @@ def _check_format(root: Path, info: Mapping[str, Any]) -> None:
             remedy="Convert it with LeRobot's converter.",
         )
     if not isinstance(features, dict):
-        raise DemonstrationError(f"{str(root)!r} tells no `features`: it is not a LeRobotDataset")
+        raise DemonstrationError(f"{str(root)!r} has no `features`: it is not a LeRobotDataset")
     for key, feature in features.items():
         if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
             raise DemonstrationError(
@@ -170,11 +174,11 @@ def _check_format(root: Path, info: Mapping[str, Any]) -> None:
 def _checked_fps(info: Mapping[str, Any], path: Path) -> float:
     fps = info.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < MAX_FPS:
-        said = f"says `fps` = {shown(fps)}" if "fps" in info else "says no `fps`"
+        problem = f"says `fps` = {shown(fps)}" if "fps" in info else "has no `fps`"
         raise DemonstrationError(
-            f"{path} {said}",
+            f"{path} {problem}",
             allowed="the frames per second of the recording, a number above 0",
-            remedy="Write it there.",
+            remedy="Write `fps` into that file.",
         )
     return fps
 
@@ -185,12 +189,12 @@ def _check_video_path(info: Mapping[str, Any], path: Path) -> None:
         raise DemonstrationError(
             f"{path} says `video_path` = {shown(template)}",
             allowed=VIDEO_PATH,
-            remedy="Put the videos there: no other place is read.",
+            remedy="Put the videos into that path: no other is read.",
         )
 
 
 def _checked_shape(key: str, feature: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    """Return height and width that the metadata give a camera's pictures."""
+    """Return height and width of a camera's pictures from its metadata, checked."""
     shape = feature.get("shape")
     fits = isinstance(shape, list) and len(shape) in (2, 3)
     if not fits or not all(type(n) is int and n > 0 for n in shape or ()):
@@ -208,7 +212,7 @@ def _checked_shape(key: str, feature: Mapping[str, Any], path: Path) -> tuple[in
 
 
 def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of a camera's pictures, as the dataset's metadata tell them."""
+    """Return height and width of a camera's pictures from its metadata."""
     shape = tuple(int(n) for n in feature["shape"])
     channels_first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
     height, width = shape[1:] if channels_first else shape[:2]
@@ -216,17 +220,19 @@ def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
-    """Return whether a camera gives distances instead of colours, which no policy here reads."""
+    """Return whether a camera records distances instead of colours, which no policy here reads."""
     notes = [feature.get("info"), feature.get("video_info")]
     names = ("is_depth_map", "video.is_depth_map")
     return any(note.get(name) for note in notes if isinstance(note, dict) for name in names)
 
 
 def _width(key: str, feature: Mapping[str, Any], path: Path) -> int:
-    """Return the numbers per frame that the metadata give a column."""
+    """Return the numbers per frame of a column from its metadata, checked."""
     shape = feature.get("shape")
-    one = isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and shape[0] > 0
-    if not one or (key in (REWARD, SUCCESS) and shape != [1]):
+    is_vector = (
+        isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and shape[0] > 0
+    )
+    if not is_vector or (key in (REWARD, SUCCESS) and shape != [1]):
         raise DemonstrationError(
             f"{path} gives the column {shown(key)} the shape {shown(shape)}",
             allowed="[1]" if key in (REWARD, SUCCESS) else "[n], for n numbers per frame",
@@ -242,9 +248,9 @@ def task_names(root: Path, path: Path) -> dict[int, str]:
     """Return task index -> instruction from LeRobot's `meta/tasks.parquet`, in its order."""
     if not path.exists():
         older = (path.parent / "tasks.jsonl").exists()
-        said = ": its tasks.jsonl is that of format v2.1" if older else ""
+        hint = ": its tasks.jsonl is that of format v2.1" if older else ""
         raise DemonstrationError(
-            f"There are no instructions: {path} does not exist{said}",
+            f"There are no instructions: {path} does not exist{hint}",
             remedy="Convert the data set with LeRobot's converter."
             if older
             else "The data set is incomplete: copy or record it again.",
@@ -252,18 +258,18 @@ def task_names(root: Path, path: Path) -> dict[int, str]:
     table = Table(inside(root, path))
     table.need([TASK])
     texts = [field.name for field in table.schema if _is_text(field.type)]
-    # LeRobot keeps the instruction as the index of a pandas table.
-    known = [name for name in ("task", "__index_level_0__") if name in texts] or texts[:1]
-    if not known:
+    # LeRobot stores the instruction as the index of a pandas table.
+    text_columns = [name for name in ("task", "__index_level_0__") if name in texts] or texts[:1]
+    if not text_columns:
         raise DemonstrationError(
             f"{path} has no column with the instructions. Its columns are {listed(table.names)}"
         )
-    found = table.read([TASK, known[0]])
-    index = whole_numbers(found, TASK, path).tolist()
-    words = text(found, known[0], path)
+    columns = table.read([TASK, text_columns[0]])
+    index = whole_numbers(columns, TASK, path).tolist()
+    instructions = text(columns, text_columns[0], path)
     if len(set(index)) < len(index):
-        raise DemonstrationError(f"{path} has a {TASK!r} twice", remedy="Number its rows anew.")
-    return dict(zip(index, words, strict=True))
+        raise DemonstrationError(f"{path} has a {TASK!r} twice", remedy="Renumber its rows.")
+    return dict(zip(index, instructions, strict=True))
 
 
 def _is_text(kind: Any) -> bool:
@@ -277,7 +283,7 @@ def _is_text(kind: Any) -> bool:
 def episode_videos(
     root: Path, key: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return index, chunk and file of every episode's video and when it begins there, in s."""
+    """Return index, chunk and file of every episode's video, and its start in the file, s."""
     names = [EPISODE, *(f"videos/{key}/{name}" for name in ("chunk_index", "file_index"))]
     start = f"videos/{key}/from_timestamp"
     counters: list[NDArray[np.int64]] = [np.zeros((3, 0), np.int64)]
@@ -285,14 +291,14 @@ def episode_videos(
     for path in parquet_files(root, "meta/episodes"):
         table = Table(path)
         table.need([*names, start])
-        found = table.read([*names, start])
-        counters.append(np.stack([whole_numbers(found, name, path) for name in names]))
+        columns = table.read([*names, start])
+        counters.append(np.stack([whole_numbers(columns, name, path) for name in names]))
         places = [f"episode {e}" for e in counters[-1][0]]
-        starts.append(matrix(found[start], start, path, places.__getitem__, 1))
+        starts.append(matrix(columns[start], start, path, places.__getitem__, 1))
     index, chunk, number = np.concatenate(counters, 1)
     if not len(index):
         raise DemonstrationError(
-            f"{str(root)!r} has videos, but no meta/episodes that says where each episode begins",
+            f"{str(root)!r} has videos, but no meta/episodes with the start of each episode",
             remedy=DAMAGED,
         )
     order = np.argsort(index, kind="stable")

@@ -1,8 +1,8 @@
 """The pictures of a data set: encoded in its tables, or frames of its video files.
 
-Nothing but the file itself is opened, as the format that it must have: a playlist that calls itself
-a video, or a picture that is only a path, is refused. A picture has the size that the metadata say.
-Frames of a video are those at the rows' timestamps, as in LeRobot.
+Only the file itself is opened, and only in the expected format: a playlist with the name of a video
+and a picture that is only a path are errors. A picture must have the size in the metadata. The
+frames of a video are those at the rows' timestamps, as in LeRobot.
 
 Axis letters: H, W height and width of a picture in pixels.
 """
@@ -26,11 +26,11 @@ from robo_razor.rollout.dataset.tables import Table, first_line
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Formats of pictures that are decoded."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-"""Kinds of pixels that become 8 bit colours; others, such as 16 bit depth, would be cut off."""
+"""Kinds of pixels that fit into 8 bit colours; others, such as 16 bit depth, do not."""
 MAX_PIXELS = 2**26
-"""Larger pictures are refused: nothing that a policy sees comes near."""
+"""Larger pictures are errors; policies see far smaller ones."""
 TOLERANCE_S = 1e-4
-"""How far a frame may be from a row's timestamp: LeRobot's default."""
+"""Largest distance of a frame from its row's timestamp; LeRobot's default."""
 DAMAGED = "The data set is incomplete: copy or record it again."
 
 
@@ -40,8 +40,8 @@ class Camera:
 
     Attributes:
         key: LeRobot's name of it.
-        filmed: True where its pictures are frames of video files.
-        shape: H and W that the metadata say.
+        filmed: True if its pictures are frames of video files.
+        shape: H and W in the metadata.
     """
 
     key: str
@@ -51,12 +51,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a camera's frames of some rows are.
+    """The place of some rows' pictures in a video file.
 
     Attributes:
-        file: The video file, which lies in the data set's folder.
-        seconds: float64, time in the file that each row's picture is at.
-        until: float64, time at which the next episode of the file begins, infinite for the last.
+        file: The video file, in the data set's folder.
+        seconds: float64, time of each row's picture in the file.
+        until: float64, time of the next episode's start in the file, infinite for the last one.
         positions: int64, number of each row among all frames.
     """
 
@@ -73,28 +73,28 @@ def stored(
     row: NDArray[np.int64],
     place: Callable[[int], str],
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield the number of a frame and its picture, uint8 [H, W, 3], as they come in the tables.
+    """Yield number and picture, uint8 [H, W, 3], of each frame, in the order of the tables.
 
     Args:
         tables: The data set's tables.
-        camera: One whose pictures they hold.
+        camera: A camera whose pictures are in the tables.
         file: int64 [F], table of each frame.
-        row: int64 [F], row of it there.
-        place: Says of which episode and frame a number is.
+        row: int64 [F], its row in that table.
+        place: Returns episode and frame of a number as text.
 
     Raises:
         DemonstrationError: A picture is missing, damaged, or of another size.
     """
     for number, table in enumerate(tables):
-        mine = np.flatnonzero(file == number)
-        if not len(mine):
+        positions = np.flatnonzero(file == number)
+        if not len(positions):
             continue
-        position = np.full(table.metadata.num_rows, -1)
-        position[row[mine]] = mine
-        for first, cells in table.batches(camera.key, row[mine]):
+        position_of_row = np.full(table.metadata.num_rows, -1)
+        position_of_row[row[positions]] = positions
+        for first, cells in table.batches(camera.key, row[positions]):
             data = _encoded(cells, camera, table.path)
-            for k in np.flatnonzero(position[first : first + len(cells)] >= 0):
-                frame = int(position[first + k])
+            for k in np.flatnonzero(position_of_row[first : first + len(cells)] >= 0):
+                frame = int(position_of_row[first + k])
                 yield frame, _decoded(data[int(k)].as_py(), camera, f"{place(frame)}, {table.path}")
 
 
@@ -116,18 +116,18 @@ def _encoded(cells: Any, camera: Camera, path: Path) -> Any:
 
 
 def _decoded(data: bytes | None, camera: Camera, where: str) -> NDArray[np.uint8]:
-    """Return one encoded picture as uint8 [H, W, 3], turned as its EXIF data say."""
+    """Return one encoded picture as uint8 [H, W, 3], rotated according to its EXIF data."""
     from PIL import Image, ImageOps
 
     if data is None:
         raise DemonstrationError(
             f"{camera.key!r} of {where} holds no picture, at most the path of one",
-            remedy="Write the data set anew with its pictures in the tables, as LeRobot's "
-            "`save_episode` does: files beside them are not read.",
+            remedy="Write the data set again with its pictures in the tables, as LeRobot's "
+            "`save_episode` does: other files are not read.",
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pixels and palettes; the size is checked here
+            warnings.simplefilter("ignore")  # about pixels and palettes; sizes are checked here
             picture: Any = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_picture(picture.size, camera, where, turned=True)
             if picture.mode not in MODES:
@@ -135,11 +135,11 @@ def _decoded(data: bytes | None, camera: Camera, where: str) -> NDArray[np.uint8
                     f"{camera.key!r} of {where} is a picture of kind {picture.mode!r}",
                     allowed=f"{', '.join(MODES)} (8 bits)",
                 )
-            picture = ImageOps.exif_transpose(picture)  # Hugging Face's loader does
+            picture = ImageOps.exif_transpose(picture)  # as Hugging Face's loader does
             array = np.asarray(picture.convert("RGB"))
     except DemonstrationError:
         raise
-    except Exception as error:  # its decoders raise many kinds on damaged bytes
+    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
         raise DemonstrationError(
             f"{camera.key!r} of {where} cannot be decoded ({type(error).__name__}: "
             f"{first_line(error)})",
@@ -154,14 +154,14 @@ def _decoded(data: bytes | None, camera: Camera, where: str) -> NDArray[np.uint8
 def _check_picture(
     size: tuple[int, int], camera: Camera, where: str, *, turned: bool = False
 ) -> None:
-    """Check that a picture, width x height, is as large as the metadata say."""
+    """Check that a picture, width x height, has the size in the metadata."""
     height, width = camera.shape
     sizes = {(width, height), (height, width)} if turned else {(width, height)}
     if size not in sizes:
         raise DemonstrationError(
-            f"{camera.key!r} of {where} is {size[0]}x{size[1]} px, and meta/info.json says "
+            f"{camera.key!r} of {where} is {size[0]}x{size[1]} px, but meta/info.json says "
             f"{width}x{height} px",
-            remedy="Bring all pictures of a camera to one size, and write that there.",
+            remedy="Scale all pictures of a camera to one size, and write that size into the file.",
         )
 
 
@@ -171,12 +171,12 @@ def _check_picture(
 def filmed(
     spans: Sequence[Span], camera: Camera, place: Callable[[int], str]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield the number of a frame and its picture, uint8 [H, W, 3]; every file is decoded once.
+    """Yield number and picture, uint8 [H, W, 3], of each frame; every file is decoded once.
 
     Args:
         spans: One for each video file.
-        camera: Whose they are.
-        place: Says of which episode and frame a number is.
+        camera: Their camera.
+        place: Returns episode and frame of a number as text.
 
     Raises:
         DemonstrationError: A file or a frame is missing or damaged, or of another size.
@@ -202,18 +202,18 @@ def _film(
     time_s = None
     for time_s, picture in _frames(path, camera):
         if k is not None and span.seconds[k] < time_s - TOLERANCE_S:
-            break  # there is no frame for it
+            break  # the file has no frame for this row
         while k is not None and abs(span.seconds[k] - time_s) <= TOLERANCE_S:
             yield int(span.positions[k]), picture()
             k = next(wanted, None)
         if k is None:
             return
     if k is not None:
-        last = "there is none" if time_s is None else f"the last one seen is at {time_s:.4f} s"
+        last = "the file has none" if time_s is None else f"the last one read is at {time_s:.4f} s"
         raise DemonstrationError(
             f"{camera.key!r} of {place(int(span.positions[k]))} has no frame in {path}: it should "
             f"be at {span.seconds[k]:.4f} s (within {TOLERANCE_S:g} s), and {last}",
-            remedy="Video and table do not belong together: copy or record the data set again.",
+            remedy="Video and table do not match: copy or record the data set again.",
         )
 
 
@@ -221,7 +221,7 @@ def _frames(path: Path, camera: Camera) -> Iterator[tuple[float, Callable[[], ND
     """Yield time, in s, and picture of the frames of a video file."""
     import av
 
-    # As MP4 and from a file, whatever it is: a playlist could name any other file.
+    # Opened as an MP4 file whatever it holds, because a playlist could name any other file.
     settings: Any = {"format": "mp4", "options": {"protocol_whitelist": "file"}}
     try:
         with av.open(str(path), **settings) as container:

@@ -1,7 +1,8 @@
-"""Parquet tables of a data set that a stranger may have made: whole, bounded, inside its folder.
+"""Parquet tables of a data set, which a stranger may have made.
 
-Files are found by looking into the folder, never by a name that the data set's metadata give. Every
-error names the file, and the column, episode and frame where there is one.
+A table must be complete, fit in memory, and lie inside the data set's folder. Files are found by
+listing the folder, never by names in the data set's metadata. Errors name the file and, if they
+can, column, episode and frame.
 
 Axis letters: F frames, n numbers per frame.
 """
@@ -20,20 +21,20 @@ from robo_razor.core.errors import DemonstrationError, shown
 from robo_razor.rollout.dataset.memory import require_memory
 
 MAGIC = b"PAR1"
-"""What a Parquet file begins and ends with; the end is written last."""
+"""First and last bytes of a Parquet file; the end is written last."""
 BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-"""What one value of a physical type takes once it is decoded; text and pictures are not counted."""
+"""Size of one decoded value of a physical type; text and pictures are not counted."""
 ROWS_AT_ONCE = 64
-"""Pictures are read in batches of so many rows: encoded, they need not fit in memory."""
+"""Rows in a batch of encoded pictures: all of them together need not fit in memory."""
 
 
 def inside(root: Path, path: Path) -> Path:
-    """Check that a file of a data set is one, and lies in its folder.
+    """Check that a path of a data set is a regular file inside its folder.
 
-    Links may lead to other places of the folder, or to the `blobs` of a Hugging Face cache.
+    Links may lead to other paths in the folder, or to the `blobs` of a Hugging Face cache.
 
     Raises:
-        DemonstrationError: It does not, is missing, or is not a regular file.
+        DemonstrationError: It lies outside, is missing, or is not a regular file.
     """
     try:
         home, real = root.resolve(), path.resolve()
@@ -46,7 +47,7 @@ def inside(root: Path, path: Path) -> Path:
     if not any(real.is_relative_to(folder) for folder in homes):
         raise DemonstrationError(
             f"{path} leads out of the data set, to {real}",
-            remedy="Put the file itself there: nothing outside of the folder is read.",
+            remedy="Replace the link by the file: nothing outside the folder is read.",
         )
     if not exists:
         raise DemonstrationError(
@@ -88,10 +89,10 @@ class Table:
         return list(self.schema.names)
 
     def need(self, names: Sequence[str], remedy: str | None = None) -> None:
-        """Check that there are some columns, each once.
+        """Check that some columns exist, each once.
 
         Raises:
-            DemonstrationError: There are not; the message lists those that there are.
+            DemonstrationError: One does not; the message lists the columns of the table.
         """
         for name in names:
             if self.names.count(name) != 1:
@@ -114,8 +115,8 @@ class Table:
             table = self.file.read(columns=list(names), use_threads=False)
         if len(table) != self.metadata.num_rows:
             raise DemonstrationError(
-                f"{self.path} is damaged: it says that it has {self.metadata.num_rows} rows, and "
-                f"has {len(table)}"
+                f"{self.path} is damaged: it should have {self.metadata.num_rows} rows, but has "
+                f"{len(table)}"
             )
         return table
 
@@ -124,7 +125,7 @@ class Table:
 
         Args:
             name: The column.
-            rows: Rows that are asked for; groups of rows without any are not read.
+            rows: Wanted rows; groups of rows without any are not read.
         """
         self.need([name])
         with self._reading():
@@ -148,7 +149,7 @@ class Table:
             start += len(batch)
 
     def _check_memory(self, names: Sequence[str]) -> None:
-        """Check what the columns will take, by what the file says of itself."""
+        """Check that columns fit in memory, by the sizes in the file's footer."""
         with self._reading():
             groups = [self.metadata.row_group(i) for i in range(self.metadata.num_row_groups)]
             chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
@@ -160,12 +161,12 @@ class Table:
                 f"{self.path} does not fit in memory: by its footer, the columns {listed(names)} "
                 f"of its {self.metadata.num_rows} rows take {taken}"
             ),
-            "Split the file, or free memory; a damaged file may say so too.",
+            "Split the file, or free memory. If the file is damaged, copy it again.",
         )
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Turn whatever Arrow says of a damaged file into one paragraph."""
+        """Turn Arrow's errors about a damaged file into one short message."""
         import pyarrow as pa
 
         try:
@@ -184,12 +185,12 @@ def _check_whole(path: Path) -> None:
         file.seek(max(0, size - len(MAGIC)))
         tail = file.read(len(MAGIC))
     if head != MAGIC:
-        raise ValueError("it does not begin as a Parquet file does")
+        raise ValueError("it does not begin like a Parquet file")
     if tail != MAGIC or size < 3 * len(MAGIC):
         raise DemonstrationError(
             f"{path} is incomplete: its end is missing, as when a recording is cut off",
-            remedy="Let the recording end by itself (LeRobot's `dataset.finalize()`), copy the "
-            "file again, or record the data set again.",
+            remedy="Finish the recording (LeRobot's `dataset.finalize()`), copy the file again, or "
+            "record the data set again.",
         )
 
 
@@ -203,13 +204,13 @@ def _is_of(path: str, names: Sequence[str]) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of a library says, short."""
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    """Return the first line of a library's error message, shortened."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def listed(names: Sequence[str], most: int = 30) -> str:
-    """Return names as an error lists them."""
+    """Return names as the list in an error message."""
     quoted = ", ".join(str(name)[:80] for name in names[:most])
     return f"{quoted} and {len(names) - most} more" if len(names) > most else quoted or "(none)"
 
@@ -221,7 +222,7 @@ def whole_numbers(table: Any, name: str, path: Path) -> NDArray[np.int64]:
     """Return a column of counters, such as `episode_index`, int64 of all rows.
 
     Raises:
-        DemonstrationError: It holds anything else.
+        DemonstrationError: It holds other values.
     """
     import pyarrow as pa
 
@@ -230,26 +231,26 @@ def whole_numbers(table: Any, name: str, path: Path) -> NDArray[np.int64]:
         raise _wrong_type(name, path, column.type, "whole numbers")
     if column.null_count:
         raise DemonstrationError(f"{name!r} is empty (null) in {column.null_count} rows of {path}")
-    found: NDArray[np.int64] = column.to_numpy().astype(np.int64)
-    if len(found) and found.min() < 0:
-        raise DemonstrationError(f"{name!r} is {found.min()} in a row of {path}: it is negative")
-    return found
+    counters: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    if len(counters) and counters.min() < 0:
+        raise DemonstrationError(f"{name!r} is {counters.min()} in a row of {path}: it is negative")
+    return counters
 
 
 def text(table: Any, name: str, path: Path) -> list[str]:
-    """Return a column of words.
+    """Return a column of text.
 
     Raises:
-        DemonstrationError: One is missing, or the file is damaged.
+        DemonstrationError: A text is missing, or the file is damaged.
     """
     try:
-        found: list[str | None] = table[name].to_pylist()
+        cells: list[str | None] = table[name].to_pylist()
     except ValueError as error:  # not UTF-8
         raise DemonstrationError(f"{name!r} in {path} is not text ({first_line(error)})") from error
-    words = [word for word in found if word is not None]
-    if len(words) < len(found):
+    texts = [word for word in cells if word is not None]
+    if len(texts) < len(cells):
         raise DemonstrationError(f"{name!r} is empty (null) in a row of {path}")
-    return words
+    return texts
 
 
 def matrix(
@@ -259,13 +260,13 @@ def matrix(
 
     Args:
         column: `pyarrow.ChunkedArray`.
-        name: What it is called.
-        path: The file it is from.
-        place: Says of which episode and frame a row is.
-        width: n, if the metadata say it.
+        name: The column's name.
+        path: Its file.
+        place: Returns episode and frame of a row as text.
+        width: n, if the metadata have it.
 
     Raises:
-        DemonstrationError: It holds anything else, or numbers that are not finite in float32.
+        DemonstrationError: It holds other values, or numbers that are not finite in float32.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -284,39 +285,39 @@ def matrix(
         lengths = np.asarray(pc.list_value_length(array))
         width = (int(lengths[0]) if len(lengths) else 0) if width is None else width
         for row in np.flatnonzero(lengths != width)[:1]:
-            said = f"holds {lengths[row]} numbers instead of {width}"
-            raise DemonstrationError(f"{name!r} of {place(int(row))} in {path} {said}")
+            problem = f"holds {lengths[row]} numbers instead of {width}"
+            raise DemonstrationError(f"{name!r} of {place(int(row))} in {path} {problem}")
         array = array.flatten()
     elif width not in (None, 1):
         raise DemonstrationError(
-            f"{name!r} in {path} holds single numbers, and meta/info.json says lists of {width}"
+            f"{name!r} in {path} holds single numbers, but meta/info.json says lists of {width}"
         )
     else:
         width = 1
     _refuse(array.is_null(), width, "holds an empty entry (null)", name, path, place)
-    found = array.to_numpy(zero_copy_only=False).astype(np.float64)
+    numbers = array.to_numpy(zero_copy_only=False).astype(np.float64)
     with np.errstate(over="ignore"):
-        bad = np.flatnonzero(~np.isfinite(found.astype(np.float32)))
+        bad = np.flatnonzero(~np.isfinite(numbers.astype(np.float32)))
     for i in bad[:1]:
         row, entry = divmod(int(i), max(1, width))
-        more = f"; {len(bad)} numbers of the column are like that" if len(bad) > 1 else ""
+        others = f"; {len(bad)} numbers of the column are like that" if len(bad) > 1 else ""
         raise DemonstrationError(
-            f"{name!r} of {place(row)} in {path} is {found[i]:g} (entry {entry}{more})",
+            f"{name!r} of {place(row)} in {path} is {numbers[i]:g} (entry {entry}{others})",
             allowed="finite numbers",
             remedy="Remove that episode, or mend what wrote it.",
         )
-    reshaped: NDArray[np.float64] = found.reshape(-1, width)
+    reshaped: NDArray[np.float64] = numbers.reshape(-1, width)
     return reshaped
 
 
 def _refuse(
-    mask: Any, width: int, what: str, name: str, path: Path, place: Callable[[int], str]
+    mask: Any, width: int, problem: str, name: str, path: Path, place: Callable[[int], str]
 ) -> None:
     rows = np.flatnonzero(np.asarray(mask)) // max(1, width)
     if len(rows):
-        more = f" ({len(np.unique(rows))} rows are like that)" if len(rows) > 1 else ""
+        others = f" ({len(np.unique(rows))} rows are like that)" if len(rows) > 1 else ""
         raise DemonstrationError(
-            f"{name!r} of {place(int(rows[0]))} in {path} {what}{more}",
+            f"{name!r} of {place(int(rows[0]))} in {path} {problem}{others}",
             remedy="Remove that episode, or mend what wrote it.",
         )
 

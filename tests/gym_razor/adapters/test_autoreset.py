@@ -22,31 +22,33 @@ def factories():
 @pytest.mark.parametrize("mode", MODES)
 def test_steps_equal_those_of_gymnasium(mode):
     reference = SyncVectorEnv(factories(), autoreset_mode=mode)
-    ours = Autoreset(ChunkedVectorEnv(factories(), chunk_size=1, num_workers=0), mode)
-    assert ours.metadata["autoreset_mode"] == reference.metadata["autoreset_mode"] == mode
-    ours.reset(seed=[0, 0, 0])
+    env = Autoreset(ChunkedVectorEnv(factories(), chunk_size=1, num_workers=0), mode)
+    assert env.metadata["autoreset_mode"] == reference.metadata["autoreset_mode"] == mode
+    env.reset(seed=[0, 0, 0])
     reference.reset(seed=[0, 0, 0])
     actions = np.zeros((len(LIMITS), 3), np.float32)
     ended = 0
     for _ in range(14):
         expected = reference.step(actions)
-        found = ours.step(actions)
-        elapsed = [result[0]["agent_pos"][:, 1] for result in (found, expected)]
+        result = env.step(actions)
+        elapsed = [step[0]["agent_pos"][:, 1] for step in (result, expected)]
         np.testing.assert_array_equal(*elapsed)
-        for mine, theirs in zip(found[1:4], expected[1:4], strict=True):
-            np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(found[4]["elapsed_steps"], expected[4]["elapsed_steps"])
-        assert ("final_obs" in found[4]) == ("final_obs" in expected[4])
-        if "final_obs" in found[4]:
-            np.testing.assert_array_equal(found[4]["_final_obs"], expected[4]["_final_obs"])
-            for env_id in np.flatnonzero(found[4]["_final_obs"]):
-                last, theirs = (infos["final_obs"][env_id] for infos in (found[4], expected[4]))
-                assert last["agent_pos"][1] == theirs["agent_pos"][1] == LIMITS[env_id]
-                np.testing.assert_array_equal(last["pixels"]["front"], theirs["pixels"]["front"])
-                assert found[4]["final_info"]["elapsed_steps"][env_id] == LIMITS[env_id]
-        ended += int((found[2] | found[3]).sum())
+        for values, expected_values in zip(result[1:4], expected[1:4], strict=True):
+            np.testing.assert_array_equal(values, expected_values)
+        np.testing.assert_array_equal(result[4]["elapsed_steps"], expected[4]["elapsed_steps"])
+        assert ("final_obs" in result[4]) == ("final_obs" in expected[4])
+        if "final_obs" in result[4]:
+            np.testing.assert_array_equal(result[4]["_final_obs"], expected[4]["_final_obs"])
+            for env_id in np.flatnonzero(result[4]["_final_obs"]):
+                last, expected_last = (step[4]["final_obs"][env_id] for step in (result, expected))
+                assert last["agent_pos"][1] == expected_last["agent_pos"][1] == LIMITS[env_id]
+                np.testing.assert_array_equal(
+                    last["pixels"]["front"], expected_last["pixels"]["front"]
+                )
+                assert result[4]["final_info"]["elapsed_steps"][env_id] == LIMITS[env_id]
+        ended += int((result[2] | result[3]).sum())
     assert ended >= 8
-    ours.close()
+    env.close()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -79,20 +81,20 @@ def test_an_ordinary_loop_runs_on_the_suite(mode):
 
 
 def test_a_mask_of_reset_is_respected():
-    ours = Autoreset(ChunkedVectorEnv(factories(), chunk_size=1, num_workers=0))
-    ours.reset(seed=[0, 0, 0])
+    env = Autoreset(ChunkedVectorEnv(factories(), chunk_size=1, num_workers=0))
+    env.reset(seed=[0, 0, 0])
     actions = np.zeros((3, 3), np.float32)
     for _ in range(3):
-        *_, truncated, _ = ours.step(actions)
+        *_, truncated, _ = env.step(actions)
     assert truncated.tolist() == [True, False, False]
-    ours.reset(options={"reset_mask": np.array([True, False, False])})
-    observations, *_ = ours.step(actions)
+    env.reset(options={"reset_mask": np.array([True, False, False])})
+    observations, *_ = env.step(actions)
     assert observations["agent_pos"][:, 1].tolist() == [1, 4, 4]
-    ours.close()
+    env.close()
 
 
 def test_what_cannot_be_wrapped_is_refused():
-    with pytest.raises(ValueError, match="without this wrapper"):
+    with pytest.raises(ValueError, match="leave the wrapper out"):
         Autoreset(ChunkedVectorEnv(factories(), num_workers=0), AutoresetMode.DISABLED)
-    with pytest.raises(ValueError, match="resets by itself"):
+    with pytest.raises(ValueError, match="resets automatically"):
         Autoreset(SyncVectorEnv(factories()))

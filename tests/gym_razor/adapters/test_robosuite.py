@@ -259,11 +259,11 @@ def test_own_words_replace_the_instruction(envs):
     env = envs("Door")
     env.reset(seed=0, options={"instruction": "please open it"})
     assert env.task_description == "please open it"
-    seen = set()
+    instructions = set()
     for seed in range(12):
         env.reset(seed=seed)
-        seen.add(env.task_description)
-    assert seen == set(ROBOSUITE_TASKS["Door"].instructions)
+        instructions.add(env.task_description)
+    assert instructions == set(ROBOSUITE_TASKS["Door"].instructions)
 
 
 def test_wrong_arguments_name_what_is_allowed(envs):

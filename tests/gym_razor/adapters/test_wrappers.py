@@ -86,7 +86,7 @@ def test_state_has_landmarks_with_presence():
 
 def test_another_observation_space_is_refused():
     env = gym.make("CartPole-v1")
-    with pytest.raises(ValueError, match="expected a Dict with 'pixels' and 'agent_pos'"):
+    with pytest.raises(ValueError, match="a Dict with 'pixels' and 'agent_pos' is needed"):
         FlattenForSB3(env)
 
 

@@ -107,7 +107,7 @@ def test_start_state_is_a_pure_function_of_the_seed(task_id):
     """It depends on no earlier episode, no other instance and no global generator."""
     env = make(task_id)
     first, info = env.reset(seed=11)
-    words = env.unwrapped.task_description
+    instruction = env.unwrapped.task_description
     after_first = [env.step(action) for action in chunks_for(1, 3)[0]]
     other, _ = env.reset(seed=12)
     assert not np.array_equal(other["pixels"]["front"], first["pixels"]["front"])
@@ -118,7 +118,7 @@ def test_start_state_is_a_pure_function_of_the_seed(task_id):
         again, info_again = candidate.reset(seed=11)
         assert_same(first, again)
         assert np.array_equal(info["landmarks"], info_again["landmarks"])
-        assert candidate.unwrapped.task_description == words
+        assert candidate.unwrapped.task_description == instruction
         for action, expected in zip(chunks_for(1, 3)[0], after_first, strict=True):
             assert_same(candidate.step(action)[0], expected[0])
         candidate.close()
@@ -154,12 +154,12 @@ def test_a_longer_time_limit_than_the_default_is_kept():
 
 def test_instruction_variants_and_own_words():
     env = make(MAIN)
-    seen = set()
+    instructions = set()
     for seed in range(25):
         env.reset(seed=seed)
-        seen.add(env.unwrapped.task_description)
-    assert len(seen) >= 4
-    assert all("can" in words for words in seen)
+        instructions.add(env.unwrapped.task_description)
+    assert len(instructions) >= 4
+    assert all("can" in instruction for instruction in instructions)
     start, _ = env.reset(seed=3)
     own, _ = env.reset(seed=3, options={"instruction": "do it"})
     assert env.unwrapped.task_description == "do it"
@@ -200,12 +200,12 @@ def test_rendering_for_people_does_not_change_what_the_policy_sees():
 def test_environments_of_one_process_do_not_draw_into_each_other():
     """Each has an OpenGL context of its own, and OpenGL draws into whichever is current."""
     first = gym.make("gym_razor/LiftCube-v0", image_size=64)
-    seen = first.reset(seed=0)[0]["pixels"]["front"].copy()
+    picture = first.reset(seed=0)[0]["pixels"]["front"].copy()
     second = gym.make("gym_razor/OpenDrawer-v0", image_size=32)
     second.reset(seed=1)
-    np.testing.assert_array_equal(first.reset(seed=0)[0]["pixels"]["front"], seen)
+    np.testing.assert_array_equal(first.reset(seed=0)[0]["pixels"]["front"], picture)
     second.close()
-    np.testing.assert_array_equal(first.reset(seed=0)[0]["pixels"]["front"], seen)
+    np.testing.assert_array_equal(first.reset(seed=0)[0]["pixels"]["front"], picture)
     first.close()
 
 
@@ -401,13 +401,13 @@ def test_a_group_can_be_reset_and_stepped_while_another_is_stepping(num_workers)
         mask = np.isin(np.arange(4), last)
         vector.reset(seed=[0, 1, 2, 3], options={"reset_mask": mask})
         vector.step_async(actions[last], last)
-    seen = {}
+    by_env = {}
     for _ in vector.groups:
         env_ids, observations, *_ = vector.step_wait()
         for place, env_id in enumerate(env_ids):
-            seen[int(env_id)] = row(observations, place)
-    assert sorted(seen) == [0, 1, 2, 3]
-    for env_id, observation in seen.items():
+            by_env[int(env_id)] = row(observations, place)
+    assert sorted(by_env) == [0, 1, 2, 3]
+    for env_id, observation in by_env.items():
         assert_same(observation, row(expected, env_id))
     vector.close()
 

@@ -67,18 +67,18 @@ def test_styles_differ_in_path_and_place() -> None:
 def test_unknown_style_is_refused() -> None:
     episode = Episode(take_world)
     episode.reset("gym_razor/LiftCube-v0", 0)
-    with pytest.raises(ValueError, match=r"Unknown style 'c'; there are a, b"):
+    with pytest.raises(ValueError, match=r"Unknown style 'c'; allowed are a, b"):
         episode.expert_actions("c", 2)
 
 
 def test_start_state_is_a_function_of_task_and_seed_only() -> None:
     episode = Episode(take_world)
     episode.reset("gym_razor/LiftCan-v0", 11)
-    first, words = episode.world.save()[0], episode.instruction
+    first, instruction = episode.world.save()[0], episode.instruction
     play("gym_razor/LiftCan-v0", 12, "a")  # the same worlds, used for something else
     episode.reset("gym_razor/LiftCan-v0", 11)
     np.testing.assert_array_equal(episode.world.save()[0], first)
-    assert episode.instruction == words
+    assert episode.instruction == instruction
     episode.reset("gym_razor/LiftCan-v0", 13)
     assert not np.array_equal(episode.world.save()[0][:40], first[:40])
 
@@ -101,9 +101,9 @@ def test_expert_look_ahead_leaves_the_state_as_it_is() -> None:
 def test_same_scene_has_several_instructions() -> None:
     lift, place = TASKS["gym_razor/LiftCan-v0"], TASKS["gym_razor/PlaceCanInBin-v0"]
     assert lift.pairs == place.pairs
-    words = {lift.sample(seed)[2] for seed in range(40)}
-    assert len(words) >= 5
-    assert any(colour in text for text in words for colour in scene.OBJECTS["can"].colours)
+    instructions = {lift.sample(seed)[2] for seed in range(40)}
+    assert len(instructions) >= 5
+    assert any(colour in text for text in instructions for colour in scene.OBJECTS["can"].colours)
 
 
 def test_success_must_last() -> None:

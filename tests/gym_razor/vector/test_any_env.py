@@ -155,5 +155,5 @@ def test_wrong_arguments_are_named():
     env.reset(seed=0)
     with pytest.raises(ValueError, match="expected \\(2, 3, 3\\)"):
         env.step(np.zeros((2, 1, 3), np.float32))
-    with pytest.raises(ValueError, match="reset_mask has shape"):
+    with pytest.raises(ValueError, match="`reset_mask` is bool of shape"):
         env.reset(options={"reset_mask": [True]})

@@ -7,7 +7,7 @@ import pytest
 from counter import toy_factory
 
 from gym_razor.vector.any_env import ChunkedVectorEnv
-from gym_razor.vector.success import told_success
+from gym_razor.vector.success import reported_success
 
 
 @pytest.mark.parametrize(
@@ -24,18 +24,18 @@ from gym_razor.vector.success import told_success
     ],
 )
 def test_one_of_two_keys_tells_success_and_nothing_else(info, expected):
-    assert told_success(info) is expected
+    assert reported_success(info) is expected
 
 
 @pytest.mark.parametrize("value", [None, np.nan, "yes", 2, 0.5, np.ones(2), [True, False], {}])
 def test_a_value_that_is_neither_true_nor_false_is_refused(value):
     with pytest.raises(ValueError, match=r"info\['success'\] as .* neither True nor False"):
-        told_success({"success": value})
+        reported_success({"success": value})
 
 
 def test_keys_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="'is_success' True and 'success' False"):
-        told_success({"is_success": True, "success": False})
+        reported_success({"is_success": True, "success": False})
 
 
 class Blinking(toy_factory()):
@@ -62,7 +62,9 @@ def test_an_episode_that_ends_without_a_word_about_success_is_refused():
     env = ChunkedVectorEnv([Silent], chunk_size=4)
     env.reset(seed=0)
     env.step(np.ones((1, 4, 3), np.float32))
-    with pytest.raises(ValueError, match=r"Counter-v0 tells no success.*\['elapsed_steps'\]"):
+    with pytest.raises(
+        ValueError, match=r"Counter-v0 does not report success.*\['elapsed_steps'\]"
+    ):
         env.step(np.ones((1, 4, 3), np.float32))
 
 

@@ -221,7 +221,7 @@ def test_another_start_state_than_the_manifests_is_an_error(base, states, tmp_pa
     ):
         evaluated(base, tmp_path / "o.json", manifest=str(tmp_path / "changed.json"), episodes=None)
     assert [file.name for file in tmp_path.iterdir()] == ["changed.json"]
-    with pytest.raises(ManifestError, match="tells no hash of its start states"):
+    with pytest.raises(ManifestError, match="reports no hash of start states"):
         changed.check_start_state(0, None)
 
 

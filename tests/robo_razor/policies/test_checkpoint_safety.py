@@ -534,7 +534,7 @@ def test_words_that_a_policy_does_not_read_are_named_once(tmp_path, saved, caplo
     for _ in range(3):
         handle.prepare(observed(), [long] * 2)
     assert len(unread(caplog)) == 1
-    assert "It does not see the rest: and lift it." in caplog.text
+    assert "It does not read the rest: and lift it." in caplog.text
     caplog.clear()
     with pytest.raises(PolicyError, match="knows no word"):
         handle.check_instruction("foo " * 12 + "lift")

@@ -28,17 +28,17 @@ class Lying(ToyVectorEnv):
 
     def step_wait(self):
         ids, observation, rewards, terminated, truncated, infos = super().step_wait()
-        given = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+        results = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
         for name, value in self.changes.items():
-            if name in given:
-                given[name] = value
+            if name in results:
+                results[name] = value
             elif name == "infos":
                 infos = value
             elif value is None:
                 del observation[name]
             else:
                 observation[name] = value
-        return ids, observation, *given.values(), infos
+        return ids, observation, *results.values(), infos
 
 
 def step(env, value=0.0):
@@ -57,8 +57,8 @@ HALF = np.array([1.0, np.nan])
     [
         ({"rewards": HALF}, r"ReachGreen-v0 \(seed 4, control step 3\) gives `reward` nan"),
         ({"rewards": np.ones((2, 1))}, r"`reward` as float64 of shape \(2, 1\)"),
-        ({"terminated": np.zeros(2)}, "`terminated` that is not bool"),
-        ({"truncated": [False, False]}, "`truncated` that is not bool"),
+        ({"terminated": np.zeros(2)}, "`terminated` that is not a bool array"),
+        ({"truncated": [False, False]}, "`truncated` that is not a bool array"),
         ({"agent_pos": None}, "gives no 'agent_pos', though its observation space has it"),
         ({"agent_pos": np.zeros((2, 6), np.float32)}, r"'agent_pos' as float32 of shape \(6,\)"),
         ({"agent_pos": np.zeros((2, 7))}, "float64 .* space says float32"),
@@ -71,7 +71,7 @@ HALF = np.array([1.0, np.nan])
         ({"infos": {"success": HALF}}, r"seed 4.*`success` as .*nan.*neither"),
         ({"infos": {"success": np.ones((2, 2))}}, "not one value for each of 2"),
         ({"infos": {"success": YES, "is_success": NO}}, r"seed 3.*contradicts itself"),
-        ({"infos": {}, "terminated": YES}, r"seed 3.*tells no success: .*\[\]"),
+        ({"infos": {}, "terminated": YES}, r"seed 3.*does not report success: .*\[\]"),
         ({"infos": {"is_success": NO, "landmarks": HALF}}, "seed 4.*`landmarks` nan"),
     ],
 )
@@ -102,12 +102,12 @@ def test_a_success_is_kept_for_the_rest_of_the_episode_and_not_for_the_next():
     env = Lying(infos={"success": np.array([True, False])}, terminated=NO, truncated=NO)
     driver = GroupDriver(env)
     driver.reset(IDS, [3, 4], [RED, GREEN], [None, None])
-    seen = []
+    successes = []
     for success in ([True, False], [False, False], [False, True]):
         env.changes["infos"] = {"success": np.array(success)}
         driver.submit(np.zeros((2, 3, 5), np.float32), IDS)
-        seen.append(driver.wait()[-1]["is_success"].tolist())
-    assert seen == [[True, False], [True, False], [True, True]]
+        successes.append(driver.wait()[-1]["is_success"].tolist())
+    assert successes == [[True, False], [True, False], [True, True]]
     driver.reset(np.arange(1), [5], [RED], [None])
     env.changes["infos"] = {"success": NO}
     driver.submit(np.zeros((2, 3, 5), np.float32), IDS)
@@ -131,7 +131,7 @@ def test_an_environment_that_runs_another_task_than_it_was_asked_for_is_refused(
             return super().reset(seed=seed, options={**options, "tasks": None})
 
     driver = GroupDriver(Deaf(2, 1, image_size=16))
-    with pytest.raises(EnvError, match=r"asked for 'toy/ReachGreen-v0', but it runs .*ReachRed"):
+    with pytest.raises(EnvError, match=r"was reset to 'toy/ReachGreen-v0', but it runs .*ReachRed"):
         driver.reset(IDS, [3, 4], [RED, GREEN], [None, None])
 
 
@@ -164,7 +164,7 @@ FLOATS = spaces.Dict({"pixels": spaces.Dict({"front": spaces.Box(0, 1, (16, 16, 
 @pytest.mark.parametrize(
     ("attributes", "text"),
     [
-        ({"metadata": {"autoreset_mode": AutoresetMode.NEXT_STEP}}, "begins new episodes by itse"),
+        ({"metadata": {"autoreset_mode": AutoresetMode.NEXT_STEP}}, "resets automatically"),
         ({"single_observation_space": IMAGE}, r"gives .*Box\(0, 255, \(16, 16, 3\).*Allowed: a D"),
         ({"single_observation_space": FLOATS}, "gives the picture 'front' as float32"),
     ],

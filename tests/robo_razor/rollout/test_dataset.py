@@ -137,7 +137,7 @@ def test_episodes_are_those_that_exist(tmp_path, caplog):
     assert demos.num_episodes == 2
     assert demos.offsets.tolist() == [0, 3, 6]
     assert demos.place(4) == "episode 3, frame 1"
-    assert "says that there are 4 episodes, but the tables hold 2" in caplog.text
+    assert "lists 4 episodes, but the tables hold 2" in caplog.text
     one = load_demonstrations(root, 1)
     assert one.num_episodes == 1
     assert one.place(0) == "episode 1, frame 0"
@@ -149,13 +149,18 @@ def test_every_sample_has_the_words_of_its_frame(tmp_path):
     folder.tasks = {0: "lift the red block", 1: "lift the green block"}
     folder.row(0, 2)["task_index"] = folder.row(0, 3)["task_index"] = 1
     demos = load_demonstrations(folder.write(tmp_path / "data"))
-    policy, seen = tiny_policy(), []
-    own = policy.prepare
-    policy.prepare = lambda observation, words: seen.append(list(words)) or own(observation, words)
+    policy, prepared = tiny_policy(), []
+    prepare = policy.prepare
+
+    def recorded(observation, instructions):
+        prepared.append(list(instructions))
+        return prepare(observation, instructions)
+
+    policy.prepare = recorded
     WindowSampler(demos, policy).batch(np.arange(6))
     demonstration_probe(demos, policy, 6)
     red, green = folder.tasks.values()
-    assert seen == [[red, red, green, green, red, red]] * 2
+    assert prepared == [[red, red, green, green, red, red]] * 2
 
 
 def of_row(key, value, episode=1, frame=3):
@@ -220,7 +225,7 @@ PLACE = r"of episode 1, frame 3 in .*file-000.parquet "
         (of_row("frame_index", -3), r"'frame_index' is -3 .*negative"),
         (of_row("task_index", 7), r"'task_index' of episode 1, frame 3 is 7.*Allowed: 0"),
         (without(6), r"'frame_index': episode 1, frame 3 .*comes right after frame 1.*missing"),
-        (twice, r"'frame_index': episode 1, frame 3 is there twice.*row 7.*row 15"),
+        (twice, r"'frame_index': episode 1, frame 3 occurs twice.*row 7.*row 15"),
         (
             typed("action", pa.list_(pa.string()), lambda x: list(map(str, x))),
             r"'action' of .* holds 'list<.*string>', not numbers",
@@ -245,7 +250,7 @@ PLACE = r"of episode 1, frame 3 in .*file-000.parquet "
         (
             of_row("observation.images.wrist", {"bytes": None, "path": "a.png"}),
             r"'observation.images.wrist' of episode 1, frame 3, .*holds no picture, at most the "
-            r"path.*files beside them are not read",
+            r"path.*other files are not read",
         ),
         (of_row("observation.images.wrist", None), r"episode 1, frame 3, .*holds no picture"),
         (
@@ -258,7 +263,7 @@ PLACE = r"of episode 1, frame 3 in .*file-000.parquet "
         ),
         (
             of_row("observation.images.wrist", {"bytes": png(9, (16, 8)), "path": None}),
-            r"episode 1, frame 3, .* is 16x8 px, and meta/info.json says 16x16 px",
+            r"episode 1, frame 3, .* is 16x8 px, but meta/info.json says 16x16 px",
         ),
         (
             of_row("observation.images.wrist", {"bytes": png(9, mode="I;16"), "path": None}),
@@ -290,7 +295,7 @@ def test_rows_that_are_not_asked_for_may_be_anything(tmp_path):
         ({"fps": -10}, r"`fps` = -10"),
         ({"fps": "10"}, r"`fps` = '10'"),
         ({"fps": True}, r"`fps` = True"),
-        ({"features": []}, r"tells no `features`"),
+        ({"features": []}, r"has no `features`"),
         ({"features": {"action": 3}}, r"describes the column 'action' as 3"),
         ({"features": {"action": {"dtype": "float32"}}}, r"'action' the shape None"),
         ({"features": {"action": {"dtype": "float32", "shape": [5, 1]}}}, r"shape \[5, 1\]"),
@@ -325,7 +330,7 @@ def test_info_may_be_missing_hostile_or_no_file(tmp_path):
         ("{", "holds no JSON"),
         ("[" * 10**5, "holds no JSON"),
         ('{"fps": NaN}', "holds no JSON"),
-        ("5", "tells no `features`"),
+        ("5", "has no `features`"),
     ):
         info.write_text(text)
         refused(root, match)
@@ -345,14 +350,14 @@ def test_info_may_be_missing_hostile_or_no_file(tmp_path):
 def test_tables_that_are_cut_damaged_or_empty_are_refused(tmp_path):
     root = Folder().write(tmp_path / "data", parts=2)
     last = root / "data" / "chunk-000" / "file-001.parquet"
-    whole = last.read_bytes()
-    last.write_bytes(whole[:-200])
+    content = last.read_bytes()
+    last.write_bytes(content[:-200])
     refused(root, r"file-001.parquet is incomplete: its end is missing.*finalize")
-    last.write_bytes(whole[: len(whole) // 2] + b"PAR1")
+    last.write_bytes(content[: len(content) // 2] + b"PAR1")
     refused(root, r"file-001.parquet cannot be read \(.*damaged")
     last.write_bytes(b"")
     refused(root, r"file-001.parquet cannot be read")
-    last.write_bytes(whole)
+    last.write_bytes(content)
     load_demonstrations(root)
     for file in (root / "data" / "chunk-000").iterdir():
         pq.write_table(pq.read_table(file).slice(0, 0), file)
@@ -368,16 +373,16 @@ def test_flipped_bytes_are_read_or_refused(tmp_path):
     random = np.random.default_rng(0)
     for _ in range(60):
         file = files[random.integers(len(files))]
-        whole = file.read_bytes()
-        damaged = bytearray(whole)
-        for place in random.integers(len(whole), size=3):
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        for place in random.integers(len(content), size=3):
             damaged[place] = random.integers(256)
         file.write_bytes(damaged)
         try:
             load_demonstrations(root)
         except DemonstrationError as error:
             assert len(str(error)) < 3000  # noqa: PT017 - any of them, or none, is right
-        file.write_bytes(whole)
+        file.write_bytes(content)
 
 
 def test_a_table_that_claims_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
@@ -483,7 +488,7 @@ def film(tmp_path, lengths=(3, 3), **episode):
     ("episode", "match"),
     [
         ({"from_timestamp": 0.35}, r"episode 1, frame 0 has no frame in .*at 0.3500 s"),
-        ({"from_timestamp": 9.0}, r"episode 1, frame 0 has no frame .*last one seen is at 0.5000"),
+        ({"from_timestamp": 9.0}, r"episode 1, frame 0 has no frame .*last one read is at 0.5000"),
         ({"from_timestamp": 0.2}, r"episode 0, frame 2 would be at 0.2000 s .*another episode"),
         ({"from_timestamp": float("nan")}, r"from_timestamp' of episode 1 in .* is nan"),
         ({"from_timestamp": None}, r"from_timestamp' of episode 1 in .* is empty"),
@@ -503,13 +508,13 @@ def test_videos_that_are_short_large_missing_or_no_videos_are_refused(tmp_path):
     folder, path = film(tmp_path)
     root = folder.write(path)
     file = root / "videos" / FRONT / "chunk-000" / "file-000.mp4"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     shutil.copy(file, tmp_path / "secret.mp4")
     write_video(file, folder.film[:5], FPS)
     refused(root, r"'observation.images.front' of episode 1, frame 2 has no frame")
     write_video(file, folder.film, FPS, size=32)
-    refused(root, r"the frame at 0.0000 s of .* is 32x32 px, and meta/info.json says 16x16 px")
-    file.write_bytes(whole[: len(whole) // 2])
+    refused(root, r"the frame at 0.0000 s of .* is 32x32 px, but meta/info.json says 16x16 px")
+    file.write_bytes(content[: len(content) // 2])
     refused(root, r"file-000.mp4 cannot be decoded as an MP4 video")
     for playlist in (
         f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n",
@@ -520,7 +525,7 @@ def test_videos_that_are_short_large_missing_or_no_videos_are_refused(tmp_path):
     file.unlink()
     refused(root, r"file-000.mp4 does not exist")
     shutil.rmtree(root / "meta" / "episodes")
-    refused(root, r"no meta/episodes that says where each episode begins")
+    refused(root, r"no meta/episodes with the start of each episode")
 
 
 def test_rows_of_meta_episodes_may_stand_in_any_order_but_not_twice(tmp_path):
@@ -531,7 +536,7 @@ def test_rows_of_meta_episodes_may_stand_in_any_order_but_not_twice(tmp_path):
     folder.episodes = [folder.episodes[0]] * 2
     refused(folder.write(tmp_path / "twice"), "says nothing|two rows of episode 1")
     folder.episodes.pop()
-    refused(folder.write(tmp_path / "less"), "says nothing of the video of episode 0, frame 0")
+    refused(folder.write(tmp_path / "less"), "does not list the video of episode 0, frame 0")
 
 
 # --- Nothing outside of the folder ----------------------------------------------------------------
@@ -542,7 +547,7 @@ def test_no_name_in_the_metadata_leads_out_of_the_folder(tmp_path):
     folder.write(tmp_path / "other")
     folder.info["video_path"] = "../other/videos/{video_key}/chunk-000/file-000.mp4"
     root = folder.write(path)
-    refused(root, r"`video_path` = '../other.*no other place is read")
+    refused(root, r"`video_path` = '../other.*no other is read")
     outside = "../../other/videos/" + FRONT
     folder.info["video_path"] = None
     folder.info["data_path"] = "/etc/{chunk_index}"  # is not read at all
@@ -601,8 +606,8 @@ def test_another_rate_than_the_environments_is_told(tmp_path, caplog):
     (root / "meta" / "info.json").write_text(json.dumps(folder.info))
     demonstrations_for(source_of(root), tiny_policy(), env=env_of(render_fps=10))
     assert "says 30 frames per second" in caplog.text
-    assert "0.1 s apart, which makes 10 per second" in caplog.text
-    assert "has 30 frames per second, the environment 10 control steps" in caplog.text
+    assert "0.1 s apart, which is 10 frames per second" in caplog.text
+    assert "has 30 frames per second, but the environment has 10 control steps" in caplog.text
     assert "last 3 times as long" in caplog.text
 
 
@@ -626,7 +631,7 @@ def test_actions_that_tokens_cannot_express_are_refused(tmp_path, caplog):
     policy.module = types.SimpleNamespace(config=policy.config)  # no tokens: nothing to refuse
     demonstrations_for(source_of(root), policy, env=env_of())
     assert "is -1.5" in caplog.text
-    assert "the environment says that it takes [-1, 1] only" in caplog.text
+    assert "the environment's action space is [-1, 1]" in caplog.text
 
 
 # --- Runs -----------------------------------------------------------------------------------------
@@ -661,4 +666,4 @@ def test_a_run_on_a_wrong_data_set_ends_before_anything_is_measured(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         run("right")
     assert measured == [0]
-    assert "has 30 frames per second, the environment 10" in caplog.text
+    assert "has 30 frames per second, but the environment has 10" in caplog.text

@@ -43,13 +43,13 @@ def expert(episodes=6, style="a", num_envs=8):
     return collect_demonstrations(toy(num_envs), ExpertActor(style), NEW, episodes)
 
 
-def same(one, two):
-    assert one.instructions == two.instructions
+def same(first, second):
+    assert first.instructions == second.instructions
     for name in ("state", "actions", "offsets", "rewards", "success"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
-    assert one.images.keys() == two.images.keys()
-    for name, images in one.images.items():
-        np.testing.assert_array_equal(images, two.images[name])
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert first.images.keys() == second.images.keys()
+    for name, images in first.images.items():
+        np.testing.assert_array_equal(images, second.images[name])
 
 
 def test_demonstrations_hold_whole_successful_episodes():
@@ -169,7 +169,7 @@ def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path,
     free(frame * int(demos.offsets[4]))
     refused(
         rf"The 6 demonstrations .* {len(demos)} frames of observation.images.front 16x16 px, "
-        r".*take 0.0 GiB, and 0.0 GiB are free.*`--bc.episodes 4` fits.*smaller pictures"
+        r".*take 0.0 GiB, but 0.0 GiB are free.*`--bc.episodes 4` fits.*smaller pictures"
     )
     assert load_demonstrations(tmp_path / "data", max_episodes=4).num_episodes == 4
     small = load_demonstrations(tmp_path / "data", image_shape=(8, 8))
@@ -184,12 +184,12 @@ def test_more_pictures_than_memory_are_refused_before_they_are_decoded(tmp_path,
 def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch):
     """The free memory shrinks by every picture, so only what is still to come must fit."""
     frame, steps = 2 * 3 * 16 * 16, []  # two cameras
-    whole = expert(30)
-    seen = demonstrations._DemonstrationRecorder.on_step
+    expected = expert(30)
+    on_step = demonstrations._DemonstrationRecorder.on_step
 
     def watched(recorder, outcome):
         steps.append(len(outcome.episodes))
-        seen(recorder, outcome)
+        on_step(recorder, outcome)
 
     def free(number):
         steps.clear()
@@ -197,21 +197,22 @@ def test_more_pictures_than_memory_are_refused_while_they_are_played(monkeypatch
 
     monkeypatch.setattr(demonstrations._DemonstrationRecorder, "on_step", watched)
     monkeypatch.setattr(demonstrations, "CHECK_EVERY_BYTES", 1)
-    free(3 * frame * len(whole))  # while they are played, and joined, and two to spare
-    same(expert(30), whole)
+    free(3 * frame * len(expected))  # while they are played, and joined, and two to spare
+    same(expert(30), expected)
     played = sum(steps)
     for at_once in (demonstrations.MAX_EPISODES_AT_ONCE, 10):  # later rounds count as well
         monkeypatch.setattr(demonstrations, "MAX_EPISODES_AT_ONCE", at_once)
-        free(frame * len(whole))
+        free(frame * len(expected))
         with pytest.raises(
             DemonstrationError,
-            match=r"30 demonstrations .*: by the \d+ so far their pictures take 0.0 GiB more, and "
-            r"0.0 GiB are free.*`--bc.episodes`, of `collect` `--episodes`.: at most [12]\d fit",
+            match=r"30 demonstrations .*: judged by the \d+ so far, their pictures need 0.0 GiB "
+            r"more, but 0.0 GiB are free.*`--bc.episodes`, or `--episodes` of `collect`.: at most "
+            r"[12]\d fit",
         ):
             expert(30)
         assert sum(steps) < played / 2
     monkeypatch.setattr(memory, "available_bytes", lambda: None)  # a system without it
-    same(expert(30), whole)
+    same(expert(30), expected)
 
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (3, 480, 640), (480, 640), (480, 640, 1)])
@@ -258,7 +259,7 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path):
         load_demonstrations(tmp_path / "old" / "meta" / "info.json")
     for text in ("[]", '{"codebase_version": "v3.0", "features": null}'):
         (tmp_path / "old" / "meta" / "info.json").write_text(text)
-        with pytest.raises(DemonstrationError, match="tells no `features`"):
+        with pytest.raises(DemonstrationError, match="has no `features`"):
             load_demonstrations(tmp_path / "old")
 
 
@@ -266,10 +267,10 @@ class Sick(ExpertActor):
     """Labels one decision with NaN, though a sound action is executed."""
 
     def decide(self, request):
-        found = super().decide(request)
-        label = found.actions.copy()
+        decision = super().decide(request)
+        label = decision.actions.copy()
         label[request.steps == 2, 0, 1] = np.nan
-        return dataclasses.replace(found, label=label)
+        return dataclasses.replace(decision, label=label)
 
 
 def test_nothing_that_is_not_finite_is_collected(tmp_path):
@@ -293,15 +294,15 @@ def test_a_later_task_that_fails_leaves_a_readable_data_set(tmp_path, monkeypatc
     with pytest.raises(DemonstrationError, match="Only 0"):
         run_collect(config, quiet())
     assert load_demonstrations(tmp_path / "data").instructions == ("lift the red block",) * 2
-    assert "holds the first tasks' episodes only" in caplog.text
+    assert "holds only the episodes of some tasks" in caplog.text
 
 
 def test_words_that_change_within_an_episode_come_back(tmp_path):
     demos = expert(2)
-    words = ("reach",) * 3 + ("hold",) * (len(demos) - 3)
-    firsts = (words[0], words[int(demos.offsets[1])])
-    demos = dataclasses.replace(demos, instructions=firsts, frame_instructions=words)
+    instructions = ("reach",) * 3 + ("hold",) * (len(demos) - 3)
+    firsts = (instructions[0], instructions[int(demos.offsets[1])])
+    demos = dataclasses.replace(demos, instructions=firsts, frame_instructions=instructions)
     save_demonstrations(demos, tmp_path / "data")
     back = load_demonstrations(tmp_path / "data")
     same(back, demos)
-    assert back.words(np.arange(len(back))) == list(words)
+    assert back.words(np.arange(len(back))) == list(instructions)

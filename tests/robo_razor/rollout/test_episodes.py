@@ -37,15 +37,15 @@ def policy():
 ROWS = [*make_rows(RED, range(7)), *make_rows(NEW, range(100, 106)), *make_rows(GREEN, [3])]
 
 
-def same_record(one, two):
-    assert torch.equal(one.actions, two.actions)
-    assert torch.equal(one.log_prob, two.log_prob)
-    assert torch.equal(one.value, two.value)
-    assert torch.equal(one.reward, two.reward)
-    assert torch.equal(one.final_value, two.final_value)
-    assert np.array_equal(one.offsets, two.offsets)
-    assert one.inputs.keys() == two.inputs.keys()
-    assert all(torch.equal(one.inputs[key], two.inputs[key]) for key in one.inputs)
+def same_record(first, second):
+    assert torch.equal(first.actions, second.actions)
+    assert torch.equal(first.log_prob, second.log_prob)
+    assert torch.equal(first.value, second.value)
+    assert torch.equal(first.reward, second.reward)
+    assert torch.equal(first.final_value, second.final_value)
+    assert np.array_equal(first.offsets, second.offsets)
+    assert first.inputs.keys() == second.inputs.keys()
+    assert all(torch.equal(first.inputs[key], second.inputs[key]) for key in first.inputs)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def same_record(one, two):
 def test_episodes_do_not_depend_on_envs_workers_or_order(policy, num_envs, num_workers, last_first):
     expected = run_episodes(toy(), policy, ROWS, "sample", True, sampling_seed=5)
     env = toy(num_envs, num_workers, last_in_first_out=last_first)
-    found = run_episodes(env, policy, ROWS, "sample", True, sampling_seed=5)
-    assert np.array_equal(found.success, expected.success)
-    assert np.array_equal(found.control_steps, expected.control_steps)
-    assert found.instructions == expected.instructions
-    same_record(found.record, expected.record)
+    batch = run_episodes(env, policy, ROWS, "sample", True, sampling_seed=5)
+    assert np.array_equal(batch.success, expected.success)
+    assert np.array_equal(batch.control_steps, expected.control_steps)
+    assert batch.instructions == expected.instructions
+    same_record(batch.record, expected.record)
 
 
 def test_an_episode_does_not_depend_on_the_others(policy):
@@ -127,11 +127,11 @@ def test_a_serial_env_runs_chunks(policy):
     config = EnvConfig(num_envs=3, image_size=64, env_packages=("toy_env",))
     serial = make_env("serial/ReachRed-v0", config, chunk_size=4)
     big = tiny_policy(image_size=64)
-    found = run_episodes(serial, big, make_rows("serial/ReachRed-v0", range(6)), "greedy")
+    batch = run_episodes(serial, big, make_rows("serial/ReachRed-v0", range(6)), "greedy")
     vector = make_env(RED, config, chunk_size=4)
     expected = run_episodes(vector, big, make_rows(RED, range(6)), "greedy")
-    assert np.array_equal(found.success, expected.success)
-    assert np.array_equal(found.control_steps, expected.control_steps)
+    assert np.array_equal(batch.success, expected.success)
+    assert np.array_equal(batch.control_steps, expected.control_steps)
 
 
 def test_watching_every_step_does_not_change_the_episodes(policy):
@@ -166,7 +166,7 @@ def test_noise_disturbs_what_is_executed_but_not_the_label():
 
 def test_a_vector_env_without_split_stepping_is_one_group(policy):
     env = toy()
-    whole = run_episodes(env, policy, ROWS, "sample", True)
+    at_once = run_episodes(env, policy, ROWS, "sample", True)
 
     class Plain:
         """The same environment with `reset` and `step` only."""
@@ -186,7 +186,7 @@ def test_a_vector_env_without_split_stepping_is_one_group(policy):
 
     driver = GroupDriver(Plain(toy()))
     assert len(driver.groups) == 1
-    same_record(run_episodes(Plain(toy()), policy, ROWS, "sample", True).record, whole.record)
+    same_record(run_episodes(Plain(toy()), policy, ROWS, "sample", True).record, at_once.record)
 
 
 def test_uniforms_are_inside_the_unit_interval_and_evenly_spread():

@@ -137,12 +137,12 @@ def test_meta_worlds_tasks_are_the_same_with_and_without_its_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "lerobot.envs.metaworld", None)  # imported anew, then gone
     del sys.modules["lerobot.envs.metaworld"]
 
-    def words(name):
+    def identity(name):
         (task,) = lerobot_tasks.__wrapped__(f"lerobot:metaworld/{name}").values()
         return task.simulated
 
-    assert words("push-v3") == words("metaworld-push-v3") == words("hard:4")
-    assert words("push-v3") != words("metaworld-reach-v3")
+    assert identity("push-v3") == identity("metaworld-push-v3") == identity("hard:4")
+    assert identity("push-v3") != identity("metaworld-reach-v3")
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_the_new_task_is_left_out_of_a_group_of_prior_skills(caplog):
 @pytest.mark.parametrize("group", ["prior", "all"])
 def test_a_group_of_prior_skills_may_hold_the_new_task_itself(group, caplog):
     env = EnvConfig(env_packages=("gym_razor",))
-    found = validate(FinetuneConfig(task="gym_razor/LiftCube-v0", prior_tasks=group, env=env))
-    assert "PressButton" in found
-    assert "LiftCube" not in found
+    prior = validate(FinetuneConfig(task="gym_razor/LiftCube-v0", prior_tasks=group, env=env))
+    assert "PressButton" in prior
+    assert "LiftCube" not in prior
     assert "left out" not in caplog.text  # not worth a word: it has the very same name
 
 
@@ -268,7 +268,7 @@ def test_the_callers_own_generators_are_left_alone():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("Fixed", "whatever the seed"), ("Drifting", "does not begin twice")],
+    [("Fixed", "whatever the seed"), ("Drifting", "starts differently each time")],
 )
 def test_an_environment_that_takes_no_seed_is_told_of(make, caplog, name, text):
     with caplog.at_level(logging.WARNING):
@@ -307,7 +307,7 @@ def test_fast_images_are_without_shadows_at_any_size(shape):
 
 def test_fast_images_of_an_environment_that_has_none_are_warned_of(make, caplog):
     make(LEFT, num_envs=1, fast_images=True)
-    assert f"`env.fast_images` does nothing for {LEFT}" in caplog.text
+    assert f"`env.fast_images` has no effect on {LEFT}" in caplog.text
 
 
 def test_workers_import_neither_lerobot_nor_torch(make):
@@ -332,16 +332,16 @@ def test_workers_of_our_own_suite_do_not_load_torch_either(make):
 def test_our_own_suite_is_the_same_through_lerobot(make):
     """Its environment type `razor` is what LeRobot's scripts use."""
     settings = {"num_envs": 1, "num_workers": 1}
-    ours = make("gym_razor/PressButton-v0", **settings)
-    theirs = make("lerobot:razor/PressButton", **settings)
-    (one, _), (two, _) = ours.reset(seed=[3]), theirs.reset(seed=[3])
-    np.testing.assert_array_equal(one["agent_pos"], two["agent_pos"])
+    direct = make("gym_razor/PressButton-v0", **settings)
+    through_lerobot = make("lerobot:razor/PressButton", **settings)
+    (first, _), (second, _) = direct.reset(seed=[3]), through_lerobot.reset(seed=[3])
+    np.testing.assert_array_equal(first["agent_pos"], second["agent_pos"])
     for camera in ("front", "wrist"):
-        np.testing.assert_array_equal(one["pixels"][camera], two["pixels"][camera])
-    assert ours.unwrapped.instructions == theirs.instructions
+        np.testing.assert_array_equal(first["pixels"][camera], second["pixels"][camera])
+    assert direct.unwrapped.instructions == through_lerobot.instructions
     chunk = np.full((1, 4, 5), 0.5, np.float32)
     np.testing.assert_array_equal(
-        ours.step(chunk)[0]["agent_pos"], theirs.step(chunk)[0]["agent_pos"]
+        direct.step(chunk)[0]["agent_pos"], through_lerobot.step(chunk)[0]["agent_pos"]
     )
     assert time_limit("lerobot:razor/PressButton") == time_limit("gym_razor/PressButton-v0")
 
@@ -392,14 +392,14 @@ def quiet():
 
 def test_evaluate_and_rollout_take_them(base, tmp_path):
     skills = f"{LEFT},{RIGHT}"
-    found = run_evaluate(
+    evaluation = run_evaluate(
         EvaluateConfig(
             policy=base, skills=skills, episodes=4, env=config(), json=str(tmp_path / "x.json")
         ),
         quiet(),
     )
-    assert set(found) == {"Left", "Right"}
-    assert all(result.n == 4 for result in found.values())
+    assert set(evaluation) == {"Left", "Right"}
+    assert all(result.n == 4 for result in evaluation.values())
     video = tmp_path / "v.gif"
     run_rollout(
         RolloutConfig(policy=base, task=LEFT, episodes=2, video=str(video), env=config()), quiet()

@@ -35,20 +35,20 @@ def test_an_episode_is_a_function_of_task_and_seed():
     config = EnvConfig(num_envs=1, num_workers=1)
     env = make_env(TASKS[0], config, chunk_size=5, tasks=TASKS, image_shape=(32, 32))
     actions = np.random.default_rng(0).uniform(-1, 1, (1, 5, 4)).astype(np.float32)
-    seen = {}
+    outcomes = {}
     try:
         for task, seed in [(t, s) for _ in range(2) for t in TASKS for s in (1_000_000, 7)]:
             observation, infos = env.reset(seed=[seed], options={"tasks": [task]})
             assert env.instructions[0] in ("Press a button", "Reach a goal position")
             assert observation["pixels"]["observation.image"].shape == (1, 32, 32, 3)
             after, rewards, terminated, *_ = env.step(actions)
-            told = (
+            outcome = (
                 str(infos["start_state_hash"][0]),
                 after["agent_pos"].tobytes(),
                 after["pixels"]["observation.image"].tobytes(),
             )
-            assert seen.setdefault((task, seed), told) == told
+            assert outcomes.setdefault((task, seed), outcome) == outcome
             assert rewards.tolist() == [float(terminated[0])]
-        assert len({told[0] for told in seen.values()}) == 4
+        assert len({outcome[0] for outcome in outcomes.values()}) == 4
     finally:
         env.close()

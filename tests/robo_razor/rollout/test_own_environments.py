@@ -62,10 +62,10 @@ def test_a_time_limit_that_is_only_told_is_kept(caplog):
 
 def test_an_environment_without_a_time_limit_is_warned_of(caplog):
     assert steps_of(make("Plain"), most=50) == 50
-    assert caplog.text.count("tells no time limit") == 1
+    assert caplog.text.count("names no time limit") == 1
     caplog.clear()
     make("Plain", num_envs=3)
-    assert caplog.text.count("tells no time limit") == 1
+    assert caplog.text.count("names no time limit") == 1
 
 
 def test_settings_that_an_environment_does_not_take_are_told():
@@ -101,7 +101,9 @@ def outcome(name):
 
 def test_that_an_episode_ends_is_no_success():
     assert outcome("DropsIt") == (False, 3, 3.0)
-    with pytest.raises(EnvError, match=r"plain/Silent-v0 \(seed 5, control step 3\) tells no succ"):
+    with pytest.raises(
+        EnvError, match=r"plain/Silent-v0 \(seed 5, control step 3\) does not report succ"
+    ):
         outcome("Silent")
 
 
@@ -111,7 +113,10 @@ def test_one_control_step_of_success_is_enough_and_ends_nothing():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("Seedless", "does not begin twice in the same way"), ("Alike", "whatever the seed")],
+    [
+        ("Seedless", "starts differently each time from the same seed"),
+        ("Alike", "whatever the seed"),
+    ],
 )
 def test_a_seed_that_is_ignored_is_warned_of_once(caplog, name, text):
     make(name, num_envs=3)
@@ -122,7 +127,9 @@ def test_a_seed_that_is_ignored_is_warned_of_once(caplog, name, text):
 @pytest.mark.parametrize("other", ["Wider", "Lone"])
 def test_every_task_of_a_run_is_checked_against_the_first(other):
     tasks = ("plain/DropsIt-v0", f"plain/{other}-v0")
-    with pytest.raises(EnvError, match=f"{tasks[1]} and {tasks[0]} give or take other things"):
+    with pytest.raises(
+        EnvError, match=f"{tasks[1]} and {tasks[0]} differ in their observations or actions"
+    ):
         make_env(tasks[0], EnvConfig(num_envs=1, **OWN), chunk_size=5, tasks=tasks)
 
 
@@ -154,13 +161,13 @@ def test_an_environment_that_only_this_process_knows_runs_here_with_the_same_res
     from own_envs import Solved
 
     gym.register("plain/Lambda-v0", lambda: Solved(), max_episode_steps=9)
-    here, there = make("Lambda", num_envs=2), make("Solved", num_envs=2)
-    assert set(here.call("process_id")) == {os.getpid()}
+    local, in_workers = make("Lambda", num_envs=2), make("Solved", num_envs=2)
+    assert set(local.call("process_id")) == {os.getpid()}
     assert "plain/Lambda-v0 can be made in this process only" in caplog.text
     chunk = np.zeros((2, 5, 1), np.float32)
     for one, other in (
-        (here.reset(seed=[3, 4]), there.reset(seed=[3, 4])),
-        (here.step(chunk), there.step(chunk)),
+        (local.reset(seed=[3, 4]), in_workers.reset(seed=[3, 4])),
+        (local.step(chunk), in_workers.step(chunk)),
     ):
         np.testing.assert_array_equal(one[0]["agent_pos"], other[0]["agent_pos"])
         assert [np.asarray(x).tolist() for x in one[1:-1]] == [

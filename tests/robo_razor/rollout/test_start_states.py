@@ -86,7 +86,7 @@ def test_the_hash_is_that_of_the_rows(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "x"}, "is no manifest: its `kind` is not 'robo-razor manifest'"),
+        ({"kind": "x"}, "is not a manifest: its `kind` is not 'robo-razor manifest'"),
         ({"version": 2}, "has version 2. Allowed: 1"),
         ({"hash": "0"}, "were changed: their hash is .*, the file says 0"),
         ({"rows": []}, "has no rows"),
@@ -135,9 +135,9 @@ def test_selected_rows_keep_their_numbers():
 @pytest.mark.parametrize(("num_envs", "num_workers"), [(1, 1), (3, 2), (16, 4)])
 def test_a_description_depends_on_the_rows_only(num_envs, num_workers):
     expected = describe(toy(4), ROWS)
-    found = describe(toy(num_envs, num_workers), ROWS[::-1])
-    assert found.rows[::-1] == expected.rows
-    assert found.start_states[::-1] == expected.start_states
+    manifest = describe(toy(num_envs, num_workers), ROWS[::-1])
+    assert manifest.rows[::-1] == expected.rows
+    assert manifest.start_states[::-1] == expected.start_states
     assert len(set(expected.start_states)) == len(ROWS)
     assert {row.instruction for row in expected.rows} == {
         "lift the red block",
@@ -147,19 +147,19 @@ def test_a_description_depends_on_the_rows_only(num_envs, num_workers):
 
 def test_own_words_stay_and_leave_the_start_state_alone():
     rows = [*make_rows(RED, [3], instruction="do it"), *make_rows(RED, [3], first_row_id=1)]
-    found = describe(toy(2), rows)
-    assert [row.instruction for row in found.rows] == ["do it", "lift the red block"]
-    assert found.start_states[0] == found.start_states[1]
+    manifest = describe(toy(2), rows)
+    assert [row.instruction for row in manifest.rows] == ["do it", "lift the red block"]
+    assert manifest.start_states[0] == manifest.start_states[1]
 
 
 def test_an_environment_without_hashes_gives_none():
     env = make_env(
         "serial/ReachRed-v0", EnvConfig(num_envs=2, env_packages=("toy_env",)), chunk_size=1
     )
-    found = describe(env, make_rows("serial/ReachRed-v0", range(3)))
-    assert found.start_states == (None, None, None)
-    found.check_start_state(0, None)
-    found.check_start_state(0, "whatever is known now")
+    manifest = describe(env, make_rows("serial/ReachRed-v0", range(3)))
+    assert manifest.start_states == (None, None, None)
+    manifest.check_start_state(0, None)
+    manifest.check_start_state(0, "whatever is known now")
 
 
 def test_a_check_that_could_compare_nothing_does_not_say_that_all_is_well(tmp_path):
@@ -168,22 +168,22 @@ def test_a_check_that_could_compare_nothing_does_not_say_that_all_is_well(tmp_pa
         ManifestConfig(skills="ReachRed", episodes=2, env=env, out=str(tmp_path / "m.json"))
     )
     replace(made, start_states=(None, None)).save(tmp_path / "none.json")
-    with pytest.raises(ManifestError, match="nothing can be checked"):
+    with pytest.raises(ManifestError, match="there is nothing to check"):
         run_manifest(ManifestConfig(check=str(tmp_path / "none.json"), env=env))
 
 
 def test_the_command_writes_and_checks(tmp_path, capsys):
     file = str(tmp_path / "m.json.gz")
-    words = ["--env.env-packages", "toy_env", "--env.num-envs", "3"]
-    assert cli.main(["manifest", "--episodes", "4", "--out", file, *words]) == 0
+    flags = ["--env.env-packages", "toy_env", "--env.num-envs", "3"]
+    assert cli.main(["manifest", "--episodes", "4", "--out", file, *flags]) == 0
     assert "12 rows, 3 tasks\nhash " in capsys.readouterr().out
-    assert cli.main(["manifest", "--check", file, *words]) == 0
+    assert cli.main(["manifest", "--check", file, *flags]) == 0
     assert "all 12 start states are as the manifest says" in capsys.readouterr().out
     made = Manifest.load(file)
     states = (*made.start_states[:-1], "0" * 16)
     replace(made, start_states=states).save(file)
-    assert cli.main(["manifest", "--check", file, "--skills", "ReachRed", *words]) == 0
-    assert cli.main(["manifest", "--check", file, *words]) == 2
+    assert cli.main(["manifest", "--check", file, "--skills", "ReachRed", *flags]) == 0
+    assert cli.main(["manifest", "--check", file, *flags]) == 2
     assert "Row 11 of the manifest" in capsys.readouterr().err
     with pytest.raises(ManifestError, match="leave no row"):
         run_manifest(ManifestConfig(skills="none", env=EnvConfig(**TOY)))
@@ -226,10 +226,10 @@ def test_shipped_manifests_still_describe_the_same_start_states(name):
     config = EnvConfig(num_envs=len(rows) // 2, num_workers=2, image_size=16)
     env = make_env(manifest.tasks[0], config, chunk_size=1)
     try:
-        found = describe(env, [replace(row, instruction=None) for row in rows])
+        current = describe(env, [replace(row, instruction=None) for row in rows])
     finally:
         env.close()
     expected = [manifest.start_states[row.row_id] for row in rows]
-    remedy = f"make it anew: robo-razor manifest --out robo_razor/rollout/manifests/{name}.json.gz"
-    assert list(found.start_states) == expected, remedy
-    assert [row.instruction for row in found.rows] == [row.instruction for row in rows]
+    remedy = f"make it again: robo-razor manifest --out robo_razor/rollout/manifests/{name}.json.gz"
+    assert list(current.start_states) == expected, remedy
+    assert [row.instruction for row in current.rows] == [row.instruction for row in rows]

@@ -1,7 +1,7 @@
-"""What every task shares: start states, instructions, motion primitives for scripted experts.
+"""The base of all tasks: start states, instructions, motion primitives for scripted experts.
 
-Experts are reactive: their action is a function of the present state and of a few per-episode
-preferences, so they can label any state a policy gets into, not only those on their own path.
+Experts are reactive: their action is a function of the present state and of a style. So they can
+label any state that a policy visits, not only the states on their own path.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Style:
         axis_by_axis: Moves along one horizontal axis at a time.
         yaw_offset: Grasp yaw added to the nearest one, in units of the object's symmetry (round
             objects: quarter turns).
-        place_offset: Where in the bin it puts things, in units of the free half width, per axis.
+        place_offset: Where in the bin it puts an object, in units of the free half width, per axis.
         release_m: Height above the ground at which it lets go.
     """
 
@@ -111,10 +111,10 @@ class Task:
         return pair, layout, template.format(colour=layout.colours.get(self.target, ""))
 
     def adjust(self, rng: np.random.Generator, layout: Layout) -> None:
-        """Change the common layout to what this task needs."""
+        """Change the common layout for this task."""
 
     def succeeded(self, world: World) -> bool:
-        """Say whether the goal holds now; it must hold for `hold_steps` to count."""
+        """Return whether the goal holds now; it must hold for `hold_steps` to count."""
         raise NotImplementedError
 
     def progress(self, world: World) -> float:
@@ -128,12 +128,12 @@ class Task:
     def expert_action(self, world: World, style: str) -> Action:
         """Return the expert's action in the style of that name, within [-1, 1], float32 [5]."""
         if style not in STYLES:
-            raise ValueError(f"Unknown style {style!r}; there are {', '.join(STYLES)}.")
+            raise ValueError(f"Unknown style {style!r}; allowed are {', '.join(STYLES)}.")
         return np.clip(self.expert(world, STYLES[style]), -1.0, 1.0)
 
 
 def sample_layout(rng: np.random.Generator, pair: tuple[str, str]) -> Layout:
-    """Draw the layout that all tasks share, so that the scene does not tell the task."""
+    """Draw the layout that all tasks share, so that the scene does not reveal the task."""
     fixtures = {
         "bin": (rng.uniform(0.44, 0.54), rng.uniform(0.30, 0.33), rng.uniform(-0.1, 0.1)),
         "cabinet": (rng.uniform(0.58, 0.62), rng.uniform(-0.36, -0.33), 0.0),
@@ -179,7 +179,7 @@ def towards(
     Args:
         world: The world.
         target: Tip position, metres, [3].
-        yaw: Gripper yaw in radians, None to keep the present one.
+        yaw: Gripper yaw in radians; None keeps the present yaw.
         gripper: Gripper action.
         style: Speed and path.
         speed: Largest translation action; the style's if None.
@@ -216,7 +216,7 @@ def grasp_point(world: World, kind: str) -> Array:
 
 
 def holding(world: World, kind: str) -> bool:
-    """Say whether the closed gripper is around the object."""
+    """Return whether the closed gripper is around the object."""
     half = scene.OBJECTS[kind].half_width_m
     finger = world.opening * 0.04
     near = np.linalg.norm(world.tip - grasp_point(world, kind)) < 0.03
@@ -246,7 +246,7 @@ def pick(world: World, kind: str, style: Style) -> Action:
         top = scene.OBJECTS[kind].height_m - scene.OBJECTS[kind].grasp_height_m
         target[2] += max(style.hover_m, top + 0.025) + 0.3 * max(distance - 0.02, 0.0)
         if world.tip[2] < target[2] - 0.03 and distance > 0.016:
-            # Too low to pass over things: rise first, drift only a little.
+            # Too low to pass over objects: rise first, drift only a little.
             target[:2] = world.tip[:2] + 0.2 * (target[:2] - world.tip[:2])
     elif world.opening * 0.04 < half + 0.006:
         target[2] = max(
@@ -256,7 +256,7 @@ def pick(world: World, kind: str, style: Style) -> Action:
 
 
 def carry(world: World, target: Array, style: Style, carry_m: float) -> Action:
-    """Carry what is held: up, across, down to `target` (tip position, metres, [3])."""
+    """Carry the held object: up, across, down to `target` (tip position, metres, [3])."""
     distance = float(np.linalg.norm((world.tip - target)[:2]))
     waypoint = target.copy()
     if distance > 0.035:

@@ -72,7 +72,7 @@ class Place(Task):
         raise NotImplementedError
 
     def inside(self, world: World) -> bool:
-        """Say whether the object is in the receptacle."""
+        """Return whether the object is in the receptacle."""
         raise NotImplementedError
 
     def rim_m(self) -> float:
