@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from robo_razor.training.learner import Context, Learner
     from robo_razor.training.step import Loss, Step, Targets
 
-Rows = Literal["decisions", "episodes"]
-"""What the rows of a gradient step are drawn as: single decisions, or all those of an episode."""
+Rows = Literal["decisions", "episodes", "pairs"]
+"""What a minibatch is made of: single decisions, whole episodes, or pairs of whole episodes.
+
+A pair is two episodes from the same start state of which one ended better (`group_size` >= 2).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Method(MethodSettings):
     needs_density: ClassVar[bool] = True
     """Whether the policy must give log-probabilities."""
     rows: ClassVar[Rows] = "decisions"
+    """What a minibatch is made of, see `Rows`."""
 
     def validate(self, config: FinetuneConfig) -> None:
         """Refuse settings that cannot work, before anything is loaded or made.

@@ -57,16 +57,15 @@ class GRPO(Clipped):
         """Return for every decision how much better its episode ended than its group."""
         import torch
 
-        from robo_razor.training.step import Targets
+        from robo_razor.training.step import Targets, record_of, required
 
-        record = batch.record
-        assert record is not None
-        assert record.log_prob is not None
+        record = record_of(batch)
+        log_prob = required(record.log_prob, "record.log_prob")
         outcomes = torch.from_numpy(batch.episode_return).float()
         per_episode = group_advantages(outcomes, self.group_size, self.divide_by_std)
         advantages = per_episode[torch.from_numpy(record.episode)]
         useful = torch.nonzero(advantages).squeeze(1)
-        return Targets(advantages, self.by_ratio(record.log_prob), useful=useful)
+        return Targets(advantages, self.by_ratio(log_prob), useful=useful)
 
     def loss(self, step: Step) -> Loss:
         """Return the clipped surrogate of some decisions."""

@@ -2,8 +2,8 @@
 
 The algorithm of the robot experiment in "RL's Razor" (arXiv 2509.04259, appendix B.2): whole
 episodes, reward 1 for success and 0 for failure, advantages = normalised rewards. With
-`advantage: one_zero` (there: 1-0 REINFORCE) successes count 1 and failures 0, which is behaviour
-cloning of the policy's own successes: the ingredient "on-policy" without negatives.
+`advantage: one_zero` (the paper's 1-0 REINFORCE) successes count 1 and failures 0, which is
+behaviour cloning of the policy's own successes: on-policy data without negatives.
 
 Differences from the paper:
 - Rewards are normalised over the update's decisions, not over its episodes. Failures last longer,
@@ -47,13 +47,12 @@ class Reinforce(OnPolicy):
     """Gradient steps per update, each on other decisions (>= 1)."""
 
     def targets(self, batch: EpisodeBatch) -> Targets:
-        """Return advantages of the episodes' outcomes; decisions without one are left out."""
+        """Return the advantages of the episodes' outcomes; leave out decisions with advantage 0."""
         import torch
 
-        from robo_razor.training.step import Targets
+        from robo_razor.training.step import Targets, record_of
 
-        assert batch.record is not None
-        outcomes = torch.from_numpy(batch.success[batch.record.episode])
+        outcomes = torch.from_numpy(batch.success[record_of(batch).episode])
         advantages = outcome_advantages(outcomes, self.advantage)
         return Targets(advantages, useful=torch.nonzero(advantages).squeeze(1))
 

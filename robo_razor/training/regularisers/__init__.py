@@ -96,16 +96,23 @@ class Penalties:
             name, _, key = full.partition("/")
             self.kept[name][key] = tensor
 
-    def added(self, loss: Loss, step: Step) -> Loss:
-        """Return the loss of some rows with the penalties that are means over them."""
+    def added(self, loss: Loss, step: Step, share: float = 1.0) -> Loss:
+        """Return the loss of some rows plus the penalties that are means over them.
+
+        Args:
+            loss: The method's loss.
+            step: The rows.
+            share: Factor on the penalties, where a part's share of the loss is not its share of the
+                rows.
+        """
         from robo_razor.training.step import Loss
 
         value, metrics = loss.value, dict(loss.metrics)
         for term in self.terms:
             if term.is_of_batch:
                 penalty = self._penalty(term, step)
-                value = value + term.weight * penalty
-                metrics[_key(term)] = penalty.detach()
+                value = value + term.weight * share * penalty
+                metrics[_key(term)] = share * penalty.detach()
         return Loss(value, metrics)
 
     def parts(self, step: Step, ranks: Ranks, share: float | None = None) -> list[Part]:

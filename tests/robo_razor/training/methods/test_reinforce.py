@@ -65,7 +65,7 @@ def test_one_zero_learns_from_successes_only():
     method, _ = make_bandit(advantage="one_zero", num_minibatches=2)
     batch = method._collect(1)
     targets = method.method.targets(batch)
-    rows = torch.cat(method._minibatches(batch, targets, 1))
+    rows = torch.cat([part.rows for part in method._minibatches(batch, targets, 1)])
     assert sorted(rows.tolist()) == np.flatnonzero(batch.success).tolist()
 
 
