@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
             console, config = None, replace(config, json=None)
         policy = load_policy(config.policy, resolve_device(config.device))
         policy.rename(config.rename)
-        env = env_of(policy, plan.manifest.tasks, config.env)
+        env = env_for(policy, plan.manifest.tasks, config.env)
         stack.callback(env.close)
         beside = workers_beside(env)
         stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
@@ -222,11 +222,19 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
     return Evaluation(results, ranks.is_main)
 
 
-def env_of(policy: Policy, tasks: Sequence[str], settings: EnvConfig) -> VectorEnv:
-    """Return environments that switch to some tasks, and that a policy fits.
+def env_for(
+    policy: Policy, tasks: Sequence[str], settings: EnvConfig, columns: Collection[str] = ()
+) -> VectorEnv:
+    """Return environments that switch between tasks, checked to fit a policy.
+
+    Args:
+        policy: The policy; it sets the chunk size and the image shape.
+        tasks: Their ids, at least one.
+        settings: How environments are run in parallel.
+        columns: LeRobot's names that only a data set offers, which `rename` may name too.
 
     Raises:
-        PolicyEnvMismatchError: It does not fit them.
+        PolicyEnvMismatchError: The policy does not fit them.
     """
     env = make_env(
         tasks[0],
@@ -236,7 +244,7 @@ def env_of(policy: Policy, tasks: Sequence[str], settings: EnvConfig) -> VectorE
         image_shape=policy.wanted_image_shape,
     )
     try:
-        policy.check_env(env.single_observation_space, env.single_action_space)
+        policy.check_env(env.single_observation_space, env.single_action_space, columns)
     except BaseException:
         env.close()
         raise

@@ -16,7 +16,7 @@ from robo_razor.core.settings.config import (
     EnvConfig,
 )
 from robo_razor.core.types import SkillResult
-from robo_razor.evaluation.evaluate import chosen_skills, env_of
+from robo_razor.evaluation.evaluate import chosen_skills, env_for
 from robo_razor.evaluation.evaluate import evaluate as evaluate_in
 from robo_razor.evaluation.forgetting import Divergence, measure_probe
 from robo_razor.evaluation.predictors import Comparison, measure_predictors
@@ -65,7 +65,7 @@ def evaluate(
     """
     loaded, settings = _loaded(policy), env or EnvConfig()
     tasks = chosen_skills(skills, settings.env_packages)
-    environment = env_of(loaded, list(tasks.values()), settings)
+    environment = env_for(loaded, list(tasks.values()), settings)
     try:
         with episode_bar(Console(stderr=True) if progress else None, "evaluating") as bar:
             return evaluate_in(
@@ -152,7 +152,7 @@ def visited_states(
     """
     loaded, settings = _loaded(policy), env or EnvConfig()
     tasks = chosen_skills(MAIN_TASK if skills == "new" else skills, settings.env_packages)
-    environment = env_of(loaded, list(tasks.values()), settings)
+    environment = env_for(loaded, list(tasks.values()), settings)
     try:
         rows = held_out_rows(tasks, PROBE_EPISODES)
         record = run_episodes(environment, loaded, rows, "greedy", record="inputs").record

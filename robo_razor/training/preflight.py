@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
-
-from gymnasium import spaces
 
 from robo_razor.core.errors import ConfigError, PolicyError
 from robo_razor.core.plugins import SINKS
 from robo_razor.core.settings.config import FinetuneConfig
-from robo_razor.policies.normalisation import check_statistics
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.dataset.metadata import renamable
 from robo_razor.rollout.environments import check_tasks, import_env_packages, named_tasks
@@ -40,10 +36,10 @@ def check_settings(config: FinetuneConfig) -> dict[str, str]:
 
 
 def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str]:
-    """Return the prior skills' tasks but for those that are the new task, by whatever name.
+    """Return the prior skills' tasks without the new task, under whatever name it is listed.
 
     Raises:
-        ConfigError: One of them was asked for by its name, and not as one of a group.
+        ConfigError: The setting lists the new task by its name, not as a member of a group.
     """
     settings = config.env.lerobot
     new = simulated(config.task, settings)
@@ -53,7 +49,7 @@ def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str
         if {skill, task} & listed:
             raise ConfigError(
                 f"`prior_tasks` contains {task!r}, which is the new task {config.task!r}",
-                remedy="Remove it there: one does not forget what one is learning.",
+                remedy="Remove it there: a task that is being learnt cannot be forgotten.",
             )
         if task != config.task:
             logger.warning("%s is left out of the prior skills: it is the new task", task)
@@ -113,28 +109,7 @@ def check_base(base: Policy, config: FinetuneConfig, prior: Mapping[str, str]) -
         term.validate(config, base, prior)
 
 
-def check_fit(
-    base: Policy,
-    config: FinetuneConfig,
-    observations: spaces.Space[Any],
-    actions: spaces.Space[Any],
-) -> None:
-    """Check that a policy fits the environment and the data that it will learn from.
-
-    Args:
-        base: The policy.
-        config: The run's settings.
-        observations: Space of one environment's observations.
-        actions: Space of its actions.
-
-    Raises:
-        RoboRazorError: It does not.
-    """
-    base.check_env(observations, actions, _columns(config))
-    check_statistics(base, config)
-
-
-def _columns(config: FinetuneConfig) -> Collection[str]:
-    """Return the columns of the data set that is cloned, which `rename` may name; else none."""
+def cloned_columns(config: FinetuneConfig) -> Collection[str]:
+    """Return the columns of the data set to clone, which `rename` may name; else none."""
     method = config.method
     return renamable(method.demonstrations) if isinstance(method, BC) else ()

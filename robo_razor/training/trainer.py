@@ -23,10 +23,11 @@ from rich.console import Console
 from robo_razor.core.errors import (
     CheckpointError,
     EnvError,
+    PolicyError,
     TrainingError,
 )
 from robo_razor.core.files import check_writable
-from robo_razor.core.fingerprint import differences, fingerprint
+from robo_razor.core.fingerprint import differences, fingerprint, policy_hash
 from robo_razor.core.interrupts import Interrupts, interruptible
 from robo_razor.core.machine import (
     check_path_length,
@@ -51,6 +52,7 @@ from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
+from robo_razor.policies.normalisation import check_statistics
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
 from robo_razor.training.checkpoint import (
@@ -62,7 +64,6 @@ from robo_razor.training.checkpoint import (
 from robo_razor.training.learner import Context, LearnerState
 from robo_razor.training.preflight import (
     check_base,
-    check_fit,
     check_settings,
     method_of,
     regularisers_of,
@@ -82,7 +83,7 @@ ENV_RETRIES = 2
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
         run: The run directory.
@@ -99,15 +100,18 @@ class FinetuneResult:
     tracking_share: float
 
 
-def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig, console: Console | None = None, base_hash: str | None = None
+) -> FinetuneResult:
     """Fine-tune a policy and measure at every checkpoint what it forgets.
 
     Args:
-        config: The run's settings. With `resume`, those stored in the run directory count instead.
+        config: The run's settings. With `resume`, the settings in the run directory count instead.
         console: Where progress is shown; default: standard output.
+        base_hash: The hash that the base must have (`policy_hash`); None: any.
 
     Returns:
-        What the run left behind.
+        Where the run is, and what it reached.
 
     Raises:
         RoboRazorError: Something does not fit; nothing was overwritten.
@@ -126,7 +130,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         interrupts = stack.enter_context(interruptible())
-        trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
+        trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks, base_hash)
         return trainer.run(interrupts)
 
 
@@ -143,7 +147,8 @@ class Trainer:
         threads: CPU threads of torch for updates.
         console: Where progress is shown.
         stack: Closes what is opened here.
-        ranks: This process among those of the run.
+        ranks: This process among the processes of the run.
+        base_hash: The hash that the base must have; None: any.
     """
 
     def __init__(
@@ -154,16 +159,17 @@ class Trainer:
         console: Console,
         stack: contextlib.ExitStack,
         ranks: Ranks = ALONE,
+        base_hash: str | None = None,
     ) -> None:
         self.config, self.console, self.ranks = config, console, ranks
         self.prior = prior
         device = resolve_device(config.device)
-        self.base = self._load(config.policy, device).frozen_copy()
+        self.base = self._load(config.policy, device, base_hash).frozen_copy()
         check_base(self.base, config, prior)
         self.simulation = Simulation(config, self.base, prior, threads, ranks)
         stack.callback(self.simulation.close)
         env = self.simulation.env
-        check_fit(self.base, config, env.single_observation_space, env.single_action_space)
+        check_statistics(self.base, config)
         self.run_directory, self.stored = open_directory(config, ranks, stack)
         self.checkpoint = Checkpoint.load(self.stored) if config.resume else None
         self.policy = self._tuned_policy(device)
@@ -440,11 +446,22 @@ class Trainer:
                     self.checkpoint.restore_parameters(policy)
         return policy
 
-    def _load(self, source: str, device: str) -> Policy:
-        """Return a policy that is sampled and trained as the settings say."""
+    def _load(self, source: str, device: str, expected_hash: str | None = None) -> Policy:
+        """Return a policy that is sampled and trained as the settings say.
+
+        Raises:
+            PolicyError: It has another hash than the expected one.
+        """
         from robo_razor.policies.load import load_policy
 
         policy = load_policy(source, device, may_lack_statistics=True)
+        if expected_hash is not None and policy_hash(policy) != expected_hash:
+            raise PolicyError(
+                f"The policy {source!r} differs from the one that loads under this name: it was "
+                "changed or made in this process",
+                remedy="Save it, `policy.save(DIRECTORY)`, and start from "
+                "`load_policy(DIRECTORY)`.",
+            )
         policy.rename(self.config.rename)
         policy.configure(self.config.flow)
         return policy
