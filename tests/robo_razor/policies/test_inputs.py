@@ -107,11 +107,11 @@ def test_a_misspelt_name_is_refused_though_the_policys_own_is_there():
     with pytest.raises(PolicyEnvMismatchError) as caught:
         offer(policy, "front", "wrist", "side")
     told = str(caught.value)
-    assert "observation.images.front be read from observation.images.wirst" in told
+    assert "reads observation.images.front from observation.images.wirst" in told
     assert "Did you mean 'observation.images.wrist'" in told
     assert "Allowed: observation.images.front, observation.images.side, " in told
     policy.rename("{agent_poss: observation.state}")
-    with pytest.raises(PolicyEnvMismatchError, match=r"observation\.state be read from"):
+    with pytest.raises(PolicyEnvMismatchError, match=r"reads observation\.state from"):
         offer(policy, "front", "wrist")
 
 
@@ -163,8 +163,8 @@ def pictures(shape, state=7):
 
 def test_pictures_with_channels_first_are_named_as_such():
     told = shown_to(tiny_policy(), pictures((3, 16, 16)))
-    assert "observation.images.front 16x16 px with its channels first" in told
-    assert "np.moveaxis(picture, 0, -1)" in told
+    assert "observation.images.front 16x16 px with channels first" in told
+    assert "np.moveaxis(image, 0, -1)" in told
     assert "16x16 px of 1 channels" in shown_to(tiny_policy(), pictures((16, 16, 1)))
 
 

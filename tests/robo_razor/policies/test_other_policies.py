@@ -223,10 +223,10 @@ def test_what_does_nothing_is_warned_of(folder, caplog):
     handle.freeze_vision()
     assert not own_warnings(caplog)
     handle.check_finetuning(FlowConfig(train="all"))
-    assert "settings `flow.*` do nothing" in caplog.text
+    assert "settings `flow.*` have no effect" in caplog.text
     handle.family = PolicyFamily(handle.config.type)
     handle.freeze_vision()
-    assert "`freeze_vision` does nothing" in caplog.text
+    assert "`freeze_vision` has no effect" in caplog.text
 
 
 def test_temporal_ensembling_is_warned_of(tmp_path, caplog):

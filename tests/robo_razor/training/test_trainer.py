@@ -641,7 +641,7 @@ def test_a_run_starts_from_another_runs_checkpoint(base, finished, tmp_path):
 
 
 def test_a_misspelt_name_is_refused_before_anything_is_written(base, tmp_path):
-    with pytest.raises(PolicyEnvMismatchError, match="frond, which is not there"):
+    with pytest.raises(PolicyEnvMismatchError, match="frond, which does not exist"):
         finetune(settings(base, tmp_path / "run", rename="{frond: front}"), quiet())
     assert not (tmp_path / "run").exists()
 

@@ -244,7 +244,7 @@ def test_greedy_and_sampled_actions(handle, observed):
     sampled = [handle.act(*observed, "sample", noise(handle, seed=s)) for s in (0, 0, 1)]
     assert np.array_equal(sampled[0], sampled[1])
     assert not np.allclose(sampled[0], sampled[2])
-    with pytest.raises(PolicyError, match="without uniform numbers"):
+    with pytest.raises(PolicyError, match="needs `uniforms`"):
         handle.act(*observed, "sample")
 
 
@@ -381,7 +381,7 @@ def test_a_saved_policy_needs_no_other_folder(tmp_path, observed):
     second.save(tmp_path / "two")
     third = load_policy(tmp_path / "two")
     assert np.array_equal(third.act(*observed), first.act(*observed))
-    with pytest.raises(PolicyError, match="cannot be had from the hub") as error:
+    with pytest.raises(PolicyError, match="cannot be fetched from the hub") as error:
         load_policy(tmp_path / "policy")
     assert "Copy that folder" in str(error.value)
 

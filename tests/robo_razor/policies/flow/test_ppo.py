@@ -128,5 +128,5 @@ def test_a_temperature_that_does_nothing_is_warned_of(folder, caplog):
     make_ppo(folder)
     assert not own_warnings(caplog)
     make_ppo(folder, temperature=0.9)
-    assert "`ppo.temperature` = 0.9 does nothing" in caplog.text
+    assert "`ppo.temperature` = 0.9 has no effect" in caplog.text
     assert "flow.noise" in caplog.text

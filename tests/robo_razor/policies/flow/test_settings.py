@@ -128,7 +128,7 @@ def test_a_camera_can_be_left_out(handle, tmp_path):
 
 
 def test_what_cannot_be_left_out(handle):
-    with pytest.raises(PolicyError, match="no camera: it leaves"):
+    with pytest.raises(PolicyError, match="leaves out all cameras"):
         handle.rename("{none: [front, wrist]}")
     with pytest.raises(PolicyError, match=r"leaves observation\.images\.wrist out and gives it"):
         handle.rename("{none: wrist, top: wrist}")
@@ -142,7 +142,7 @@ def test_a_policy_of_empty_cameras_alone_sees_nothing(tmp_path):
     for key in (FRONT, WRIST):
         del config["input_features"][key]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PolicyError, match="no camera but the empty ones"):
+    with pytest.raises(PolicyError, match="has only the empty cameras"):
         load_policy(folder)
 
 
