@@ -389,8 +389,7 @@ def _download(repo_id: str) -> Path:
         shipped = ", ".join(shipped_policies()) or "(none)"
         raise PolicyError(
             f"The policy {repo_id!r} is not a directory here, and it cannot be fetched from the "
-            "hub: "
-            f"{type(error).__name__}: {_first_line(error)}",
+            f"hub: {type(error).__name__}: {_first_line(error)}",
             allowed=f"shipped policies ({shipped}), run and checkpoint directories, hub ids",
             remedy="Check the spelling and the network. Or, on a machine with a network, run "
             f"`hf download {repo_id} --local-dir POLICY`, copy that folder here and give its path "

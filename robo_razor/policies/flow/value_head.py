@@ -1,4 +1,4 @@
-"""The critic of a flow policy: a small head on what the policy makes of an observation."""
+"""The critic of a flow policy: a small head on the policy's features of an observation."""
 
 from __future__ import annotations
 

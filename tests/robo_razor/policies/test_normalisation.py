@@ -140,7 +140,7 @@ def test_missing_statistics_are_refused_unless_they_come_from_demonstrations(act
     for method in ("bc", "ppo"):
         with pytest.raises(
             PolicyError,
-            match=rf"normalises '{key}' \(MEAN_STD\).* no mean and std of it.* there are: "
+            match=rf"normalises '{key}' \(MEAN_STD\).* no mean and std of it.* statistics are: "
             rf".*{there} \(.*mean.*\).*saved with its statistics, or .*--bc.statistics demonstr",
         ):
             check_statistics(policy, FinetuneConfig(method=method))
