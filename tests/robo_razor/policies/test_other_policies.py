@@ -40,7 +40,6 @@ from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
-from robo_razor.training.windows import predicted_actions
 
 NO_DIFFUSERS = importlib.util.find_spec("diffusers") is None
 KINDS = (
@@ -163,7 +162,7 @@ ENCODERS = {"act": "model.backbone.", "diffusion": "diffusion.rgb_encoder."}
 def clone(handle, steps=2):
     """Make gradient steps of cloning and return the names of what they changed."""
     before = {name: x.clone() for name, x in handle.module.state_dict().items()}
-    n = predicted_actions(handle)
+    n = handle.predicted_actions
     targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
     inputs = handle.prepare(*observed(size=handle.image_size))
     optimizer = torch.optim.SGD(handle.policy_parameters(), lr=0.1)
@@ -266,7 +265,7 @@ def test_ppo_is_refused_before_any_work(folder, tmp_path):
 
 def test_cloning_uses_the_policys_own_loss(folder):
     handle = load_policy(folder)
-    n = predicted_actions(handle)
+    n = handle.predicted_actions
     assert n == (tiny_vla.CHUNK if handle.config.type == "act" else 2 * tiny_vla.CHUNK)
     inputs = handle.prepare(*observed())
     targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
@@ -290,7 +289,7 @@ def test_low_rank_updates_are_merged_when_saved(folder, tmp_path):
     before = handle.chunks(inputs)
     added = handle.add_lora(2)
     assert torch.equal(handle.chunks(inputs), before)
-    n = predicted_actions(handle)
+    n = handle.predicted_actions
     targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
     optimizer = torch.optim.SGD(added, lr=10.0)
     loss, _ = handle.bc_loss(inputs | targets)
