@@ -254,7 +254,7 @@ def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
         stream.write('{"row": 17, "task": "cut o')
     with pytest.raises(ConfigError, match=r"holds 7 episodes .*`--resume`"):
         evaluated(base, file, **settings)
-    with pytest.raises(ConfigError, match="is of another evaluation .mode: sample then, greedy"):
+    with pytest.raises(ConfigError, match="with other settings .mode: sample before, greedy"):
         evaluated(base, file, **(settings | {"mode": "greedy", "resume": True}))
     ran = []
     with monkeypatch.context() as patch:
@@ -303,7 +303,7 @@ def test_an_interrupted_evaluation_that_stops_by_itself_goes_on(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         Interrupted(patch, 21)
         evaluated(base, file, **settings)
-    with pytest.raises(ConfigError, match=r"until_width: 0\.52 then, 0\.4 now"):
+    with pytest.raises(ConfigError, match=r"until_width: 0\.52 before, 0\.4 now"):
         evaluated(base, file, resume=True, **(settings | {"until_width": 0.4}))
     assert evaluated(base, file, resume=True, **settings) == whole
 
