@@ -89,7 +89,7 @@ class Rollout(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a run offers to its learner and its regularisers.
+    """The parts of a run that its learner and its regularisers use.
 
     Attributes:
         config: The run's settings.
@@ -98,7 +98,7 @@ class Context:
         rollout: Runs episodes of the policy.
         demonstrations: Loads or makes the demonstrations that the settings name.
         prior: Skill -> task of the skills that may be forgotten.
-        ranks: This process among those of the run.
+        ranks: This process among the processes of the run.
         penalties: The regularisers' terms of the loss.
         on_gradient_steps: Called after each gradient step with the number of an update's steps that
             are done, and of all its steps.
@@ -128,7 +128,7 @@ class Learner(ABC):
     """Makes the updates of a run.
 
     Args:
-        context: What the run offers.
+        context: The run that the learner is part of.
     """
 
     updater: Update
@@ -139,7 +139,7 @@ class Learner(ABC):
         self.policy, self.base = context.policy, context.base
 
     def prepare(self) -> None:  # noqa: B027  # optional
-        """Get what all updates need, such as demonstrations."""
+        """Load what all updates need, such as demonstrations."""
 
     @property
     @abstractmethod
@@ -154,12 +154,12 @@ class Learner(ABC):
         """Refuse to start where the base's sampled episodes on the new task all failed."""
 
     def state(self) -> LearnerState:
-        """Return what must be saved to go on."""
+        """Return the state to save."""
         name = self.config.method.name
         return LearnerState(optimizers={name: self.updater.optimizer.state_dict()})
 
     def load_state(self, state: LearnerState) -> None:
-        """Take over what `state` returned."""
+        """Restore the state that `state` returned."""
         restore_optimizer(self.updater.optimizer, state.optimizers[self.config.method.name])
 
 
@@ -167,8 +167,8 @@ class OnPolicyLearner(Learner):
     """Collects whole episodes with the current policy, then learns from them.
 
     Args:
-        method: Says what the episodes teach and what a step minimises.
-        context: What the run offers.
+        method: The settings, the targets of episodes, and the loss of a step.
+        context: The run that the learner is part of.
     """
 
     def __init__(self, method: OnPolicy, context: Context) -> None:
@@ -235,7 +235,7 @@ class OnPolicyLearner(Learner):
         return dataclasses.replace(super().state(), extra={"rate_factor": self.rate_factor})
 
     def load_state(self, state: LearnerState) -> None:
-        """Take over the optimizer's state and the adapted rate."""
+        """Restore the optimizer's state and the adapted rate."""
         super().load_state(state)
         factor = float(state.extra["rate_factor"])
         if not 0.0 < factor < math.inf:

@@ -61,7 +61,7 @@ class OnPolicy(Method):
     """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
 
     def learner(self, context: Context) -> OnPolicyLearner:
-        """Return what collects episodes and learns from them."""
+        """Return the learner that collects episodes and learns from them."""
         from robo_razor.training.learner import OnPolicyLearner
 
         return OnPolicyLearner(self, context)
@@ -73,7 +73,7 @@ class OnPolicy(Method):
 
         Args:
             update: Number of the update, from 1.
-            factor: What `adapted` returned last, 1 at first.
+            factor: The last result of `adapted`; 1 at first.
         """
         return (self.learning_rate * factor * warm_up(update, self.warmup_updates),)
 
@@ -88,16 +88,16 @@ class OnPolicy(Method):
         return [rows] if len(rows) else []
 
     def replays(self, policy: Policy) -> bool:
-        """Say whether the actors' log-probabilities must be computed anew before an update."""
+        """Return whether to compute the actors' log-probabilities again before an update."""
         return False
 
     @property
     def replay_size(self) -> int:
-        """Return how many decisions are computed anew at once."""
+        """Return how many decisions are computed again at once."""
         return 256
 
     def stops(self, metrics: Metrics, update: int) -> bool:
-        """Say whether an update ends before the gradient step that has these diagnostics."""
+        """Return whether an update ends before the gradient step with these diagnostics."""
         return False
 
     def adapted(self, factor: float, metrics: Metrics, update: int) -> float:
@@ -105,7 +105,7 @@ class OnPolicy(Method):
         return factor
 
     def is_regularised(self, update: int) -> bool:
-        """Say whether regularisers take part in an update."""
+        """Return whether regularisers take part in an update."""
         return True
 
     def summary(self, history: Sequence[Metrics], batch: EpisodeBatch, targets: Targets) -> Metrics:
@@ -167,7 +167,7 @@ class Clipped(OnPolicy):
 
     @property
     def replay_size(self) -> int:
-        """Return how many decisions are computed anew at once: at most those of a gradient step."""
+        """Return how many decisions are computed again at once: at most a gradient step's."""
         return min(super().replay_size, self.micro_batch_size or self.minibatch_size)
 
     def stops(self, metrics: Metrics, update: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is checked before a run loads or writes anything."""
+"""Checks of a run before it trains or writes anything."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def method_of(config: FinetuneConfig) -> Method:
     """Return the method of a run.
 
     Raises:
-        ConfigError: What is registered by its name is not a method that can be run.
+        ConfigError: The object that is registered under its name is not a method.
     """
     method = config.method
     if isinstance(method, Method):
@@ -76,7 +76,7 @@ def regularisers_of(config: FinetuneConfig) -> tuple[Regulariser, ...]:
     """Return the regularisers of a run.
 
     Raises:
-        ConfigError: One of them cannot be used.
+        ConfigError: One of them is not a regulariser.
     """
     terms: list[Regulariser] = []
     for term in config.regularise:
@@ -94,7 +94,7 @@ def check_base(base: Policy, config: FinetuneConfig, prior: Mapping[str, str]) -
     """Check that a policy can be fine-tuned as the settings say.
 
     Raises:
-        RoboRazorError: It cannot, or not by this method.
+        RoboRazorError: It cannot be fine-tuned, or not by this method.
     """
     base.check_finetuning(config.flow)
     method = method_of(config)

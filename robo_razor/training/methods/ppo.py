@@ -136,7 +136,7 @@ class PPO(Clipped):
     # The value head trains alone at first -----------------------------------------------------
 
     def is_warming_up(self, update: int) -> bool:
-        """Say whether an update, from 1, trains the value head only."""
+        """Return whether an update, from 1, trains the value head only."""
         return update <= self.value_warmup_updates
 
     def is_regularised(self, update: int) -> bool:
