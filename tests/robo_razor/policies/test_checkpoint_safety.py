@@ -145,9 +145,9 @@ def test_every_command_that_loads_a_policy_refuses_it(policy, tmp_path, capsys, 
     add_step(policy, foreign_steps(mark)["a process"])
     shutil.copytree(policy, run)
     chosen = run.parents[2] if command.endswith("a run's") else policy
-    words = [str(tmp_path / "out") if word == "OUT" else word for word in COMMANDS[command]]
-    words += ["--env.num-workers", "1", "--env.num-envs", "1", "--env.env-packages", "toy_env"]
-    status = cli.main([command.split()[0], "--policy", str(chosen), *words])
+    arguments = [str(tmp_path / "out") if word == "OUT" else word for word in COMMANDS[command]]
+    arguments += ["--env.num-workers", "1", "--env.num-envs", "1", "--env.env-packages", "toy_env"]
+    status = cli.main([command.split()[0], "--policy", str(chosen), *arguments])
     error = capsys.readouterr().err
     assert "names the class 'subprocess.Popen'" in error
     assert status == 2
@@ -385,9 +385,9 @@ def test_weights_of_another_precision_are_read(policy, kind):
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_prefixes_of_wrappers_are_read_over(policy, saved, prefix):
     edit_tensors(policy / WEIGHTS, lambda t: {prefix + k: v for k, v in t.items()})
-    own = load_policy(saved).module.state_dict()
-    found = load_policy(policy).module.state_dict()
-    assert all(torch.equal(own[key], found[key]) for key in own)
+    expected = load_policy(saved).module.state_dict()
+    weights = load_policy(policy).module.state_dict()
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
 
 
 def test_the_first_keys_that_do_not_fit_are_named(policy):
@@ -410,10 +410,10 @@ def test_weights_of_the_critic_are_checked_as_well(tmp_path):
     folder = tmp_path / "saved"
     load_policy(tiny_vla.save_tiny_smolvla(tmp_path / "policy")).save(folder)
     file = folder / "value_head.safetensors"
-    whole = load_file(file)
-    save_file({key: torch.full_like(value, float("nan")) for key, value in whole.items()}, file)
+    tensors = load_file(file)
+    save_file({key: torch.full_like(value, float("nan")) for key, value in tensors.items()}, file)
     assert "of 'value_head." in refusal(folder)
-    save_file({key: value.int() for key, value in whole.items()}, file)
+    save_file({key: value.int() for key, value in tensors.items()}, file)
     assert "as torch.int32, but weights are floating-point" in refusal(folder)
 
 

@@ -25,8 +25,8 @@ def make_bandit(**settings):
 
 
 def test_normalised_advantages_have_no_mean_and_unit_deviation():
-    found = outcome_advantages(torch.tensor([True, False, False, False]), "normalised")
-    np.testing.assert_allclose(found, [np.sqrt(3), *[-1 / np.sqrt(3)] * 3], rtol=1e-6)
+    advantages = outcome_advantages(torch.tensor([True, False, False, False]), "normalised")
+    np.testing.assert_allclose(advantages, [np.sqrt(3), *[-1 / np.sqrt(3)] * 3], rtol=1e-6)
     assert outcome_advantages(torch.ones(4, dtype=torch.bool), "normalised").tolist() == [0.0] * 4
     assert outcome_advantages(torch.tensor([True, False]), "one_zero").tolist() == [1.0, 0.0]
 
