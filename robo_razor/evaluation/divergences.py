@@ -105,7 +105,7 @@ def compare(base: Behaviour, tuned: Behaviour) -> dict[str, Tensor]:
     if isinstance(base, Tensor) or isinstance(tuned, Tensor):
         raise PolicyError(
             "A policy with an action density cannot be compared with one without",
-            allowed="two policies of the same type, such as a base and what was tuned from it",
+            allowed="two policies of the same type, such as a base and its tuned copy",
         )
     if isinstance(base, TokenChunkDistribution) and isinstance(tuned, TokenChunkDistribution):
         measures = _tokens(base, tuned)

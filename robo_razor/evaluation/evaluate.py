@@ -210,8 +210,8 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
         policy.rename(config.rename)
         env = env_for(policy, plan.manifest.tasks, config.env)
         stack.callback(env.close)
-        beside = workers_beside(env)
-        stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
+        workers = workers_beside(env)
+        stack.enter_context(torch_threads(config.torch_threads, ranks.size, workers))
         with _episode_log(config, plan, policy) as log:
             results = _measure(config, plan, policy, env, log, console, ranks)
             if config.json is not None:

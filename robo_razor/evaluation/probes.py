@@ -43,7 +43,7 @@ class ProbeSet:
 
     Attributes:
         inputs: Prepared policy inputs, tensors of first axis n.
-        episode: int64 [n], the episode each comes from; observations of one are alike.
+        episode: int64 [n], each observation's episode; observations of one episode are similar.
     """
 
     inputs: dict[str, Tensor]

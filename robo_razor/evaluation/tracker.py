@@ -208,7 +208,7 @@ class Tracker:
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
         rows = held_out_rows(self.new | self.prior, episodes)
         keep: Literal["inputs", False] = False
-        if step == 0 or not policy.has_density:  # the latter has no sampled states to look at
+        if step == 0 or not policy.has_density:  # which gives no sampled episodes
             keep = "inputs"
         return run_shared(self.ranks, self.env, policy, rows, "greedy", keep, progress, whole=True)
 
@@ -361,7 +361,7 @@ class Tracker:
         total_s = float(summary.tracking_s or 0.0)
         entries = {name: probe_entry(result, total_s) for name, result in results.items()}
         write_json(self.run.evaluation(step) / ACTION_KL, without_nan(entries))
-        self.run.write_summary(step, summary)  # last: its presence says that the step is measured
+        self.run.write_summary(step, summary)  # last: it marks the step as measured
 
 
 def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, OnStates]:

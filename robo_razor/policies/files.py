@@ -30,7 +30,7 @@ BACKBONE_FILES = (
 )
 """Files of a backbone's folder that can name code to run (`auto_map`)."""
 REFUSED_STEPS = {
-    "reward_classifier_processor": "it loads another model from wherever the file says",
+    "reward_classifier_processor": "it loads another model from a path in the file",
     "action_tokenizer_processor": "it runs the code of a repository of the hub",
 }
 """Registered name -> why a checkpoint may not use this step of LeRobot's."""
@@ -244,20 +244,20 @@ def check_names(directory: Path, from_hub: bool) -> None:
     """
     from robo_razor.policies.flow.backbone_files import VLM_FOLDER, check_links
 
-    beside = directory / VLM_FOLDER
-    check_links(beside)
+    backbone = directory / VLM_FOLDER
+    check_links(backbone)
     for file in (CONFIG_FILE, *PROCESSOR_FILES):
         path = directory / file
         if not path.is_file():
             continue
         data = read_json(path)  # a pipeline's name is not a path
         for key, name in _names(data if file == CONFIG_FILE else data["steps"]):
-            replaced = beside.is_dir() and key in ("vlm_model_name", "tokenizer_name")
+            replaced = backbone.is_dir() and key in ("vlm_model_name", "tokenizer_name")
             if not replaced:
                 _check_name(f"`{key}` in {path}", name, from_hub)
     for file in BACKBONE_FILES:
-        if (beside / file).is_file():
-            _check_code(beside / file, read_json(beside / file))
+        if (backbone / file).is_file():
+            _check_code(backbone / file, read_json(backbone / file))
 
 
 def _names(value: Any) -> Iterator[tuple[str, str]]:

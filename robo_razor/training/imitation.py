@@ -237,8 +237,8 @@ class DemonstrationLearner(Learner):
     def _gradient_step(self, number: int) -> Metrics:
         method, policy, terms = self.method, self.policy, self.context.penalties
         # Noise, augmentation and dropout draw from torch's global stream.
-        apart = (self.ranks.rank,) if self.ranks.size > 1 else ()
-        torch.manual_seed(derive(self.config.seed, f"{method.name} step", number, *apart))
+        rank = (self.ranks.rank,) if self.ranks.size > 1 else ()
+        torch.manual_seed(derive(self.config.seed, f"{method.name} step", number, *rank))
         rate = method.learning_rate * rate_factor(method, number, self.num_steps)
         self.updater.set_rates(rate)
         policy.module.train()

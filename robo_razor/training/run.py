@@ -86,7 +86,7 @@ class Run:
             raise RunDirectoryError(
                 f"The run {self.path} has no policy of step {step}",
                 allowed=", ".join(map(str, self.steps)) or "no step: nothing was saved",
-                remedy="`checkpoint.keep` says how many policies a run keeps.",
+                remedy="`checkpoint.keep` sets how many policies a run saves.",
             )
         folder = self._directory.pretrained_model(step)
         return load_policy(str(find_pretrained_model(folder)))

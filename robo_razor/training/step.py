@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,8 +98,12 @@ class Targets:
         def select(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[index].to(device)
 
-        return Targets(
-            self.advantages[index].to(device), select(self.log_prob), select(self.returns)
+        return dataclasses.replace(
+            self,
+            advantages=self.advantages[index].to(device),
+            log_prob=select(self.log_prob),
+            returns=select(self.returns),
+            useful=None,
         )
 
     @property

@@ -29,7 +29,7 @@ FREQUENCIES = 4
 
 
 class NoiseNetwork(nn.Module):
-    """One hidden layer; new networks are all alike and give the same level everywhere.
+    """One hidden layer; all new networks are equal and return one level everywhere.
 
     Args:
         features: F, the size of the policy's features.

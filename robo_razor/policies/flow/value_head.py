@@ -11,7 +11,7 @@ WIDTH = 128
 
 
 class ValueHead(nn.Module):
-    """Two hidden layers; new heads are all alike and start at 0 everywhere.
+    """Two hidden layers; all new heads are equal and return 0.
 
     Args:
         features: F, the size of the policy's features.
