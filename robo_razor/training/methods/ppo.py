@@ -3,18 +3,18 @@
 One decision's chunk is one action: its log-probability is summed over H control steps and A
 dimensions. Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 
-An update, as `learner.OnPolicyLearner` makes it: collect whole episodes; turn them into advantages
-and value targets (`targets`); go `update_epochs` times over them in minibatches, and take for each
-a step on `loss`, unless the policy has moved by `target_kl`.
+An update of `learner.OnPolicyLearner`: collect whole episodes, turn them into advantages and value
+targets (`targets`), go through them `update_epochs` times in minibatches, and make a gradient step
+on each `loss` until the policy has moved by `target_kl`.
 
 Differences from Schulman et al. 2017 and why:
 - Whole episodes with a quota per update instead of fixed steps per environment, see `on_policy`.
 - `clip_low` and `clip_high` may differ (Yu et al. 2025, DAPO's "clip higher").
 - An update stops when `approx_kl` passes `target_kl`, checked before every gradient step.
-- The value head trains alone at first and, by default, on features it cannot change: a value loss
-  through a shared trunk moves the policy by itself.
-- `adapt_lr` changes the policy's learning rate by what the last update did (as in rsl_rl, but once
-  per update and bounded to a factor of 10 around the setting).
+- The value head trains alone at first and, by default, on features that it cannot change: a value
+  loss through a shared trunk would move the policy.
+- `adapt_lr` changes the policy's learning rate by how far the last update went (as in rsl_rl, but
+  once per update and bounded to a factor of 10 around the setting).
 - The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
 - `on_policy.Clipped` describes how a policy that denoises is trained.
 """

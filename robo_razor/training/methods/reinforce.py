@@ -7,10 +7,11 @@ behaviour cloning of the policy's own successes: on-policy data without negative
 
 Differences from the paper:
 - Rewards are normalised over the update's decisions, not over its episodes. Failures last longer,
-  so over episodes most decisions would have a negative advantage, and a loss that mostly lowers
-  probabilities drives the policy away from itself: here to 39 nats from the base in eight updates.
+  so over episodes most decisions would have a negative advantage. A loss that mostly lowers
+  probabilities drives the policy far away: here to 39 nats from the base in eight updates.
 - An update makes `num_minibatches` gradient steps, each on other decisions, so all but the first
-  are slightly off-policy; no importance weights correct it.
+  are slightly off-policy. Importance weights do not correct this.
+
 Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 """
 
