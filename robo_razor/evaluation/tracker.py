@@ -207,10 +207,12 @@ class Tracker:
         episodes = {skill: n for skill in self.new}
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
         rows = held_out_rows(self.new | self.prior, episodes)
-        keep: Literal["inputs", False] = False
-        if step == 0 or not policy.has_density:  # which gives no sampled episodes
-            keep = "inputs"
-        return run_shared(self.ranks, self.env, policy, rows, "greedy", keep, progress, whole=True)
+        record: Literal["inputs", False] = False
+        if step == 0 or not policy.has_density:  # without a density there are no sampled episodes
+            record = "inputs"
+        return run_shared(
+            self.ranks, self.env, policy, rows, "greedy", record, progress, whole=True
+        )
 
     def _run_sampled(self, policy: Policy, progress: Progress | None) -> EpisodeBatch | None:
         n = self.config.tracking.episodes_new_sampled
