@@ -226,7 +226,7 @@ def test_methods_refuse_to_train_in_bfloat16(folder):
     policy = load_policy(folder)
     policy.configure(FlowConfig(train="all"))
     cast(policy)
-    with pytest.raises(PolicyError, match=r"trained in bfloat16") as error:
+    with pytest.raises(PolicyError, match=r"to train in bfloat16") as error:
         trained_parameters(policy)
     assert "share_frozen" in str(error.value)
 
