@@ -9,9 +9,9 @@
     rr.measure(base, run.best)["kl_base_tuned"]       # how far the policy moved
     rr.compare(["runs/ppo", "runs/bc"]).headline      # at equal success on the new task
 
-These functions return values, print nothing, and write no files unless they are given a place.
-What cannot be used is a `RoboRazorError`. Importing this package is cheap: what a name needs is
-imported when the name is first used.
+These functions return values, print nothing, and write files only where a path is given. Arguments
+that cannot be used raise a `RoboRazorError`. Importing this package is fast: each name imports its
+module when it is first used.
 """
 
 from __future__ import annotations

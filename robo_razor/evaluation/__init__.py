@@ -1,1 +1,1 @@
-"""What a policy can do, and how far it moved from its base."""
+"""Measure the success of a policy and its distance to the base."""

@@ -1,4 +1,4 @@
-"""What the linear layers of a policy read and write on a probe set.
+"""Inputs and outputs of a policy's linear layers on a probe set.
 
 Axis letters as in `types`; n observations of a probe set, D features.
 """
@@ -18,7 +18,7 @@ from robo_razor.policies.policy import Policy
 
 @torch.no_grad()
 def activation_change(base: Policy, tuned: Policy, probe: ProbeSet) -> tuple[float, float]:
-    """Return how much the outputs of linear layers change, the last one's (logits) left out.
+    """Return how much the outputs of linear layers change, except those of the last one (logits).
 
     Returns:
         Mean over layers of the mean absolute change, and of the root mean square change, of a unit.
@@ -28,8 +28,9 @@ def activation_change(base: Policy, tuned: Policy, probe: ProbeSet) -> tuple[flo
     for before, after in zip(_batches(base, probe), _batches(tuned, probe), strict=True):
         absolute = absolute or [0.0] * (len(before) - 1)
         square = square or [0.0] * (len(before) - 1)
-        for layer, ((_, one), (_, two)) in enumerate(zip(before[:-1], after[:-1], strict=True)):
-            change = (two - one).flatten(1).double()
+        outputs = zip(before[:-1], after[:-1], strict=True)
+        for layer, ((_, of_base), (_, of_tuned)) in enumerate(outputs):
+            change = (of_tuned - of_base).flatten(1).double()
             absolute[layer] += float(change.abs().mean(1).sum())
             square[layer] += float(change.square().mean(1).sum())
     layers = max(1, len(absolute))
@@ -41,20 +42,20 @@ def activation_change(base: Policy, tuned: Policy, probe: ProbeSet) -> tuple[flo
 
 @torch.no_grad()
 def representation(policy: Policy, probe: ProbeSet) -> Tensor:
-    """Return what the last linear layer reads, flat, float64 [n, D]."""
+    """Return the inputs of the last linear layer, flat, float64 [n, D]."""
     return torch.cat([calls[-1][0].flatten(1).double() for calls in _batches(policy, probe)])
 
 
 def _batches(policy: Policy, probe: ProbeSet) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yield input and output of every linear layer in the order of calls, batch by batch."""
-    size = policy.inference_batch  # more would be several calls
+    size = policy.inference_batch  # a larger batch would be several calls
     for start in range(0, len(probe), size):
         inputs = probe.rows(start, start + size, policy.device)
         rows = min(size, len(probe) - start)
         with _watch_linear_layers(policy.module) as calls:
             policy.distribution(inputs).mode()
         # A policy may fill its batch up with more rows.
-        yield [(read[:rows], written[:rows]) for read, written in calls]
+        yield [(layer_input[:rows], output[:rows]) for layer_input, output in calls]
 
 
 @contextlib.contextmanager

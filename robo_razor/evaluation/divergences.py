@@ -9,18 +9,18 @@ What is exact for a distribution that factorises over tokens, p(a) = prod_i p_i(
 - the total variation TV = max_S |p(S) - q(S)| is not a sum. `total_variation` is the mean over
   tokens of 1/2 sum_k |p_i(k) - q_i(k)|, exact for each token, in [0, 1]. That of the whole chunk,
   `total_variation_chunk`, is an unbiased estimate: the mean of E_p[(1 - q/p)+] and E_q[(1 - p/q)+]
-  over sampled chunks. Exact bounds stand beside it: with the Bhattacharyya coefficient
+  over sampled chunks. It has exact bounds: with the Bhattacharyya coefficient
   b = prod_i sum_k sqrt(p_i(k) q_i(k)), 1 - b <= TV <= sqrt(1 - b^2) (Le Cam). A chunk has many
-  tokens, so its TV is near 1 long before theirs are;
+  tokens, so the chunk's TV is near 1 long before the tokens' TV;
 - `greedy_disagreement` is the share of tokens whose likeliest bins differ, and
   `greedy_disagreement_chunk` whether any of them does.
 
 Continuous actions have no tokens: there a greedy action disagrees if it differs by more than
-`ACTION_TOLERANCE`, and besides the KL (of a sampler's paths) nothing else is compared.
+`ACTION_TOLERANCE`. Of such densities only the KL (of a sampler's paths) is compared besides.
 
-A policy without a density has no KL divergence. A surrogate takes its place, which is none: the
-mean squared distance `chunk_distance` of what both do, in the base's normalised action space and
-from the same noise.
+A policy without a density has no KL divergence. A surrogate takes its place, which is not a
+divergence: `chunk_distance`, the mean squared distance of both policies' chunks in the base's
+normalised action space and from the same noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ import functools
 import torch
 from torch import Tensor
 
-from robo_razor.core.metrics import KL_DIRECTIONS
+from robo_razor.core.errors import PolicyError
+from robo_razor.core.metrics import KL_BASE_TUNED, KL_DIRECTIONS, KL_TUNED_BASE
 from robo_razor.core.quantities import NATS, quantity
 from robo_razor.core.seeding import generator
 from robo_razor.policies.distributions import ActionDistribution, TokenChunkDistribution
@@ -39,41 +40,49 @@ Behaviour = ActionDistribution | Tensor
 """What a policy does in B states: a distribution, or chunks [B, H, A] without a density."""
 
 DIRECTIONS = KL_DIRECTIONS
+ENTROPY_BASE = "entropy_base"
+ENTROPY_CHANGE = "entropy_change"
+TOTAL_VARIATION = "total_variation"
+TOTAL_VARIATION_CHUNK = "total_variation_chunk"
+TOTAL_VARIATION_LOWER = "total_variation_chunk_lower"
+TOTAL_VARIATION_UPPER = "total_variation_chunk_upper"
+DISAGREEMENT = "greedy_disagreement"
+DISAGREEMENT_CHUNK = "greedy_disagreement_chunk"
 TV_SAMPLES = 16
 """Chunks per state and direction from which a chunk's total variation is estimated."""
 ACTION_TOLERANCE = 0.05
-"""Difference of continuous actions that counts as another action, of a range of [-1, 1]."""
+"""Difference from which two continuous actions count as different, of a range of [-1, 1]."""
 
 MEASURES = (
-    "kl_base_tuned",
-    "kl_tuned_base",
-    "entropy_base",
-    "entropy_change",
-    "total_variation",
-    "total_variation_chunk",
-    "total_variation_chunk_lower",
-    "total_variation_chunk_upper",
-    "greedy_disagreement",
-    "greedy_disagreement_chunk",
+    KL_BASE_TUNED,
+    KL_TUNED_BASE,
+    ENTROPY_BASE,
+    ENTROPY_CHANGE,
+    TOTAL_VARIATION,
+    TOTAL_VARIATION_CHUNK,
+    TOTAL_VARIATION_LOWER,
+    TOTAL_VARIATION_UPPER,
+    DISAGREEMENT,
+    DISAGREEMENT_CHUNK,
 )
-"""What is measured of two densities."""
+"""The measures of two densities."""
 CHUNK_DISTANCE = "chunk_distance"
-"""What is measured of two policies without a density."""
+"""The measure of two policies without a density."""
 PREDICTORS = (
-    "total_variation",
-    "total_variation_chunk",
-    "entropy_change",
-    "greedy_disagreement",
+    TOTAL_VARIATION,
+    TOTAL_VARIATION_CHUNK,
+    ENTROPY_CHANGE,
+    DISAGREEMENT,
     CHUNK_DISTANCE,
 )
 """Measures besides the KL divergences that `distances` has for every probe set."""
 KINDS = {
-    "total_variation_chunk": "estimate",
-    "total_variation_chunk_lower": "lower bound",
-    "total_variation_chunk_upper": "upper bound",
-    "chunk_distance": "surrogate",
+    TOTAL_VARIATION_CHUNK: "estimate",
+    TOTAL_VARIATION_LOWER: "lower bound",
+    TOTAL_VARIATION_UPPER: "upper bound",
+    CHUNK_DISTANCE: "surrogate",
 }
-"""What is not exact; that of a KL divergence is its distribution's."""
+"""Kinds of the measures that are not exact; a KL divergence has the kind of its distribution."""
 
 
 def compare(base: Behaviour, tuned: Behaviour) -> dict[str, Tensor]:
@@ -81,19 +90,24 @@ def compare(base: Behaviour, tuned: Behaviour) -> dict[str, Tensor]:
 
     Args:
         base: The base's action distribution, or its chunks [B, H, A] if it has no density.
-        tuned: The tuned policy's, of the same kind.
+        tuned: The same of the tuned policy.
 
     Returns:
         Measure (one of `MEASURES`, or `CHUNK_DISTANCE`) -> float64 [B], or [B, A] where it is known
-        for every action dimension; then the decision's is the sum over A for KLs and entropies,
-        else the mean.
+        for every action dimension. Then the value of the decision is the sum over A for KLs and
+        entropies, else the mean.
+
+    Raises:
+        PolicyError: One of the two has a density and the other has none.
     """
-    if isinstance(base, Tensor):
-        assert isinstance(tuned, Tensor)
+    if isinstance(base, Tensor) and isinstance(tuned, Tensor):
         return {CHUNK_DISTANCE: (base.double() - tuned.double()).square().mean(1).cpu()}
-    assert not isinstance(tuned, Tensor)
-    if isinstance(base, TokenChunkDistribution):
-        assert isinstance(tuned, TokenChunkDistribution)
+    if isinstance(base, Tensor) or isinstance(tuned, Tensor):
+        raise PolicyError(
+            "A policy with an action density cannot be compared with one without",
+            allowed="two policies of the same type, such as a base and its tuned copy",
+        )
+    if isinstance(base, TokenChunkDistribution) and isinstance(tuned, TokenChunkDistribution):
         measures = _tokens(base, tuned)
     else:
         measures = _paths(base, tuned)
@@ -104,22 +118,22 @@ def _paths(base: ActionDistribution, tuned: ActionDistribution) -> dict[str, Ten
     """Compare densities of which only the KL and the greedy actions are known."""
     differs = (base.mode() - tuned.mode()).abs() > ACTION_TOLERANCE
     return {
-        "kl_base_tuned": base.kl(tuned),
-        "kl_tuned_base": tuned.kl(base),
-        "greedy_disagreement": differs.double().mean(1),
-        "greedy_disagreement_chunk": differs.flatten(1).any(-1),
+        KL_BASE_TUNED: base.kl(tuned),
+        KL_TUNED_BASE: tuned.kl(base),
+        DISAGREEMENT: differs.double().mean(1),
+        DISAGREEMENT_CHUNK: differs.flatten(1).any(-1),
     }
 
 
 def decision_values(name: str, values: Tensor) -> Tensor:
-    """Return a measure per decision, [B], from what `compare` returned."""
+    """Return a measure per decision, [B], from values that `compare` returned."""
     if values.ndim == 1:
         return values
     return values.sum(-1) if unit(name) == NATS else values.mean(-1)
 
 
 def unit(name: str) -> str:
-    """Return what a measure counts."""
+    """Return the unit of a measure."""
     return quantity(name).unit
 
 
@@ -130,19 +144,19 @@ def _tokens(base: TokenChunkDistribution, tuned: TokenChunkDistribution) -> dict
     differs = p.argmax(-1) != q.argmax(-1)
     # log of the Bhattacharyya coefficient; rounding must not take it above 0.
     overlap = torch.logsumexp((p.double() + q.double()) / 2, -1).sum((1, 2)).clamp(max=0.0).exp()
-    same = (p == q).flatten(1).all(-1)  # exactly 0, whatever rounding says
+    same = (p == q).flatten(1).all(-1)  # exactly 0 there, despite rounding
     apart = torch.where(same, 0.0, 1.0)
     return {
-        "kl_base_tuned": base.kl_terms(tuned).sum(1),
-        "kl_tuned_base": tuned.kl_terms(base).sum(1),
-        "entropy_base": entropy_base.sum(1),
-        "entropy_change": (entropy_tuned - entropy_base).sum(1),
-        "total_variation": total_variation.mean(1),
-        "total_variation_chunk": _token_total_variation(p, q),
-        "total_variation_chunk_lower": (1.0 - overlap) * apart,
-        "total_variation_chunk_upper": (1.0 - overlap.square()).clamp(min=0.0).sqrt() * apart,
-        "greedy_disagreement": differs.double().mean(1),
-        "greedy_disagreement_chunk": differs.flatten(1).any(-1),
+        KL_BASE_TUNED: base.kl_terms(tuned).sum(1),
+        KL_TUNED_BASE: tuned.kl_terms(base).sum(1),
+        ENTROPY_BASE: entropy_base.sum(1),
+        ENTROPY_CHANGE: (entropy_tuned - entropy_base).sum(1),
+        TOTAL_VARIATION: total_variation.mean(1),
+        TOTAL_VARIATION_CHUNK: _token_total_variation(p, q),
+        TOTAL_VARIATION_LOWER: (1.0 - overlap) * apart,
+        TOTAL_VARIATION_UPPER: (1.0 - overlap.square()).clamp(min=0.0).sqrt() * apart,
+        DISAGREEMENT: differs.double().mean(1),
+        DISAGREEMENT_CHUNK: differs.flatten(1).any(-1),
     }
 
 

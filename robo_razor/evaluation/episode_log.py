@@ -1,8 +1,8 @@
-"""The finished episodes of an evaluation, written down as they end.
+"""A log of the finished episodes of an evaluation.
 
-With a file, an interrupted evaluation goes on where it was cut: finished rows are read back and not
-run again. The file is JSON lines: what the evaluation is, then one entry per finished row. A line
-that was cut off by a crash is dropped.
+With a file, an interrupted evaluation resumes: finished rows are read from the file and not run
+again. The file is JSON lines: a header that identifies the evaluation, then one entry per finished
+row. A last line that a crash cut off is dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robo_razor.rollout.recorders import EpisodeStart, StepOutcome
 from robo_razor.rollout.start_states import Manifest, start_states
 
 Entry = dict[str, Any]
-"""What came of one row: row, task, seed, instruction, start_state, success, return, decisions,
+"""The outcome of one row: row, task, seed, instruction, start_state, success, return, decisions,
 control_steps, terminated, truncated."""
 
 KIND = "robo-razor unfinished evaluation"
@@ -56,7 +56,7 @@ def episode_entry(
     terminated: bool,
     truncated: bool,
 ) -> Entry:
-    """Return what came of one episode as plain values."""
+    """Return the outcome of one episode as plain values."""
     return {
         "instruction": instruction,
         "start_state": start_state,
@@ -70,17 +70,17 @@ def episode_entry(
 
 
 class EpisodeLog:
-    """Checks the start states of a rollout and notes the rows that finish, also in a file.
+    """Checks the start states of a rollout and records finished rows, in memory and in a file.
 
     Args:
-        manifest: What is evaluated.
-        path: File to keep finished rows in; None: only in memory.
-        identity: What the outcomes depend on: a resumed evaluation must have the same.
-        fingerprint: Of this evaluation; a resumed one must have no decisive difference.
-        resume: Take over the rows that the file holds.
+        manifest: The rows to evaluate.
+        path: File of the finished rows; None: only in memory.
+        identity: Values that outcomes depend on; a resumed evaluation must have equal ones.
+        fingerprint: Fingerprint of this evaluation; a resumed one must have no decisive difference.
+        resume: Continue with the rows in the file.
 
     Raises:
-        ConfigError: The file holds rows and `resume` is False, or they are of another evaluation.
+        ConfigError: The file holds rows and `resume` is False, or rows of another evaluation.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class EpisodeLog:
         if path is not None:
             head = {"kind": KIND, "identity": identity, "fingerprint": fingerprint}
             if path.is_file():
-                self._take_over(path, head, resume)
+                self._resume(path, head, resume)
             lines = [head, *self.entries.values()]
             write_text(path, "".join(_line(item) for item in lines))
             self._file = path.open("a", encoding="utf-8")
@@ -117,17 +117,17 @@ class EpisodeLog:
                 self.discard()
 
     def discard(self) -> None:
-        """Delete the file: the result is written elsewhere."""
+        """Delete the file, after the result was written elsewhere."""
         if self._file is not None and self.path is not None:
             self._file.close()
             self.path.unlink(missing_ok=True)
 
     def begin(self, rows: Iterable[EpisodeRow], ranks: Ranks = ALONE) -> list[EpisodeRow]:
-        """Return those of some rows that are not finished; the next rollout must run just these.
+        """Return the unfinished ones of some rows; the next rollout must run exactly these.
 
         Args:
-            rows: What is to be finished, the same on all ranks.
-            ranks: They divide the rows; `end` tells each what the others found.
+            rows: Rows to finish, the same on all ranks.
+            ranks: They divide the rows; `end` shares the outcomes among them.
         """
         for entries in ranks.gather(list(self.entries.values())):  # rank 0 may have resumed
             self._add_new(entries)
@@ -136,7 +136,7 @@ class EpisodeLog:
         return self._block
 
     def end(self, ranks: Ranks) -> None:
-        """Take over what the other ranks have finished."""
+        """Add the rows that other ranks have finished."""
         finished = [self.entries[row.row_id] for row in self._block]
         for entries in ranks.gather(finished):
             self._add_new(entries)
@@ -145,7 +145,7 @@ class EpisodeLog:
         """Return the entries of finished rows, in the order of `rows`."""
         return [self.entries[row.row_id] for row in rows]
 
-    # What `recorders.Observer` asks for.
+    # The methods of `recorders.Observer`.
 
     def on_start(self, start: EpisodeStart) -> None:
         """Compare the start states with the manifest's."""
@@ -156,7 +156,7 @@ class EpisodeLog:
             self._start_states[row_id] = state
 
     def on_step(self, outcome: StepOutcome) -> None:
-        """Note the rows that are over."""
+        """Record the rows that have ended."""
         for i in np.flatnonzero(outcome.terminated | outcome.truncated):
             row = outcome.request.rows[i]
             self._add(
@@ -188,25 +188,26 @@ class EpisodeLog:
             self._file.write(_line(entry))
             self._file.flush()
 
-    def _take_over(self, path: Path, head: Mapping[str, Any], resume: bool) -> None:
+    def _resume(self, path: Path, head: Mapping[str, Any], resume: bool) -> None:
+        """Read the rows of an interrupted evaluation, after checking that it is this one."""
         earlier, *entries = _read(path)
         if not entries:
             return
         if not resume:
             raise ConfigError(
                 f"{path} holds {len(entries)} episodes of an interrupted evaluation",
-                remedy="Go on with it (`--resume`), or delete that file.",
+                remedy="Resume it (`--resume`), or delete that file.",
             )
         before, now = earlier.get("identity") or {}, head["identity"] or {}
         changed = [
-            f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if before.get(k) != v
+            f"{k}: {before.get(k)} before, {v} now" for k, v in now.items() if before.get(k) != v
         ]
         changed += differences(earlier.get("fingerprint") or {}, head["fingerprint"] or {})
         if changed:
             raise ConfigError(
-                f"{path} is of another evaluation ({'; '.join(changed)}), so its episodes do not "
-                "belong to this one",
-                remedy="Go on with the same settings, or delete that file.",
+                f"{path} holds episodes of an evaluation with other settings "
+                f"({'; '.join(changed)}), which cannot be used here",
+                remedy="Resume with equal settings, or delete that file.",
             )
         for entry in entries:
             row = self._manifest.rows[self._positions.get(entry["row"], 0)]
@@ -222,7 +223,7 @@ def _line(item: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of the file; the last one is dropped if it was cut off."""
+    """Return the lines of the file, without a last line that was cut off."""
     number = 0
     items: list[dict[str, Any]] = []
     try:
@@ -230,7 +231,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             item = parse_json(line)
             if number == 1 and (not isinstance(item, dict) or item.get("kind") != KIND):
                 raise ConfigError(
-                    f"{path} is no {KIND.removeprefix('robo-razor ')}",
+                    f"{path} is not the file of an {KIND.removeprefix('robo-razor ')}",
                     remedy="Delete it, or write the result elsewhere (`--json`).",
                 )
             (_HEAD if number == 1 else _ENTRY)(item, "")

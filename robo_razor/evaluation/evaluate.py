@@ -1,7 +1,7 @@
 """Success of a policy on skills, over a manifest of fixed start states.
 
-Every skill has a quota of episodes, one per start state, and every episode counts: averages over
-the first episodes to finish would favour the fast ones, which are the successful ones.
+Every skill has a quota of episodes, one per start state, and every episode counts. Averages over
+the first episodes to finish would favour fast ones, and successful episodes are fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from robo_razor.core.errors import ConfigError
 from robo_razor.core.files import check_writable, finite, without_nan, write_text
 from robo_razor.core.fingerprint import fingerprint
 from robo_razor.core.machine import resolve_device, torch_threads
-from robo_razor.core.metrics import EpisodeEntry, SkillSummary
+from robo_razor.core.metrics import NEW, PRIOR, EpisodeEntry, SkillSummary
 from robo_razor.core.plain_text import printable, skill_name
 from robo_razor.core.ranks import Ranks, launched
 from robo_razor.core.settings.config import HELD_OUT_SEED, EnvConfig, EvaluateConfig, replace
@@ -40,11 +40,11 @@ from robo_razor.statistics.intervals import wilson_interval
 from robo_razor.statistics.stopping import SequentialInterval
 
 EPISODES_UNTIL_WIDTH = 2000
-"""Episodes per skill at most, where an evaluation stops by itself and nothing says how many."""
+"""Most episodes per skill of an evaluation that stops by itself, by default."""
 LOOK_EVERY = 50
-"""Episodes of a skill between two looks at its interval, at least."""
+"""Fewest episodes of a skill between two looks at its interval."""
 MOST_LOOKS = 40
-"""Looks at most: working out how wide the intervals must be to cover takes ever longer."""
+"""Most looks at an interval: the width that covers takes longer to compute with every look."""
 
 
 def skill_result(
@@ -59,9 +59,9 @@ def skill_result(
     Args:
         task: Its id.
         successes: Whether each episode succeeded.
-        control_steps: How long each was.
+        control_steps: Length of each episode.
         role: "prior" or "new"; None: as registered.
-        interval: Of the success rate; None: Wilson's.
+        interval: Interval of the success rate; None: Wilson's.
     """
     outcomes = tuple(bool(success) for success in successes)
     steps = float(np.mean(control_steps)) if len(outcomes) else float("nan")
@@ -93,7 +93,7 @@ def evaluate(
         env: Vector environment that can switch to every one of the tasks.
         tasks: Skill name -> Gymnasium id.
         episodes: Episodes per skill, for all or by skill name.
-        seed_offset: Seed of the first start state; from `HELD_OUT_SEED` on they are held out.
+        seed_offset: Seed of the first start state; seeds from `HELD_OUT_SEED` on are held out.
         mode: "greedy" or "sample".
         sampling_seed: Seed of sampled actions.
         progress: Called as episodes finish.
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def result_entry(result: SkillResult) -> SkillSummary:
-    """Return a result as it is written down: success_rate, n, interval and more."""
+    """Return a result in the format of files: success_rate, n, interval and more."""
     return SkillSummary(
         task=result.task,
         role=result.role,
@@ -131,7 +131,7 @@ def episode_entries(
         batch: The episodes.
         mode: "greedy" or "sample".
         new_task: The task that is being learnt, all others are prior; None: as registered.
-        skills: Skill name -> task id, where tasks have other names than their short ones.
+        skills: Skill name -> task id, for tasks with other names than their short ones.
     """
     names = {task: skill for skill, task in (skills or {}).items()}
     return [
@@ -158,12 +158,12 @@ def episode_entries(
 
 
 def _role(task: str, new_task: str) -> str:
-    return "new" if task == new_task else "prior"
+    return NEW if task == new_task else PRIOR
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an evaluation runs: the selected rows, and what their tasks are called."""
+    """The rows of an evaluation, and the names of their tasks."""
 
     manifest: Manifest
     skills: dict[str, str]
@@ -179,7 +179,7 @@ class Evaluation:
 
     Attributes:
         results: Skill name -> result.
-        is_main: Whether this is the rank that speaks, where several have measured together.
+        is_main: Whether this rank prints the results, where several have measured together.
     """
 
     results: dict[str, SkillResult]
@@ -195,8 +195,8 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
 
     Raises:
         RoboRazorError: Unknown skills or policy, a policy that does not fit the environment, or a
-            start state that is not the manifest's.
-        KeyboardInterrupt: With a note that says what is kept.
+            start state that differs from the manifest's.
+        KeyboardInterrupt: With a note about the finished episodes.
     """
     if config.json is not None:
         check_writable(config.json, "json")
@@ -208,25 +208,33 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
             console, config = None, replace(config, json=None)
         policy = load_policy(config.policy, resolve_device(config.device))
         policy.rename(config.rename)
-        env = env_of(policy, plan.manifest.tasks, config.env)
+        env = env_for(policy, plan.manifest.tasks, config.env)
         stack.callback(env.close)
-        beside = workers_beside(env)
-        stack.enter_context(torch_threads(config.torch_threads, ranks.size, beside))
+        workers = workers_beside(env)
+        stack.enter_context(torch_threads(config.torch_threads, ranks.size, workers))
         with _episode_log(config, plan, policy) as log:
             results = _measure(config, plan, policy, env, log, console, ranks)
             if config.json is not None:
-                print_of = fingerprint(policy=policy, env=env, config=config)
-                data = evaluation_json(config, plan.manifest, results, log, print_of)
+                environment = fingerprint(policy=policy, env=env, config=config)
+                data = evaluation_json(config, plan.manifest, results, log, environment)
                 _write_result(Path(config.json), data)
                 log.discard()
     return Evaluation(results, ranks.is_main)
 
 
-def env_of(policy: Policy, tasks: Sequence[str], settings: EnvConfig) -> VectorEnv:
-    """Return environments that switch to some tasks, and that a policy fits.
+def env_for(
+    policy: Policy, tasks: Sequence[str], settings: EnvConfig, columns: Collection[str] = ()
+) -> VectorEnv:
+    """Return environments that switch between tasks, checked to fit a policy.
+
+    Args:
+        policy: The policy; it sets the chunk size and the image shape.
+        tasks: Their ids, at least one.
+        settings: How environments are run in parallel.
+        columns: LeRobot's names that only a data set offers, which `rename` may name too.
 
     Raises:
-        PolicyEnvMismatchError: It does not fit them.
+        PolicyEnvMismatchError: The policy does not fit them.
     """
     env = make_env(
         tasks[0],
@@ -236,7 +244,7 @@ def env_of(policy: Policy, tasks: Sequence[str], settings: EnvConfig) -> VectorE
         image_shape=policy.wanted_image_shape,
     )
     try:
-        policy.check_env(env.single_observation_space, env.single_action_space)
+        policy.check_env(env.single_observation_space, env.single_action_space, columns)
     except BaseException:
         env.close()
         raise
@@ -244,10 +252,10 @@ def env_of(policy: Policy, tasks: Sequence[str], settings: EnvConfig) -> VectorE
 
 
 def chosen_skills(skills: str, env_packages: Sequence[str]) -> dict[str, str]:
-    """Return skill name -> task id of what a setting names.
+    """Return skill name -> task id of the skills in a setting.
 
     Raises:
-        ConfigError: It names nothing.
+        ConfigError: It names no skill.
     """
     tasks = named_tasks(skills, env_packages)
     if not tasks:
@@ -259,40 +267,42 @@ def chosen_skills(skills: str, env_packages: Sequence[str]) -> dict[str, str]:
 
 
 def _plan(config: EvaluateConfig) -> _Plan:
-    """Choose the rows: those of the manifest, or held-out seeds."""
+    """Choose the rows: from a manifest, or held-out seeds."""
     packages = config.env.env_packages
     if config.manifest is None:
         skills = chosen_skills(config.skills, packages)
-        at_most = EPISODES if config.until_width is None else EPISODES_UNTIL_WIDTH
-        rows = held_out_rows(skills, config.episodes or at_most, config.seed_offset)
+        default = EPISODES if config.until_width is None else EPISODES_UNTIL_WIDTH
+        rows = held_out_rows(skills, config.episodes or default, config.seed_offset)
         return _Plan(Manifest.of(rows), skills)
-    given = Manifest.load(config.manifest)
-    tasks = given.tasks if config.skills == "all" else resolve_tasks(config.skills, packages)
-    absent = [task for task in tasks if task not in given.tasks]
-    if absent or not tasks:
+    manifest = Manifest.load(config.manifest)
+    tasks = manifest.tasks if config.skills == "all" else resolve_tasks(config.skills, packages)
+    missing = [task for task in tasks if task not in manifest.tasks]
+    if missing or not tasks:
+        reason = f"the manifest {config.manifest!r} has no rows of {', '.join(missing)}"
+        if not missing:
+            reason = "it names no skill"
         raise ConfigError(
-            f"`skills` = {config.skills!r}: the manifest {config.manifest!r} has no rows of "
-            f"{', '.join(absent) or 'no skill at all'}",
-            allowed=", ".join(skill_name(task) for task in given.tasks),
+            f"`skills` = {config.skills!r}: {reason}",
+            allowed=", ".join(skill_name(task) for task in manifest.tasks),
         )
-    return _Plan(given.select(tasks, config.episodes), named_tasks(",".join(tasks), packages))
+    return _Plan(manifest.select(tasks, config.episodes), named_tasks(",".join(tasks), packages))
 
 
 def _episode_log(config: EvaluateConfig, plan: _Plan, policy: Policy) -> EpisodeLog:
     if config.json is None:
         return EpisodeLog(plan.manifest)
-    print_of = fingerprint(policy=policy, config=config)
+    environment = fingerprint(policy=policy, config=config)
     return EpisodeLog(
         plan.manifest,
         path=Path(f"{config.json}.unfinished"),
         identity={
-            "policy": print_of["policy_hash"],
+            "policy": environment["policy_hash"],
             "rows": plan.manifest.hash,
             "mode": config.mode,
             "seed": config.seed,
-            "until_width": config.until_width,  # a rule that changes after looking covers less
+            "until_width": config.until_width,  # a rule that changes after a look covers less
         },
-        fingerprint=print_of,
+        fingerprint=environment,
         resume=config.resume,
     )
 
@@ -306,19 +316,19 @@ def _measure(
     console: Console | None,
     ranks: Ranks,
 ) -> dict[str, SkillResult]:
-    """Run what is not in the log yet, skill by skill until its rule says stop."""
+    """Run the rows that are not in the log yet, each skill until its stopping rule holds."""
     total = len(plan.manifest)
 
     def run(rows: Sequence[EpisodeRow]) -> None:
         before = len(log.entries)
-        wins = sum(entry["success"] for entry in log.entries.values())
+        successes = sum(entry["success"] for entry in log.entries.values())
         block = log.begin(rows, ranks)
         run_episodes(
             env,
             policy,
             block,
             config.mode,
-            progress=lambda done, _, good: progress(before + done, total, wins + good),
+            progress=lambda done, _, new: progress(before + done, total, successes + new),
             sampling_seed=config.seed,
             observer=log,
         )
@@ -337,8 +347,8 @@ def _measure(
     except KeyboardInterrupt as interrupt:
         if log.path is not None:
             interrupt.add_note(
-                f"{len(log.entries)} finished episodes are kept in {log.path}; "
-                "`--resume` goes on with them."
+                f"{len(log.entries)} finished episodes are saved in {log.path}; "
+                "`--resume` continues with them."
             )
         raise
 
@@ -352,8 +362,8 @@ def _run_until_width(
 ) -> dict[str, SkillResult]:
     """Run each skill's rows in their order until its interval is narrow enough.
 
-    Whole blocks are run and looked at in the order of the manifest, so the number of environments
-    and which episode ends first decide nothing.
+    Blocks of rows are run completely, in the order of the manifest. So the result does not depend
+    on the number of environments, nor on which episode ends first.
     """
     rules = {skill: _rule(width, len(rows[skill])) for skill in rows}
     results: dict[str, SkillResult] = {}
@@ -363,9 +373,9 @@ def _run_until_width(
             break
         run([row for skill, n in ends.items() for row in rows[skill][:n]])
         for skill, n in ends.items():
-            wins = sum(entry["success"] for entry in log.of(rows[skill][:n]))
-            if rules[skill].update(wins, n):  # at the latest at the last of its looks
-                interval = rules[skill].interval(wins, n)
+            successes = sum(entry["success"] for entry in log.of(rows[skill][:n]))
+            if rules[skill].update(successes, n):  # true at the last look at the latest
+                interval = rules[skill].interval(successes, n)
                 results[skill] = _log_result(log, rows[skill][:n], skills[skill], interval)
     return {skill: results[skill] for skill in rows}
 
@@ -395,11 +405,11 @@ def evaluation_json(
     log: EpisodeLog,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what `robo-razor evaluate --json` writes; `rows` has one entry per row that counts."""
+    """Return the file of `robo-razor evaluate --json`; `rows` has an entry per row that counts."""
     counts = {result.task: result.n for result in results.values()}
     rows = [row for task, n in counts.items() for row in manifest.select([task], n).rows]
     entries = sorted(log.of(rows), key=lambda entry: int(entry["row"]))
-    seen = Manifest.of_entries(entries)
+    run_rows = Manifest.of_entries(entries)
     return {
         "skills": {skill: result_entry(result).to_json() for skill, result in results.items()},
         "policy": config.policy,
@@ -408,7 +418,7 @@ def evaluation_json(
         "seed_offset": None if config.manifest else config.seed_offset,
         "until_width": config.until_width,
         "interval": "sequential" if config.until_width else "wilson",
-        "manifest": {"name": manifest.name or None, "hash": manifest.source_hash or seen.hash},
+        "manifest": {"name": manifest.name or None, "hash": manifest.source_hash or run_rows.hash},
         "environment": dict(environment),
         "rows": entries,
     }

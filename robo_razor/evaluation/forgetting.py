@@ -1,9 +1,9 @@
-"""What fine-tuning did to the rest: forgetting per prior skill and distance to the base.
+"""What fine-tuning changed: forgetting per prior skill and distance to the base.
 
 Forgetting of a skill = success before - success after; retention = success after / success before.
-Both arms run on the same start states, so differences are paired. Action distributions are compared
-on the sets of observations that `probes` lists, by the measures that `divergences` defines; "RL's
-Razor" (arXiv 2509.04259) predicts forgetting from KL(base || tuned) on the new task's inputs.
+Both policies run on the same start states, so differences are paired. `probes` lists the sets of
+observations on which action distributions are compared, `divergences` the measures; "RL's Razor"
+(arXiv 2509.04259) predicts forgetting from KL(base || tuned) on the new task's inputs.
 
 Axis letters: n observations of a probe set, A action dimensions.
 """
@@ -39,7 +39,7 @@ PROBE_BATCH = 256
 
 @dataclass(frozen=True)
 class SkillForgetting:
-    """How much of one skill is left; intervals have 95 % confidence.
+    """How much of one skill the policy kept; intervals have 95 % confidence.
 
     Attributes:
         base_success_rate: Before, on the same start states.
@@ -82,10 +82,10 @@ class Divergence:
         mean: Their mean.
         standard_error: Of the mean, with episodes as the independent units; NaN below two.
         kind: "exact", "closed form", "estimate", "lower bound", "upper bound" or "path divergence".
-        unit: What the values count, e.g. "nats per decision".
-        per_dimension: float64 [A], the mean for every action dimension, if it is known: their sum
-            is `mean` for what is counted in nats, else their mean is.
-        per_dimension_error: float64 [A], standard errors of those.
+        unit: Unit of the values, e.g. "nats per decision".
+        per_dimension: float64 [A], the mean for every action dimension, if it is known. `mean` is
+            their sum for measures in nats, else their mean.
+        per_dimension_error: float64 [A], standard errors of `per_dimension`.
     """
 
     values: NDArray[np.float64]
@@ -97,7 +97,7 @@ class Divergence:
     per_dimension_error: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
-        """Return what fits on a line: not the values."""
+        """Return one line, without the values."""
         return (
             f"Divergence(mean={self.mean:.6g}, standard_error={self.standard_error:.3g}, "
             f"kind={self.kind!r}, unit={self.unit!r}, n={len(self.values)})"
@@ -110,7 +110,7 @@ class ProbeResult:
 
     Attributes:
         probe: The observations.
-        measures: Name (what `divergences.unit` knows) -> measure.
+        measures: Name, one of `divergences.MEASURES` or `CHUNK_DISTANCE`, -> measure.
         temperature: Softmax temperature at which both policies were compared.
         wall_s: Time that measuring took, in seconds.
     """
@@ -132,11 +132,11 @@ def behaviour(policy: Policy, probe: ProbeSet) -> list[Behaviour]:
 
     Its action distributions, or without a density its chunks, see `Policy.chunks`.
     """
-    look: Callable[[dict[str, Tensor]], Behaviour] = (
+    act: Callable[[dict[str, Tensor]], Behaviour] = (
         policy.distribution if policy.has_density else policy.chunks
     )
     return [
-        look(probe.rows(start, start + PROBE_BATCH, policy.device))
+        act(probe.rows(start, start + PROBE_BATCH, policy.device))
         for start in range(0, len(probe), PROBE_BATCH)
     ]
 
@@ -149,10 +149,10 @@ def measure_probe(
 
     Args:
         base: The base.
-        tuned: What was made of it.
+        tuned: The tuned policy.
         probe: Observations.
-        before: What `behaviour(base, probe)` returned: the base does not change, so on a set
-            that does not change either it need not be computed again.
+        before: What `behaviour(base, probe)` returned earlier; None: it is computed. The base does
+            not change, so one computation serves all checkpoints.
     """
     start = time.perf_counter()
     before = behaviour(base, probe) if before is None else before
@@ -195,7 +195,7 @@ def probe_entry(result: ProbeResult, total_s: float) -> dict[str, Any]:
 
     Args:
         result: What was measured.
-        total_s: Time that the whole checkpoint took to measure, in seconds.
+        total_s: Seconds that measuring the checkpoint took in all.
     """
     measures = {name: divergence_entry(measure) for name, measure in result.measures.items()}
     return measures | {
@@ -231,7 +231,7 @@ def _standard_error(values: NDArray[np.float64], episode: NDArray[np.int64]) -> 
     names, owner = np.unique(episode, return_inverse=True)
     if len(names) < 2:
         return np.full(values.shape[1], np.nan)
-    # Observations of an episode are alike: the episode is the unit (ratio estimator).
+    # Observations of one episode depend on each other: the episode is the unit (ratio estimator).
     sums = np.zeros((len(names), values.shape[1]))
     np.add.at(sums, owner, values - values.mean(0))
     scale = len(names) / (len(names) - 1)

@@ -1,4 +1,4 @@
-"""Two policies, or one, measured from Python: success on skills, and how far apart they are."""
+"""The Python API of measurements: success on skills, and how far apart two policies are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robo_razor.core.settings.config import (
     EnvConfig,
 )
 from robo_razor.core.types import SkillResult
-from robo_razor.evaluation.evaluate import chosen_skills, env_of
+from robo_razor.evaluation.evaluate import chosen_skills, env_for
 from robo_razor.evaluation.evaluate import evaluate as evaluate_in
 from robo_razor.evaluation.forgetting import Divergence, measure_probe
 from robo_razor.evaluation.predictors import Comparison, measure_predictors
@@ -63,9 +63,9 @@ def evaluate(
     Raises:
         RoboRazorError: Unknown skills or policy, or a policy that does not fit the environment.
     """
-    loaded, settings = _loaded(policy), env or EnvConfig()
+    loaded, settings = _load(policy), env or EnvConfig()
     tasks = chosen_skills(skills, settings.env_packages)
-    environment = env_of(loaded, list(tasks.values()), settings)
+    environment = env_for(loaded, list(tasks.values()), settings)
     try:
         with episode_bar(Console(stderr=True) if progress else None, "evaluating") as bar:
             return evaluate_in(
@@ -97,18 +97,18 @@ def measure(
         base: A policy, or what `load_policy` takes.
         tuned: Another policy with the same inputs and actions.
         on: The states on which they are compared. `new`, `prior` or names of skills: states that
-            the base visits there, greedily, from held-out start states. Or a `ProbeSet`.
+            the base visits on these skills, greedily, from held-out start states. Or a `ProbeSet`.
         states: How many states (>= 1), of all tasks together.
-        expensive: Also measure distances that take long, such as Fisher-weighted ones.
+        expensive: Also measure slow distances, such as Fisher-weighted ones.
         env: How environments are run in parallel.
 
     Returns:
-        Name -> divergence, such as `kl_base_tuned`, with `distances` beside it.
+        Name -> divergence, such as `kl_base_tuned`; its attribute `distances` has the others.
 
     Raises:
         RoboRazorError: Unknown skills, or policies that cannot be compared.
     """
-    first, second = _loaded(base), _loaded(tuned)
+    first, second = _load(base), _load(tuned)
     _refuse_unlike(first, second)
     if isinstance(on, ProbeSet):
         probe, name = on, NEW_BASE
@@ -150,26 +150,25 @@ def visited_states(
         states: How many (>= 1), evenly spread over all episodes.
         env: How environments are run in parallel.
     """
-    loaded, settings = _loaded(policy), env or EnvConfig()
+    loaded, settings = _load(policy), env or EnvConfig()
     tasks = chosen_skills(MAIN_TASK if skills == "new" else skills, settings.env_packages)
-    environment = env_of(loaded, list(tasks.values()), settings)
+    environment = env_for(loaded, list(tasks.values()), settings)
     try:
         rows = held_out_rows(tasks, PROBE_EPISODES)
         record = run_episodes(environment, loaded, rows, "greedy", record="inputs").record
     finally:
         environment.close()
-    assert record is not None  # it was asked for
     return make_probe(record, states, np.arange(len(rows)))
 
 
-def _loaded(policy: str | Policy) -> Policy:
+def _load(policy: str | Policy) -> Policy:
     return load_policy(policy) if isinstance(policy, str) else policy
 
 
 def _refuse_unlike(base: Policy, tuned: Policy) -> None:
-    """Refuse two policies that do not see the same or do not choose among the same actions."""
+    """Refuse two policies with different inputs or different actions."""
 
-    def about(policy: Policy) -> dict[str, object]:
+    def properties(policy: Policy) -> dict[str, object]:
         return {
             "cameras": sorted(policy.sources.image_keys),
             "state": policy.state_dim,
@@ -177,11 +176,11 @@ def _refuse_unlike(base: Policy, tuned: Policy) -> None:
             "density": policy.has_density,
         }
 
-    one, two = about(base), about(tuned)
-    for name, value in one.items():
-        if two[name] != value:
+    others = properties(tuned)
+    for name, value in properties(base).items():
+        if others[name] != value:
             raise PolicyError(
                 f"The policies {base.name!r} and {tuned.name!r} cannot be compared: {name} "
-                f"{value} against {two[name]}",
+                f"{value} against {others[name]}",
                 allowed="two policies with equal inputs and actions",
             )

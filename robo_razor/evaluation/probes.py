@@ -1,4 +1,4 @@
-"""Probe sets: observations on which a policy is compared with its base, taken once and hashed.
+"""Probe sets: observations on which a policy is compared with its base, chosen once and hashed.
 
 - `new_base_visited`: what the base sees when it tries the new task;
 - `new_tuned_visited`: what the tuned policy sees there (the only set that is new at every step);
@@ -43,7 +43,7 @@ class ProbeSet:
 
     Attributes:
         inputs: Prepared policy inputs, tensors of first axis n.
-        episode: int64 [n], the episode each comes from; observations of one are alike.
+        episode: int64 [n], each observation's episode; observations of one episode are similar.
     """
 
     inputs: dict[str, Tensor]
@@ -75,8 +75,19 @@ def evenly(index: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     return index[np.linspace(0, len(index) - 1, n).round().astype(np.int64)]
 
 
-def make_probe(record: DecisionRecord, n: int, episodes: NDArray[np.int64]) -> ProbeSet:
-    """Take up to `n` decisions, evenly spread over all those of the given episodes."""
+def make_probe(record: DecisionRecord | None, n: int, episodes: NDArray[np.int64]) -> ProbeSet:
+    """Take up to `n` decisions, evenly spread over all decisions of the given episodes.
+
+    Args:
+        record: The record of a batch of episodes.
+        n: Number of observations.
+        episodes: int64, numbers of the episodes in the batch.
+
+    Raises:
+        ValueError: The episodes were run without recording their decisions.
+    """
+    if record is None:
+        raise ValueError('the episodes have no record: run them with record="inputs"')
     owner = record.episode
     index = evenly(np.flatnonzero(np.isin(owner, episodes)), n)
     return ProbeSet(record.select(index), owner[index])
@@ -84,7 +95,7 @@ def make_probe(record: DecisionRecord, n: int, episodes: NDArray[np.int64]) -> P
 
 @torch.no_grad()
 def demonstration_probe(demonstrations: DemonstrationSet, policy: Policy, n: int) -> ProbeSet:
-    """Take up to `n` frames at which the demonstrator decided, evenly spread over all of them.
+    """Take up to `n` frames at which the demonstrator decided, evenly spread over all such frames.
 
     Args:
         demonstrations: Demonstrations with frames at control rate.
@@ -100,13 +111,14 @@ def demonstration_probe(demonstrations: DemonstrationSet, policy: Policy, n: int
         "pixels": {name: images[frames] for name, images in demos.images.items()},
         "agent_pos": demos.state[frames],
     }
-    inputs = policy.prepare(observation, demos.words(frames))
+    instructions = demos.words(frames)
+    inputs = policy.prepare(observation, instructions)
     return ProbeSet({key: tensor.cpu() for key, tensor in inputs.items()}, owner[frames])
 
 
 @torch.no_grad()
 def encode_probe(probe: ProbeSet, policy: Policy) -> ProbeSet:
-    """Encode images once by an image encoder that is frozen; smaller, and faster to use."""
+    """Encode images once with a frozen image encoder: they get smaller and faster to use."""
     if not policy.vision_frozen:
         return probe
     encoded = policy.encode(probe.rows(0, len(probe), policy.device))
@@ -129,10 +141,10 @@ def load_probes(path: Path, hashes: Mapping[str, str] | None = None) -> dict[str
 
     Args:
         path: The file.
-        hashes: Name -> hash that the set had when it was measured; sets without are not checked.
+        hashes: Name -> hash that the set had when it was measured; other sets are not checked.
 
     Raises:
-        CheckpointError: The file is missing or truncated, or a set is another one than it was.
+        CheckpointError: The file is missing or truncated, or a set has changed.
     """
     inputs: dict[str, dict[str, Tensor]] = {}
     for full, tensor in load_tensors(path).items():
@@ -145,9 +157,9 @@ def load_probes(path: Path, hashes: Mapping[str, str] | None = None) -> dict[str
         expected = (hashes or {}).get(name, probe.hash())
         if probe.hash() != expected:
             raise CheckpointError(
-                f"{path}: the probe set {name!r} has the hash {probe.hash()[:12]}, but that of the "
-                f"one that step 0 was measured on is {expected[:12]}",
-                remedy="Put the run's own file back; on other observations the distances along the "
-                "run would not compare.",
+                f"{path}: the probe set {name!r} has the hash {probe.hash()[:12]}, but step 0 was "
+                f"measured on a set with the hash {expected[:12]}",
+                remedy="Put the run's own file back: distances on other observations cannot be "
+                "compared along the run.",
             )
     return probes

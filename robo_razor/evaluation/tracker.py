@@ -1,13 +1,13 @@
-"""What is measured at step 0 and at every checkpoint, and written to `eval/<step>/`.
+"""The measurements at step 0 and at every checkpoint, written to `eval/<step>/`.
 
-The base is measured once, at step 0: its outcomes are read back from `eval/000000/episodes.jsonl`
-and the observations of the probe sets from `eval/000000/probes.safetensors` (checked against their
-hashes), so a resumed run compares with the same.
+The base is measured once, at step 0. A resumed run reads its outcomes from
+`eval/000000/episodes.jsonl` and the observations of the probe sets from
+`eval/000000/probes.safetensors` (checked against their hashes), so it compares with the same base.
 
-Besides success, `summary.json` has the KL divergences on the three main probe sets (null for a
-policy without a density: `surrogate` with its `surrogate_kind` stands beside them) and, in
-`distances` (name -> number), everything else that may predict forgetting. `action_kl.json` has
-every measure on every probe set, per decision and per action dimension.
+Besides success, `summary.json` has the KL divergences on the three main probe sets and, in
+`distances` (name -> number), everything else that may predict forgetting. For a policy without a
+density the KL divergences are null, and `surrogate` and `surrogate_kind` take their place.
+`action_kl.json` has every measure on every probe set, per decision and per action dimension.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from torch import Tensor
 
 from robo_razor.core.files import finite, read_json, without_nan, write_json
 from robo_razor.core.metrics import (
+    GREEDY,
     MAIN_STATES,
+    NEW,
     NEW_BASE,
     NEW_TUNED,
     PRIOR,
+    SAMPLE,
     SURROGATE,
     OnStates,
     PriorMeans,
@@ -40,7 +43,14 @@ from robo_razor.core.run.directory import DAMAGED_EVALUATION, RunDirectory
 from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, SkillResult
-from robo_razor.evaluation.divergences import CHUNK_DISTANCE, DIRECTIONS, PREDICTORS, Behaviour
+from robo_razor.evaluation.divergences import (
+    CHUNK_DISTANCE,
+    DIRECTIONS,
+    ENTROPY_BASE,
+    ENTROPY_CHANGE,
+    PREDICTORS,
+    Behaviour,
+)
 from robo_razor.evaluation.evaluate import batch_result, episode_entries, result_entry
 from robo_razor.evaluation.forgetting import (
     ProbeResult,
@@ -70,7 +80,7 @@ from robo_razor.rollout.start_states import held_out_rows
 ACTION_KL = "action_kl.json"
 PROBES = "probes.safetensors"
 SURROGATE_KIND = "mean squared distance of action chunks in normalised units, not a KL divergence"
-"""What stands in the place of the KL for policies without a density."""
+"""What `surrogate` is for policies without a density."""
 
 Outcomes = dict[tuple[str, str, int], bool]
 """(mode, task, seed) -> success."""
@@ -81,11 +91,11 @@ class Tracker:
 
     Args:
         config: The run's settings.
-        run: Where results are written and the base's are read back.
+        run: Where results are written, and the base's results are read.
         env: Vector environment that can switch to every task.
         base: The frozen base.
         prior: Skill name -> task id of the skills that may be forgotten.
-        ranks: This process among those of the run, which divide the episodes.
+        ranks: This process among the processes of the run, which divide the episodes.
     """
 
     def __init__(
@@ -121,16 +131,16 @@ class Tracker:
         self.sampled_success = tuple(
             success
             for (mode, task, _), success in self.base_outcomes.items()
-            if mode == "sample" and task == self.config.task
+            if mode == SAMPLE and task == self.config.task
         )
         hashes = _hashes(directory / ACTION_KL)
         if (directory / PROBES).is_file() or hashes:
             self.probes = load_probes(directory / PROBES, hashes)
 
     def see_demonstrations(self, demonstrations: DemonstrationSet) -> None:
-        """Keep a few states of the demonstrations as a probe set, unless step 0 is measured.
+        """Make a probe set of a few states of the demonstrations, unless step 0 is measured.
 
-        A set that came later could not be compared along the run.
+        A set that is added later could not be compared along the run.
         """
         if not self.is_measured(0):
             n = self.config.tracking.kl_states
@@ -169,11 +179,11 @@ class Tracker:
         distances = self._distances(policy, results)
         tracking_s = time.perf_counter() - start
         summary = replace(summary, distances=distances, tracking_s=tracking_s, **extra())
-        self._write(step, summary, results, [(greedy, "greedy"), (sampled, "sample")])
+        self._write(step, summary, results, [(greedy, GREEDY), (sampled, SAMPLE)])
         return summary
 
     def alarm(self, summary: Summary) -> str | None:
-        """Return a warning of the prior skills that are certainly below the alarm's retention."""
+        """Return a warning of prior skills whose retention interval is below the alarm's value."""
         threshold = self.config.tracking.alarm_retention
         forgotten = [
             f"{skill} {entry.base_success_rate:.0%} -> {entry.success_rate:.0%}"
@@ -182,9 +192,9 @@ class Tracker:
         ]
         if not forgotten:
             return None
-        what = "skill is" if len(forgotten) == 1 else "skills are"
+        skills_are = "skill is" if len(forgotten) == 1 else "skills are"
         return (
-            f"{len(forgotten)} of {len(summary.prior)} prior {what} being forgotten "
+            f"{len(forgotten)} of {len(summary.prior)} prior {skills_are} being forgotten "
             f"(retention below {threshold:g} beyond its 95 % interval): {', '.join(forgotten)}"
         )
 
@@ -192,15 +202,17 @@ class Tracker:
         self, policy: Policy, step: int, *, final: bool, progress: Progress | None
     ) -> EpisodeBatch:
         tracking = self.config.tracking
-        # All of the last checkpoint's for the base too: it is compared on the same start states.
+        # The base runs the last checkpoint's episodes too: both are compared on the same starts.
         n = max(tracking.episodes_new, tracking.final_episodes_new if final or step == 0 else 0)
         episodes = {skill: n for skill in self.new}
         episodes |= {skill: tracking.episodes_prior for skill in self.prior}
         rows = held_out_rows(self.new | self.prior, episodes)
-        keep: Literal["inputs", False] = False
-        if step == 0 or not policy.has_density:  # the latter has no sampled states to look at
-            keep = "inputs"
-        return run_shared(self.ranks, self.env, policy, rows, "greedy", keep, progress, whole=True)
+        record: Literal["inputs", False] = False
+        if step == 0 or not policy.has_density:  # without a density there are no sampled episodes
+            record = "inputs"
+        return run_shared(
+            self.ranks, self.env, policy, rows, "greedy", record, progress, whole=True
+        )
 
     def _run_sampled(self, policy: Policy, progress: Progress | None) -> EpisodeBatch | None:
         n = self.config.tracking.episodes_new_sampled
@@ -223,8 +235,8 @@ class Tracker:
     def _keep_base(
         self, policy: Policy, greedy: EpisodeBatch, sampled: EpisodeBatch | None
     ) -> None:
-        """Keep the base's outcomes and the probe sets that stay the same from now on."""
-        for batch, mode in ((greedy, "greedy"), (sampled, "sample")):
+        """Remember the base's outcomes and make the probe sets, which do not change later."""
+        for batch, mode in ((greedy, GREEDY), (sampled, SAMPLE)):
             if batch is not None:
                 for row, success in zip(batch.rows, batch.success, strict=True):
                     self.base_outcomes[mode, row.task, row.seed] = bool(success)
@@ -232,8 +244,6 @@ class Tracker:
             self.sampled_success = tuple(bool(x) for x in sampled.success)
         n = self.config.tracking.kl_states
         visited = sampled or greedy
-        assert visited.record is not None
-        assert greedy.record is not None
         new = visited.of_task(self.config.task)
         self.probes[NEW_BASE] = make_probe(visited.record, n, new)
         if self.prior:
@@ -249,7 +259,7 @@ class Tracker:
     def _measure_probes(
         self, policy: Policy, visited: EpisodeBatch | None
     ) -> dict[str, ProbeResult]:
-        """Return what was measured on each probe set, and on what the tuned policy visited."""
+        """Return the measures on each probe set, and on states that the tuned policy visited."""
         probes = dict(self.probes)
         if visited is not None and visited.record is not None:
             n = self.config.tracking.kl_states
@@ -263,7 +273,7 @@ class Tracker:
         }
 
     def _distances(self, policy: Policy, results: dict[str, ProbeResult]) -> dict[str, float]:
-        """Return all that may predict forgetting and is not in the summary already."""
+        """Return what may predict forgetting besides the KL divergences of the summary."""
         distances: dict[str, float | None] = {}
         for states, result in results.items():
             names = PREDICTORS if states in MAIN_STATES else DIRECTIONS + PREDICTORS
@@ -279,24 +289,24 @@ class Tracker:
         sampled: EpisodeBatch | None,
         results: dict[str, ProbeResult],
     ) -> Summary:
-        new = {skill: self._entry(greedy, task, "new") for skill, task in self.new.items()}
+        new = {skill: self._entry(greedy, task, NEW) for skill, task in self.new.items()}
         if sampled is not None:
             for skill, task in self.new.items():
-                result = batch_result(sampled, task, "new")
+                result = batch_result(sampled, task, NEW)
                 success = SampledSuccess(
                     success_rate=result.success_rate, n=result.n, interval=result.interval
                 )
                 new[skill] = replace(new[skill], sampled=success)
-        prior = {skill: self._entry(greedy, task, "prior") for skill, task in self.prior.items()}
+        prior = {skill: self._entry(greedy, task, PRIOR) for skill, task in self.prior.items()}
         on_states: dict[str, Any] = {}
         for direction in DIRECTIONS:
             on_states |= _main_states(direction, direction, results)
         if not self.base.has_density:
             on_states |= _main_states(SURROGATE, CHUNK_DISTANCE, results)
         measures = [result.measures.get(DIRECTIONS[0]) for result in results.values()]
-        entropy = results[NEW_BASE].mean("entropy_base") if NEW_BASE in results else None
+        entropy = results[NEW_BASE].mean(ENTROPY_BASE) if NEW_BASE in results else None
         if entropy is not None:
-            entropy += results[NEW_BASE].mean("entropy_change") or 0.0
+            entropy += results[NEW_BASE].mean(ENTROPY_CHANGE) or 0.0
         return Summary(
             step=step,
             method=self.config.method.name,
@@ -319,7 +329,7 @@ class Tracker:
         change = self._change(batch, task, result)
         if change is None:
             return entry
-        if role == "new":  # one does not forget what one is learning
+        if role == NEW:  # forgetting is measured on prior skills only
             return replace(entry, base_success_rate=change.base_success_rate)
         numbers = asdict(change)
         return replace(entry, **numbers, nulls=entry.nulls | numbers.keys())
@@ -330,9 +340,9 @@ class Tracker:
         """Compare with the base on the start states that both have run."""
         seeds = [batch.rows[i].seed for i in batch.of_task(task)]
         pairs = [
-            (self.base_outcomes["greedy", task, seed], after)
+            (self.base_outcomes[GREEDY, task, seed], after)
             for seed, after in zip(seeds, result.successes, strict=True)
-            if ("greedy", task, seed) in self.base_outcomes
+            if (GREEDY, task, seed) in self.base_outcomes
         ]
         if not pairs:
             return None
@@ -353,11 +363,11 @@ class Tracker:
         total_s = float(summary.tracking_s or 0.0)
         entries = {name: probe_entry(result, total_s) for name, result in results.items()}
         write_json(self.run.evaluation(step) / ACTION_KL, without_nan(entries))
-        self.run.write_summary(step, summary)  # last: its presence says that the step is measured
+        self.run.write_summary(step, summary)  # last: it marks the step as measured
 
 
 def _main_states(key: str, name: str, results: dict[str, ProbeResult]) -> dict[str, OnStates]:
-    """Return a measure and its standard error on the main probe sets, None where there is none."""
+    """Return a measure and its standard error on the main probe sets; None: not measured."""
     measures = {
         states: results[states].measures.get(name) if states in results else None
         for states in MAIN_STATES
@@ -389,6 +399,6 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    """Return probe set -> hash from `action_kl.json`; empty for a run that has none in it."""
+    """Return probe set -> hash from `action_kl.json`; empty where the file has no hashes."""
     entries = read_json(path, DAMAGED_EVALUATION) if path.is_file() else {}
     return {name: entry["hash"] for name, entry in entries.items() if "hash" in entry}

@@ -1,7 +1,7 @@
-"""Weights of a policy and of its base: what changed, and how much the base minds it.
+"""Weights of a policy and of its base: what changed, and how much that matters to the base.
 
-Everything is of the policy: the value head, which no action depends on, is left out, and low-rank
-updates count by what they add to the weights.
+The value head is left out, as no action depends on it. Low-rank updates count by what they add to
+the weights.
 
 Axis letters as in `types`; n observations of a probe set.
 """
@@ -28,8 +28,7 @@ FISHER_STATES = 32
 
 def policy_weights(policy: Policy) -> dict[str, Tensor]:
     """Return name -> weight of everything the actions depend on, low-rank updates merged."""
-    owner = getattr(policy.module, "value_parameters", None)
-    value = {id(parameter) for parameter in owner()} if owner is not None else set()
+    value = {id(parameter) for parameter in policy.all_value_parameters()}
     weights = {
         name: parameter.detach()
         for name, parameter in policy.module.named_parameters()
@@ -42,7 +41,7 @@ def policy_weights(policy: Policy) -> dict[str, Tensor]:
 
 
 def changed_weights(base: Policy, tuned: Policy) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return name -> base's and tuned's value of all weight tensors of which any number differs."""
+    """Return name -> base's and tuned's value of every weight tensor that differs anywhere."""
     before, after = policy_weights(base), policy_weights(tuned)
     return {
         name: (weight, after[name])
@@ -64,8 +63,9 @@ def differences(changed: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tenso
 def share_of_equal(changed: Mapping[str, tuple[Tensor, Tensor]], equal: Equality) -> float:
     """Return the share of weights that did not change, in [0, 1].
 
-    Only tensors of which any weight changed count: a frozen encoder, or a part that no gradient
-    reaches, would say nothing about updates. In an embedding, words that the task never uses do.
+    Only tensors with a changed weight count: a frozen encoder, or a part that no gradient reaches,
+    has nothing to do with how sparse updates are. An embedding counts with all its words, also
+    those that the task never uses.
 
     Args:
         changed: Name -> base's and tuned's value of each of those tensors.
@@ -95,7 +95,7 @@ def diagonal_fisher(
 
     F_i = E_x E_a~base(.|x) [(d log base(a|x) / d theta_i)^2], over up to `states` observations x
     with one action chunk a each, sampled with the same numbers every time. Per decision, in nats
-    per squared weight. Weights of an encoder that the observations have passed already have none.
+    per squared weight. It is 0 for an encoder where the observations are encoded already.
     """
     model = base.frozen_copy()
     model.module.requires_grad_(True)

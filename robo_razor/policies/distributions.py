@@ -2,13 +2,13 @@
 
 Axis letters: B batch, H actions in the executed chunk, A action dimensions, K bins. Everything is
 summed over H and A, so that all quantities are **per decision**, in nats. Randomness always comes
-from the caller as uniform numbers: a policy sampled twice with the same numbers acts the same.
+from the caller as uniform numbers: equal numbers give equal actions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,14 +21,14 @@ KLKind = Literal["exact", "closed form", "upper bound", "path divergence"]
 class ActionDistribution(Protocol):
     """Distribution of action chunks [B, H, A] given B observations.
 
-    A *sample* may be more than the chunk, such as the denoising path to it: then `uniforms` have
-    the policy's `noise_shape`, `log_prob` is that of the sample, and the policy's `to_actions`
-    gives the chunk. Such a distribution also has `log_prob_steps`.
+    A *sample* may be more than the chunk, such as the denoising path to it. Then `uniforms` have
+    the policy's `noise_shape`, `log_prob` is the log-probability of the whole sample, and the
+    policy's `to_actions` gives the chunk. Such a distribution is a `StepwiseDistribution`.
     """
 
     @property
     def kl_kind(self) -> KLKind:
-        """Say what `kl` returns: the divergence, a bound on it, or that of paths to the chunk."""
+        """Return what `kl` is: the divergence, a bound on it, or the divergence of paths."""
 
     def sample(self, uniforms: Tensor) -> Tensor:
         """Return actions [B, H, A] by the inverse CDF of `uniforms` [B, H, A] in (0, 1)."""
@@ -46,15 +46,23 @@ class ActionDistribution(Protocol):
         """Return KL(self || other) [B]; `other` is a distribution of the same kind."""
 
 
-def log_prob_steps(distribution: Any, sample: Tensor) -> Tensor:
+@runtime_checkable
+class StepwiseDistribution(Protocol):
+    """A distribution that draws a sample in several random steps, such as denoising."""
+
+    def log_prob_steps(self, path: Tensor) -> Tensor:
+        """Return the log-probability of every random step of samples, float [B, K]."""
+
+
+def log_prob_steps(distribution: ActionDistribution, sample: Tensor) -> Tensor:
     """Return the log-probability of every random step that led to a sample.
 
     Returns:
         float [B, K], or [B] for a distribution that draws the chunk at once.
     """
-    steps = getattr(distribution, "log_prob_steps", distribution.log_prob)
-    log_probs: Tensor = steps(sample)
-    return log_probs
+    if isinstance(distribution, StepwiseDistribution):
+        return distribution.log_prob_steps(sample)
+    return distribution.log_prob(sample)
 
 
 class TokenChunkDistribution:
@@ -63,7 +71,7 @@ class TokenChunkDistribution:
     Args:
         logits: Unnormalised log-probabilities [B, H, A, K].
         bin_centers: Action value of each bin [K], ascending.
-        temperature: Divides the logits, in (0, inf); the density is that of what is sampled.
+        temperature: Divides the logits, in (0, inf); densities are those of the sampled actions.
     """
 
     kl_kind: KLKind = "exact"
@@ -71,7 +79,7 @@ class TokenChunkDistribution:
     def __init__(self, logits: Tensor, bin_centers: Tensor, temperature: float = 1.0) -> None:
         if temperature <= 0:
             raise PolicyError(
-                f"A sampling temperature of {temperature} was given.", allowed="numbers above 0"
+                f"The sampling temperature is {temperature}", allowed="numbers above 0"
             )
         scaled = logits if temperature == 1.0 else logits / temperature
         self.log_probs = torch.log_softmax(scaled.float(), dim=-1)
@@ -107,7 +115,7 @@ class TokenChunkDistribution:
         """Return KL(self || other) [B].
 
         Raises:
-            PolicyError: If `other` is not a categorical distribution over the same bins.
+            PolicyError: `other` is not a categorical distribution over the same bins.
         """
         return self.kl_terms(other).sum((-2, -1))
 
@@ -117,9 +125,9 @@ class TokenChunkDistribution:
             self.bin_centers, other.bin_centers
         ):
             raise PolicyError(
-                "The KL divergence of two policies with different action bins was asked for.",
-                allowed="policies that share num_bins and bin_mu, such as a base and what was "
-                "tuned from it",
+                "Two policies with different action bins have no KL divergence",
+                allowed="policies that share num_bins and bin_mu, such as a base and the policy "
+                "that was tuned from it",
             )
         difference = self.log_probs - other.log_probs
         return (self.log_probs.exp() * difference).sum(-1)
@@ -162,11 +170,11 @@ class GaussianChunkDistribution:
         """Return KL(self || other) [B].
 
         Raises:
-            PolicyError: If `other` is not Gaussian.
+            PolicyError: `other` is not Gaussian.
         """
         if not isinstance(other, GaussianChunkDistribution):
             raise PolicyError(
-                f"The KL divergence of a Gaussian and a {type(other).__name__} was asked for.",
+                f"A Gaussian and a {type(other).__name__} have no KL divergence here",
                 allowed="two distributions of the same kind",
             )
         ratio = self.log_std - other.log_std

@@ -1,10 +1,10 @@
-"""The JSON files of a policy, checked before LeRobot reads them: they run nothing.
+"""The JSON files of a policy, checked before LeRobot reads them, so that they run no code.
 
-LeRobot's pipelines import whatever class a `policy_preprocessor.json` names and call it, and some
-of its policies let the hub's repositories bring code. So a step must have a name that LeRobot, a
-plugin of LeRobot's or this package registered, a state file is a plain name in the policy's own
-folder, and code that is not installed is never run. What else a file may name is a repository of
-the hub, or, where the policy itself is a local folder, the folder of its backbone's settings.
+LeRobot's pipelines import any class that a `policy_preprocessor.json` names and call it, and some
+of its policies run code from repositories of the hub. So a step must have a name that LeRobot, a
+LeRobot plugin or this package registered, a state file must be a plain name in the policy's folder,
+and code that is not installed is never run. A file may also name a repository of the hub or, where
+the policy itself is a local folder, the folder of its backbone's settings.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BACKBONE_FILES = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
 )
-"""Files of a backbone's folder that may ask for code (`auto_map`)."""
+"""Files of a backbone's folder that can name code to run (`auto_map`)."""
 REFUSED_STEPS = {
-    "reward_classifier_processor": "it loads another model from wherever the file says",
+    "reward_classifier_processor": "it loads another model from a path in the file",
     "action_tokenizer_processor": "it runs the code of a repository of the hub",
 }
-"""Registered name -> why a checkpoint may not ask for the step, though LeRobot has it."""
+"""Registered name -> why a checkpoint may not use this step of LeRobot's."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Kinds of number, as safetensors calls them, that weights and statistics may have."""
+"""Types of number, under safetensors' names, that weights and statistics may have."""
 STATISTICS = ("mean", "std", "min", "max", "q01", "q10", "q50", "q90", "q99")
 MAX_STEPS = 64
 MAX_FEATURES = 64
@@ -48,22 +48,22 @@ LIMITS = {
     **dict.fromkeys(("resize_imgs_with_padding", "image_resolution", "resize_shape"), MAX_SIDE),
     **dict.fromkeys(("crop_shape", "image_size"), MAX_SIDE),
 }
-"""Setting -> the largest that makes sense; far larger ones only fill the memory, or never end."""
-REMEDY = "Take another checkpoint, and one whose origin you trust."
+"""Setting -> its largest sensible value; far larger ones fill the memory, or never end."""
+REMEDY = "Take another checkpoint, from a source that you trust."
 
 _NAMES = re.compile(r"(name|path|id|dir|folder|file|model|weights|checkpoint|tokenizer)$")
 _UNUSED_NAMES = ("pretrained_path", "repo_id")
-"""Names of places that LeRobot writes into every configuration; loading does not read them."""
+"""Paths and ids that LeRobot writes into every configuration, but loading does not read."""
 _PLAIN = re.compile(r"[\w.+ -]{1,200}")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return the configuration of a policy, which names a known type and sane sizes.
+    """Return the configuration of a policy after checking its type and sizes.
 
     Raises:
-        CheckpointError: It is damaged, or a size is senseless.
+        CheckpointError: It is damaged, or a size is far too large.
         UnknownNameError: LeRobot does not know the type.
-        PolicyError: It is an adapter, not a whole policy.
+        PolicyError: It is an adapter, not a complete policy.
     """
     from lerobot.configs import PreTrainedConfig
 
@@ -83,12 +83,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     if policy_type not in known:
         name = policy_type if len(policy_type) < 100 else shown(policy_type)
         raise unknown_name(
-            "policy type", name, known, remedy=f"{path} asks for it; install its plugin."
+            "policy type", name, known, remedy=f"{path} names it; install its plugin."
         )
     if config.get("use_peft") and (directory / ADAPTER).is_file():
         raise PolicyError(
-            f"{directory} is a PEFT adapter ({ADAPTER}), not a whole policy.",
-            remedy="Merge the adapter into its base and save that.",
+            f"{directory} is a PEFT adapter ({ADAPTER}), not a complete policy",
+            remedy="Merge the adapter into its base and save the result.",
         )
     _check_code(path, config)
     _check_features(path, config)
@@ -97,14 +97,14 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def check_processors(directory: Path, policy_type: str) -> None:
-    """Check that a policy's two pipelines ask for nothing but known steps and files of their own.
+    """Check that a policy's two pipelines use known steps and files of the policy's folder only.
 
     Args:
         directory: The policy's folder.
-        policy_type: LeRobot's name of its kind, whose own steps are allowed.
+        policy_type: LeRobot's name of its type; the steps of its package are allowed.
 
     Raises:
-        CheckpointError: If not.
+        CheckpointError: They use others.
     """
     allowed = allowed_steps(policy_type)
     for name in PROCESSOR_FILES:
@@ -112,7 +112,7 @@ def check_processors(directory: Path, policy_type: str) -> None:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a file", remedy=REMEDY)
         if not path.exists():
-            continue  # LeRobot says what is missing, and how an old policy is migrated
+            continue  # LeRobot's error names what is missing, and how to migrate an old policy
         pipeline = read_json(path, "Take another checkpoint of the run.")
         steps = pipeline.get("steps") if isinstance(pipeline, dict) else None
         if not isinstance(steps, list) or len(steps) > MAX_STEPS:
@@ -129,9 +129,9 @@ def check_processors(directory: Path, policy_type: str) -> None:
 
 
 def allowed_steps(policy_type: str) -> dict[str, type]:
-    """Return the steps that a checkpoint may ask for, by registered name and full class name.
+    """Return the steps that a checkpoint may use, by registered name and full class name.
 
-    Those of LeRobot's processor package, of the policy's own package, and of installed plugins.
+    They come from LeRobot's processor package, the policy's package, and installed plugins.
     """
     import lerobot.processor
     from lerobot.configs import PreTrainedConfig
@@ -153,11 +153,11 @@ def allowed_steps(policy_type: str) -> dict[str, type]:
 
 
 def _import_processors(config_class: type) -> None:
-    """Let the policy's own steps be registered: LeRobot imports their module when it needs them."""
+    """Register the steps of a policy's package: LeRobot imports their module only on demand."""
     import importlib
 
     module = config_class.__module__.replace("configuration_", "processor_")
-    with contextlib.suppress(ImportError):  # a policy without steps of its own has no such module
+    with contextlib.suppress(ImportError):  # not every policy's package has steps
         importlib.import_module(module)
 
 
@@ -169,12 +169,12 @@ def _check_step(where: str, step: Any, allowed: dict[str, type], directory: Path
     if not isinstance(name, str) or name not in allowed:
         reason = REFUSED_STEPS.get(name, "") if isinstance(name, str) else ""
         raise CheckpointError(
-            f"{where} asks for the {'step' if kind == 'registry_name' else 'class'} {shown(name)}, "
-            f"which a checkpoint may not load{reason and f': {reason}'}. Nothing of it was run",
+            f"{where} names the {'step' if kind == 'registry_name' else 'class'} {shown(name)}, "
+            f"which a checkpoint may not load{reason and f': {reason}'}. None of its code was run",
             allowed="steps that LeRobot or an installed plugin registered by name, such as "
             "'normalizer_processor'",
-            remedy=REMEDY + " A step of your own needs a plugin: an installed package "
-            "`lerobot_policy_NAME` that registers it.",
+            remedy=REMEDY + " For your own step, install a plugin: a package `lerobot_policy_NAME` "
+            "that registers it.",
         )
     if kind == "registry_name" and "." in name:
         raise CheckpointError(f"{where} gives a class as a registered name", remedy=REMEDY)
@@ -187,7 +187,7 @@ def _check_state_file(where: str, name: Any, directory: Path) -> None:
     if name is None or not isinstance(name, str) or not is_plain_name(name):
         raise CheckpointError(
             f"{where} reads the state file {shown(name)}, which is not a plain name",
-            allowed="the name of a .safetensors file in the policy's own folder, without a path",
+            allowed="the name of a .safetensors file in the policy's folder, without a path",
             remedy=REMEDY,
         )
     if not name.endswith(".safetensors"):
@@ -199,14 +199,14 @@ def _check_state_file(where: str, name: Any, directory: Path) -> None:
     if not (directory / name).is_file():
         raise CheckpointError(
             f"{where} reads the state file {name!r}, which {directory} does not have",
-            remedy="The policy was copied in part: copy the whole folder, or take another "
+            remedy="The copy of the policy is incomplete: copy the whole folder, or take another "
             "checkpoint.",
         )
     _check_state(directory / name)
 
 
 def _check_state(path: Path) -> None:
-    """Check that a step's numbers are whole, and statistics floating-point numbers."""
+    """Check that a step's state file can be read, and that statistics are floating-point."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -227,40 +227,41 @@ def _check_state(path: Path) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """Say whether a name that a file gives is that of a file beside it, and not a path."""
+    """Return whether a name in a file is that of a file in the same folder, not a path."""
     return _PLAIN.fullmatch(name) is not None and name.strip(". ") != ""
 
 
 def check_names(directory: Path, from_hub: bool) -> None:
-    """Check that what a policy's files name is a repository of the hub, or a backbone's folder.
+    """Check that a policy's files name only repositories of the hub, or a backbone's folder.
 
     Args:
         directory: The policy's folder.
-        from_hub: Whether it was fetched from the hub; then it may name no folder of this machine.
+        from_hub: Whether it was fetched from the hub; then it must not name a folder of this
+            machine.
 
     Raises:
-        CheckpointError: If they name a file, or lead elsewhere.
+        CheckpointError: They name a file, or a path outside of the policy's folder.
     """
     from robo_razor.policies.flow.backbone_files import VLM_FOLDER, check_links
 
-    beside = directory / VLM_FOLDER
-    check_links(beside)
+    backbone = directory / VLM_FOLDER
+    check_links(backbone)
     for file in (CONFIG_FILE, *PROCESSOR_FILES):
         path = directory / file
         if not path.is_file():
             continue
-        data = read_json(path)  # a pipeline's own name is not a place
+        data = read_json(path)  # a pipeline's name is not a path
         for key, name in _names(data if file == CONFIG_FILE else data["steps"]):
-            replaced = beside.is_dir() and key in ("vlm_model_name", "tokenizer_name")
+            replaced = backbone.is_dir() and key in ("vlm_model_name", "tokenizer_name")
             if not replaced:
                 _check_name(f"`{key}` in {path}", name, from_hub)
     for file in BACKBONE_FILES:
-        if (beside / file).is_file():
-            _check_code(beside / file, read_json(beside / file))
+        if (backbone / file).is_file():
+            _check_code(backbone / file, read_json(backbone / file))
 
 
 def _names(value: Any) -> Iterator[tuple[str, str]]:
-    """Yield key and text of everything nested in JSON that may name a place."""
+    """Yield key and text of every nested JSON entry that may name a path or a repository."""
     todo = [value]
     while todo:
         part = todo.pop()
@@ -285,9 +286,9 @@ def _check_name(where: str, name: str, from_hub: bool) -> None:
     if not leads_away and len(name) < 1000:
         folder = Path(name)
         if not from_hub and (folder.is_dir() or not folder.exists()):
-            return  # settings and a tokenizer; where it is gone the error is another one
+            return  # settings and a tokenizer; a missing folder is reported when it is read
     raise CheckpointError(
-        f"{where} names {shown(name)}, which is outside of the policy's own folder",
+        f"{where} names {shown(name)}, which is outside of the policy's folder",
         allowed="a repository of the hub (owner/name)"
         + ("" if from_hub else ", or the folder of a backbone's settings and tokenizer"),
         remedy="If you trust it, copy the backbone's settings and tokenizer into the policy's "
@@ -296,13 +297,13 @@ def _check_name(where: str, name: str, from_hub: bool) -> None:
 
 
 def _check_code(path: Path, value: Any) -> None:
-    """Refuse what asks transformers to import code of a repository."""
+    """Refuse JSON that makes transformers import code of a repository."""
     todo = [value]
     while todo:
         part = todo.pop()
         if isinstance(part, dict):
             if part.get("auto_map"):
-                raise asks_for_code(str(path), f"`auto_map`: {shown(part['auto_map'])}")
+                raise needs_code(str(path), f"`auto_map`: {shown(part['auto_map'])}")
             todo += [item for item in part.values() if isinstance(item, dict | list)]
         elif isinstance(part, list):
             todo += [item for item in part if isinstance(item, dict | list)]
@@ -335,14 +336,14 @@ def _is_size(value: Any, largest: int) -> bool:
 
 
 def _check_sizes(where: Path | str, config: dict[str, Any]) -> None:
-    """Check counts and lengths that would fill the memory, or never end, if they were senseless."""
+    """Check counts and lengths that would fill the memory, or never end, if they were too large."""
     for key, largest in LIMITS.items():
-        given = config.get(key)
-        for value in given if isinstance(given, list) else [given]:
+        setting = config.get(key)
+        for value in setting if isinstance(setting, list) else [setting]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and not _is_size(value, largest):
                 raise CheckpointError(
-                    f"`{key}` in {where} cannot be loaded: it is {shown(given)}",
+                    f"`{key}` in {where} cannot be loaded: it is {shown(setting)}",
                     allowed=f"whole numbers from 1 to {largest}",
                     remedy="Take another checkpoint.",
                 )
@@ -355,32 +356,33 @@ def _check_sizes(where: Path | str, config: dict[str, Any]) -> None:
         )
 
 
-def asks_for_code(what: str, how: str) -> PolicyError:
-    """Return the error of a policy that wants code of a repository to be run."""
+def needs_code(what: str, how: str) -> PolicyError:
+    """Return the error of a policy that would run code of a repository."""
     return PolicyError(
-        f"{what} asks for code that is not installed here ({how}). Nothing of it was run",
-        allowed="policies and tokenizers whose code is LeRobot's, transformers' or an installed "
-        "plugin's",
-        remedy="Take another policy, or install a package that has the code as a LeRobot plugin.",
+        f"{what} needs code that is not installed here ({how}). None of it was run",
+        allowed="policies and tokenizers whose code is in LeRobot, transformers or an installed "
+        "plugin",
+        remedy="Take another policy, or install the code as a LeRobot plugin.",
     )
 
 
 @contextlib.contextmanager
 def without_remote_code() -> Iterator[None]:
-    """Let transformers run no code of a repository, whatever LeRobot's policies allow it."""
+    """Forbid transformers to run code of a repository, even where a LeRobot policy allows it."""
     try:
         from transformers import dynamic_module_utils as loader
     except ImportError:
         yield
         return
 
-    def refuse(*given: Any, **_: Any) -> NoReturn:
-        raise asks_for_code("The policy", f"the module {shown(given[1] if len(given) > 1 else '')}")
+    def refuse(*arguments: Any, **_: Any) -> NoReturn:
+        module = arguments[1] if len(arguments) > 1 else ""
+        raise needs_code("The policy", f"the module {shown(module)}")
 
     replaced: dict[str, Any] = {
         "get_cached_module_file": refuse,
         "get_class_in_module": refuse,
-        "TIME_OUT_REMOTE_CODE": 0,  # else it asks on the terminal, and waits
+        "TIME_OUT_REMOTE_CODE": 0,  # otherwise it asks on the terminal and waits for an answer
     }
     before = {name: getattr(loader, name) for name in replaced}
     for name, value in replaced.items():

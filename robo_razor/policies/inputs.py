@@ -1,16 +1,16 @@
-"""From host observations to a policy's inputs: what they are read from, and prepared.
+"""From host observations to a policy's inputs: their names, and how they are prepared.
 
 Names follow LeRobot: camera `front` of a host observation is `observation.images.front`, its
-`agent_pos` is `observation.state`, any other entry `x` is `observation.x`. A rename map, from those
-names to the policy's, is kept where LeRobot keeps its own: in a step of the policy's preprocessor,
-which is saved with every checkpoint, so that a run's checkpoints need no flag (`lerobot-eval` takes
-its map from `--rename_map` all the same).
+`agent_pos` is `observation.state`, any other entry `x` is `observation.x`. A rename map, from these
+names to the policy's, is stored where LeRobot stores its own: in a step of the policy's
+preprocessor. It is saved with every checkpoint, so a run's checkpoints need no flag (`lerobot-eval`
+still takes its map from `--rename_map`).
 
-Cameras that LeRobot adds to a policy by `empty_cameras` are fed by nothing: its code masks them.
-Others that it would mask can be left out by the name `none` in the map.
+Cameras that LeRobot adds to a policy by `empty_cameras` have no source: LeRobot's code masks them.
+The name `none` in the map leaves out another camera that LeRobot can mask.
 
-A host observation is `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos": float [N, S]}`. The
-inputs that are made of it share no memory with it.
+A host observation is `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos": float [N, S]}`. A
+policy's inputs share no memory with it.
 
 Axis letters: N environments, W width of an image, S state.
 """
@@ -40,9 +40,9 @@ IMAGE_PREFIX = "observation.images."
 STATE = "observation.state"
 AGENT_POS = "agent_pos"
 LONE_CAMERA = "observation.image"
-"""LeRobot's name of a picture that is the only one."""
+"""LeRobot's name of the image of an environment with one camera."""
 NOTHING = "none"
-"""In a rename map, in place of a camera: the policy goes without its own."""
+"""In a rename map, in place of a camera: the policy's camera is left out."""
 
 
 def image_key(camera: str) -> str:
@@ -61,7 +61,7 @@ def state_name(key: str) -> str:
 
 
 def real_cameras(config: Any) -> list[str]:
-    """Return the cameras of a policy's configuration but for those that LeRobot masks always."""
+    """Return the cameras of a policy's configuration, without those that LeRobot always masks."""
     number = int(getattr(config, "empty_cameras", 0) or 0)
     empty = {f"{IMAGE_PREFIX}empty_camera_{i}" for i in range(number)}
     return [key for key in config.image_features if key not in empty]
@@ -78,31 +78,31 @@ class InputSources:
     def __init__(self, cameras: Sequence[str], rename_map: Mapping[str, str]) -> None:
         self.cameras, self.rename_map = list(cameras), dict(rename_map)
         self.image_keys = [key for key in cameras if _left_out(key) not in self.rename_map]
-        """The cameras that are read: those that were not left out."""
+        """The cameras that are read: all but those that the map leaves out."""
 
     def candidates(self, key: str) -> list[str]:
-        """Return LeRobot's names that an input may be read from, those of the map first."""
+        """Return LeRobot's names that an input may be read from, the map's names first."""
         renamed = [old for old, new in self.rename_map.items() if new == key]
-        own = [] if key in self.rename_map else [key]
-        return renamed + own
+        unchanged = [] if key in self.rename_map else [key]
+        return renamed + unchanged
 
     def camera(self, key: str, offered: Collection[str] | None = None) -> str:
-        """Return the first of the possible cameras that is offered, else the first of all."""
+        """Return the first possible camera that is offered, else the first possible camera."""
         names = [camera_name(name) for name in self.candidates(key)] or [camera_name(key)]
         return next((name for name in names if offered is None or name in offered), names[0])
 
     def state(self, offered: Collection[str] | None = None) -> str:
-        """Return the entry of a host observation that is the policy's state; as `camera`."""
+        """Return the entry of a host observation to read the state from, chosen as in `camera`."""
         names = [state_name(name) for name in self.candidates(STATE)] or [AGENT_POS]
         return next((name for name in names if offered is None or name in offered), names[0])
 
     def fed(self, key: str) -> str:
-        """Return the name under which the preprocessor, which renames, must be given an input."""
+        """Return the name under which the preprocessor, which renames, expects an input."""
         return self.candidates(key)[0] if key in self.rename_map and self.candidates(key) else key
 
 
 def rename_step(preprocessor: Any) -> Any | None:
-    """Return the preprocessor's step that renames observations, None where there is none."""
+    """Return the preprocessor's step that renames observations, if it has one."""
     return next((step for step in preprocessor.steps if hasattr(step, "rename_map")), None)
 
 
@@ -126,7 +126,7 @@ def full_rename_map(given: Mapping[str, Any], policy: Policy) -> dict[str, str]:
 
 
 def _left_out(key: str) -> str:
-    """Return what stands in a full rename map for no camera at all; no input is called so."""
+    """Return the key of a full rename map that leaves a camera out; no input has this name."""
     return f"{NOTHING}:{key}"
 
 
@@ -139,13 +139,13 @@ def _input(name: Any, policy: Policy) -> str:
             f"`rename` gives the policy {policy.name!r} an input {name!r}, which it does not "
             f"have.{did_you_mean(str(name), wanted)}",
             allowed=", ".join(wanted),
-            remedy="It reads '{name in the environment or data: name in the policy}'.",
+            remedy="Write it as '{name in the environment or data: name in the policy}'.",
         )
     return key
 
 
 def _check_left_out(full: Mapping[str, str], policy: Policy) -> None:
-    """Check that a policy can go without the cameras that a full rename map leaves out."""
+    """Check that a policy does not need the cameras that a full rename map leaves out."""
     out = [new for old, new in full.items() if old == _left_out(new)]
     listed = ", ".join(out)
     if not policy.family.masks_cameras or STATE in out:
@@ -160,8 +160,8 @@ def _check_left_out(full: Mapping[str, str], policy: Policy) -> None:
         raise PolicyError(f"`rename` leaves {renamed[0]} out and gives it a camera")
     if set(policy.sources.cameras) <= set(out):
         raise PolicyError(
-            f"`rename` leaves the policy {policy.name!r} no camera: it leaves {listed} out",
-            allowed="at least one camera that is there",
+            f"`rename` leaves out all cameras of the policy {policy.name!r}: {listed}",
+            allowed="at least one camera that is read",
         )
 
 
@@ -171,7 +171,7 @@ def prepare(
     """Prepare everything, images as float32 [N, 3, W, W] that the preprocessor may normalise.
 
     Args:
-        policy: Whose inputs these become.
+        policy: The policy that reads them.
         observation: Host observations of N environments.
         instructions: One instruction per environment.
     """
@@ -185,10 +185,10 @@ def prepare(
 def prepare_bytes(
     policy: Policy, observation: dict[str, Any], instructions: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Prepare all but the images, which stay uint8 [N, W, W, 3]: smaller to keep.
+    """Prepare all but the images, which stay uint8 [N, W, W, 3] to save memory.
 
     Args:
-        policy: Whose inputs these become.
+        policy: The policy that reads them.
         observation: Host observations of N environments.
         instructions: One instruction per environment.
     """
@@ -202,10 +202,10 @@ def prepare_bytes(
 
 
 def _preprocessed(policy: Policy, host: dict[str, Any]) -> dict[str, Any]:
-    """Return what a policy's preprocessor makes of a batch.
+    """Run a policy's preprocessor on a batch.
 
     Raises:
-        PolicyError: If it fails: its steps may be of another policy, or in another order.
+        PolicyError: It fails: its steps may be of another policy, or in another order.
     """
     try:
         batch: dict[str, Any] = policy.preprocessor(host)
@@ -223,7 +223,7 @@ def _preprocessed(policy: Policy, host: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_time(module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return observations with an axis of time where a LeRobot policy's own code wants one."""
+    """Add an axis of time to observations where a LeRobot policy expects one."""
     if not _looks_back(module):
         return batch
     return {
@@ -233,7 +233,7 @@ def with_time(module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _looks_back(module: nn.Module) -> bool:
-    """Say whether a LeRobot policy queues observations, and so wants them with an axis of time."""
+    """Return whether a LeRobot policy queues observations, and so expects an axis of time."""
     queues = getattr(module, "_queues", None) or {}
     return any(key.startswith("observation.") for key in queues)
 
@@ -241,7 +241,7 @@ def _looks_back(module: nn.Module) -> bool:
 def _host_batch(
     policy: Policy, observation: dict[str, Any], instructions: Sequence[str]
 ) -> dict[str, Any]:
-    """Return all but the images, as a preprocessor wants it."""
+    """Return all but the images, in the format of a preprocessor."""
     host: dict[str, Any] = {"task": list(instructions)}
     if policy.state_dim:
         state = np.array(observation[policy.sources.state(observation)], dtype=np.float32)
@@ -256,7 +256,7 @@ def _images(policy: Policy, observation: dict[str, Any], key: str) -> Any:
 
 
 def _fed(policy: Policy, key: str) -> str:
-    """Return the name under which the preprocessor must be given an input."""
+    """Return the name under which the preprocessor expects an input."""
     return key if rename_step(policy.preprocessor) is None else policy.sources.fed(key)
 
 
@@ -269,7 +269,7 @@ def _only_observations(batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def resizes_images(config: Any) -> bool:
-    """Return whether a policy brings images of any size to its own, as LeRobot's VLAs do."""
+    """Return whether a policy resizes images itself, as LeRobot's VLAs do."""
     names = ("resize_imgs_with_padding", "image_resolution", "resize_shape")
     return any(getattr(config, name, None) for name in names)
 
@@ -286,11 +286,10 @@ def check_fit(
         policy: The policy.
         observation: Space of one environment's observations.
         action: Space of its actions.
-        also: LeRobot's names of what a data set offers beside the environment: a rename map may
-            name them.
+        also: LeRobot's names that only a data set offers; a rename map may name them too.
 
     Raises:
-        PolicyEnvMismatchError: If not; the message shows both sides with their shapes.
+        PolicyEnvMismatchError: They are not; the message shows both sides with their shapes.
     """
     cameras, states = offered_inputs(observation)
     wanted = policy.wanted_image_shape
@@ -318,7 +317,7 @@ def check_fit(
     has = [f"{image_key(name)} {_pixels(shape)}" for name, shape in cameras.items()]
     has += [f"{_key(name)} {'x'.join(map(str, x))}" for name, x in states.items() if x != (0,)]
     raise PolicyEnvMismatchError(
-        f"The policy {policy.name!r} does not fit the environment: it wants "
+        f"The policy {policy.name!r} does not fit the environment: it needs "
         f"{', '.join([*wants, f'action {policy.action_dim}'])}; the environment has "
         f"{', '.join([*has, f'action {size}'])}. Not found: {', '.join(missing)}",
         remedy=_remedy(policy, missing, cameras),
@@ -326,39 +325,39 @@ def check_fit(
 
 
 def _check_one_size(policy: Policy) -> None:
-    """Check that a policy that takes images as they are wants all of one size."""
+    """Check that a policy that does not resize images expects all of them in one size."""
     shapes = {key: policy.config.image_features[key].shape for key in policy.sources.image_keys}
     if len({shape[1:] for shape in shapes.values()}) > 1:
         listed = ", ".join(f"{key} {w}x{h} px" for key, (_, h, w) in shapes.items())
         raise PolicyEnvMismatchError(
-            f"The policy {policy.name!r} wants images of several sizes ({listed}), but here all "
-            "images of an environment or data set are brought to one",
-            remedy="Train it on images of one size, or let it resize them by itself (Diffusion's "
+            f"The policy {policy.name!r} needs images of several sizes ({listed}), but here all "
+            "images of an environment or data set have one size",
+            remedy="Train it on images of one size, or let it resize them itself (Diffusion's "
             "`resize_shape`).",
         )
 
 
 def _check_named(policy: Policy, offered: Sequence[str]) -> None:
-    """Check that for every input that the user renamed one of the names given is offered.
+    """Check that every renamed input has a source with one of the user's names.
 
-    Without it a misspelt name would go unnoticed wherever the policy's own name is there too.
+    Otherwise a misspelt name would go unnoticed where the input's name in the policy exists too.
     """
     for key in dict.fromkeys(policy.renamed.values()):
         names = [old for old, new in policy.renamed.items() if new == key]
         if not set(names) & {*offered, _left_out(key)}:
             raise PolicyEnvMismatchError(
-                f"`rename` lets {key} be read from {' or '.join(names)}, which is not there."
+                f"`rename` reads {key} from {' or '.join(names)}, which does not exist."
                 f"{did_you_mean(names[0], offered)}",
                 allowed=", ".join(offered) or "(nothing is offered)",
-                remedy="It reads '{name in the environment or data: name in the policy}'.",
+                remedy="Write it as '{name in the environment or data: name in the policy}'.",
             )
 
 
 def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
-    """Check that an environment's actions have the range [-1, 1], as far as it has one.
+    """Check that an environment's actions have the range [-1, 1], where they have bounds.
 
     Raises:
-        PolicyEnvMismatchError: If not.
+        PolicyEnvMismatchError: They have another range.
     """
     if not isinstance(action, spaces.Box):
         return
@@ -366,9 +365,11 @@ def check_unit_actions(name: str, action: spaces.Space[Any]) -> None:
     finite = np.isfinite(low) & np.isfinite(high)
     if not (np.allclose(low[finite], -1.0) and np.allclose(high[finite], 1.0)):
         same = (low == low.min()).all() and (high == high.max()).all()
-        ends = f"[{low.min():g}, {high.max():g}]" if same else f"{low.tolist()} to {high.tolist()}"
+        bounds = f"[{low.min():g}, {high.max():g}]"
+        if not same:
+            bounds = f"{low.tolist()} to {high.tolist()}"
         raise PolicyEnvMismatchError(
-            f"The policy {name!r} commands actions in [-1, 1], but the environment takes {ends}",
+            f"The policy {name!r} commands actions in [-1, 1], but the environment takes {bounds}",
             remedy="Put a wrapper around the environment that scales them, or use a policy that "
             "normalises its actions (SmolVLA, pi0, ACT, ...).",
         )
@@ -387,12 +388,12 @@ def offered_inputs(
 
 
 def _remedy(policy: Policy, missing: Sequence[str], cameras: Mapping[str, Any]) -> str:
-    """Say what to do: a rename map where cameras are only called otherwise."""
+    """Return what to do: a rename map where only the cameras' names differ."""
     sources = policy.sources
     if any(_channels_first(shape) for shape in cameras.values()):
         return (
-            "Pictures must be [height, width, 3]: put a wrapper around the environment that moves "
-            "the axis (np.moveaxis(picture, 0, -1), in the space and in the observation)."
+            "Images must be [height, width, 3]: put a wrapper around the environment that moves "
+            "the axis (np.moveaxis(image, 0, -1), in the space and in the observation)."
         )
     absent = [key for key in missing if key in sources.image_keys]
     absent = [key for key in absent if sources.camera(key, cameras) not in cameras]
@@ -401,7 +402,7 @@ def _remedy(policy: Policy, missing: Sequence[str], cameras: Mapping[str, Any]) 
     without = ""
     if absent and policy.family.masks_cameras and len(absent) < len(sources.image_keys):
         out = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
-        without = f" The policy can also go without: --rename '{{{NOTHING}: {out}}}'."
+        without = f" Or leave the policy's camera out: --rename '{{{NOTHING}: {out}}}'."
     if absent and len(absent) <= len(free) and set(missing) == set(absent):
         pairs = ", ".join(f"{old}: {new}" for old, new in zip(free, absent, strict=False))
         return f"If these show the same, rename them: --rename '{{{pairs}}}'.{without}"
@@ -420,7 +421,7 @@ def _pixels(shape: tuple[int, ...]) -> str:
     if len(shape) != 3:
         return str(shape)
     if _channels_first(shape):
-        return f"{shape[2]}x{shape[1]} px with its channels first"
+        return f"{shape[2]}x{shape[1]} px with channels first"
     channels = "" if shape[2] == 3 else f" of {shape[2]} channels"
     return f"{shape[1]}x{shape[0]} px{channels}"
 

@@ -1,7 +1,7 @@
-"""From a name, a checkpoint or a hub id to a policy, and from settings to a new one.
+"""Load a policy by its name, checkpoint or hub id, or make a new one from settings.
 
-With the families of flow-matching policies, the only module that imports LeRobot's policy API.
-LeRobot is imported inside the functions, because that takes seconds.
+Only this module and the families of flow-matching policies import LeRobot's policy API. They import
+it inside functions, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from robo_razor.policies.families import PolicyFamily, family_of
 from robo_razor.policies.files import (
     CONFIG_FILE,
     PROCESSOR_FILES,
-    asks_for_code,
     check_names,
     check_processors,
+    needs_code,
     read_config,
     without_remote_code,
 )
@@ -66,11 +66,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
-POLICY_PACKAGES = ("lerobot_policy_razor",)  # Plugins that ship with this distribution.
+POLICY_PACKAGES = ("lerobot_policy_razor",)
+"""LeRobot plugins that ship with this distribution."""
 
 
 def shipped_policies() -> dict[str, Path]:
-    """Return the policies whose weights came with the installation, by name."""
+    """Return the policies whose weights are part of the installation, by name."""
     shipped: dict[str, Path] = {}
     for package in POLICY_PACKAGES:
         folder = Path(str(files(package).joinpath("weights")))
@@ -90,18 +91,18 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
         The directory, or None if the name can only be a hub id (`owner/name`).
 
     Raises:
-        UnknownNameError: If it is not a shipped policy, a path or a hub id.
-        CheckpointError: If it is a directory without a policy.
+        UnknownNameError: It is not a shipped policy, a path or a hub id.
+        CheckpointError: It is a directory without a policy.
     """
     name = str(name_or_path)
     shipped = shipped_policies()
     if name in shipped:
         return shipped[name]
-    path, is_there = Path(name), False
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no name that a file could have
+    path, exists = Path(name), False
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # the name cannot be a file's
         path = path.expanduser()
-        is_there = path.exists() or (path.name in (LAST, BEST) and path.parent.is_dir())
-    if is_there:
+        exists = path.exists() or (path.name in (LAST, BEST) and path.parent.is_dir())
+    if exists:
         return find_pretrained_model(path)
     if _HUB_ID.fullmatch(name) and not Path(name).parent.exists():
         return None
@@ -109,7 +110,7 @@ def locate_policy(name_or_path: str | Path) -> Path | None:
         "policy",
         name if len(name) < 200 else shown(name),
         shipped,
-        remedy="It is no directory either. Give a run or checkpoint directory, or a hub id "
+        remedy="It is not a directory either. Give a run or checkpoint directory, or a hub id "
         "(owner/name).",
     )
 
@@ -119,21 +120,21 @@ def load_policy(
 ) -> Policy:
     """Load a policy with its processors, in evaluation mode.
 
-    Nothing in its files is run, and nothing outside of its folder is read but the settings and the
-    tokenizer of a backbone that it names (see `files`).
+    No code in its files is run. Outside of its folder only the settings and the tokenizer of a
+    backbone that it names are read (see `files`).
 
     Args:
         name_or_path: See `locate_policy`.
         device: Torch device.
-        may_lack_statistics: Let statistics of what it normalises be missing: for a run that looks
-            at this itself, since it may bring others.
+        may_lack_statistics: Accept a policy whose normalisation statistics are missing: a run
+            checks them itself, since it may replace them.
 
     Raises:
-        UnknownNameError: If there is no such policy.
-        CheckpointError: If its files are missing, truncated, do not fit together, ask for what a
-            checkpoint may not do, or hold numbers that are not finite.
-        PolicyError: If the hub cannot be reached, or LeRobot does not know the type of the policy.
-        RegistryError: If an installed package that offers families cannot be imported.
+        UnknownNameError: No such policy exists.
+        CheckpointError: Its files are missing, truncated, do not fit together, name code that a
+            checkpoint may not run, or hold numbers that are not finite.
+        PolicyError: The hub cannot be reached, or LeRobot does not know the type of the policy.
+        RegistryError: An installed package with families cannot be imported.
     """
     located = locate_policy(name_or_path)
     directory = _download(str(name_or_path)) if located is None else located
@@ -148,7 +149,7 @@ def load_policy(
             policy.load_extras(directory)
     except (PolicyError, CheckpointError, RegistryError):
         raise
-    except Exception as error:  # LeRobot, draccus and safetensors raise all kinds.
+    except Exception as error:  # LeRobot, draccus and safetensors raise many types of errors
         raise _not_loaded(directory, error) from error
     check_kinds(policy.module, header)
     check_finite(policy.module, directory)
@@ -158,16 +159,16 @@ def load_policy(
 
 
 def _not_loaded(directory: Path, error: Exception) -> PolicyError | CheckpointError:
-    """Return the error of a policy that cannot be loaded, from what LeRobot raised."""
+    """Return the error of a policy that cannot be loaded, from the error that LeRobot raised."""
     if isinstance(error, ImportError):
         return PolicyError(
             f"The policy in {directory} needs a package that is not installed: "
             f"{_first_line(error)}",
             remedy="SmolVLA, pi0 and pi0.5 need robo-razor's extra `vla`, Diffusion the extra "
-            "`diffusion` (`make setup` installs both); for others install LeRobot's extra.",
+            "`diffusion` (`make setup` installs both). For other types install LeRobot's extra.",
         )
     if "trust_remote_code" in str(error):
-        return asks_for_code(f"The policy in {directory}", "`trust_remote_code`")
+        return needs_code(f"The policy in {directory}", "`trust_remote_code`")
     return CheckpointError(
         f"The policy in {directory} cannot be loaded: {misfit(str(error)) or _reason(error)}",
         remedy="The checkpoint is incomplete or was made by another version; take another "
@@ -190,9 +191,9 @@ def create_policy(
     Args:
         state_mean: Mean of the proprioceptive state over the training data [S].
         state_std: Standard deviation of it [S].
-        camera_names: Cameras that the policy sees.
+        camera_names: Cameras that the policy reads.
         action_dim: Number of action dimensions.
-        policy_type: LeRobot's name of the kind of policy.
+        policy_type: LeRobot's name of the policy's type.
         device: Torch device.
         **settings: Fields of the policy's configuration, such as `dim_model`.
     """
@@ -227,13 +228,13 @@ def create_policy(
 
 
 def _wrap(loaded: Loaded) -> Policy:
-    """Return a policy of the kind that its family says, in evaluation mode."""
+    """Return a policy of the class that its family chooses, in evaluation mode."""
     module, name = loaded.module.eval(), loaded.name
-    looks = int(getattr(module.config, "n_obs_steps", 1))
-    if looks > 1:
+    steps = int(getattr(module.config, "n_obs_steps", 1))
+    if steps > 1:
         raise PolicyError(
-            f"The policy {name!r} (type {module.config.type!r}) looks at the last {looks} control "
-            "steps, but environments here are looked at once per chunk of actions.",
+            f"The policy {name!r} (type {module.config.type!r}) looks at the last {steps} control "
+            "steps, but here a policy gets one observation per chunk of actions",
             allowed="policies with n_obs_steps: 1",
             remedy="Train it with `--policy.n_obs_steps=1`, or choose another policy.",
         )
@@ -242,18 +243,18 @@ def _wrap(loaded: Loaded) -> Policy:
         _say_once(
             logging.WARNING,
             f"{name}: its `temporal_ensemble_coeff: {coefficient:g}` is not applied here. LeRobot "
-            "averages each action over the chunks of the steps before; here it is the first of its "
-            "own chunk, for `n_action_steps` is 1 with that setting.",
+            "averages each action over the chunks of earlier steps; here each action is the first "
+            "of a new chunk, because `n_action_steps` is 1 with that setting.",
         )
     return loaded.family.wrap(loaded)
 
 
-@functools.cache  # looking through all installed distributions takes a while
+@functools.cache  # searching all installed distributions is slow
 def _register_policies() -> None:
-    """Make LeRobot know its plugins, ours first."""
+    """Register LeRobot's policy types and its plugins, those of this distribution first."""
     from lerobot.utils.import_utils import register_third_party_plugins
 
-    importlib.import_module("lerobot.policies")  # its own types are known from here on only
+    importlib.import_module("lerobot.policies")  # registers LeRobot's types
     for package in POLICY_PACKAGES:
         importlib.import_module(package)
     register_third_party_plugins()
@@ -266,12 +267,12 @@ def _load_from_directory(directory: Path, header: WeightsHeader, name: str, devi
 
     config = PreTrainedConfig.from_pretrained(directory)
     config.device = device
-    config.pretrained_path = None  # Where it was when LeRobot trained it: not read from here on.
-    config.use_peft = False  # `model.safetensors` is whole, whatever was trained of it.
+    config.pretrained_path = None  # the path at which LeRobot trained it
+    config.use_peft = False  # `model.safetensors` holds all weights, merged
     family = family_of(config.type)
     backbone = family.backbone(config)
     if not family.samples_itself and getattr(config, "compile_model", False):
-        # What would be compiled is LeRobot's own sampler, which the one here replaces.
+        # LeRobot would compile its sampler, which is replaced here.
         config.compile_model = False
         _say_once(logging.INFO, f"{directory}: `compile_model` is switched off.")
     override: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
@@ -285,18 +286,18 @@ def _load_from_directory(directory: Path, header: WeightsHeader, name: str, devi
                 config, pretrained_path=str(directory), preprocessor_overrides=override
             )
         except (OSError, ValueError) as error:
-            # LeRobot's pipelines raise a ValueError from what went wrong in one of their steps.
+            # LeRobot's pipelines raise a ValueError from the error of one of their steps.
             reason = error if isinstance(error, OSError) else error.__cause__
             if isinstance(reason, PolicyError):
                 raise reason from error
             if missing is None or not isinstance(reason, OSError):
                 raise
             raise _no_backbone(directory, missing, reason) from error
-    # They are saved under their names, which a file may have set to that of another file.
+    # They are saved under their names, and a checkpoint may hold any name.
     preprocessor.name, postprocessor.name = (Path(name).stem for name in PROCESSOR_FILES)
     if vlm is not None:
         family.match_backbone(module)
-        for step in preprocessor.steps:  # what is saved again names the folder that it named
+        for step in preprocessor.steps:  # a saved copy names the original folder
             if getattr(step, "tokenizer_name", None):
                 step.tokenizer_name = backbone
     return Loaded(module, preprocessor, postprocessor, name, device, family)
@@ -304,7 +305,7 @@ def _load_from_directory(directory: Path, header: WeightsHeader, name: str, devi
 
 @contextlib.contextmanager
 def _without_first_weights(config: Any) -> Iterator[None]:
-    """Let an image encoder fetch no weights to begin with: the policy's file has its own."""
+    """Stop an image encoder from fetching pretrained weights: the policy's file has its weights."""
     name = "pretrained_backbone_weights"
     before = getattr(config, name, None)
     if before is not None:
@@ -322,17 +323,17 @@ def _say_once(level: int, text: str) -> None:
 
 
 def _no_backbone(directory: Path, missing: str, error: OSError) -> PolicyError:
-    """Say that a backbone's settings are missing, and how to bring them."""
+    """Return the error of a missing backbone, with how to get its settings."""
     target = directory / VLM_FOLDER
     remedy = (
-        f"Where there is a network, `hf download {missing} --exclude '*.safetensors'`, and copy "
-        f"what it fetched to {target}."
+        f"On a machine with a network run `hf download {missing} --exclude '*.safetensors'`, and "
+        f"copy the files to {target}."
     )
-    if missing.count("/") > 1:  # a folder of another time or machine
+    if missing.count("/") > 1:  # a folder that existed earlier, or on another machine
         remedy = f"Copy that folder's settings and tokenizer to {target}."
     return PolicyError(
         f"The policy in {directory} needs the settings and the tokenizer of {missing!r}, which is "
-        f"no folder here and cannot be had from the hub: {_first_line(error)}",
+        f"not a folder here and cannot be fetched from the hub: {_first_line(error)}",
         remedy=remedy,
     )
 
@@ -343,16 +344,16 @@ def _build(
     """Return a policy with its weights.
 
     Raises:
-        CheckpointError: If the weights do not fit.
+        CheckpointError: The weights do not fit.
     """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), bounded_by(header), plain_keys(header) as folder:
         if family.builds_without_memory:
             _build_without_memory(policy_class, config)
-        # LeRobot prints where the weights come from.
+        # LeRobot prints messages, also where it fails.
         module: LeRobotModule = policy_class.from_pretrained(folder, config=config, strict=True)
     _, is_wrong, reason = printed.getvalue().partition("ould not load state dict")
-    if is_wrong:  # pi0 and pi0.5 print this and go on with random weights.
+    if is_wrong:  # pi0 and pi0.5 print this and continue with random weights
         raise CheckpointError(
             f"The weights in {header.path.parent} do not fit the policy: "
             f"{misfit(reason) or reason.strip(': ')[:300]}",
@@ -362,7 +363,7 @@ def _build(
 
 
 def _build_without_memory(policy_class: Any, config: Any) -> None:
-    """Build a policy of tensors that hold nothing: senseless sizes are noticed, and cost nothing.
+    """Build a policy of tensors without memory, to find sizes that are far too large.
 
     Raises:
         CheckpointError: It has far more parameters than its file.
@@ -373,7 +374,7 @@ def _build_without_memory(policy_class: Any, config: Any) -> None:
             policy_class(copy.deepcopy(config))
     except CheckpointError:
         raise
-    except Exception as error:  # not every policy can be built so
+    except Exception as error:  # not every policy can be built like this
         logger.debug("%s cannot be built without memory: %s", policy_class.__name__, error)
 
 
@@ -384,21 +385,21 @@ def _download(repo_id: str) -> Path:
     patterns = ["*.json", "*.safetensors"]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
-    except Exception as error:  # httpx, huggingface_hub and the operating system, depending.
+    except Exception as error:  # of httpx, huggingface_hub or the operating system
         shipped = ", ".join(shipped_policies()) or "(none)"
         raise PolicyError(
-            f"The policy {repo_id!r} is no directory here, and it cannot be had from the hub: "
-            f"{type(error).__name__}: {_first_line(error)}",
+            f"The policy {repo_id!r} is not a directory here, and it cannot be fetched from the "
+            f"hub: {type(error).__name__}: {_first_line(error)}",
             allowed=f"shipped policies ({shipped}), run and checkpoint directories, hub ids",
-            remedy="Check the spelling and the network, or bring the files: where there is a "
-            f"network, `hf download {repo_id} --local-dir POLICY`, copy that folder here and give "
-            "its path (`--policy POLICY`). SmolVLA, pi0 and pi0.5 also need settings and tokenizer "
-            f"of their backbone in POLICY/{VLM_FOLDER}; loading names what is missing.",
+            remedy="Check the spelling and the network. Or, on a machine with a network, run "
+            f"`hf download {repo_id} --local-dir POLICY`, copy that folder here and give its path "
+            "(`--policy POLICY`). SmolVLA, pi0 and pi0.5 also need settings and tokenizer of their "
+            f"backbone in POLICY/{VLM_FOLDER}; loading names the files that are missing.",
         ) from error
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first lines of an error and of what it came from at first, short."""
+    """Return the first line of an error, and that of its first cause, shortened."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__

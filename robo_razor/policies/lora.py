@@ -1,14 +1,14 @@
 """Low-rank updates of linear layers.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models": W' = W + scale * B A with A [r, in]
-and B [out, r], B zero at the start. Unlike there, no dropout. A layer becomes a `LowRankLinear` in
-place and keeps its name and its weight, so the model's code stays as it is, and merging gives the
-very same numbers: a saved policy needs no adapter.
+and B [out, r], B zero at the start. Unlike the paper, no dropout. A layer becomes a `LowRankLinear`
+in place and keeps its name and its weight, so the model's code needs no change, and merging gives
+exactly the same numbers: a saved policy needs no adapter.
 
-The updates are float32. Beside a weight of less (bfloat16) W' would be rounded, so there B A x is
-computed apart in float32 and added to the layer's output, which is rounded once. Merging rounds
-every weight: what is below half of its last digit (1/512 of it, about) is lost. Flow policies lose
-nothing in either way, as they hold what has updates in float32 (`FlowPolicy.share_frozen`).
+The updates are float32. With a bfloat16 weight W' would be rounded, so B A x is computed separately
+in float32 and added to the layer's output, which is rounded once. Merging rounds every weight: a
+change below half of its last digit (about 1/512 of it) is lost. Flow policies lose nothing, as
+their layers with updates are float32 (`FlowPolicy.share_frozen`).
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def add_lora(layers: Iterable[nn.Linear], rank: int, scale: float = 1.0) -> list
         The new parameters.
 
     Raises:
-        PolicyError: If the rank is below 1, or a layer has an update already.
+        PolicyError: The rank is below 1, or a layer has an update already.
     """
     if rank < 1:
-        raise PolicyError(f"A LoRA rank of {rank} was given.", allowed="integers from 1 on")
+        raise PolicyError(f"The LoRA rank is {rank}", allowed="integers from 1 on")
     added: list[nn.Parameter] = []
     for layer in layers:
         if isinstance(layer, LowRankLinear):
@@ -81,11 +81,11 @@ def add_lora(layers: Iterable[nn.Linear], rank: int, scale: float = 1.0) -> list
 def merge_lora(module: nn.Module) -> None:
     """Write every low-rank update of `module` into its weight and remove it.
 
-    Weights keep their precision: a bfloat16 one takes over what it can hold of its update.
+    Weights keep their precision: a bfloat16 weight rounds its update.
     """
     for layer in module.modules():
         if isinstance(layer, LowRankLinear):
-            layer.weight.data = layer.updated_weight()  # others may share the old one's memory
+            layer.weight.data = layer.updated_weight()  # not in place: the memory may be shared
             del layer.lora_down, layer.lora_up, layer.lora_scale
             layer.__class__ = nn.Linear  # type: ignore[assignment]
 

@@ -1,16 +1,15 @@
-"""Normalisation statistics of a policy's processors: whether they are there, and whose they are.
+"""Normalisation statistics of a policy's processors: checks, and other statistics for a run.
 
-LeRobot keeps them in a step of each pipeline. It leaves a value as it is when the step has no
-statistics of it, without a word, so that is refused: by `check_held_statistics` when a policy is
-loaded, or by `check_statistics` before a run that may bring others. What is there must be finite
-and of the value's shape, and an input needs a width: LeRobot would divide by 1e-8. An action
-without width is what LeRobot makes of it, a constant, but it cannot be learnt. LeRobot's own
-fine-tuning takes the statistics of the new data set; here the base's stay unless `bc.statistics`
-says otherwise.
+LeRobot stores them in a step of each pipeline. Without statistics of a value the step leaves it in
+raw units, silently. So missing statistics are refused: by `check_held_statistics` when a policy is
+loaded, or by `check_statistics` before a run that may replace them. Statistics must be finite and
+have the value's shape. An input needs a width: LeRobot would divide by 1e-8. An action without
+width comes out as a constant, as in LeRobot, but it cannot be learnt. LeRobot's fine-tuning takes
+the statistics of the new data set; here the base's stay, unless `bc.statistics` replaces them.
 
-Differences to LeRobot's statistics of a data set: quantiles are those of all frames, not means over
-episodes; a dimension that never changes has the scale 1, and one whose quantiles coincide that of
-its range, where LeRobot divides by 1e-8: no observation is blown up.
+Differences to LeRobot's statistics of a data set, so that no observation becomes huge: quantiles
+are over all frames, not means over episodes. A dimension that never changes has the scale 1, and
+one with equal quantiles the scale of its range, where LeRobot divides by 1e-8.
 
 Axis letters as in `types`: F frames, A action dimensions, S state; n is A or S.
 """
@@ -43,19 +42,19 @@ NEEDED = {
     "QUANTILES": ("q01", "q99"),
     "QUANTILE10": ("q10", "q90"),
 }
-"""What LeRobot's modes of normalisation read."""
+"""LeRobot's modes of normalisation -> the statistics that they need."""
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 LARGEST_EPS = 0.01
 CLIPPED_BY = ("pi05_prepare_state_tokenizer_processor_step",)
-"""Steps that cut a normalised state to [-1, 1], so that no value of it can be blown up."""
+"""Steps that clip a normalised state to [-1, 1], so that none of its values can become huge."""
 
 Statistics = dict[str, dict[str, Tensor]]
 """Key of the policy -> name of a statistic -> float32 [n]."""
 
 
 def check_statistics(policy: Policy, config: FinetuneConfig) -> None:
-    """Check that what a policy normalises has statistics, and that those asked for can be used.
+    """Check that a policy has the statistics that it needs, or gets them from the run.
 
     Args:
         policy: The base.
@@ -63,7 +62,7 @@ def check_statistics(policy: Policy, config: FinetuneConfig) -> None:
 
     Raises:
         PolicyError: Statistics are missing, or actions to be cloned have no width.
-        ConfigError: `bc.statistics` asks for what the policy has no use for.
+        ConfigError: `bc.statistics` replaces statistics, but the policy normalises nothing.
     """
     replaced: Collection[str] = ()
     if config.method.replaces_statistics:
@@ -74,7 +73,7 @@ def check_statistics(policy: Policy, config: FinetuneConfig) -> None:
 
 
 def _check_targets(policy: Policy) -> None:
-    """Check that actions can be normalised: a policy that is cloned learns them so."""
+    """Check that actions can be normalised: cloning learns normalised actions."""
     for step in _normalisers(policy.preprocessor):
         held = _held(step).get(ACTION, {})
         mode = _mode(step, ACTION)
@@ -84,23 +83,23 @@ def _check_targets(policy: Policy) -> None:
         if flat.any():
             raise PolicyError(
                 f"The policy {policy.name!r} was made from actions that never change in dimension "
-                f"{int(flat.nonzero()[0])} ({_what(mode)} is 0 there): others would be divided by "
-                f"{step.eps:g} before they are cloned",
+                f"{int(flat.nonzero()[0])} ({_width_name(mode)} is 0 there): cloning would divide "
+                f"other actions by {step.eps:g}",
                 remedy="Take the statistics of the demonstrations (`--bc.statistics "
                 "demonstrations`), or another base.",
             )
 
 
 def check_held_statistics(policy: Policy, directory: Path, *, complete: bool) -> None:
-    """Check the statistics that a policy came with, before it normalises anything by them.
+    """Check the statistics of a policy's files, before it normalises anything with them.
 
     Args:
         policy: The policy, just loaded.
         directory: Its folder, for the errors.
-        complete: Whether none may be missing.
+        complete: Whether missing statistics are an error.
 
     Raises:
-        CheckpointError: A number is not finite, of another shape, negative where it is a width, or
+        CheckpointError: A statistic is not finite, or has another shape; a width is negative, or
             zero where an input would be divided by it.
         PolicyError: Statistics are missing.
     """
@@ -125,23 +124,23 @@ def check_held_statistics(policy: Policy, directory: Path, *, complete: bool) ->
 
 
 def _check_modes(policy: Policy, directory: Path) -> None:
-    """Check that the pipelines normalise what the configuration says, where that is known."""
+    """Check that the pipelines normalise as the configuration says, where that is known."""
     if not policy.has_density and not policy.family.normalises_as_configured:
-        return  # others of LeRobot's have steps of their own for it
-    asked = {
+        return  # other types of LeRobot normalise in other steps
+    configured = {
         getattr(kind, "value", kind): mode.value
         for kind, mode in policy.config.normalization_mapping.items()
     }
     inputs = [*_numbers(policy)[:-1], *policy.sources.image_keys]
     for pipeline, keys in ((policy.preprocessor, inputs), (policy.postprocessor, [ACTION])):
         for key in keys:
-            wanted = asked.get(_kind(key), "IDENTITY")
+            expected = configured.get(_kind(key), "IDENTITY")
             modes = [mode for step in _normalisers(pipeline) if (mode := _mode(step, key))]
-            if modes != [wanted] * (wanted != "IDENTITY"):
+            if modes != [expected] * (expected != "IDENTITY"):
                 actual = " and ".join(modes) or "IDENTITY"
                 raise CheckpointError(
-                    f"The policy in {directory} normalises {key!r} by {wanted}, as its config.json "
-                    f"says, but the pipeline {pipeline.name!r} by {actual}",
+                    f"The policy in {directory} normalises {key!r} by {expected}, as its "
+                    f"config.json says, but the pipeline {pipeline.name!r} by {actual}",
                     remedy="Its files are of different policies: take another checkpoint.",
                 )
 
@@ -171,23 +170,23 @@ def _check_held(policy: Policy, step: Any, key: str, where: str, divides: bool) 
         if bad.any():
             raise CheckpointError(
                 f"The {name} of {key!r} in {where} is {_first(values, bad)}, which is not a finite "
-                "number: all that is normalised by it would be lost",
+                "number: nothing could be normalised with it",
                 remedy="Take another checkpoint, or compute the statistics again and save it.",
             )
     width = _width(mode, held)
     eps = float(step.eps)
     if (width < 0).any():
         raise CheckpointError(
-            f"The {_what(mode)} of {key!r} in {where} is {_first(width, width < 0)}",
+            f"The {_width_name(mode)} of {key!r} in {where} is {_first(width, width < 0)}",
             allowed="numbers above 0",
             remedy="Take another checkpoint, or compute the statistics again and save it.",
         )
     if divides and (width <= eps).any():
         raise CheckpointError(
-            f"The {_what(mode)} of {key!r} in {where} is {_first(width, width <= eps)}: whatever "
-            f"differs from the data there is divided by {eps:g}, and the policy sees nothing else",
+            f"The {_width_name(mode)} of {key!r} in {where} is {_first(width, width <= eps)}: any "
+            f"difference from the data there is divided by {eps:g} and hides all other inputs",
             allowed=f"numbers above {eps:g}",
-            remedy="Set it to 1 where the data never moved, or take another checkpoint.",
+            remedy="Set it to 1 where the data never change, or take another checkpoint.",
         )
 
 
@@ -198,12 +197,13 @@ def _held(step: Any) -> Statistics:
 
 
 def _width(mode: str, held: dict[str, Tensor]) -> Tensor:
-    """Return what a mode of normalisation divides by, without LeRobot's `eps`."""
+    """Return the divisor of a mode of normalisation, without LeRobot's `eps`."""
     low, high = (held[name].float() for name in NEEDED[mode])
     return high if mode == "MEAN_STD" else high - low
 
 
-def _what(mode: str) -> str:
+def _width_name(mode: str) -> str:
+    """Return the statistics from which `_width` is computed, for errors."""
     low, high = NEEDED[mode]
     return high if mode == "MEAN_STD" else f"{high} - {low}"
 
@@ -216,52 +216,52 @@ def _shape(policy: Policy, key: str) -> tuple[int, ...]:
 
 def _check_shape(what: str, values: Tensor, shape: tuple[int, ...]) -> None:
     """Check that a statistic has a number for every dimension, or for every channel of images."""
-    given = tuple(values.shape)
-    fits = given == shape
+    actual = tuple(values.shape)
+    fits = actual == shape
     if len(shape) == 3:  # per channel, or per pixel
-        fits = len(given) == 3 and all(n in (1, m) for n, m in zip(given, shape, strict=True))
-        fits = fits and given[0] == shape[0]
+        fits = len(actual) == 3 and all(n in (1, m) for n, m in zip(actual, shape, strict=True))
+        fits = fits and actual[0] == shape[0]
     if not fits:
         raise CheckpointError(
-            f"The {what} has the shape {list(given)}, but the value has {list(shape)}",
+            f"The {what} has the shape {list(actual)}, but the value has {list(shape)}",
             remedy="The statistics are of other data: take another checkpoint.",
         )
 
 
 def _first(values: Tensor, chosen: Tensor) -> str:
     """Return the first of the chosen numbers with its dimension."""
-    place = chosen.nonzero()[0].tolist()
-    number = float(values[tuple(place)])
-    where = place[0] if len(place) == 1 or not any(place[1:]) else place
-    return f"{number:g} in dimension {where}"
+    index = chosen.nonzero()[0].tolist()
+    number = float(values[tuple(index)])
+    dimension = index[0] if len(index) == 1 or not any(index[1:]) else index
+    return f"{number:g} in dimension {dimension}"
 
 
 def _check_complete(policy: Policy, replaced: Collection[str]) -> None:
-    """Check that no statistics of what a policy normalises are missing, but for some."""
-    for key, mode, lacking, there in _gaps(policy):
+    """Check that a policy has the statistics that it needs, except of keys to be replaced."""
+    for key, mode, missing, held in _gaps(policy):
         if key in replaced:
             continue
-        has = "; ".join(f"{k} ({', '.join(sorted(names))})" for k, names in there.items())
+        has = "; ".join(f"{k} ({', '.join(sorted(names))})" for k, names in held.items())
         raise PolicyError(
             f"The policy {policy.name!r} normalises {key!r} ({mode}), but its processors hold no "
-            f"{' and '.join(lacking)} of it, and LeRobot would go on in raw units. Statistics that "
-            f"there are: {has or 'none'}",
+            f"{' and '.join(missing)} of it, and LeRobot would leave it in raw units. Its "
+            f"statistics are: {has or 'none'}",
             remedy=_remedy(key),
         )
 
 
 def _remedy(key: str) -> str:
-    whole = "a checkpoint that was saved with its statistics"
+    complete = "Give a checkpoint that was saved with its statistics"
     if key not in (STATE, ACTION):
-        return f"Give {whole}."
+        return f"{complete}."
     return (
-        f"Give {whole}, or clone demonstrations and take theirs (`--method bc --bc.statistics "
-        "demonstrations`)."
+        f"{complete}, or clone demonstrations and take their statistics (`--method bc "
+        "--bc.statistics demonstrations`)."
     )
 
 
 def replaceable(policy: Policy) -> tuple[str, ...]:
-    """Return which of state and action a policy normalises, and so can with other statistics.
+    """Return which of state and action a policy normalises, so that statistics can be replaced.
 
     Raises:
         ConfigError: It normalises neither.
@@ -278,7 +278,7 @@ def replaceable(policy: Policy) -> tuple[str, ...]:
 
 
 def demonstration_statistics(demonstrations: DemonstrationSet, policy: Policy) -> Statistics:
-    """Return the statistics of what a policy normalises, over all frames of demonstrations."""
+    """Return the statistics that a policy needs, over all frames of demonstrations."""
     values = {STATE: demonstrations.state, ACTION: demonstrations.actions}
     return {key: statistics_of(values[key]) for key in replaceable(policy)}
 
@@ -305,7 +305,7 @@ def statistics_of(values: NDArray[np.float32]) -> dict[str, Tensor]:
 
 
 def with_statistics(pipeline: Any, statistics: Statistics) -> Any:
-    """Return a LeRobot pipeline with other statistics of some keys; the given one keeps its own."""
+    """Return a copy of a LeRobot pipeline with other statistics of some keys."""
     changed = copy.copy(pipeline)
     changed.steps = [
         _changed(step, statistics) if _is_normaliser(step) else step for step in pipeline.steps
@@ -316,7 +316,7 @@ def with_statistics(pipeline: Any, statistics: Statistics) -> Any:
 def _changed(step: Any, statistics: Statistics) -> Any:
     changed = copy.copy(step)
     changed.stats = {**(step.stats or {}), **statistics}
-    changed.to(device=step.device, dtype=step.dtype)  # makes the tensors that it computes with
+    changed.to(device=step.device, dtype=step.dtype)  # makes tensors of the statistics
     return changed
 
 
@@ -335,7 +335,7 @@ def _numbers(policy: Policy) -> list[str]:
 
 
 def _kind(key: str) -> str:
-    """Return what LeRobot calls the kind of a value."""
+    """Return LeRobot's name of the kind of a value."""
     return {ACTION: "ACTION", STATE: "STATE"}.get(key, "VISUAL")
 
 
@@ -350,13 +350,13 @@ def _mode(step: Any, key: str) -> str | None:
 
 
 def _gaps(policy: Policy) -> Iterator[tuple[str, str, list[str], dict[str, list[str]]]]:
-    """Yield key, mode, what is missing, and all that there is, where a step lacks statistics."""
+    """Yield key, mode, missing statistics and held statistics, where a step lacks some."""
     inputs = [*_numbers(policy), *policy.sources.image_keys]
     for pipeline, keys in ((policy.preprocessor, inputs), (policy.postprocessor, [ACTION])):
         for step in _normalisers(pipeline):
-            there = {key: list(found) for key, found in (step.stats or {}).items()}
+            held = {key: list(statistics) for key, statistics in (step.stats or {}).items()}
             for key in keys:
                 mode = _mode(step, key)
-                lacking = [n for n in NEEDED.get(mode or "", ()) if n not in there.get(key, ())]
-                if mode is not None and lacking:
-                    yield key, mode, lacking, there
+                missing = [n for n in NEEDED.get(mode or "", ()) if n not in held.get(key, ())]
+                if mode is not None and missing:
+                    yield key, mode, missing, held

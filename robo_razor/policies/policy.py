@@ -1,9 +1,9 @@
-"""What the toolkit needs of a policy: to prepare, act, give densities, train, copy and save.
+"""The contract of a policy: prepare inputs, act, give densities, train, copy and save.
 
-`Policy` is the contract, and what every LeRobot policy fulfils by itself: it can act and be cloned,
-but has no density. A module with `action_logits`, `predict` and `bin_centers` (categorical action
-tokens) becomes a `tokens.TokenPolicy` with exact densities, a flow-matching one a
-`flow.policy.FlowPolicy` with those of its denoising paths.
+`Policy` is the contract and its default for any LeRobot policy, which can act and be cloned, but
+has no density. A module with `action_logits`, `predict` and `bin_centers` (categorical action
+tokens) becomes a `tokens.TokenPolicy` with exact densities. A flow-matching module becomes a
+`flow.policy.FlowPolicy` with the densities of its denoising paths.
 
 Axis letters: N environments, B batch, H actions in the executed chunk, A action dimensions,
 S state, W width of an image, K action tokens.
@@ -50,19 +50,19 @@ logger = logging.getLogger(__name__)
 
 ACTION = "action"
 MAX_WARNINGS = 20
-"""Instructions per policy that are warned about; a data set may have thousands."""
+"""Warnings about instructions per policy; a data set may have thousands of instructions."""
 WORD = re.compile(r"\S+")
 
 
 class LeRobotModule(nn.Module):
-    """What is used of LeRobot's `PreTrainedPolicy`: for the type checker, no policy is one."""
+    """The part of LeRobot's `PreTrainedPolicy` that is used here; for the type checker only."""
 
     config: Any
     """LeRobot's `PreTrainedConfig`."""
     model: Any
-    """The network, where the policy calls it so."""
+    """The network, of policies that call it so."""
     value_parameters: Callable[[], Iterator[nn.Parameter]]
-    """Where there is a critic: what only the value depends on."""
+    """Of policies with a critic: the parameters that only the value depends on."""
 
     def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
         """Return normalised chunks of at least H actions."""
@@ -81,7 +81,7 @@ class Loaded:
         module: The LeRobot policy, in evaluation mode.
         preprocessor: Pipeline from host batches to policy batches.
         postprocessor: Pipeline from policy actions to environment actions.
-        name: What the user called the policy.
+        name: The name or path under which the user loaded the policy.
         device: Torch device.
         family: What is particular to its type.
     """
@@ -97,16 +97,16 @@ class Loaded:
 class Policy:
     """A LeRobot policy with its processors; base class for policies without a density.
 
-    Observations come as the host's: `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos":
-    float [N, S]}`. `prepare` makes of them a *batch*, the policy's inputs: tensors of first axis N
-    or B. All that is computed without gradients is a pure function of weights and observation: it
-    does not depend on the other rows of its batch.
+    Observations are those of the host: `{"pixels": {camera: uint8 [N, W, W, 3]}, "agent_pos":
+    float [N, S]}`. `prepare` turns them into a *batch*, the policy's inputs: tensors of first axis
+    N or B. Without gradients every result is a pure function of weights and observation: it does
+    not depend on the other rows of its batch.
 
-    A policy of another kind is a subclass that overrides what it does otherwise. The attributes
-    have defaults, so a small one need not call `Policy.__init__`.
+    A policy of another kind is a subclass that overrides what differs. The attributes have
+    defaults, so a small subclass need not call `Policy.__init__`.
 
     Args:
-        loaded: The LeRobot policy and what came with it.
+        loaded: The LeRobot policy with its processors.
     """
 
     family: PolicyFamily
@@ -120,25 +120,25 @@ class Policy:
     sources: InputSources
     """Where the cameras and the state are read from."""
     name: str = "policy"
-    """What the user called the policy."""
+    """The name or path under which the user loaded the policy."""
     device: torch.device = torch.device("cpu")
-    """Where the module is; batches and uniform numbers must be there too."""
+    """The module's device; batches and uniform numbers must be on it too."""
     has_density: bool = False
-    """Whether there are `distribution` and `distribution_and_value`, as PPO and KL need them."""
+    """Whether there are `distribution` and `distribution_and_value`, which PPO and KL need."""
     temperature: float = 1.0
     """Divides the logits of action tokens, in (0, inf); read if `reads_temperature`."""
     reads_temperature: bool = True
-    """False where something else says how far samples spread."""
+    """False where something else sets how far samples spread."""
     vision_frozen: bool = False
-    """True once `freeze_vision` was called: then `encode` may stand for the images."""
+    """True once `freeze_vision` was called: then `encode` may replace the images."""
     chunk_size: int = 1
-    """H, the actions that are executed per decision, at least 1."""
+    """H, the number of actions that are executed per decision, at least 1."""
     action_dim: int = 1
     """A."""
     state_dim: int = 0
     """S; 0 for a policy that reads no state."""
     inference_batch: int = 16
-    """Rows of one inference, filled up where there are fewer."""
+    """Rows of one inference; a smaller batch is filled up."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.family = loaded.family
@@ -147,23 +147,23 @@ class Policy:
         self.postprocessor = loaded.postprocessor
         self.name = loaded.name
         self.device = torch.device(loaded.device)
-        # An accelerator wants many rows.
+        # An accelerator is faster with many rows.
         self.inference_batch = 16 if self.device.type == "cpu" else 32
         config = self.module.config
         cameras = real_cameras(config)
         if config.image_features and not cameras:
             raise PolicyError(
-                f"The policy {self.name!r} has no camera but the empty ones of `empty_cameras`.",
-                allowed="policies with at least one camera of their own",
+                f"The policy {self.name!r} has only the empty cameras of `empty_cameras`.",
+                allowed="policies with at least one real camera",
             )
         step = rename_step(self.preprocessor)
         self.sources = InputSources(cameras, step.rename_map if step else {})
         self.renamed: dict[str, str] = {}
-        """The part of the rename map that an environment or data set must have names of."""
+        """The part of the rename map whose names an environment or data set must have."""
         self.encoder_frozen = False
         self._warnings_given = 0
         self._known_instructions: set[str] = set()
-        """Those whose words were looked at already."""
+        """Instructions whose words were checked already."""
         self.chunk_size = getattr(config, "n_action_steps", 1)
         self.action_dim = config.action_feature.shape[0]
         state = config.robot_state_feature
@@ -191,42 +191,42 @@ class Policy:
 
     @property
     def wanted_image_shape(self) -> tuple[int, int] | None:
-        """Return height and width that images must have, None where any will do."""
+        """Return the height and width that images must have; None: any."""
         takes_any = not self.sources.image_keys or resizes_images(self.config)
         return None if takes_any else self.image_shape
 
     @property
     def camera_names(self) -> list[str]:
-        """Return the cameras of a host observation that the policy looks through."""
+        """Return the cameras of a host observation that the policy reads."""
         return [self.sources.camera(key) for key in self.sources.image_keys]
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Return the shape of the uniform numbers that one sampled decision takes."""
+        """Return the shape of the uniform numbers of one sampled decision."""
         return self.chunk_size, self.action_dim
 
     @property
     def action_bins(self) -> Tensor | None:
-        """Return the actions [K] that tokens stand for, ascending; None without action tokens."""
+        """Return the actions [K] of the tokens, ascending; None without action tokens."""
         return None
 
     @property
     def predicted_actions(self) -> int:
-        """Return how many actions are predicted, and cloned, at once: at least `chunk_size`."""
+        """Return how many actions are predicted, and cloned, at once (>= `chunk_size`)."""
         times = getattr(self.config, "action_delta_indices", None)  # as LeRobot's own training does
         return len(times) if times else int(getattr(self.config, "chunk_size", self.chunk_size))
 
     @property
     def prefix_bytes(self) -> int:
-        """Return how much memory what `encode_prefix` makes may take; 0 where it saves no work."""
+        """Return how many bytes the results of `encode_prefix` may take; 0: do not use it."""
         return 0
 
     def rename(self, text: str, strict: bool = True) -> None:
-        """Read inputs from where a map says, and keep that with the policy's processors.
+        """Read inputs under other names, and store the map in the policy's preprocessor.
 
         Args:
             text: `{name in the environment or data: name in the policy}`, in LeRobot's names;
-                `{none: CAMERA}` leaves out a camera that the policy can go without.
+                `{none: CAMERA}` leaves out a camera that the policy does not need.
             strict: Let `check_env` refuse names that the environment does not have.
 
         Raises:
@@ -238,7 +238,10 @@ class Policy:
         self.renamed = names if strict else {}
         step = rename_step(self.preprocessor)
         if step is None:
-            logger.warning("The preprocessor of %s keeps no names: give `rename` again", self.name)
+            logger.warning(
+                "The preprocessor of %s cannot store `rename`: set it again at the next command",
+                self.name,
+            )
             self.sources = InputSources(self.sources.cameras, names)
             return
         known = {old: new for old, new in step.rename_map.items() if new not in names.values()}
@@ -246,7 +249,7 @@ class Policy:
         self.sources = InputSources(self.sources.cameras, step.rename_map)
 
     def configure(self, flow: FlowConfig) -> None:
-        """Take over how a flow policy is sampled and trained; others have nothing to take."""
+        """Set how a flow policy is sampled and trained; other policies ignore it."""
 
     # Observations ---------------------------------------------------------------------------
 
@@ -266,42 +269,42 @@ class Policy:
         return prepare(self, observation, instructions)
 
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace images by what a frozen image encoder makes of them, where that saves work.
+        """Replace images by the outputs of a frozen image encoder, where that saves work.
 
-        Only asked for when `vision_frozen`. The result can be used in place of `batch`.
+        Called only if `vision_frozen`. The result can be used in place of `batch`.
         """
         return batch
 
     def encode_prefix(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what can be used in place of `batch` while no encoder changes.
+        """Return tensors that can be used in place of `batch` while no encoder changes.
 
-        Only asked for when `prefix_bytes` > 0.
+        Called only if `prefix_bytes` > 0.
         """
         return batch
 
     def check_instruction(self, instruction: str) -> None:
-        """Check that an instruction of the user's own says anything to the policy.
+        """Check that the policy knows some word of a user's instruction.
 
         Raises:
-            PolicyError: If it has no word that the policy knows, among those that it reads.
+            PolicyError: It knows none of the words that it reads.
         """
         readers = [tokenizer.read_words for tokenizer in self.word_tokenizers()]
         if not instruction.strip() or any(not read(instruction) for read in readers):
             raise PolicyError(
                 f"The policy {self.name!r} knows no word of the instruction {instruction!r}.",
                 allowed="words as in the tasks' own instructions (robo-razor list)",
-                remedy='Say it in other words, such as "pick up the red can".',
+                remedy='Use other words, such as "pick up the red can".',
             )
 
     def word_tokenizers(self) -> list[Any]:
-        """Return the policy's own tokenizers that can tell which words they know."""
+        """Return the preprocessor's tokenizers that know which words they can read."""
         tokenizers = [getattr(step, "tokenizer", None) for step in self.preprocessor.steps]
         return [tokenizer for tokenizer in tokenizers if hasattr(tokenizer, "read_words")]
 
     def warn_of_unread_words(self, instructions: Sequence[str]) -> None:
-        """Warn of the words of instructions that the policy does not read, once for each.
+        """Warn, once for each instruction, of words that the policy does not read.
 
-        Those that its tokenizer does not know, and those that its longest instruction cuts off.
+        Its tokenizer does not know them, or they lie beyond the longest instruction.
         """
         for step in self.preprocessor.steps:
             tokenizer: Any = getattr(step, "tokenizer", None)
@@ -325,13 +328,14 @@ class Policy:
                 self.name,
                 shown(text),
                 "; words that ".join(parts),
-                " Further instructions are not told." * (self._warnings_given == MAX_WARNINGS),
+                " There are no warnings of further instructions."
+                * (self._warnings_given == MAX_WARNINGS),
             )
 
     def unread_words(self, instruction: str) -> tuple[list[str], list[str]]:
         """Return the words of an instruction that the policy does not know, and those it cuts off.
 
-        Only with a tokenizer of transformers; one of words, as razor has it, warns itself.
+        Only with a tokenizer of transformers; razor's tokenizer of words warns itself.
         """
         unknown: list[str] = []
         cut: list[str] = []
@@ -357,14 +361,15 @@ class Policy:
         Args:
             observation: Host observations of N environments.
             instructions: One instruction per environment.
-            mode: "greedy" for the mode; a policy without density acts as it does in LeRobot.
+            mode: "greedy": the most likely actions; "sample": drawn ones. A policy without a
+                density acts as in LeRobot with either.
             uniforms: Numbers in (0, 1) [N, *noise_shape] that "sample" turns into actions.
 
         Returns:
             Actions float32 [N, H, A] in the environment's units.
 
         Raises:
-            PolicyError: If a policy with a density is to "sample" and there are no `uniforms`.
+            PolicyError: A policy with a density needs `uniforms` to "sample", and has none.
         """
         batch = self.prepare(observation, instructions)
         if self.has_density:
@@ -372,7 +377,7 @@ class Policy:
             if mode == "greedy":
                 return self.to_actions(distribution.mode())
             if uniforms is None:
-                raise PolicyError("Sampled actions were asked for without uniform numbers to use.")
+                raise PolicyError('`act` with mode="sample" needs `uniforms`')
             numbers = torch.as_tensor(uniforms, device=self.device)
             return self.to_actions(distribution.sample(numbers))
         chunk = self.postprocessor(self.chunks(batch))
@@ -381,10 +386,10 @@ class Policy:
 
     @torch.no_grad()
     def chunks(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return what a policy without a density does, [B, H, A] in its normalised action space.
+        """Return the chunks of a policy without a density, [B, H, A], in its normalised actions.
 
         A pure function of weights and observation: blocks have one size, and a policy that draws
-        noise gets the same at every call and in every row.
+        noise gets equal noise at every call and in every row.
         """
 
         def predict(rows: dict[str, Tensor]) -> tuple[Tensor]:
@@ -399,7 +404,7 @@ class Policy:
         """Return the chunks to execute, float32 [B, H, A] in the environment's units.
 
         Args:
-            sample: What the policy's distribution returned as a sample or as its mode.
+            sample: A sample, or the mode, of the policy's distribution.
         """
         return np.asarray(sample.float().cpu().numpy(), dtype=np.float32)
 
@@ -419,7 +424,7 @@ class Policy:
     ) -> tuple[ActionDistribution, Tensor]:
         """Return the distribution of the executed chunk and the value [B].
 
-        The value is the return that is to be expected, in the units of the reward.
+        The value is the expected return, in the units of the reward.
 
         Args:
             batch: Prepared observations of B rows.
@@ -442,12 +447,12 @@ class Policy:
     def check_finite(
         self, what: str, *outputs: Tensor, inputs: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Check that what the policy computed is finite: of NaN the largest is the first.
+        """Check that the policy's outputs are finite: `argmax` of NaN would be the first action.
 
         Args:
-            what: What was computed, in the plural.
-            *outputs: What was computed.
-            inputs: Prepared observations that it was computed from, where they are at hand.
+            what: Name of the outputs, in the plural.
+            *outputs: The outputs.
+            inputs: The prepared observations, to check them too.
 
         Raises:
             PolicyError: A number is NaN or infinite.
@@ -457,10 +462,10 @@ class Policy:
         for key, value in (inputs or {}).items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise PolicyError(
-                    f"The policy {self.name!r} was given NaN or infinity as {key!r}, and makes "
-                    f"{what} of it that are not finite either.",
-                    remedy="The observation is not finite, or far from what the policy normalises: "
-                    "look at the environment or the data set.",
+                    f"The policy {self.name!r} was given NaN or infinity as {key!r}, so its {what} "
+                    "are not finite either.",
+                    remedy="The observation is not finite, or far outside the policy's statistics: "
+                    "check the environment or the data set.",
                 )
         count = sum(int((~torch.isfinite(output)).sum()) for output in outputs)
         raise PolicyError(
@@ -474,24 +479,24 @@ class Policy:
     # Training -------------------------------------------------------------------------------
 
     def check_finetuning(self, flow: FlowConfig) -> None:
-        """Refuse a policy that would be trained wrongly; warn of settings that it does not read.
+        """Refuse a policy that would be trained wrongly; warn of settings without effect.
 
         Args:
             flow: How a flow policy is to be sampled and trained.
 
         Raises:
-            PolicyError: The policy changes actions by itself, unknown to training here.
+            PolicyError: The policy transforms actions itself, in a way that training here lacks.
         """
-        self._check_own_actions()
+        self._check_transformed_actions()
         if flow != FlowConfig() and type(self).configure is Policy.configure:
             logger.warning(
-                "The settings `flow.*` do nothing: %s (type %s) is no flow-matching policy.",
+                "The settings `flow.*` have no effect: %s (type %s) is not a flow-matching policy.",
                 self.name,
                 self.config.type,
             )
 
-    def _check_own_actions(self) -> None:
-        """Check that the policy does not change actions by itself, unknown to training here."""
+    def _check_transformed_actions(self) -> None:
+        """Check that the policy does not transform actions in a way that training here lacks."""
         refused = self.family.refused(self.config)
         if refused is None:
             return
@@ -505,14 +510,14 @@ class Policy:
         )
 
     def freeze_vision(self) -> None:
-        """Stop training the image encoder; warn where the policy has one that is not known."""
+        """Stop training the image encoder; warn where the policy's family does not know it."""
         if not self.sources.image_keys:
             return
         encoder = self.family.image_encoder(self.module)
         if encoder is None:
             logger.warning(
-                "`freeze_vision` does nothing: where a policy of type %s has its image encoder is "
-                "not known, so the encoder of %s is trained too.",
+                "`freeze_vision` has no effect: the image encoder of policies of type %s is not "
+                "known, so the encoder of %s is trained too.",
                 self.config.type,
                 self.name,
             )
@@ -521,7 +526,7 @@ class Policy:
         self.encoder_frozen = True
 
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the policy's own imitation loss and its parts.
+        """Return the policy's imitation loss, as LeRobot has it, and its parts.
 
         Args:
             batch: Prepared observations with `action` float [B, H, A] in the environment's units,
@@ -532,7 +537,7 @@ class Policy:
         return loss, dict(info or {})
 
     def loss_weight(self, is_pad: NDArray[np.bool_]) -> int:
-        """Return the weight of a batch in a mean of `bc_loss` over several: actions or decisions.
+        """Return the weight of a batch in a mean over several: its actions or its decisions.
 
         Args:
             is_pad: bool [B, H], True where an action of the batch is padding.
@@ -551,14 +556,18 @@ class Policy:
         return actions
 
     def use_statistics(self, statistics: Statistics) -> None:
-        """Normalise with other statistics; copies of this policy keep theirs."""
+        """Normalise with other statistics; copies of this policy do not change."""
         self.preprocessor = with_statistics(self.preprocessor, statistics)
         self.postprocessor = with_statistics(self.postprocessor, statistics)
 
+    def all_value_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that only the value depends on, frozen ones too."""
+        of_critic = getattr(self.module, "value_parameters", None)
+        return [] if of_critic is None else list(of_critic())
+
     def value_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters that only the value depends on."""
-        owner = getattr(self.module, "value_parameters", None)
-        return [p for p in owner() if p.requires_grad] if owner is not None else []
+        return [p for p in self.all_value_parameters() if p.requires_grad]
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Return all other trainable parameters."""
@@ -573,7 +582,7 @@ class Policy:
             scale: Factor on the updates.
 
         Returns:
-            The updates' parameters, which are then all of `policy_parameters()`.
+            The parameters of the updates. `policy_parameters()` returns no others then.
         """
         value = self.value_parameters()
         self.module.requires_grad_(False)
@@ -582,7 +591,7 @@ class Policy:
         return add_lora(self.lora_layers(), rank, scale)
 
     def lora_layers(self) -> list[nn.Linear]:
-        """Return the linear layers that get low-rank updates: all, unless the policy says which."""
+        """Return the layers that get low-rank updates: the module's `lora_targets`, or all."""
         targets = getattr(self.module, "lora_targets", None)
         if targets is not None:
             return list(targets())
@@ -610,19 +619,19 @@ class Policy:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         module = self.frozen_copy().module if has_lora(self.module) else self.module
-        module.config.pretrained_path = None  # Do not publish the path it was loaded from.
+        module.config.pretrained_path = None  # it may be a path of this machine
         module.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         self.postprocessor.save_pretrained(folder)
 
     def load_extras(self, directory: Path) -> None:
-        """Read what `save` wrote beside LeRobot's files."""
+        """Read the files that `save` adds to LeRobot's."""
 
     def try_out(self) -> None:
-        """Look once at an observation of zeros, where that takes no time, to see that all works."""
+        """Run the policy once on an observation of zeros, where that is fast, to find errors."""
 
     def share_frozen(self, base: Policy) -> None:
-        """Let parameters that are not trained use the memory of the base's."""
+        """Let frozen parameters share memory with the base's."""
 
     # Environments ---------------------------------------------------------------------------
 
@@ -640,13 +649,13 @@ class Policy:
             also: LeRobot's names that only a data set offers, which `rename` may name too.
 
         Raises:
-            PolicyEnvMismatchError: If not; the message shows both sides.
+            PolicyEnvMismatchError: They do not fit; the message shows both sides.
         """
         check_fit(self, single_observation_space, single_action_space, also)
 
 
 def _freeze_encoder(encoder: nn.Module) -> None:
-    """Stop training an encoder, and let it normalise by what it learnt before."""
+    """Stop training an encoder, and freeze the statistics of its batch normalisation."""
     encoder.requires_grad_(False)
     for layer in encoder.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -654,13 +663,13 @@ def _freeze_encoder(encoder: nn.Module) -> None:
 
 
 def _keep_statistics(layer: nn.Module, _: Any) -> None:
-    """Let a frozen layer normalise by its statistics, whatever mode the policy is in."""
+    """Let a frozen layer normalise by its stored statistics, also while the policy trains."""
     layer.training = False
 
 
 def _unread_pieces(tokenizer: Any, text: str, length: int) -> tuple[list[str], list[str]]:
     """Return unknown and cut words of a tokenizer of transformers that reads `length` pieces."""
-    if not getattr(tokenizer, "is_fast", False):  # others do not say where a piece stands
+    if not getattr(tokenizer, "is_fast", False):  # others do not return positions of pieces
         return [], []
     encoded = tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
     pieces = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))

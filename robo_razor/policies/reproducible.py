@@ -1,9 +1,10 @@
-"""Inference that gives one observation one result, whatever else is computed beside it.
+"""Inference that gives one observation one result, whatever the other rows of its batch.
 
 Matrix products of another batch size round differently, so without blocks of one size an episode's
-outcome would depend on how many environments run beside it. A policy that draws its own noise, such
-as LeRobot's Diffusion, gets the same for every decision: else an episode's outcome would depend on
-what ran before, and the chunks of two policies would differ by their noise already.
+outcome would depend on how many environments run at the same time. A policy that draws noise
+itself, such as LeRobot's Diffusion, gets the same noise for every decision: else an episode's
+outcome would depend on earlier episodes, and the chunks of two policies would differ by their noise
+alone.
 
 Axis letters as in `types`: B batch.
 """
@@ -26,11 +27,11 @@ DRAWS = frozenset({torch.randn, torch.randn_like, torch.rand, torch.rand_like})
 def in_blocks[T: tuple[Tensor, ...]](
     work: Callable[[dict[str, Tensor]], T], batch: dict[str, Tensor], size: int
 ) -> T:
-    """Return what `work` makes of a batch, given it in blocks.
+    """Return the results of `work` on a batch that is cut into blocks.
 
     Args:
-        work: From inputs to tensors with the same first axis.
-        batch: Tensors of first axis B; the last row fills the last block up.
+        work: Maps inputs to tensors with the same first axis.
+        batch: Tensors of first axis B; copies of the last row fill the last block up.
         size: Rows of a block.
     """
     first = next(iter(batch.values()))
@@ -40,19 +41,19 @@ def in_blocks[T: tuple[Tensor, ...]](
 
 
 def block_rows(count: int, size: int, device: torch.device) -> list[Tensor]:
-    """Return the rows int64 [size] of every block; the last row fills the last block up."""
+    """Return the rows int64 [size] of every block; the last block repeats the last row."""
     index = torch.arange(-(-count // size) * size, device=device).clamp(max=count - 1)
     return list(index.view(-1, size))
 
 
 def join_blocks[T: tuple[Tensor, ...]](parts: Sequence[T], count: int) -> T:
-    """Return the tensors of all blocks as one, without what filled the last block up."""
+    """Return the tensors of all blocks as one, without the rows that filled the last block up."""
     joined = tuple(torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
     return joined  # type: ignore[return-value]
 
 
 class _EqualRows(TorchFunctionMode):
-    """Lets every row of what is drawn be like the first."""
+    """Makes every row of a drawn tensor equal to the first."""
 
     def __torch_function__(
         self,
@@ -69,7 +70,7 @@ class _EqualRows(TorchFunctionMode):
 
 @contextlib.contextmanager
 def fixed_noise() -> Iterator[None]:
-    """Draw the same numbers every time, in every row of a batch; torch's own stream stays put."""
+    """Draw equal numbers every time and in every row; torch's global stream does not advance."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), _EqualRows():
         torch.manual_seed(derive("noise of a policy's own"))

@@ -22,7 +22,7 @@ from robo_razor.policies.reproducible import in_blocks
 
 
 class TokenOutput(Protocol):
-    """What a `TokenModule` predicts."""
+    """The predictions of a `TokenModule`."""
 
     logits: Tensor
     """float [B, at least H, A, K]."""
@@ -31,10 +31,10 @@ class TokenOutput(Protocol):
 
 
 class TokenModule(LeRobotModule):
-    """What a LeRobot policy with action tokens offers: for the type checker, no policy is one."""
+    """The functions of a LeRobot policy with action tokens; for the type checker only."""
 
     bin_centers: Tensor
-    """Actions [K] that the tokens stand for, ascending."""
+    """Actions [K] of the tokens, ascending."""
 
     def action_logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits of the tokens, [B, at least H, A, K]."""
@@ -45,7 +45,7 @@ class TokenModule(LeRobotModule):
         raise NotImplementedError
 
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the images of a batch by what the image encoder makes of them."""
+        """Replace the images of a batch by the outputs of the image encoder."""
         raise NotImplementedError
 
     def vision_parameters(self) -> Iterable[nn.Parameter]:
@@ -68,14 +68,14 @@ class TokenPolicy(Policy):
 
     @property
     def action_bins(self) -> Tensor:
-        """Return the actions [K] that tokens stand for, ascending."""
+        """Return the actions [K] of the tokens, ascending."""
         return self.module.bin_centers
 
     def _check_tokens(self) -> None:
-        """Check that the policy's actions are what tokens stand for.
+        """Check the actions of the policy's tokens.
 
         Raises:
-            PolicyError: If they are normalised, or the actions of the tokens are not ascending.
+            PolicyError: They are normalised, or not ascending.
         """
         mapping = self.config.normalization_mapping
         mode = str(getattr(mapping.get("ACTION"), "value", "IDENTITY"))
@@ -95,16 +95,16 @@ class TokenPolicy(Policy):
             )
 
     def _check_vocabulary(self, tokenizer: Any) -> None:
-        """Check that the network knows as many words as a tokenizer gives it."""
-        for setting, given in (
+        """Check that the network has room for the tokens of a tokenizer."""
+        for setting, tokens in (
             ("vocab_size", tokenizer.vocab_size),
             ("max_instruction_tokens", tokenizer.max_length),
         ):
-            most = getattr(self.config, setting, None)
-            if most is not None and given > most:
+            limit = getattr(self.config, setting, None)
+            if limit is not None and tokens > limit:
                 raise PolicyError(
-                    f"The tokenizer of the policy {self.name!r} gives it {given} tokens, but its "
-                    f"network takes {most} (`{setting}`).",
+                    f"The tokenizer of the policy {self.name!r} gives it {tokens} tokens, but its "
+                    f"network takes {limit} (`{setting}`).",
                     remedy="The two are of different policies: take another checkpoint.",
                 )
 
@@ -114,10 +114,10 @@ class TokenPolicy(Policy):
         single_action_space: spaces.Space[Any],
         also: Collection[str] = (),
     ) -> None:
-        """Check as every policy does, and that actions lie in [-1, 1], as tokens stand for.
+        """Check as every policy does, and that actions lie in [-1, 1], as those of tokens do.
 
         Raises:
-            PolicyEnvMismatchError: If not.
+            PolicyEnvMismatchError: Something does not fit.
         """
         super().check_env(single_observation_space, single_action_space, also)
         check_unit_actions(self.name, single_action_space)
@@ -130,10 +130,10 @@ class TokenPolicy(Policy):
         return prepare_bytes(self, observation, instructions)
 
     def try_out(self) -> None:
-        """Look once at an observation of zeros: what cannot work, or overflows, fails at once.
+        """Run the policy once on an observation of zeros, to find errors and overflows early.
 
         Raises:
-            PolicyError: If the policy cannot compute anything finite of it.
+            PolicyError: It fails, or its outputs are not finite.
         """
         height, width = self.image_shape
         images = np.zeros((1, height, width, 3), np.uint8)
@@ -146,8 +146,7 @@ class TokenPolicy(Policy):
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             text = (str(error).strip().splitlines() or ["no message"])[0][:300]
             raise PolicyError(
-                f"The policy {self.name!r} cannot look at an observation: {type(error).__name__}: "
-                f"{text}",
+                f"The policy {self.name!r} fails on an observation: {type(error).__name__}: {text}",
                 remedy="Its settings, processors and weights do not fit together: take another "
                 "checkpoint.",
             ) from error
@@ -184,11 +183,11 @@ class TokenPolicy(Policy):
 
     @torch.no_grad()
     def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the images of prepared observations by what the image encoder makes of them.
+        """Replace the images of prepared observations by the outputs of the image encoder.
 
-        The result can be used in place of `batch` for as long as the encoder's weights do not
-        change, and by every policy that shares them, such as a base and a copy of it that was tuned
-        with `freeze_vision`. It halves the time of an update and shrinks a rollout buffer.
+        The result can be used in place of `batch` while the encoder's weights do not change, by
+        every policy that shares them, such as a base and a copy of it that was tuned with
+        `freeze_vision`. It halves the time of an update and shrinks a rollout buffer.
         """
         names: list[str] = []
 
@@ -205,7 +204,7 @@ class TokenPolicy(Policy):
         return TokenChunkDistribution(executed, self.module.bin_centers, self.temperature)
 
     def _check_output(self, batch: dict[str, Tensor], what: str, *outputs: Tensor) -> None:
-        """Check that outputs are finite, but for those of training: its loss is checked."""
+        """Check that outputs are finite, except in training, where the loss is checked."""
         if not torch.is_grad_enabled():
             self.check_finite(what, *outputs, inputs=batch)
 

@@ -1,6 +1,6 @@
-"""The weights of a policy: whole, of the right kind, finite, and as many as its settings ask for.
+"""Checks of a policy's weights: complete, of the right type, finite, and as many as expected.
 
-Nothing but `model.safetensors` is read, which cannot hold code.
+Only `model.safetensors` is read, which cannot hold code.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ INDEX = f"{WEIGHTS}.index.json"
 SPARE_NUMBERS = 2**26
 SPARE_TENSORS = 200
 FACTOR = 4
-"""How much more than the file holds a policy may make while it is built: some drop layers again."""
+"""Parameters of a policy while it is built, relative to its file: some types drop layers again."""
 ANOTHER = "Take another checkpoint of the run."
 
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """What the file of weights says that it holds.
+    """The header of a file of weights.
 
     Attributes:
         path: The file.
-        kinds: Name of a tensor -> kind of number, as safetensors calls it.
-        numbers: Of all tensors together.
+        kinds: Name of a tensor -> type of its numbers, as safetensors calls it.
+        numbers: How many numbers all tensors have together.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class WeightsHeader:
 
 
 def read_header(directory: Path) -> WeightsHeader:
-    """Return what a policy's file of weights holds, without reading it.
+    """Return the header of a policy's file of weights.
 
     Raises:
         CheckpointError: It is missing, truncated or damaged.
@@ -83,7 +83,7 @@ def _no_weights(directory: Path) -> CheckpointError:
     if (directory / ADAPTER).is_file():
         return CheckpointError(
             f"{directory} has no {WEIGHTS}: it is a PEFT adapter ({ADAPTER})",
-            remedy="Merge the adapter into its base and save that.",
+            remedy="Merge the adapter into its base and save the result.",
         )
     return CheckpointError(f"{directory} has no {WEIGHTS}.", remedy=ANOTHER)
 
@@ -95,7 +95,7 @@ def bounded_by(header: WeightsHeader) -> Iterator[None]:
     Raises:
         CheckpointError: Inside, as soon as there are too many.
     """
-    most = FACTOR * header.numbers + SPARE_NUMBERS
+    limit = FACTOR * header.numbers + SPARE_NUMBERS
     count, numbers = 0, 0
 
     def register(module: nn.Module, name: str, parameter: Any) -> None:
@@ -103,12 +103,13 @@ def bounded_by(header: WeightsHeader) -> Iterator[None]:
         if parameter is None:
             return
         count, numbers = count + 1, numbers + parameter.numel()
-        if numbers > most or count > FACTOR * len(header.kinds) + SPARE_TENSORS:
+        if numbers > limit or count > FACTOR * len(header.kinds) + SPARE_TENSORS:
             raise CheckpointError(
                 f"The settings in {header.path.with_name('config.json')} cannot be loaded: they "
                 f"ask for far more parameters than the {header.numbers:,} in "
                 f"{len(header.kinds)} tensors of {header.path.name}",
-                remedy="They are not those of these weights: take another checkpoint of the run.",
+                remedy="The settings and the weights do not belong together: take another "
+                "checkpoint of the run.",
             )
 
     hook = nn.modules.module.register_module_parameter_registration_hook(register)
@@ -122,8 +123,8 @@ def bounded_by(header: WeightsHeader) -> Iterator[None]:
 def plain_keys(header: WeightsHeader) -> Iterator[Path]:
     """Yield the folder of weights whose names have no prefix of torch.compile or DDP.
 
-    The policy's own folder, or a temporary one where names must change. What is removed stands
-    for a wrapper around the module and changes no number.
+    It is the policy's folder, or a temporary one where names must change. The prefix stands for a
+    wrapper around the module; without it the numbers are the same.
     """
     names = without_wrappers(header.kinds)
     if all(old == new for old, new in names.items()):
@@ -144,20 +145,20 @@ def plain_keys(header: WeightsHeader) -> Iterator[Path]:
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return old -> new name of tensors, without what wrappers of a module put before or into them.
+    """Return old -> new name of tensors, without the parts that wrappers of a module add.
 
-    `_orig_mod` (torch.compile) stands wherever a module was compiled; `module` (DDP) counts only
-    where every name begins with it. Names that would then be equal are left as they are.
+    `_orig_mod` (torch.compile) is removed anywhere; `module` (DDP) only where every name begins
+    with it. Nothing is renamed where two names would become equal.
     """
-    given = list(names)
-    renamed = {n: ".".join(part for part in n.split(".") if part != "_orig_mod") for n in given}
+    before = list(names)
+    renamed = {n: ".".join(part for part in n.split(".") if part != "_orig_mod") for n in before}
     while renamed and all(new.startswith("module.") for new in renamed.values()):
         renamed = {old: new.removeprefix("module.") for old, new in renamed.items()}
-    return renamed if len(set(renamed.values())) == len(given) else {n: n for n in given}
+    return renamed if len(set(renamed.values())) == len(before) else {n: n for n in before}
 
 
 def misfit(text: str) -> str | None:
-    """Return what does not fit, of torch's error on loading weights; None where it says nothing."""
+    """Return what does not fit, from torch's error on loading weights; None for other errors."""
     missing = _named(text, r"Missing key\(s\) in state_dict: ([^\n]*)")
     unexpected = _named(text, r"Unexpected key\(s\) in state_dict: ([^\n]*)")
     shape = re.search(
@@ -176,7 +177,7 @@ def misfit(text: str) -> str | None:
 
 
 def _named(text: str, pattern: str) -> str:
-    """Return the first of the names that a line of torch's error lists, and how many there are."""
+    """Return the first name in a list of torch's error, and how many more it has."""
     line = re.search(pattern, text)
     names = re.findall(r'"([^"]*)"', line.group(1)) if line else []
     if not names:
@@ -185,20 +186,21 @@ def _named(text: str, pattern: str) -> str:
 
 
 def check_kinds(module: nn.Module, header: WeightsHeader) -> None:
-    """Check that the file's numbers are of the module's kind: floats stay floats.
+    """Check that the file has floating-point numbers where the module has them.
 
     Raises:
-        CheckpointError: A tensor of integers, say, would be read as weights.
+        CheckpointError: A tensor of integers, for example, would be read as weights.
     """
-    own = module.state_dict()
+    state = module.state_dict()
     names = without_wrappers(header.kinds)
     for old, kind in header.kinds.items():
-        key = names[old] if names[old] in own else f"model.{names[old]}"
-        if key in own and own[key].is_floating_point() and kind not in FLOATS:
+        key = names[old] if names[old] in state else f"model.{names[old]}"
+        if key in state and state[key].is_floating_point() and kind not in FLOATS:
             others = sum(k not in FLOATS for k in header.kinds.values()) - 1
+            more = f" (and {others} more)" * bool(others)
+            dtype = str(state[key].dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"{header.path} has {old!r} as {kind}" + f" (and {others} more)" * bool(others) + ""
-                f", but the policy computes with {str(own[key].dtype).removeprefix('torch.')}",
+                f"{header.path} has {old!r} as {kind}{more}, but the policy computes with {dtype}",
                 allowed="float32, float16, bfloat16 and float64",
                 remedy="The weights were quantised or damaged: " + ANOTHER[0].lower() + ANOTHER[1:],
             )
@@ -208,7 +210,7 @@ def check_finite(module: nn.Module, directory: Path) -> None:
     """Check that no weight is NaN or infinite.
 
     Raises:
-        CheckpointError: One is; the error names the first tensor and how many there are.
+        CheckpointError: Some are not; the error names the first tensor and how many there are.
     """
     bad = [(n, t) for n, t in module.state_dict().items() if not _is_finite(t)]
     if not bad:
@@ -224,7 +226,7 @@ def check_finite(module: nn.Module, directory: Path) -> None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Say whether a tensor is finite, in one pass without a copy of it."""
+    """Return whether a tensor is finite, in one pass and without a copy."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor.detach())

@@ -1,6 +1,7 @@
-"""Advantages and returns; pure functions of tensors.
+"""Advantages, returns and preferences; pure functions of tensors.
 
-Axis letters: T decisions, B independent streams, E episodes, M flat decisions (see `types`).
+Axis letters: T decisions, B independent streams, E episodes, M flat decisions (see `types`), P
+pairs of episodes.
 
 A time limit is not an end: at a truncation the target bootstraps from the value of the *true final
 observation* (Pardo et al. 2018), at a termination from 0. The discount is per decision, not per
@@ -8,6 +9,8 @@ control step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -98,6 +101,33 @@ def episode_gae(
     )
     # Transposed, so that a boolean mask reads episode after episode.
     return advantages.T[valid.T], targets.T[valid.T]
+
+
+def preference_pairs(outcomes: NDArray[np.float64], groups: Sequence[Hashable]) -> Tensor:
+    """Pair episodes of the same start state of which one ended better.
+
+    In every group the best episode is paired with the worst, the second best with the second worst,
+    and so on, while the first of the two ended better. So an episode is in at most one pair, and a
+    group whose episodes all ended alike gives none.
+
+    Args:
+        outcomes: float [E], such as the episodes' returns.
+        groups: The start state of each episode, E of them.
+
+    Returns:
+        int64 [P, 2], numbers of episodes, the better one first; groups in the order of their first
+        episodes.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for episode, group in enumerate(groups):
+        members.setdefault(group, []).append(episode)
+    pairs: list[tuple[int, int]] = []
+    for episodes in members.values():
+        ranked = sorted(episodes, key=lambda episode: -outcomes[episode])
+        half = len(ranked) // 2
+        matched = zip(ranked[:half], reversed(ranked), strict=False)
+        pairs += [(best, worst) for best, worst in matched if outcomes[best] > outcomes[worst]]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 def normalise(advantages: Tensor, eps: float = 1e-8) -> Tensor:

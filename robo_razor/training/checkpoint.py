@@ -1,4 +1,4 @@
-"""What a run keeps on disk to go on from: its directory, and the state in its checkpoints."""
+"""The state of a run on disk, from which it can be resumed: its directory and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robo_razor.policies.policy import Policy
 from robo_razor.training.learner import LearnerState
 
 LEARNER, PARAMETER, REGULARISER = "method/", "parameter/", "regulariser/"
-"""Whose a tensor of the state is, as its name begins."""
+"""Prefixes of the state's tensors: of the learner, of trained parameters, of regularisers."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Checkpoint:
     Attributes:
         step: Updates done.
         learner: Optimizer and counters.
-        penalties: What the regularisers keep.
+        penalties: Tensors of the regularisers.
         parameters: Low-rank updates by name: the saved policy has them merged.
         tracking_s: Seconds that tracking took so far.
         elapsed_s: Seconds that the run took so far.
-        folder: Where it lies, once it is saved.
+        folder: Its folder, once it is saved.
     """
 
     step: int
@@ -53,7 +53,7 @@ class Checkpoint:
         """Read the newest checkpoint of a run.
 
         Raises:
-            CheckpointError: There is none, or it does not hold what it must.
+            CheckpointError: There is no checkpoint, or it is incomplete.
         """
         state = run.load_state()
         folder = run.checkpoints / step_name(state.step)
@@ -73,7 +73,7 @@ class Checkpoint:
             )
 
     def state(self) -> TrainingState:
-        """Return what is written."""
+        """Return the state to write."""
         groups = {
             LEARNER: self.learner.tensors,
             REGULARISER: self.penalties,
@@ -91,7 +91,7 @@ class Checkpoint:
         )
 
     def restore_parameters(self, policy: Policy) -> None:
-        """Give a policy the low-rank updates that it had."""
+        """Copy the checkpoint's low-rank updates into a policy."""
         with torch.no_grad():
             for name, parameter in trainable(policy):
                 parameter.copy_(self.parameters[name])
@@ -103,16 +103,16 @@ def trainable(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def _of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin so, by the rest of their names."""
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def open_directory(
     config: FinetuneConfig, ranks: Ranks, stack: contextlib.ExitStack
 ) -> tuple[RunDirectory, RunDirectory]:
-    """Return where this rank writes, and where the run's state is.
+    """Return the directory in which this rank writes, and that of the run's state.
 
-    Other ranks than the first keep what they measure in a folder that is thrown away.
+    All ranks but the first write into a temporary folder.
 
     Args:
         config: The run's settings.
@@ -123,25 +123,25 @@ def open_directory(
         resume, out = config.resume, str(config.out)
         run = RunDirectory.resume(out) if resume else RunDirectory.create(config)
         if not resume:
-            stack.push(_clears(run))
+            stack.push(_removes_unstarted(run))
         stack.callback(run.close)
-        ranks.gather(None)  # the others look at what is whole only now
+        ranks.gather(None)  # the other ranks read the directory from here on
         return run, run
     ranks.gather(None)
-    own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-    run = RunDirectory.create(replace(config, out=str(own), resume=False))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+    run = RunDirectory.create(replace(config, out=str(folder), resume=False))
     stack.callback(run.close)
     if not config.resume:
         return run, run
     stored = RunDirectory.open(str(config.out))
-    shutil.copytree(stored.path / "eval", own / "eval", dirs_exist_ok=True)
+    shutil.copytree(stored.path / "eval", folder / "eval", dirs_exist_ok=True)
     return run, stored
 
 
-def _clears(run: RunDirectory) -> Callable[..., None]:
-    """Return what removes a run that failed before its first checkpoint: nothing could resume it.
+def _removes_unstarted(run: RunDirectory) -> Callable[..., None]:
+    """Return a context manager's exit that removes a run which failed before its first checkpoint.
 
-    It is a context manager's exit.
+    Such a run cannot be resumed.
     """
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
@@ -158,7 +158,7 @@ def check_room_for(policy: Policy, run: RunDirectory, keep: int) -> None:
     Args:
         policy: The policy that is tuned.
         run: Its directory.
-        keep: Checkpoints that stay, besides the best and the one that is being written.
+        keep: Checkpoints that stay, besides the best and the newest.
 
     Raises:
         RoboRazorError: The disk is too full.

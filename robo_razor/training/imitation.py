@@ -1,9 +1,9 @@
 """Learning from demonstrations: epochs over their windows, in a fixed random order.
 
-Several ranks divide each batch and weigh their parts by what the policy's loss is a mean of (see
-`Policy.loss_weight`), so the gradients add up to that of one process. What is drawn in a step (a
-flow's noise and times, dropout, augmentation) is seeded per rank, so there it is equal on average
-only.
+Several ranks divide each batch. They weigh their parts by the actions or decisions over which the
+policy's loss is a mean (see `Policy.loss_weight`), so the gradients add up to that of one process.
+Random numbers of a step (a flow's noise and times, dropout, augmentation) are seeded per rank, so
+with these the sum is equal only on average.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STEPS_PER_UPDATE = 10
 
 
 class Imitating(Protocol):
-    """What the learner asks of a method."""
+    """The properties of a method that the learner reads."""
 
     @property
     def name(self) -> str:
@@ -103,8 +103,8 @@ class DemonstrationLearner(Learner):
     """Makes gradient steps on demonstrations with AdamW, warm-up, and a cosine or constant rate.
 
     Args:
-        method: Says what a step minimises.
-        context: What the run offers.
+        method: The settings, and the loss of a step.
+        context: The run that the learner is part of.
     """
 
     sampler: WindowSampler
@@ -114,7 +114,7 @@ class DemonstrationLearner(Learner):
     def __init__(self, method: Imitating, context: Context) -> None:
         super().__init__(context)
         self.method = method
-        # Not the value head: it has no part in the loss, and weight decay would still shrink it.
+        # Without the value head: the loss does not depend on it, but weight decay would shrink it.
         self.parameters = trained_parameters(self.policy)
         self.updater = Update(
             torch.optim.AdamW(
@@ -133,7 +133,7 @@ class DemonstrationLearner(Learner):
         """Load or make the demonstrations.
 
         Raises:
-            DemonstrationError: There are none.
+            DemonstrationError: They hold no frames.
         """
         method = self.method
         demonstrations = self.context.demonstrations()
@@ -144,7 +144,7 @@ class DemonstrationLearner(Learner):
             )
         self.sampler = WindowSampler(demonstrations, self.policy)
         if method.replaces_statistics:
-            self.demonstrations = demonstrations  # what a frozen encoder saw is prepared anew
+            self.demonstrations = demonstrations  # to prepare the inputs again
             self.statistics = demonstration_statistics(demonstrations, self.policy)
             self._warn()
         rows = min(method.batch_size, len(self.sampler))
@@ -186,7 +186,7 @@ class DemonstrationLearner(Learner):
         return metrics
 
     def state(self) -> LearnerState:
-        """Return the optimizer's state, and statistics that are not the base's."""
+        """Return the optimizer's state, and statistics that replace the base's."""
         tensors = {
             f"{key}/{name}": tensor
             for key, numbers in self.statistics.items()
@@ -196,7 +196,7 @@ class DemonstrationLearner(Learner):
         return LearnerState(optimizers, tensors, {"has_adopted": self.has_adopted})
 
     def load_state(self, state: LearnerState) -> None:
-        """Take over what `state` returned; these statistics count, whatever the data now has."""
+        """Restore a state; its statistics count, even if those of the data have changed."""
         super().load_state(state)
         if not state.tensors:
             return
@@ -214,15 +214,15 @@ class DemonstrationLearner(Learner):
         self.has_adopted = True
 
     def _warn(self) -> None:
-        """Say what other statistics do to a comparison with the base."""
+        """Warn of the effect of other statistics on comparisons with the base."""
         if self.ranks.is_main:
             logger.warning(
                 "`bc.statistics: demonstrations` replaces the statistics with which %s normalises "
-                "%s. With others the same weights are another policy. Step 0 measures the base "
-                "with its own; from the first update on, success, retention and forgetting mix "
-                "the change of statistics with what was learnt. KL divergences and surrogates feed "
-                "both networks the same normalised numbers, so they do not see the change of "
-                "statistics and are no distance between what the two policies do.",
+                "%s. With other statistics the same weights are another policy. Step 0 measures "
+                "the base with its old statistics; from the first update on, success, retention "
+                "and forgetting also contain the effect of the new statistics. KL divergences and "
+                "surrogates feed both networks the same normalised numbers, so they leave out that "
+                "effect and do not measure how differently the two policies act.",
                 self.config.policy,
                 " and ".join(self.statistics),
             )
@@ -237,8 +237,8 @@ class DemonstrationLearner(Learner):
     def _gradient_step(self, number: int) -> Metrics:
         method, policy, terms = self.method, self.policy, self.context.penalties
         # Noise, augmentation and dropout draw from torch's global stream.
-        apart = (self.ranks.rank,) if self.ranks.size > 1 else ()
-        torch.manual_seed(derive(self.config.seed, f"{method.name} step", number, *apart))
+        rank = (self.ranks.rank,) if self.ranks.size > 1 else ()
+        torch.manual_seed(derive(self.config.seed, f"{method.name} step", number, *rank))
         rate = method.learning_rate * rate_factor(method, number, self.num_steps)
         self.updater.set_rates(rate)
         policy.module.train()
@@ -257,11 +257,12 @@ class DemonstrationLearner(Learner):
             bf16=method.bf16,
         )
 
-        def own() -> Loss:
+        def cloning_loss() -> Loss:
             with autocast(policy.device, method.bf16):
                 return method.loss(step)
 
-        parts = [Part(share, own), *terms.parts(step, self.ranks, len(here) / len(rows))]
+        penalties = terms.parts(step, self.ranks, len(here) / len(rows))
+        parts = [Part(share, cloning_loss), *penalties]
         metrics = self.updater.step(parts)
         policy.module.eval()
         return metrics | {"learning_rate": rate}

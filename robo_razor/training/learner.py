@@ -1,8 +1,8 @@
-"""Who makes a run's updates, and all the state that they have: optimizer, counters, statistics.
+"""The classes that make a run's updates, with all their state: optimizer, counters, statistics.
 
-`OnPolicyLearner` collects episodes with the policy as it is and learns from them as its method
+`OnPolicyLearner` collects episodes with the current policy and learns from them as its method
 says; `imitation.DemonstrationLearner` learns from demonstrations. Random numbers are derived from
-(seed, update, ...), see `seeding`, so nothing of them is kept.
+(seed, update, ...), see `seeding`, so a checkpoint need not hold them.
 
 Axis letters as in `types`: M decisions of one update, E episodes.
 """
@@ -25,7 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robo_razor.core.errors import TrainingError
+from robo_razor.core.errors import ConfigError, TrainingError
+from robo_razor.core.metrics import (
+    ROLLOUT_CONTROL_STEPS,
+    ROLLOUT_EPISODES,
+    ROLLOUT_SUCCESS,
+    TRAIN_KL,
+)
 from robo_razor.core.ranks import ALONE, Ranks
 from robo_razor.core.run.training_state import restore_optimizer
 from robo_razor.core.seeding import derive, generator, training_seeds
@@ -38,9 +44,18 @@ from robo_razor.core.types import (
     make_rows,
 )
 from robo_razor.policies.policy import Policy
+from robo_razor.training.advantages import preference_pairs
 from robo_razor.training.on_policy import OnPolicy
 from robo_razor.training.regularisers import Penalties
-from robo_razor.training.step import Loss, Place, Step, Targets
+from robo_razor.training.step import (
+    Loss,
+    Minibatch,
+    Place,
+    Step,
+    Targets,
+    record_of,
+    required,
+)
 from robo_razor.training.update import (
     STOPPED,
     Metrics,
@@ -74,7 +89,7 @@ class Rollout(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a run offers to its learner and its regularisers.
+    """The parts of a run that its learner and its regularisers use.
 
     Attributes:
         config: The run's settings.
@@ -83,9 +98,10 @@ class Context:
         rollout: Runs episodes of the policy.
         demonstrations: Loads or makes the demonstrations that the settings name.
         prior: Skill -> task of the skills that may be forgotten.
-        ranks: This process among those of the run.
+        ranks: This process among the processes of the run.
         penalties: The regularisers' terms of the loss.
-        on_gradient_steps: Is told how many of an update's steps are done.
+        on_gradient_steps: Called after each gradient step with the number of an update's steps that
+            are done, and of all its steps.
     """
 
     config: FinetuneConfig
@@ -101,7 +117,7 @@ class Context:
 
 @dataclass
 class LearnerState:
-    """What a learner needs to go on beyond the policy's weights."""
+    """What a learner needs, besides the policy's weights, to go on with a run."""
 
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -112,7 +128,7 @@ class Learner(ABC):
     """Makes the updates of a run.
 
     Args:
-        context: What the run offers.
+        context: The run that the learner is part of.
     """
 
     updater: Update
@@ -123,7 +139,7 @@ class Learner(ABC):
         self.policy, self.base = context.policy, context.base
 
     def prepare(self) -> None:  # noqa: B027  # optional
-        """Get what all updates need, such as demonstrations."""
+        """Load what all updates need, such as demonstrations."""
 
     @property
     @abstractmethod
@@ -135,28 +151,29 @@ class Learner(ABC):
         """Make an update, numbered from 1, and return what to log."""
 
     def check_start(self, sampled_success: Sequence[bool]) -> None:  # noqa: B027  # optional
-        """Refuse to start where the base's sampled episodes on the new task give no hope."""
+        """Refuse to start where the base's sampled episodes on the new task all failed."""
 
     def state(self) -> LearnerState:
-        """Return what must be saved to go on."""
+        """Return the state to save."""
         name = self.config.method.name
         return LearnerState(optimizers={name: self.updater.optimizer.state_dict()})
 
     def load_state(self, state: LearnerState) -> None:
-        """Take over what `state` returned."""
+        """Restore the state that `state` returned."""
         restore_optimizer(self.updater.optimizer, state.optimizers[self.config.method.name])
 
 
 class OnPolicyLearner(Learner):
-    """Collects whole episodes with the policy as it is, then learns from them.
+    """Collects whole episodes with the current policy, then learns from them.
 
     Args:
-        method: Says what the episodes teach and what a step minimises.
-        context: What the run offers.
+        method: The settings, the targets of episodes, and the loss of a step.
+        context: The run that the learner is part of.
     """
 
     def __init__(self, method: OnPolicy, context: Context) -> None:
         super().__init__(context)
+        self._check_pairs(method)
         self.method = method
         self.base_outcomes: tuple[bool, ...] = ()
         self.rate_factor = 1.0
@@ -174,16 +191,37 @@ class OnPolicyLearner(Learner):
         )
         self._warn_of_temperature()
 
+    def _check_pairs(self, method: OnPolicy) -> None:
+        """Check that a method that learns from pairs of episodes can get some.
+
+        Raises:
+            ConfigError: Every episode has a start state of its own, or ranks share the episodes.
+        """
+        if method.rows != "pairs":
+            return
+        if method.group_size < 2:
+            raise ConfigError(
+                f"The method {method.name!r} learns from pairs of episodes from the same start "
+                f"state, but its `group_size` is {method.group_size}",
+                allowed="group_size >= 2",
+                remedy="Give the method a field `group_size`, as `grpo` has it.",
+            )
+        if self.ranks.size > 1:
+            raise ConfigError(
+                f"The method {method.name!r} learns from pairs of episodes, and the two episodes "
+                f"of a pair may be on different ones of the {self.ranks.size} ranks",
+                remedy="Start one process, without `torchrun`.",
+            )
+
     def _warn_of_temperature(self) -> None:
-        """Say so where a temperature was set that the policy does not read."""
-        given = self.method.temperature
-        if given != type(self.method)().temperature and not getattr(
-            self.policy, "reads_temperature", True
-        ):
+        """Warn where a temperature was set that the policy does not read."""
+        temperature = self.method.temperature
+        if temperature != type(self.method)().temperature and not self.policy.reads_temperature:
             logger.warning(
-                "`%s.temperature` = %g does nothing: how far samples of %s spread is `flow.noise`.",
+                "`%s.temperature` = %g has no effect: `flow.noise` sets how far samples of %s "
+                "spread.",
                 self.method.name,
-                given,
+                temperature,
                 self.policy.name,
             )
 
@@ -197,7 +235,7 @@ class OnPolicyLearner(Learner):
         return dataclasses.replace(super().state(), extra={"rate_factor": self.rate_factor})
 
     def load_state(self, state: LearnerState) -> None:
-        """Take over the optimizer's state and the adapted rate."""
+        """Restore the optimizer's state and the adapted rate."""
         super().load_state(state)
         factor = float(state.extra["rate_factor"])
         if not 0.0 < factor < math.inf:
@@ -205,7 +243,7 @@ class OnPolicyLearner(Learner):
         self.rate_factor = factor
 
     def check_start(self, sampled_success: Sequence[bool]) -> None:
-        """Remember the base's sampled outcomes; warn when there is no success among them."""
+        """Remember the base's sampled outcomes; warn when none of them is a success."""
         self.base_outcomes = tuple(sampled_success)
         if sampled_success and not any(sampled_success):
             logger.warning(
@@ -227,9 +265,8 @@ class OnPolicyLearner(Learner):
             if number == 1:
                 self._refuse_hopeless(batch)
             learnt = self._learn(batch, number)
-        record = _record(batch)
         metrics = rollout_metrics(batch) | learnt
-        metrics["train/kl_base_tuned"] = self._kl_to_base(record, number)
+        metrics[TRAIN_KL] = self._kl_to_base(record_of(batch), number)
         now = time.perf_counter()
         return metrics | {
             "time/rollout_s": collected - start,
@@ -260,14 +297,14 @@ class OnPolicyLearner(Learner):
         method = self.method
         self.updater.set_rates(*method.rates(update, self.rate_factor))
         targets = method.targets(batch)
-        self.policy.module.eval()  # dropout would make log-probabilities noise
+        self.policy.module.eval()  # dropout would make log-probabilities random
         if method.replays(self.policy):
             targets = dataclasses.replace(targets, log_prob=self._log_probs(batch, targets))
         history: list[Metrics] = []
         minibatches = self._minibatches(batch, targets, update)
-        for rows in minibatches:
+        for minibatch in minibatches:
             place = Place(self.config.seed, update, len(history))
-            history.append(self._gradient_step(batch, targets, rows, place))
+            history.append(self._gradient_step(batch, targets, minibatch, place))
             self.context.on_gradient_steps(len(history), len(minibatches))
             if STOPPED in history[-1]:
                 break
@@ -283,43 +320,58 @@ class OnPolicyLearner(Learner):
             }
         )
 
-    def _minibatches(self, batch: EpisodeBatch, targets: Targets, update: int) -> list[Tensor]:
-        """Return the decisions of every gradient step."""
-        draw = partial(generator, self.config.seed, f"{self.method.name} order", update)
+    def _minibatches(self, batch: EpisodeBatch, targets: Targets, update: int) -> list[Minibatch]:
+        """Return the decisions, and pairs of episodes, of every gradient step."""
+        method = self.method
+        draw = partial(generator, self.config.seed, f"{method.name} order", update)
         useful = targets.learnt_from
-        if self.method.rows == "decisions":
-            return self.method.minibatches(useful, draw)
-        owner = torch.from_numpy(_record(batch).episode)[useful]
+        if method.rows == "decisions":
+            return [Minibatch(rows) for rows in method.minibatches(useful, draw)]
+        owner = torch.from_numpy(record_of(batch).episode)[useful]
+        if method.rows == "episodes":
+            return [
+                Minibatch(useful[torch.isin(owner, episodes)])
+                for episodes in method.minibatches(torch.unique(owner), draw)
+            ]
+        pairs = preference_pairs(batch.episode_return, [(row.task, row.seed) for row in batch.rows])
+        pairs = pairs[torch.isin(pairs, owner).all(1)]
         return [
-            useful[torch.isin(owner, episodes)]
-            for episodes in self.method.minibatches(torch.unique(owner), draw)
+            Minibatch(useful[torch.isin(owner, pairs[index])], pairs[index])
+            for index in method.minibatches(torch.arange(len(pairs)), draw)
         ]
 
     def _gradient_step(
-        self, batch: EpisodeBatch, targets: Targets, rows: Tensor, place: Place
+        self, batch: EpisodeBatch, targets: Targets, minibatch: Minibatch, place: Place
     ) -> Metrics:
-        """Make one gradient step on some decisions, unless the method stops before it."""
-        record, method = _record(batch), self.method
+        """Make one gradient step on a minibatch, unless the method stops before it."""
+        record, method = record_of(batch), self.method
         terms = self.context.penalties if method.is_regularised(place.update) else Penalties()
-        here = torch.from_numpy(record.held(rows.numpy()))  # others are held by other ranks
-        size = method.micro_batch_size or len(rows)
+        held = torch.from_numpy(record.held(minibatch.rows.numpy()))  # other ranks hold the others
+        here = Minibatch(held, minibatch.pairs)
+        size = method.micro_batch_size or len(minibatch.rows)
 
-        def compute(part: Tensor) -> Loss:
+        def compute(part: Minibatch, penalty_share: float) -> Loss:
             step = self._step(batch, targets, part, place)
             # Weights are rounded once for all that is computed within one outermost context.
             with autocast(self.policy.device, enabled=False):
-                return terms.added(method.loss(step), step)
+                return terms.added(method.loss(step), step, penalty_share)
 
-        parts = [
-            Part(len(part) / len(rows), partial(compute, part))
-            for part in torch.split(here, size)
-            if len(part)
-        ]
+        parts: list[Part] = []
+        for part in here.split(size, torch.from_numpy(record.episode)):
+            if len(part.rows):
+                of_rows = len(part.rows) / len(minibatch.rows)
+                share, penalty_share = of_rows, 1.0
+                if part.pairs is not None and minibatch.pairs is not None:
+                    share = len(part.pairs) / len(minibatch.pairs)
+                    penalty_share = of_rows / share
+                parts.append(Part(share, partial(compute, part, penalty_share)))
         parts += terms.parts(self._step(batch, targets, here, place), self.ranks)
         return self.updater.step(parts, lambda metrics: method.stops(metrics, place.update))
 
-    def _step(self, batch: EpisodeBatch, targets: Targets, rows: Tensor, place: Place) -> Step:
-        record, device = _record(batch), self.policy.device
+    def _step(
+        self, batch: EpisodeBatch, targets: Targets, minibatch: Minibatch, place: Place
+    ) -> Step:
+        record, device, rows = record_of(batch), self.policy.device, minibatch.rows
         return Step(
             self.policy,
             self.base,
@@ -329,30 +381,33 @@ class OnPolicyLearner(Learner):
             batch=batch,
             sample=lambda: record.select_actions(rows.numpy()).to(device),
             targets=lambda: targets.rows(rows, device),
+            episode=torch.from_numpy(record.episode)[rows],
+            pairs=minibatch.pairs,
             bf16=self.method.bf16,
         )
 
     def _log_probs(self, batch: EpisodeBatch, targets: Targets) -> Tensor:
         """Return the targets' log-probabilities, computed as a gradient step computes them.
 
-        Its forward pass is not cut into the small batches of a policy that acts, so it needs no
-        more memory than a step does.
+        The batches are those of a gradient step, not the small ones of a policy that acts, and need
+        no more memory than a gradient step.
         """
-        record, size = _record(batch), self.method.replay_size
-        assert targets.log_prob is not None
-        replayed = torch.zeros_like(targets.log_prob)
+        record, size = record_of(batch), self.method.replay_size
+        acted = required(targets.log_prob, "targets.log_prob")
+        replayed = torch.zeros_like(acted)
         held = record.held(np.arange(len(record)))
         for start in range(0, len(held), size):
             rows = torch.from_numpy(held[start : start + size])
-            replayed[rows] = self._log_probs_of(batch, targets, rows).to(replayed.dtype)
+            log_prob = self._log_probs_of(batch, targets, rows)
+            if log_prob.ndim > acted.ndim:
+                log_prob = log_prob.sum(-1)
+            replayed[rows] = log_prob.to(replayed.dtype)
         return self.ranks.sum_(replayed)
 
     def _log_probs_of(self, batch: EpisodeBatch, targets: Targets, rows: Tensor) -> Tensor:
-        """Return those of a few decisions; the graph of the forward pass ends with the call."""
-        step = self._step(batch, targets, rows, Place())
-        log_prob = step.log_prob_steps.detach().cpu()
-        assert targets.log_prob is not None
-        return log_prob.sum(-1) if log_prob.ndim > targets.log_prob.ndim else log_prob
+        """Return the log-probabilities of a few decisions; frees the graph of the forward pass."""
+        step = self._step(batch, targets, Minibatch(rows), Place())
+        return step.log_prob_steps.detach().cpu()
 
     def _refuse_hopeless(self, batch: EpisodeBatch) -> None:
         """Stop at the first update when no sampled episode of the base ever succeeded.
@@ -375,7 +430,7 @@ class OnPolicyLearner(Learner):
 
     @contextlib.contextmanager
     def _sampling_temperature(self) -> Iterator[None]:
-        """Let policy and base be what is sampled; outside they are the policies themselves."""
+        """Give policy and base the temperature of the samples for a while."""
         policies = (self.policy, self.base)
         before = [policy.temperature for policy in policies]
         for policy in policies:
@@ -404,15 +459,8 @@ class OnPolicyLearner(Learner):
         return {key: t.to(self.policy.device) for key, t in record.select(index).items()}
 
 
-def _record(batch: EpisodeBatch) -> DecisionRecord:
-    """Return what every episode of training has."""
-    if batch.record is None:
-        raise TrainingError("Episodes to learn from were collected without their decisions")
-    return batch.record
-
-
 def mean_metrics(history: Sequence[Metrics]) -> Metrics:
-    """Return the means of the diagnostics of gradient steps, named as they are logged."""
+    """Return the means of the gradient steps' diagnostics, under their names in the log."""
     keys = history[0] if history else ()
     return {
         key if "/" in key else f"train/{key}": float(np.mean([step[key] for step in history]))
@@ -423,9 +471,9 @@ def mean_metrics(history: Sequence[Metrics]) -> Metrics:
 def rollout_metrics(batch: EpisodeBatch) -> Metrics:
     """Return what to log of an update's episodes."""
     return {
-        "rollout/success_rate": batch.success_rate,
+        ROLLOUT_SUCCESS: batch.success_rate,
         "rollout/mean_return": float(batch.episode_return.mean()),
-        "rollout/mean_control_steps": float(batch.control_steps.mean()),
-        "rollout/episodes": float(len(batch)),
+        ROLLOUT_CONTROL_STEPS: float(batch.control_steps.mean()),
+        ROLLOUT_EPISODES: float(len(batch)),
         "rollout/decisions": float(batch.decisions.sum()),
     }

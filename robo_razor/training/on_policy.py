@@ -1,7 +1,7 @@
 """What on-policy methods share: settings as inherited fields, and choices to override.
 
-`OnPolicy` learns from whole episodes of the policy as it is, `Clipped` several times from the same
-ones, with clipped ratios. The loop that asks them is `learner.OnPolicyLearner`.
+`OnPolicy` learns from whole episodes of the current policy, `Clipped` several times from the same
+ones, with clipped ratios. The loop that calls them is `learner.OnPolicyLearner`.
 
 Whole episodes with a quota per update, not fixed steps per environment: fast, successful episodes
 are not over-represented, and nothing depends on the number of environments. With a `temperature`
@@ -42,7 +42,7 @@ class OnPolicy(Method):
 
     trains_value: ClassVar[bool] = False
     """Whether the policy's value head is trained too, at `rates()[1]`."""
-    group_size = 1  # where it is a field, so many episodes begin at each start state
+    group_size = 1  # a method may make it a field: the number of episodes from each start state
     micro_batch_size: ClassVar[int | None] = None
 
     learning_rate: float = setting(1e-4, above=0.0, main=True)
@@ -61,19 +61,19 @@ class OnPolicy(Method):
     """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
 
     def learner(self, context: Context) -> OnPolicyLearner:
-        """Return what collects episodes and learns from them."""
+        """Return the learner that collects episodes and learns from them."""
         from robo_razor.training.learner import OnPolicyLearner
 
         return OnPolicyLearner(self, context)
 
-    # What a method may want otherwise ---------------------------------------------------------
+    # What a method may override ---------------------------------------------------------------
 
     def rates(self, update: int, factor: float) -> tuple[float, ...]:
         """Return the learning rate of the policy and, where it is trained, of the value head.
 
         Args:
             update: Number of the update, from 1.
-            factor: What `adapted` returned last, 1 at first.
+            factor: The last result of `adapted`; 1 at first.
         """
         return (self.learning_rate * factor * warm_up(update, self.warmup_updates),)
 
@@ -81,22 +81,23 @@ class OnPolicy(Method):
         """Return the rows of every gradient step of an update; here one step, on all of them.
 
         Args:
-            rows: int64, the decisions to learn from, or the episodes (`rows` of the class).
-            draw: Gives random numbers, to mix them.
+            rows: int64, numbers of the decisions to learn from, or of episodes or pairs of episodes
+                (see the class attribute `rows`).
+            draw: Returns a random generator to shuffle them with.
         """
         return [rows] if len(rows) else []
 
     def replays(self, policy: Policy) -> bool:
-        """Say whether the actors' log-probabilities must be computed anew before an update."""
+        """Return whether to compute the actors' log-probabilities again before an update."""
         return False
 
     @property
     def replay_size(self) -> int:
-        """Return how many decisions are computed anew at once."""
+        """Return how many decisions are computed again at once."""
         return 256
 
     def stops(self, metrics: Metrics, update: int) -> bool:
-        """Say whether an update ends before the gradient step that has these diagnostics."""
+        """Return whether an update ends before the gradient step with these diagnostics."""
         return False
 
     def adapted(self, factor: float, metrics: Metrics, update: int) -> float:
@@ -104,7 +105,7 @@ class OnPolicy(Method):
         return factor
 
     def is_regularised(self, update: int) -> bool:
-        """Say whether regularisers take part in an update."""
+        """Return whether regularisers take part in an update."""
         return True
 
     def summary(self, history: Sequence[Metrics], batch: EpisodeBatch, targets: Targets) -> Metrics:
@@ -155,10 +156,10 @@ class Clipped(OnPolicy):
         return minibatches
 
     def replays(self, policy: Policy) -> bool:
-        """Say so where something is rounded to less than float32.
+        """Return true where something is rounded to less than float32.
 
-        The ratio must be 1 at equal weights: such rounding depends on the batch, and what was
-        collected was computed in others than those of the update.
+        The ratio must be 1 at equal weights. Such rounding depends on the batch, and episodes are
+        collected in other batches than those of the update.
         """
         from robo_razor.policies.flow.precision import has_low_precision
 
@@ -166,11 +167,11 @@ class Clipped(OnPolicy):
 
     @property
     def replay_size(self) -> int:
-        """Return how many decisions are computed anew at once: no more than a gradient step has."""
+        """Return how many decisions are computed again at once: at most a gradient step's."""
         return min(super().replay_size, self.micro_batch_size or self.minibatch_size)
 
     def stops(self, metrics: Metrics, update: int) -> bool:
-        """Say so once the policy has moved by `target_kl`."""
+        """Return true once the policy has moved by `target_kl`."""
         return self.target_kl is not None and metrics.get("approx_kl", 0.0) > self.target_kl
 
     def summary(self, history: Sequence[Metrics], batch: EpisodeBatch, targets: Targets) -> Metrics:
@@ -183,15 +184,16 @@ class Clipped(OnPolicy):
         }
 
     def by_ratio(self, log_prob: Tensor) -> Tensor:
-        """Return log-probabilities [B] or [B, K] as the ratio that is clipped needs them."""
+        """Return log-probabilities [B] or [B, K] with the steps that `ratio` clips apart."""
         return log_prob.sum(-1) if log_prob.ndim == 2 and self.ratio == "chunk" else log_prob
 
     def surrogate(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped surrogate of a step and its diagnostics, see `clipped_surrogate`."""
-        assert step.targets.log_prob is not None
+        from robo_razor.training.step import required
+
         return clipped_surrogate(
             self.by_ratio(step.log_prob_steps),
-            step.targets.log_prob,
+            required(step.targets.log_prob, "targets.log_prob"),
             step.targets.advantages,
             clip_low=self.clip_low,
             clip_high=self.clip_high,

@@ -1,17 +1,13 @@
-"""What is checked before a run loads or writes anything."""
+"""Checks of a run before it trains or writes anything."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
-
-from gymnasium import spaces
 
 from robo_razor.core.errors import ConfigError, PolicyError
 from robo_razor.core.plugins import SINKS
 from robo_razor.core.settings.config import FinetuneConfig
-from robo_razor.policies.normalisation import check_statistics
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.dataset.metadata import renamable
 from robo_razor.rollout.environments import check_tasks, import_env_packages, named_tasks
@@ -40,10 +36,10 @@ def check_settings(config: FinetuneConfig) -> dict[str, str]:
 
 
 def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str]:
-    """Return the prior skills' tasks but for those that are the new task, by whatever name.
+    """Return the prior skills' tasks without the new task, under whatever name it is listed.
 
     Raises:
-        ConfigError: One of them was asked for by its name, and not as one of a group.
+        ConfigError: The setting lists the new task by its name, not as a member of a group.
     """
     settings = config.env.lerobot
     new = simulated(config.task, settings)
@@ -53,7 +49,7 @@ def _without_new(prior: dict[str, str], config: FinetuneConfig) -> dict[str, str
         if {skill, task} & listed:
             raise ConfigError(
                 f"`prior_tasks` contains {task!r}, which is the new task {config.task!r}",
-                remedy="Remove it there: one does not forget what one is learning.",
+                remedy="Remove it there: a task that is being learnt cannot be forgotten.",
             )
         if task != config.task:
             logger.warning("%s is left out of the prior skills: it is the new task", task)
@@ -64,7 +60,7 @@ def method_of(config: FinetuneConfig) -> Method:
     """Return the method of a run.
 
     Raises:
-        ConfigError: What is registered by its name is not a method that can be run.
+        ConfigError: The object that is registered under its name is not a method.
     """
     method = config.method
     if isinstance(method, Method):
@@ -80,7 +76,7 @@ def regularisers_of(config: FinetuneConfig) -> tuple[Regulariser, ...]:
     """Return the regularisers of a run.
 
     Raises:
-        ConfigError: One of them cannot be used.
+        ConfigError: One of them is not a regulariser.
     """
     terms: list[Regulariser] = []
     for term in config.regularise:
@@ -98,7 +94,7 @@ def check_base(base: Policy, config: FinetuneConfig, prior: Mapping[str, str]) -
     """Check that a policy can be fine-tuned as the settings say.
 
     Raises:
-        RoboRazorError: It cannot, or not by this method.
+        RoboRazorError: It cannot be fine-tuned, or not by this method.
     """
     base.check_finetuning(config.flow)
     method = method_of(config)
@@ -113,28 +109,7 @@ def check_base(base: Policy, config: FinetuneConfig, prior: Mapping[str, str]) -
         term.validate(config, base, prior)
 
 
-def check_fit(
-    base: Policy,
-    config: FinetuneConfig,
-    observations: spaces.Space[Any],
-    actions: spaces.Space[Any],
-) -> None:
-    """Check that a policy fits the environment and the data that it will learn from.
-
-    Args:
-        base: The policy.
-        config: The run's settings.
-        observations: Space of one environment's observations.
-        actions: Space of its actions.
-
-    Raises:
-        RoboRazorError: It does not.
-    """
-    base.check_env(observations, actions, _columns(config))
-    check_statistics(base, config)
-
-
-def _columns(config: FinetuneConfig) -> Collection[str]:
-    """Return the columns of the data set that is cloned, which `rename` may name; else none."""
+def cloned_columns(config: FinetuneConfig) -> Collection[str]:
+    """Return the columns of the data set to clone, which `rename` may name; else none."""
     method = config.method
     return renamable(method.demonstrations) if isinstance(method, BC) else ()

@@ -1,13 +1,15 @@
 """Make the base policy from scratch: demonstrations, perception, cloning, corrections.
 
-1. The scripted experts of the prior skills act, with disturbances, and label every state they pass.
+1. The scripted experts of the prior skills act, with disturbances, and label every state they
+   visit.
 2. The image encoder learns where the landmarks are (simulation gives those labels for free).
 3. The policy is cloned, with the landmark loss as an auxiliary.
-4. Rounds of corrections: the policy acts, the experts label where it gets to, and cloning goes on
-   with all data. From the second round on, skills that failed more get more of the episodes.
+4. Rounds of corrections: the policy acts, the experts label the states it visits, and cloning
+   continues with all data. From the second round on, skills that failed more often get more
+   episodes.
 
-The weights that are saved are an exponential moving average over the gradient steps. New tasks are
-never in the data.
+The saved weights are an exponential moving average over the gradient steps. The data never contain
+new tasks.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ LOG_EVERY_STEPS = 25
 KEPT_CHECKPOINTS = 10
 PRESENCE_WEIGHT = 0.3
 EVEN_SHARE = 0.25
-"""Weight, beside its failure rate, with which every skill takes part in later corrections."""
+"""Weight of every skill in later corrections, in addition to its failure rate."""
 
 
 class MovingAverage:
@@ -65,7 +67,7 @@ class MovingAverage:
         self.shadow = {name: value.detach().clone() for name, value in module.named_parameters()}
 
     def update(self, module: torch.nn.Module) -> None:
-        """Move towards the module's present parameters."""
+        """Move towards the module's current parameters."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
@@ -115,7 +117,7 @@ class Pretraining:
         ]
 
     def _episodes_of_task(self, episodes: int) -> dict[str, int]:
-        """Share a round's episodes out by how often each skill failed in the last policy round."""
+        """Divide a round's episodes by how often each skill failed in the policy's last round."""
         rounds = [entry for entry in self.history if entry.get("round")]
         if not rounds:
             return dict.fromkeys(self.tasks, episodes)
@@ -140,10 +142,10 @@ class Pretraining:
             )
         self._set_threads()
         seconds = time.monotonic() - start
-        who = "policy" if round_ else "experts"
+        actors = "policy" if round_ else "experts"
         rates = ", ".join(f"{name} {rate:.0%}" for name, rate in data.success.items())
         self.console.print(
-            f"round {round_}: {len(data)} decisions of {len(rows)} episodes by the {who} "
+            f"round {round_}: {len(data)} decisions of {len(rows)} episodes by the {actors} "
             f"in {seconds:.0f} s ({rates})"
         )
         self.history.append(
@@ -212,13 +214,13 @@ class Pretraining:
         last_info: dict[str, float] = {}
         with RunLog(None, total=total, unit=f"{phase} step", console=self.console) as log:
             for index in range(total):
-                epoch, place = divmod(index, per_epoch)
-                if place == 0:
+                epoch, batch = divmod(index, per_epoch)
+                if batch == 0:
                     order = generator(config.seed, "pretrain order", phase, epoch).permutation(
                         len(data)
                     )
                 rows = torch.from_numpy(
-                    order[place * config.batch_size : (place + 1) * config.batch_size]
+                    order[batch * config.batch_size : (batch + 1) * config.batch_size]
                 )
                 self._set_rate(peak, index, total, last)
                 loss = partial(self._loss, data.batch(rows), perception_only)
@@ -241,7 +243,7 @@ class Pretraining:
         self.history.append({"phase": phase, "steps": total, "seconds": seconds, **last_info})
 
     def _loss(self, batch: dict[str, Tensor], perception_only: bool) -> Loss:
-        module: Any = self.policy.module  # razor's, which has more than any module of torch
+        module: Any = self.policy.module  # razor's, with functions that torch's modules lack
         with autocast(module.config.device, self.bf16):
             loss, info = module.landmark_loss(batch) if perception_only else module(batch)
         return Loss(loss, info)
@@ -252,7 +254,7 @@ class Pretraining:
             rate *= cosine(index, total) * 0.98 + 0.02
         self.updater.set_rates(rate)
 
-    # ---- the whole -----------------------------------------------------------------------------
+    # ---- the run -------------------------------------------------------------------------------
 
     def run(self, run: RunDirectory) -> None:
         """Do all phases and save the policy."""
@@ -261,7 +263,7 @@ class Pretraining:
         env = make_env(self.tasks[0], config.env, chunk_size=config.chunk_size)
         if not has_expert(env):
             raise EnvError(
-                f"The environment of {self.tasks[0]!r} has no scripted expert to clone.",
+                f"The environment of {self.tasks[0]!r} has no scripted expert to clone",
                 remedy="Choose tasks of gym_razor, or give your environment a method "
                 "`expert_actions(style, length)` (docs/how-to/environments.md).",
             )
@@ -279,7 +281,7 @@ class Pretraining:
         )
         data = self.collect(env, config.episodes, 0)
         self.normalise_state(data)
-        module: Any = self.policy.module  # razor's, which has more than any module of torch
+        module: Any = self.policy.module  # razor's, with functions that torch's modules lack
         self.updater = Update(
             torch.optim.AdamW(
                 module.get_optim_params(),
@@ -313,7 +315,7 @@ class Pretraining:
         return int((env.single_observation_space["agent_pos"].shape or (0,))[0])
 
     def save(self, run: RunDirectory) -> None:
-        """Write a checkpoint with the averaged weights and what it was made of."""
+        """Write a checkpoint with the averaged weights, the settings and the history."""
         state = TrainingState(
             step=self.step, optimizers={"adamw": self.updater.optimizer.state_dict()}
         )

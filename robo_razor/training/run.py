@@ -1,4 +1,4 @@
-"""A run of fine-tuning as Python sees it: its table, its checkpoints, its policies."""
+"""The Python API of runs: start one, read its table, load the policies of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from robo_razor.core.errors import PolicyError, RunDirectoryError
+from robo_razor.core.errors import RunDirectoryError
 from robo_razor.core.fingerprint import policy_hash
 from robo_razor.core.metrics import Summary
 from robo_razor.core.plugins import METHODS
@@ -42,7 +42,7 @@ class Run:
         path: Its directory.
 
     Raises:
-        RunDirectoryError: The directory is not that of a run.
+        RunDirectoryError: The directory does not hold a run.
 
     Example:
         >>> run = rr.load_run("runs/x")
@@ -80,13 +80,13 @@ class Run:
         """Return the policy after `step` updates.
 
         Raises:
-            RunDirectoryError: It is not on disk; the error lists those that are.
+            RunDirectoryError: It is not on disk; the error lists the steps that are.
         """
         if step not in self.steps:
             raise RunDirectoryError(
                 f"The run {self.path} has no policy of step {step}",
                 allowed=", ".join(map(str, self.steps)) or "no step: nothing was saved",
-                remedy="`checkpoint.keep` says how many policies a run keeps.",
+                remedy="`checkpoint.keep` sets how many policies a run saves.",
             )
         folder = self._directory.pretrained_model(step)
         return load_policy(str(find_pretrained_model(folder)))
@@ -150,7 +150,7 @@ def finetune(
         regularisers: Terms that hold the policy near its base, such as `L2(weight=0.1)`.
         prior: Skills that may be forgotten: `prior` (all), `none`, or names with commas.
         seed: Seed of start states, sampling and initialisation (>= 0).
-        out: Run directory to create. None: a temporary one, which goes with the returned `Run`.
+        out: Run directory to create. None: a temporary one, removed with the returned `Run`.
         env: How environments are run in parallel.
         tracking: What is measured at every checkpoint.
         progress: Show progress on standard error.
@@ -161,9 +161,9 @@ def finetune(
         KeyboardInterrupt: The run was interrupted; with `out` a checkpoint was saved first.
     """
     if out is None:
-        settings = {"log": (), **settings}  # nobody looks at TensorBoard in a temporary directory
+        settings = {"log": (), **settings}  # no TensorBoard files in a temporary directory
     config = FinetuneConfig(
-        policy=policy if isinstance(policy, str) else _source(policy),
+        policy=policy if isinstance(policy, str) else policy.name,
         task=task,
         method=METHODS.get(method)() if isinstance(method, str) else method,
         regularise=tuple(regularisers),
@@ -174,37 +174,20 @@ def finetune(
         **settings,
     )
     console = Console(stderr=True) if progress else Console(quiet=True)
+    base_hash = None if isinstance(policy, str) else policy_hash(policy)
     if out is not None:
-        return Run(run_finetune(replace(config, out=str(out)), console).run)
-    return _temporary_run(config, console)
+        return Run(run_finetune(replace(config, out=str(out)), console, base_hash).run)
+    return _temporary_run(config, console, base_hash)
 
 
-def _temporary_run(config: FinetuneConfig, console: Console) -> Run:
+def _temporary_run(config: FinetuneConfig, console: Console, base_hash: str | None) -> Run:
     """Make a run in a directory that is removed with the `Run`, or when Python ends."""
     folder = tempfile.mkdtemp(prefix="robo-razor-")
     try:
-        run = Run(run_finetune(replace(config, out=str(Path(folder) / "run")), console).run)
+        config = replace(config, out=str(Path(folder) / "run"))
+        run = Run(run_finetune(config, console, base_hash).run)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
     return run
-
-
-def _source(policy: Policy) -> str:
-    """Return the name under which a policy can be loaded again.
-
-    Raises:
-        PolicyError: It was changed since it was loaded, or was never loaded.
-    """
-    try:
-        same = policy_hash(load_policy(policy.name)) == policy_hash(policy)
-    except PolicyError:
-        same = False
-    if not same:
-        raise PolicyError(
-            f"The policy {policy.name!r} is not what can be loaded under that name: it was changed "
-            "or made in this process",
-            remedy="Save it, `policy.save(DIRECTORY)`, and start from `load_policy(DIRECTORY)`.",
-        )
-    return policy.name

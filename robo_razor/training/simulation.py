@@ -1,33 +1,37 @@
-"""The environment of a run, and its episodes."""
+"""The environments of a run, and the episodes that run in them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from robo_razor.core.ranks import Ranks
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import EpisodeBatch, EpisodeRow
+from robo_razor.evaluation.evaluate import env_for
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
-from robo_razor.rollout.environments import make_env
 from robo_razor.rollout.episodes import Progress
-from robo_razor.rollout.groups import workers_beside
+from robo_razor.rollout.groups import VectorEnv, workers_beside
 from robo_razor.rollout.shared import run_shared
+from robo_razor.training.preflight import cloned_columns
 
 
 class Simulation:
-    """Makes the environment of a run, again after a fault of it, and runs episodes there.
+    """Makes the environments of a run, again after a fault, and runs episodes in them.
 
     Args:
         config: The run's settings.
-        base: The policy whose chunks and images it must fit.
-        prior: Skill -> task of the skills that it must switch to.
-        threads: CPU threads of torch for updates; episodes get those that its workers leave.
-        ranks: This process among those of the run.
+        base: The policy that the environments must fit.
+        prior: Skill -> task of the skills that the environments can switch to.
+        threads: CPU threads of torch for updates; episodes get the threads that the workers leave.
+        ranks: This process among the processes of the run.
+
+    Raises:
+        PolicyEnvMismatchError: The policy does not fit them.
     """
 
     def __init__(
@@ -40,31 +44,26 @@ class Simulation:
     ) -> None:
         self.config, self.base, self.prior = config, base, prior
         self.ranks = ranks
-        self.env = self._made()
+        self.env = self._make()
         # The workers need the cores while episodes run.
         self._threads = {"update": threads, "episodes": max(1, threads - workers_beside(self.env))}
 
-    def _made(self) -> Any:
-        return make_env(
-            self.config.task,
-            self.config.env,
-            chunk_size=self.base.chunk_size,
-            tasks=tuple(self.prior.values()),
-            image_shape=self.base.wanted_image_shape,
-        )
+    def _make(self) -> VectorEnv:
+        tasks = (self.config.task, *self.prior.values())
+        return env_for(self.base, tasks, self.config.env, cloned_columns(self.config))
 
     def close(self) -> None:
         """End the workers."""
         self.env.close()
 
     def restart(self) -> None:
-        """Make the environment anew, such as after a worker died."""
+        """Make the environments anew, such as after a worker died."""
         self.env.close()
-        self.env = self._made()
+        self.env = self._make()
 
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
-        """Leave the cores to the environment's workers for a while."""
+        """Leave the cores to the environments' workers for a while."""
         torch.set_num_threads(self._threads["episodes"])
         try:
             yield

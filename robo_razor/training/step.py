@@ -1,10 +1,11 @@
-"""What a loss sees: some rows of a batch, and what policy and base say of them.
+"""What a loss reads: some rows of a batch, and the distributions of policy and base there.
 
-A `Step` computes what it is asked for, once: a method that never looks at the base's distribution
-does not pay for it, and a regulariser reads the distribution that the method has computed already.
+A `Step` computes each value when it is first read, and once: a method that never reads the base's
+distribution does not pay for it, and a regulariser reads the distribution that the method has
+computed already.
 
 Axis letters as in `types`: M decisions of one update, B rows of a step, K random steps of one
-decision.
+decision, E episodes that a step's rows come from, P pairs of episodes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from robo_razor.core.errors import TrainingError
 from robo_razor.core.seeding import generator
 
 if TYPE_CHECKING:
@@ -24,11 +27,40 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from robo_razor.core.types import DecisionRecord, EpisodeBatch
     from robo_razor.policies.distributions import ActionDistribution
     from robo_razor.policies.policy import Policy
 
 LARGEST = "_max"
-"""Diagnostics whose names end so are the largest over a step's parts; all others are means."""
+"""A diagnostic whose name ends so is the maximum over a step's parts; all others are means."""
+
+
+def required[T](value: T | None, name: str) -> T:
+    """Return a value that a method cannot do without.
+
+    Args:
+        value: What was recorded or computed.
+        name: Its name, for the error.
+
+    Raises:
+        TrainingError: There is no value.
+    """
+    if value is None:
+        raise TrainingError(
+            f"This method needs `{name}`, which was not recorded or computed",
+            remedy="Record it when episodes are collected (`DecisionRecord`), or return it from "
+            "the method's `targets`.",
+        )
+    return value
+
+
+def record_of(batch: EpisodeBatch) -> DecisionRecord:
+    """Return the decisions of an update's episodes.
+
+    Raises:
+        TrainingError: The episodes were run without recording them.
+    """
+    return required(batch.record, "batch.record")
 
 
 @dataclass(frozen=True)
@@ -50,7 +82,7 @@ class Targets:
 
     Attributes:
         advantages: float [M].
-        log_prob: float [M] or, of each random step, [M, K]: that of the policy that acted.
+        log_prob: float [M] or, of each random step, [M, K], under the policy that acted.
         returns: float [M], targets of a value head.
         useful: int64, the decisions to learn from; None: all of them.
     """
@@ -61,13 +93,18 @@ class Targets:
     useful: Tensor | None = None
 
     def rows(self, index: Tensor, device: torch.device) -> Targets:
-        """Return those of some decisions, int64 [B], on a device."""
-        picked = {
-            name: None if values is None else values[index].to(device)
-            for name in ("advantages", "log_prob", "returns")
-            for values in [getattr(self, name)]
-        }
-        return dataclasses.replace(self, useful=None, **picked)  # type: ignore[arg-type]
+        """Return the targets of some decisions, int64 [B], on a device."""
+
+        def select(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[index].to(device)
+
+        return dataclasses.replace(
+            self,
+            advantages=self.advantages[index].to(device),
+            log_prob=select(self.log_prob),
+            returns=select(self.returns),
+            useful=None,
+        )
 
     @property
     def learnt_from(self) -> Tensor:
@@ -75,6 +112,43 @@ class Targets:
         import torch
 
         return torch.arange(len(self.advantages)) if self.useful is None else self.useful
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one gradient step learns from, or a part of it that fits into memory.
+
+    Attributes:
+        rows: int64, numbers of decisions in the batch.
+        pairs: int64 [P, 2], numbers of episodes in the batch, the better one of each pair first;
+            None for a method that does not learn from pairs.
+    """
+
+    rows: Tensor
+    pairs: Tensor | None = None
+
+    def split(self, size: int, episode: Tensor) -> list[Minibatch]:
+        """Return parts of at most `size` decisions; a pair stays in one part, however long it is.
+
+        Args:
+            size: Decisions of a part.
+            episode: int64 [M], number of the episode of every decision.
+        """
+        import torch
+
+        if self.pairs is None:
+            return [Minibatch(rows) for rows in torch.split(self.rows, size)]
+        owner = episode[self.rows]
+        lengths = torch.bincount(owner, minlength=len(episode))[self.pairs].sum(1).tolist()
+        ends, decisions = [0], 0
+        for index, length in enumerate(lengths):
+            if decisions and decisions + length > size:
+                ends.append(index)
+                decisions = 0
+            decisions += length
+        ends.append(len(lengths))
+        parts = [self.pairs[start:end] for start, end in itertools.pairwise(ends)]
+        return [Minibatch(self.rows[torch.isin(owner, pairs)], pairs) for pairs in parts]
 
 
 @dataclass(frozen=True)
@@ -92,7 +166,7 @@ class Place:
     gradient_step: int = 0
 
     def random(self, purpose: str) -> np.random.Generator:
-        """Return a generator that is equal wherever this step is made: in parts, ranks, resumed."""
+        """Return a generator that is equal in all parts and ranks of a step, and after a resume."""
         return generator(self.seed, purpose, self.update, self.gradient_step)
 
 
@@ -111,6 +185,8 @@ class Step:
         inputs: Returns the policy's inputs of the rows.
         sample: Returns what the policy drew in them.
         targets: Returns what is learnt from them.
+        episode: int64 [B], number of the episode of each row in the batch.
+        pairs: int64 [P, 2], pairs of these episodes, the better one first.
     """
 
     def __init__(
@@ -124,12 +200,15 @@ class Step:
         batch: Any = None,
         sample: Callable[[], Tensor] | None = None,
         targets: Callable[[], Targets] | None = None,
+        episode: Tensor | None = None,
+        pairs: Tensor | None = None,
         bf16: bool = False,
     ) -> None:
         self.policy, self.base = policy, base
         self.place = place or Place()
         self.rows, self.batch, self.bf16 = rows, batch, bf16
         self._inputs, self._sample, self._targets = inputs, sample, targets
+        self._episode, self._pairs = episode, pairs
         self._value: tuple[bool, Tensor] | None = None
 
     def on(self, inputs: dict[str, Tensor]) -> Step:
@@ -155,14 +234,14 @@ class Step:
     def sample(self) -> Tensor:
         """What the acting policy drew: chunks float32 [B, H, A], or the paths to them."""
         if self._sample is None:
-            raise AttributeError("nothing was sampled in this step: it learns from demonstrations")
+            raise AttributeError("this step learns from demonstrations: nothing was sampled")
         return self._sample()
 
     @cached_property
     def targets(self) -> Targets:
-        """What the method's `targets` said of these rows."""
+        """The rows of what the method's `targets` returned."""
         if self._targets is None:
-            raise AttributeError("this step has no targets but the demonstrated actions")
+            raise AttributeError("this step learns from demonstrations: it has no other targets")
         return self._targets()
 
     @cached_property
@@ -193,8 +272,53 @@ class Step:
         with self.precision():
             return log_prob_steps(self.distribution, self.sample)
 
+    # Episodes and pairs of them, for methods with these `rows` ---------------------------------
+
+    @cached_property
+    def _episodes(self) -> tuple[Tensor, Tensor]:
+        """Return the step's episodes, ascending, and the index among them of every row."""
+        import torch
+
+        if self._episode is None:
+            raise AttributeError("this step learns from demonstrations: it has no episodes")
+        episodes, owner = torch.unique(self._episode, return_inverse=True)
+        return episodes, owner.to(self.policy.device)
+
+    def episode_sums(self, values: Tensor) -> Tensor:
+        """Return the sum over the rows of each of the step's episodes, float [E].
+
+        Args:
+            values: float [B], one for each row, such as `log_prob`.
+        """
+        episodes, owner = self._episodes
+        return values.new_zeros(len(episodes)).index_add(0, owner, values)
+
+    def episode_means(self, values: Tensor) -> Tensor:
+        """Return the mean over the rows of each of the step's episodes, float [E]."""
+        return self.episode_sums(values) / self.episode_sums(values.new_ones(len(values)))
+
+    @property
+    def winners(self) -> Tensor:
+        """Return the better episode of every pair, int64 [P], an index of `episode_sums`."""
+        return self._members(0)
+
+    @property
+    def losers(self) -> Tensor:
+        """Return the worse episode of every pair, int64 [P], an index of `episode_sums`."""
+        return self._members(1)
+
+    def _members(self, column: int) -> Tensor:
+        import torch
+
+        if self._pairs is None:
+            raise AttributeError('this step has no pairs: set the method\'s `rows` to "pairs"')
+        index = torch.searchsorted(self._episodes[0], self._pairs[:, column].contiguous())
+        return index.to(self.policy.device)
+
     def value(self, *, detach: bool = True) -> Tensor:
-        """Return the tuned policy's value, float [B]; before `distribution`, both cost one pass.
+        """Return the tuned policy's value, float [B]; call it before `distribution`.
+
+        Then one pass through the network computes both.
 
         Args:
             detach: Let no gradient of the value reach what the actions depend on.
@@ -215,7 +339,7 @@ class Step:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout and augmentation off for a while: they would make a distribution noise."""
+    """Switch dropout and augmentation off for a while: they would make a distribution random."""
     before = module.training
     if before:
         module.eval()

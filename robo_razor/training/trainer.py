@@ -23,10 +23,11 @@ from rich.console import Console
 from robo_razor.core.errors import (
     CheckpointError,
     EnvError,
+    PolicyError,
     TrainingError,
 )
 from robo_razor.core.files import check_writable
-from robo_razor.core.fingerprint import differences, fingerprint
+from robo_razor.core.fingerprint import differences, fingerprint, policy_hash
 from robo_razor.core.interrupts import Interrupts, interruptible
 from robo_razor.core.machine import (
     check_path_length,
@@ -51,6 +52,7 @@ from robo_razor.core.seeding import derive
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DemonstrationSet, EpisodeBatch, EpisodeRow
 from robo_razor.evaluation.tracker import Tracker
+from robo_razor.policies.normalisation import check_statistics
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
 from robo_razor.training.checkpoint import (
@@ -62,7 +64,6 @@ from robo_razor.training.checkpoint import (
 from robo_razor.training.learner import Context, LearnerState
 from robo_razor.training.preflight import (
     check_base,
-    check_fit,
     check_settings,
     method_of,
     regularisers_of,
@@ -77,12 +78,12 @@ logger = logging.getLogger(__name__)
 SNAPSHOT_PARAMETERS = 100_000_000
 """Up to this size an update can be undone from RAM, so Ctrl-C need not wait for its end."""
 ENV_RETRIES = 2
-"""How often in a row work is done again in fresh environments after a fault of theirs."""
+"""How often in a row work is repeated in new environments after a fault of the environments."""
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
         run: The run directory.
@@ -99,15 +100,18 @@ class FinetuneResult:
     tracking_share: float
 
 
-def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig, console: Console | None = None, base_hash: str | None = None
+) -> FinetuneResult:
     """Fine-tune a policy and measure at every checkpoint what it forgets.
 
     Args:
-        config: The run's settings. With `resume`, those stored in the run directory count instead.
+        config: The run's settings. With `resume`, the settings in the run directory count instead.
         console: Where progress is shown; default: standard output.
+        base_hash: The hash that the base must have (`policy_hash`); None: any.
 
     Returns:
-        What the run left behind.
+        Where the run is, and what it reached.
 
     Raises:
         RoboRazorError: Something does not fit; nothing was overwritten.
@@ -126,7 +130,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         interrupts = stack.enter_context(interruptible())
-        trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks)
+        trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks, base_hash)
         return trainer.run(interrupts)
 
 
@@ -135,7 +139,7 @@ def _console(console: Console | None, ranks: Ranks) -> Console:
 
 
 class Trainer:
-    """One run of `finetune`: owns the environment, the policy, the method and the log.
+    """One run of `finetune`, with its environments, policies, learner and log.
 
     Args:
         config: The run's settings, validated.
@@ -143,7 +147,8 @@ class Trainer:
         threads: CPU threads of torch for updates.
         console: Where progress is shown.
         stack: Closes what is opened here.
-        ranks: This process among those of the run.
+        ranks: This process among the processes of the run.
+        base_hash: The hash that the base must have; None: any.
     """
 
     def __init__(
@@ -154,16 +159,17 @@ class Trainer:
         console: Console,
         stack: contextlib.ExitStack,
         ranks: Ranks = ALONE,
+        base_hash: str | None = None,
     ) -> None:
         self.config, self.console, self.ranks = config, console, ranks
         self.prior = prior
         device = resolve_device(config.device)
-        self.base = self._load(config.policy, device).frozen_copy()
+        self.base = self._load(config.policy, device, base_hash).frozen_copy()
         check_base(self.base, config, prior)
         self.simulation = Simulation(config, self.base, prior, threads, ranks)
         stack.callback(self.simulation.close)
         env = self.simulation.env
-        check_fit(self.base, config, env.single_observation_space, env.single_action_space)
+        check_statistics(self.base, config)
         self.run_directory, self.stored = open_directory(config, ranks, stack)
         self.checkpoint = Checkpoint.load(self.stored) if config.resume else None
         self.policy = self._tuned_policy(device)
@@ -187,7 +193,7 @@ class Trainer:
 
     @property
     def log(self) -> RunLog:
-        """Return where the run reports; it is open while `run` is at work."""
+        """Return the log of the run; `run` opens and closes it."""
         if self._log is None:
             raise RuntimeError("the log is opened by `Trainer.run`")
         return self._log
@@ -201,7 +207,7 @@ class Trainer:
             interrupts: Signals that ask the run to stop.
 
         Raises:
-            RunDirectoryError: The system refuses to write; what was saved before is intact.
+            RunDirectoryError: The system refuses to write; saved checkpoints are intact.
         """
         try:
             self.learner.prepare()
@@ -235,13 +241,13 @@ class Trainer:
         checkpoints = self.config.tracking.checkpoints(total)
         if not self.config.resume:
             self._save()
-        if self.step > 0 and not self.tracker.is_measured(0):  # lost, or damaged
+        if self.step > 0 and not self.tracker.is_measured(0):  # its files are lost or damaged
             self._measure(self.base, 0, total)
         if self.tracker.is_measured(self.step):
             self._conclude()
         elif self.step in {0, *checkpoints}:
             self._track(total)
-        if self.step == 0 and self.ranks.is_main:  # only now does the environment know its renderer
+        if self.step == 0 and self.ranks.is_main:  # the first episodes reveal the renderer
             self.run_directory.write_environment(
                 fingerprint(policy=self.base, env=self.simulation.env)
             )
@@ -255,9 +261,9 @@ class Trainer:
                 self._save()
 
     def _update(self, interrupts: Interrupts) -> None:
-        """Make one update, all of it or nothing."""
+        """Make one update, completely or not at all."""
         snapshot = self._snapshot() if self.ranks.size == 1 else None
-        if snapshot is None:  # nor can ranks be stopped in the middle of what they do together
+        if snapshot is None:  # then it must end; several ranks cannot stop in the middle either
             interrupts.postponed = True
 
         def update() -> Metrics:
@@ -267,7 +273,7 @@ class Trainer:
             except BaseException:
                 if snapshot is not None:
                     self._restore(*snapshot)
-                    self.half_done = False  # not where a second interruption came meanwhile
+                    self.half_done = False  # stays true if a second interruption comes before this
                 raise
 
         metrics = update() if snapshot is None else self._retried(update)
@@ -298,12 +304,10 @@ class Trainer:
         self.log.show(summary_table(summary))
         share = self._conclude()
         elapsed_s = summary.elapsed_s or 0.0
-        spent = f"Measured in {format_seconds(summary.tracking_s or 0.0)}"
-        self.log.note(
-            f"{spent}; tracking took {share:.0%} of {format_seconds(elapsed_s)} so far."
-            if self.step
-            else f"{spent}."
-        )
+        note = f"Measured in {format_seconds(summary.tracking_s or 0.0)}"
+        if self.step:
+            note += f"; tracking took {share:.0%} of {format_seconds(elapsed_s)} so far"
+        self.log.note(f"{note}.")
         if alarm := self.tracker.alarm(summary):
             self.log.warn(alarm)
 
@@ -320,9 +324,9 @@ class Trainer:
         return self._retried(measure)
 
     def _conclude(self) -> float:
-        """Do what follows from the evaluation of this step, as it is on disk.
+        """Log this step's evaluation, mark the best checkpoint, and delete old checkpoints.
 
-        A run that is cut off anywhere in here does all of it again when it goes on.
+        It reads the evaluation from disk: a run that is interrupted here repeats it when resumed.
 
         Returns:
             Share of the wall time that tracking took so far.
@@ -355,14 +359,14 @@ class Trainer:
             self.tracking_s,
             self._elapsed(),
         )
-        self.log.flush()  # the metrics up to here are on disk before the checkpoint that needs them
+        self.log.flush()  # metrics must be on disk before the checkpoint of their step
         self.run_directory.save_checkpoint(
             self.policy.save, checkpoint.state(), keep=self.config.checkpoint.keep
         )
         self.saved_at = time.monotonic()
 
     def _check_weights(self) -> None:
-        """Check that no weight that is trained became NaN or infinite: such are never saved."""
+        """Check that no trained weight is NaN or infinite: such weights are never saved."""
         for name, parameter in trainable(self.policy):
             if not torch.isfinite(parameter).all():
                 raise TrainingError(
@@ -372,9 +376,9 @@ class Trainer:
                 )
 
     def _save_interrupted(self) -> None:
-        """Save after Ctrl-C or a fault of the environment, unless this very step is on disk."""
+        """Save after Ctrl-C or a fault of the environments, unless this step is on disk."""
         go_on = f"Go on with: {messages.how_to_go_on(self.run_directory.path)}"
-        if self.half_done:  # these weights are of no step
+        if self.half_done:  # the weights are in the middle of an update
             last = self.stored.last_step()
             self.log.note(f"Interrupted within update {self.step + 1}; saved is {last}. {go_on}")
             return
@@ -383,15 +387,15 @@ class Trainer:
         self.log.note(f"Interrupted after update {self.step}, which is saved. {go_on}")
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        """Take over counters and the state of learner and regularisers."""
-        self.run_directory.drop_evaluations_after(checkpoint.step)  # they are made again
+        """Restore the counters and the state of learner and regularisers."""
+        self.run_directory.drop_evaluations_after(checkpoint.step)  # they are repeated
         with fits(checkpoint.folder):
             self.learner.load_state(checkpoint.learner)
             self.penalties.load_state(checkpoint.penalties)
         self.checkpoint = None  # its tensors are large
         self.tracking_s, self.earlier_s = checkpoint.tracking_s, checkpoint.elapsed_s
         self.step = checkpoint.step
-        if self.tracker.is_measured(self.step):  # which took time after the checkpoint was saved
+        if self.tracker.is_measured(self.step):  # measured after the checkpoint was saved
             summary = self.stored.summary(self.step)
             self.earlier_s = max(self.earlier_s, summary.elapsed_s or 0.0)
         self.began = time.perf_counter()
@@ -406,9 +410,9 @@ class Trainer:
         if before is not None and now is not None and before != now:
             raise CheckpointError(
                 f"The policy {self.config.policy!r} is not the one that this run began with: its "
-                f"weights have the hash {now[:12]}, which was {before[:12]}",
-                remedy="Bring the old weights back to go on (a run's newest or best checkpoint "
-                "changes while it trains), or begin another run.",
+                f"weights have the hash {now[:12]}, and had {before[:12]}",
+                remedy="Restore the old weights to resume (a run's newest or best checkpoint "
+                "changes while it trains), or start another run.",
             )
 
     def _finish(self, total: int) -> FinetuneResult:
@@ -421,10 +425,10 @@ class Trainer:
         path = self.ranks.gather(self.run_directory.path)[0]
         return FinetuneResult(path, self.step, best, summary.to_json(), share)
 
-    # What the run is made of ------------------------------------------------------------------
+    # Parts of the run -------------------------------------------------------------------------
 
     def _tuned_policy(self, device: str) -> Policy:
-        """Return the policy to tune, at a resumed run as it was at the last checkpoint."""
+        """Return the policy to tune; of a resumed run, that of the last checkpoint."""
         rank, source = self.config.method.lora_rank, self.config.policy
         if self.checkpoint is not None and not rank:
             source = str(self.stored.pretrained_model(self.checkpoint.step))
@@ -434,32 +438,43 @@ class Trainer:
             policy.freeze_vision()
         if rank:
             torch.manual_seed(derive(self.config.seed, "lora"))
-            policy.add_lora(rank)  # leaves out what is frozen
+            policy.add_lora(rank)  # leaves frozen layers out
             if self.checkpoint is not None:
                 with fits(self.checkpoint.folder):
                     self.checkpoint.restore_parameters(policy)
         return policy
 
-    def _load(self, source: str, device: str) -> Policy:
-        """Return a policy that is sampled and trained as the settings say."""
+    def _load(self, source: str, device: str, expected_hash: str | None = None) -> Policy:
+        """Return a policy that is sampled and trained as the settings say.
+
+        Raises:
+            PolicyError: It has another hash than the expected one.
+        """
         from robo_razor.policies.load import load_policy
 
         policy = load_policy(source, device, may_lack_statistics=True)
+        if expected_hash is not None and policy_hash(policy) != expected_hash:
+            raise PolicyError(
+                f"The policy {source!r} differs from the one that loads under this name: it was "
+                "changed or made in this process",
+                remedy="Save it, `policy.save(DIRECTORY)`, and start from "
+                "`load_policy(DIRECTORY)`.",
+            )
         policy.rename(self.config.rename)
         policy.configure(self.config.flow)
         return policy
 
     def _retried[T](self, work: Callable[[], T]) -> T:
-        """Do work; after a fault of the environment, such as a dead worker, again in a fresh one.
+        """Do work; after a fault of the environments, such as a dead worker, repeat it in new ones.
 
         Episodes depend on their seeds only, so the result is that of a run without the fault.
         """
-        # Ranks that are done with theirs wait for the others: they cannot begin again.
+        # Several ranks cannot repeat it: those without a fault wait for the others.
         for _ in range(ENV_RETRIES if self.ranks.size == 1 else 0):
             try:
                 return work()
             except EnvError as error:
-                self.log.warn(f"{error} They are started anew, and the work is done again.")
+                self.log.warn(f"{error} The environments are restarted, and the work is repeated.")
                 self.simulation.restart()
                 self.tracker.env = self.simulation.env
         return work()
@@ -499,14 +514,14 @@ class Trainer:
         return batch
 
     def _on_episodes(self, finished: int, total: int, successes: int) -> None:
-        """Show how far the episodes of an update are."""
+        """Show how many episodes of an update are done."""
         if self._log is not None:
-            # Not their success so far: the first to finish are the successful ones.
+            # Without their success so far: successful episodes finish first.
             now = {"episode": float(finished), "episodes": float(self.episodes + finished)}
             self._log.progress(self.step, **(self.shown | now))
 
     def _on_gradient_steps(self, done: int, total: int) -> None:
-        """Show how far the gradient steps of an update are."""
+        """Show how many gradient steps of an update are done."""
         self.log.progress(self.step, **(self.shown | {"gradient_step": float(done)}))
 
     def _demonstrations(self) -> DemonstrationSet:
@@ -514,14 +529,14 @@ class Trainer:
         from robo_razor.training.methods.bc import demonstration_source
 
         with self.simulation.threads():
-            seen = self.simulation.env if self.ranks.is_main else None  # warnings are said once
+            env = self.simulation.env if self.ranks.is_main else None  # one rank warns
             source = demonstration_source(self.config)
-            demonstrations = demonstrations_for(source, self.base, self.console, seen)
+            demonstrations = demonstrations_for(source, self.base, self.console, env)
         self.tracker.see_demonstrations(demonstrations)
         return demonstrations
 
     def _snapshot(self) -> tuple[dict[str, torch.Tensor], LearnerState] | None:
-        """Copy weights and optimizer, unless they are too large to keep twice."""
+        """Return a copy of weights and optimizer, unless they are too large for two."""
         parameters = trainable(self.policy)
         if sum(p.numel() for _, p in parameters) > SNAPSHOT_PARAMETERS:
             return None

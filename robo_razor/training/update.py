@@ -1,7 +1,7 @@
-"""The one gradient step, of every method and of pretraining.
+"""The gradient step of every method and of pretraining.
 
-Gradients of a step's parts are added up: of micro-batches that fit into memory one after another,
-and of the ranks' shares. What is not finite never reaches the weights.
+It adds up the gradients of its parts: of micro-batches that fit into memory one after another, and
+of the ranks' shares. A loss or gradient that is not finite never reaches the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from robo_razor.training.step import LARGEST, Loss
 
 Metrics = dict[str, float]
 STOPPED = "stopped"
-"""Of a step that was not made."""
+"""Key of the metrics of a step that was not made."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Part:
     """Some rows of a gradient step, as many as are in memory at once.
 
     Attributes:
-        share: Their share of the whole step's loss, which is a mean, in (0, 1].
-        loss: Computes their own mean.
+        share: Their weight in the step's loss, which is a mean, in (0, 1].
+        loss: Computes the mean over these rows.
     """
 
     share: float
@@ -36,16 +36,16 @@ class Part:
 
 
 class Update:
-    """An optimizer, and the step that is made with it.
+    """An optimizer and its gradient step.
 
     Args:
         optimizer: Holds all parameters that are trained.
-        clipped: Sets of parameters whose gradients are scaled down together; the norm of the
-            first is logged.
+        clipped: Sets of parameters whose gradients are scaled down together; the norm of the first
+            set is logged.
         max_grad_norm: Largest norm of a set's gradients.
-        name: What the loss is called in an error.
+        name: Name of the loss in errors.
         remedy: What to do where numbers overflow.
-        ranks: This process among those of the run; all make the same steps.
+        ranks: This process among the processes of the run; all make the same steps.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Update:
     def step(
         self, parts: Iterable[Part], stops: Callable[[Metrics], bool] = lambda metrics: False
     ) -> Metrics:
-        """Make one gradient step; all ranks must call it, those without rows too.
+        """Make one gradient step; all ranks must call it, also ranks without rows.
 
         Args:
-            parts: What the loss is the sum of, each weighed by its share.
-            stops: Says after the losses are known that the step is not to be made.
+            parts: Parts of the loss, which is their sum, each times its share.
+            stops: Returns from the step's diagnostics whether to stop before the step.
 
         Returns:
             Means of the diagnostics over all rows, the gradients' norm before it was clipped, and
@@ -122,7 +122,7 @@ class Update:
 
 
 def _added(sums: Metrics, loss: Loss, share: float) -> Metrics:
-    """Return the sums of diagnostics with a part's."""
+    """Return the sums of diagnostics with those of one more part."""
     result = dict(sums)
     for key, number in loss.metrics.items():
         value = float(number)
@@ -137,17 +137,17 @@ def trained_parameters(policy: Policy) -> list[nn.Parameter]:
     """Return the parameters that a policy's loss trains.
 
     Raises:
-        PolicyError: One has less than float32: an optimiser's small steps would be rounded away.
+        PolicyError: A parameter is less precise than float32, which would round small steps away.
     """
     parameters = [p for p in policy.policy_parameters() if p.requires_grad]
     low = {str(p.dtype).removeprefix("torch.") for p in parameters if p.element_size() < 4}
     if low:
         raise PolicyError(
-            f"The policy {policy.name!r} would be trained in {', '.join(sorted(low))}, where small "
-            "steps are rounded away",
+            f"The policy {policy.name!r} has parameters to train in {', '.join(sorted(low))}, "
+            "which rounds small steps away",
             allowed="trained parameters in float32",
-            remedy="Load the policy in float32. A flow policy's `share_frozen(base)` raises what "
-            "is trained.",
+            remedy="Load the policy in float32. A flow policy's `share_frozen(base)` makes trained "
+            "parameters float32.",
         )
     return parameters
 
@@ -158,7 +158,7 @@ def how_to_calm(name: str, bf16: bool) -> str:
 
 
 def bf16_is_fast() -> bool:
-    """Say whether this machine's processor multiplies bfloat16 matrices natively."""
+    """Return whether this machine's processor multiplies bfloat16 matrices natively."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return supported is not None and bool(supported())
 

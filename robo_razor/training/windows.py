@@ -1,9 +1,9 @@
-"""Windows of demonstrations: what the policy saw at a decision, and the actions that followed.
+"""Windows of demonstrations: the observation at a decision, and the actions that followed.
 
 Axis letters as in `types`: F frames, W windows, B batch, H chunk, A action dimensions.
 
 A window starts at a decision of the demonstrator (any frame of a reactive expert) and holds the
-next H actions of its episode; beyond the end the last action is repeated and marked as padding.
+next H actions of its episode. Beyond the end it repeats the last action, marked as padding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TARGETS = (
     "observation.landmarks",
     "observation.landmarks_present",
 )
-"""What a batch holds besides the policy's inputs."""
+"""Keys of a batch that are not the policy's inputs."""
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -48,22 +48,16 @@ def chunk_windows(
     return np.minimum(window, ends[:, None] - 1), window >= ends[:, None]
 
 
-def predicted_actions(policy: Policy) -> int:
-    """Return how many actions a policy predicts at once, of which it may execute fewer."""
-    times = getattr(policy.config, "action_delta_indices", None)  # as LeRobot's own training does
-    return len(times) if times else int(getattr(policy.config, "chunk_size", policy.chunk_size))
-
-
 class WindowSampler:
     """Prepared policy inputs and targets of all windows, in RAM.
 
     Args:
         demonstrations: Demonstrations with frames at control rate.
-        policy: `Policy` that prepares the inputs.
+        policy: The policy that prepares the inputs.
     """
 
     def __init__(self, demonstrations: DemonstrationSet, policy: Policy) -> None:
-        windows, is_pad = chunk_windows(demonstrations.offsets, predicted_actions(policy))
+        windows, is_pad = chunk_windows(demonstrations.offsets, policy.predicted_actions)
         lengths = np.diff(demonstrations.offsets)
         position = np.arange(len(windows)) - np.repeat(demonstrations.offsets[:-1], lengths)
         self.frames = np.flatnonzero(position % demonstrations.decision_stride == 0)
@@ -80,7 +74,7 @@ class WindowSampler:
         return len(self.windows)
 
     def weight(self, rows: NDArray[np.int64]) -> int:
-        """Return the weight that the policy's loss gives to some windows."""
+        """Return the weight of some windows in the policy's loss."""
         return int(self.policy.loss_weight(self.is_pad[rows]))
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -107,7 +101,8 @@ class WindowSampler:
             "pixels": {name: images[frames] for name, images in demos.images.items()},
             "agent_pos": demos.state[frames],
         }
-        return dict(self.policy.prepare(observation, demos.words(frames)))
+        instructions = demos.words(frames)
+        return dict(self.policy.prepare(observation, instructions))
 
     def _encode(self) -> dict[str, Tensor]:
         """Run the frozen image encoder once over all frames."""

@@ -13,18 +13,17 @@ from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DecisionRecord, EpisodeBatch
 from robo_razor.policies.distributions import TokenChunkDistribution
 from robo_razor.policies.lora import add_lora, merge_lora
+from robo_razor.policies.policy import Policy
 from robo_razor.training.learner import Context
 from robo_razor.training.regularisers import Penalties
 
 CONTEXTS, BINS = 4, 5
 
 
-class BanditPolicy:
+class BanditPolicy(Policy):
     """A linear softmax over five actions given one of four contexts, and a linear value."""
 
-    name, has_density, device = "bandit", True, torch.device("cpu")
-    temperature, chunk_size, action_dim = 1.0, 1, 1
-    vision_frozen = False
+    name, has_density = "bandit", True
 
     def __init__(self):
         self.module = nn.ModuleDict(

@@ -1,10 +1,10 @@
 """Distances between a tuned policy and its base that may predict forgetting, one in each file.
 
-A file registers one function under the key that its number has in `summary.json`; a package outside
-this one does the same (see `robo_razor.core.plugins`). The built-in ones are the columns of the
-predictor table in "RL's Razor" (arXiv 2509.04259), with sparsity as in arXiv 2507.17107. What the
-papers leave open is decided here and said in each file. Those of action distributions, which are
-measured on every probe set, are in `robo_razor.evaluation.divergences`.
+A file registers one function under the key of its number in `summary.json`; another package does
+the same (see `robo_razor.core.plugins`). The built-in predictors are the columns of the predictor
+table in "RL's Razor" (arXiv 2509.04259), with sparsity as in arXiv 2507.17107. Each file states the
+choices that the papers leave open. Distances of action distributions, which are measured on every
+probe set, are in `robo_razor.evaluation.divergences`.
 
 Example:
     >>> @predictor("weight_linf", label="Largest weight change", at_base=0.0)
@@ -40,13 +40,13 @@ Cost = Literal["cheap", "expensive"]
 
 
 class Comparison:
-    """A tuned policy beside its base. What several predictors need is computed once, when asked.
+    """A tuned policy and its base. Values that several predictors need are computed once.
 
     Args:
         base: The frozen base.
-        tuned: What was made of it.
+        tuned: The tuned policy.
         probes: Name -> observations on which they may be compared.
-        of_base: What was computed of the base for earlier comparisons; later ones take it.
+        of_base: A cache of values of the base, which later comparisons share.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Predictor:
     Attributes:
         name: Its key in `summary.json`.
         measure: Measures it.
-        at_base: Its value where nothing has changed: 0 for a distance, 1 for a likeness.
+        at_base: Its value where nothing has changed: 0 for a distance, 1 for a similarity.
         cost: "expensive" ones are measured with `tracking.distances: true` only.
         states: Probe sets without which it cannot be measured.
-        needs_density: Whether it looks at action distributions.
+        needs_density: Whether it reads action distributions.
     """
 
     name: str
@@ -113,16 +113,16 @@ class Predictor:
 
     @property
     def label(self) -> str:
-        """Return what it is called in reports."""
+        """Return its name in reports."""
         return quantity(self.name).label
 
     @property
     def unit(self) -> str:
-        """Return what it counts."""
+        """Return its unit."""
         return quantity(self.name).unit
 
     def can_measure(self, comparison: Comparison) -> bool:
-        """Return whether the policies and probe sets have what it needs."""
+        """Return whether it can be measured on these policies and probe sets."""
         densities = comparison.base.has_density and comparison.tuned.has_density
         return all(name in comparison.probes for name in self.states) and (
             densities or not self.needs_density
@@ -142,13 +142,13 @@ def predictor(
     """Return a decorator that registers a function as a predictor.
 
     Args:
-        name: See `Predictor`, as for all that is not described here.
+        name: Its key in `summary.json`.
         at_base: Its value where nothing has changed.
-        label: What it is called in reports; None: as in `core.quantities`, or by its name.
-        unit: What it counts, with a label.
+        label: Its name in reports; None: as in `core.quantities`, or its key.
+        unit: Its unit, with a label.
         cost: "cheap" or "expensive".
         states: Probe sets that it needs.
-        needs_density: Whether it looks at action distributions.
+        needs_density: Whether it reads action distributions.
     """
 
     def register(measure: Measure) -> Measure:
@@ -172,13 +172,13 @@ def measure_predictors(comparison: Comparison, *, expensive: bool = False) -> di
 
     Args:
         comparison: The two policies.
-        expensive: Whether to measure the expensive ones, too.
+        expensive: Whether to measure expensive predictors too.
     """
     distances: dict[str, float] = {}
-    for item in predictors():
-        if (item.cost == "cheap" or expensive) and item.can_measure(comparison):
-            value = item.measure(comparison)
+    for entry in predictors():
+        if (entry.cost == "cheap" or expensive) and entry.can_measure(comparison):
+            value = entry.measure(comparison)
             if value is not None and math.isfinite(value):
-                # A sum over no changes is the integer 0, and was always written as such.
-                distances[item.name] = value if isinstance(value, int) else float(value)
+                # A sum over no changes is the integer 0, and files have always had it as such.
+                distances[entry.name] = value if isinstance(value, int) else float(value)
     return distances

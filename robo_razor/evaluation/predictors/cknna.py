@@ -1,4 +1,4 @@
-"""Whether the policies find the same observations alike."""
+"""How similar the nearest neighbours of observations are in both policies."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from robo_razor.evaluation.activations import representation
 from robo_razor.evaluation.predictors import Comparison, predictor
 
 NEIGHBOURS = 10
-"""k of CKNNA, the default of its authors."""
+"""k of CKNNA, its authors' default."""
 
 
 @predictor("cknna", at_base=1.0, cost="expensive", states=(NEW_BASE,), needs_density=True)
 def cknna(comparison: Comparison) -> float | None:
-    """Return the alignment of what the policies' last layers read; None on too few observations.
+    """Return the alignment of the inputs of both last layers; None on too few observations.
 
-    On prior skills' states (for the paper: unrelated inputs), or else on the new task's.
+    Observations are states of prior skills (the paper's unrelated inputs), or else of the new task.
     """
     unrelated = comparison.probes.get(PRIOR, comparison.probes[NEW_BASE])
     if len(unrelated) <= NEIGHBOURS:
@@ -31,14 +31,13 @@ def cknna(comparison: Comparison) -> float | None:
 def alignment(first: Tensor, second: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Return the centred kernel nearest-neighbour alignment of representations [n, D] and [n, D'].
 
-    Huh et al., "The Platonic Representation Hypothesis" (2024): CKA of linear kernels K and L, of
-    which only pairs (i, j) count where j is among the k nearest neighbours of i by both; with the
-    unbiased HSIC of Song et al. (JMLR 2012, equation 5). 1 for equal representations, about 0 for
-    unrelated ones.
+    Huh et al., "The Platonic Representation Hypothesis" (2024): CKA of linear kernels K and L over
+    pairs (i, j) where j is among the k nearest neighbours of i in both; with the unbiased HSIC of
+    Song et al. (JMLR 2012, equation 5). 1 for equal representations, about 0 for unrelated ones.
 
     Args:
         first: Representations of n observations.
-        second: Others of the same observations.
+        second: Other representations of the same observations.
         neighbours: k, less than n.
     """
     kernels = first @ first.T, second @ second.T
@@ -61,9 +60,9 @@ def _nearest(kernel: Tensor, neighbours: int) -> Tensor:
     return torch.zeros_like(kernel).scatter_(1, index, 1.0)
 
 
-def _hsic(one: Tensor, two: Tensor) -> Tensor:
+def _hsic(first: Tensor, second: Tensor) -> Tensor:
     """Return the unbiased HSIC of two kernels [n, n] (Song et al. 2012, equation 5)."""
-    n = len(one)
-    k, m = one.clone().fill_diagonal_(0.0), two.clone().fill_diagonal_(0.0)
+    n = len(first)
+    k, m = first.clone().fill_diagonal_(0.0), second.clone().fill_diagonal_(0.0)
     value = (k * m.T).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2))
     return (value - 2.0 * (k @ m).sum() / (n - 2)) / (n * (n - 3))

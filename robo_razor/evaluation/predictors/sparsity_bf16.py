@@ -1,4 +1,4 @@
-"""How many weights are what they were once they are rounded to bfloat16."""
+"""The share of weights that are unchanged after rounding to bfloat16."""
 
 from __future__ import annotations
 

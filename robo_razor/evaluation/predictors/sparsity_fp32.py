@@ -1,4 +1,4 @@
-"""How many weights are exactly what they were."""
+"""The share of weights that are exactly unchanged."""
 
 from __future__ import annotations
 

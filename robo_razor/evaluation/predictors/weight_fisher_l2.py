@@ -1,4 +1,4 @@
-"""How far the weights moved, each counted by how much the base minds it."""
+"""How far the weights moved, each weighed by its importance for the base."""
 
 from __future__ import annotations
 

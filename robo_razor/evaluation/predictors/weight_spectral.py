@@ -9,6 +9,6 @@ from robo_razor.evaluation.predictors import Comparison, predictor
 def weight_spectral(comparison: Comparison) -> float:
     """Return the largest singular value of any matrix's change.
 
-    It is the spectral norm of the block-diagonal matrix of all of them.
+    It is the spectral norm of the block-diagonal matrix of all changes.
     """
     return max([0.0, *(float(values[0]) for values in comparison.singular_values)])

@@ -15,8 +15,8 @@ from robo_razor.policies.policy import LeRobotModule
 class ACT(PolicyFamily):
     """LeRobot's `act`.
 
-    The latent's divergence is a mean over decisions within a loss over actions, and is weighed as
-    the rest of it.
+    The latent's divergence is a mean over decisions within a loss over actions, and gets the same
+    weight as the rest of the loss.
     """
 
     normalises_as_configured = True

@@ -11,7 +11,7 @@ from robo_razor.policies.policy import LeRobotModule
 
 @FAMILIES.register("diffusion")
 class Diffusion(PolicyFamily):
-    """LeRobot's `diffusion`. Its loss is over padding too, unless it is set to mask that."""
+    """LeRobot's `diffusion`. Its loss includes padding, unless it is set to mask it."""
 
     normalises_as_configured = True
 

@@ -22,7 +22,7 @@ from robo_razor.policies.flow.precision import has_low_precision
 from robo_razor.policies.policy import LeRobotModule
 
 PALIGEMMA = "google/paligemma-3b-pt-224"
-"""Whose tokenizer LeRobot's pi0 and pi0.5 read; their configurations do not name it."""
+"""LeRobot's pi0 and pi0.5 read its tokenizer; their configurations do not name it."""
 
 
 @FAMILIES.register("pi0")
@@ -30,7 +30,7 @@ class Pi0(FlowFamily):
     """LeRobot's `pi0`."""
 
     def adapter(self, module: LeRobotModule) -> FlowAdapter:
-        """Return the policy as the sampler sees it."""
+        """Return the sampler's view of the policy."""
         return Pi0Adapter(module)
 
     def backbone(self, config: Any) -> str:
@@ -60,7 +60,7 @@ class Pi0Adapter(PrefixAdapter):
         embedded, pad, attention = self.model.embed_prefix(
             images, masks, batch[TOKENS], batch[TOKEN_MASK]
         )
-        # As LeRobot's sampler does: other attention code has no room for these masks.
+        # As LeRobot's sampler does: other attention code does not take these masks.
         network.paligemma.model.language_model.config._attn_implementation = "eager"
         (output, _), cache = network.forward(
             attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad, attention)),
@@ -90,26 +90,26 @@ class Pi0Adapter(PrefixAdapter):
         return encoder
 
     def prefix_modules(self) -> list[nn.Module]:
-        """Return everything that `encode` depends on."""
+        """Return the modules of `encode`."""
         return [self.model.paligemma_with_expert.paligemma]
 
     def expert_modules(self) -> list[nn.Module]:
-        """Return everything else."""
+        """Return all other modules."""
         projections = [getattr(self.model, name) for name in self.projections]
         return [self.model.paligemma_with_expert.gemma_expert, *projections]
 
     def to_float32(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Compute in float32 where parameters are; with the language model goes the expert."""
-        given = {id(p) for p in parameters}
+        """Make parts with these parameters float32; the language model takes the expert with it."""
+        ids = {id(p) for p in parameters}
         network = self.model.paligemma_with_expert
-        if holds(network.paligemma, given):  # LeRobot feeds both in the precision of the first
+        if holds(network.paligemma, ids):  # both get inputs in the language model's precision
             network.float()
-        elif holds(network.gemma_expert, given) and has_low_precision(network.gemma_expert):
+        elif holds(network.gemma_expert, ids) and has_low_precision(network.gemma_expert):
             network.gemma_expert.float()
             first = network.gemma_expert.model.layers[0].input_layernorm
             first.register_forward_pre_hook(_float_input)
 
 
 def _float_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Raise what goes into a module to float32: LeRobot's cloning loss has rounded it."""
+    """Convert the input of a module to float32: LeRobot's cloning loss has rounded it."""
     return arguments[0].float(), *arguments[1:]

@@ -1,4 +1,4 @@
-"""pi0.5 (Physical Intelligence 2025): pi0 whose state stands in the text of the instruction."""
+"""pi0.5 (Physical Intelligence 2025): pi0 that reads the state as text of the instruction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Pi05(Pi0):
     """LeRobot's `pi05`."""
 
     def adapter(self, module: LeRobotModule) -> FlowAdapter:
-        """Return the policy as the sampler sees it."""
+        """Return the sampler's view of the policy."""
         return Pi05Adapter(module)
 
 

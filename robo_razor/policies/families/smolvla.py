@@ -27,7 +27,7 @@ class SmolVLA(FlowFamily):
     """LeRobot's `smolvla`."""
 
     def adapter(self, module: LeRobotModule) -> FlowAdapter:
-        """Return the policy as the sampler sees it."""
+        """Return the sampler's view of the policy."""
         return SmolVLAAdapter(module)
 
     def loss_mean_over(self, config: Any) -> MeanOver:
@@ -79,17 +79,17 @@ class SmolVLAAdapter(PrefixAdapter):
         return encoder
 
     def prefix_modules(self) -> list[nn.Module]:
-        """Return everything that `encode` depends on."""
+        """Return the modules of `encode`."""
         return [self.model.vlm_with_expert.vlm, self.model.state_proj]
 
     def expert_modules(self) -> list[nn.Module]:
-        """Return everything else."""
+        """Return all other modules."""
         names = ("action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
         return [self.model.vlm_with_expert.lm_expert, *(getattr(self.model, n) for n in names)]
 
     def to_float32(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Compute in float32 where parameters are; LeRobot casts between the parts."""
-        given = {id(p) for p in parameters}
+        """Make parts with these parameters float32; LeRobot casts between the parts."""
+        ids = {id(p) for p in parameters}
         for part in (*self.prefix_modules(), *self.expert_modules()):
-            if holds(part, given):
+            if holds(part, ids):
                 part.float()

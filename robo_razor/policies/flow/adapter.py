@@ -1,8 +1,8 @@
-"""A flow-matching policy as the sampler sees it: encode observations, and a velocity.
+"""The sampler's view of a flow-matching policy: encode observations, and compute a velocity.
 
-An adapter stands outside of LeRobot's code: it calls public parts of the policy in the order in
-which LeRobot's own sampler does, so Euler's rule on `velocity` is that sampler. The observation is
-encoded once, into the keys and values that all denoising steps attend to.
+An adapter leaves LeRobot's code as it is: it calls parts of the policy in the order of LeRobot's
+sampler, so Euler's rule on `velocity` equals that sampler. The observation is encoded once, into
+the keys and values that all denoising steps attend to.
 
 Axis letters: B decisions, L prefix tokens, H actions in the predicted chunk, D padded action
 dimensions, A real ones, F features.
@@ -27,7 +27,7 @@ PREFIX = "prefix."
 
 @dataclass(frozen=True)
 class Prefix:
-    """What denoising reads of the observations.
+    """The encoded observations, as denoising reads them.
 
     Attributes:
         pad_masks: bool [B, L], True where there is a token.
@@ -47,7 +47,7 @@ class Prefix:
         return len(self.pad_masks)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the parts by name, all of first axis B, as `from_tensors` takes them."""
+        """Return the parts by name, all of first axis B; `from_tensors` reads them."""
         parts = {"pad_masks": self.pad_masks, "features": self.features}
         if self.state is not None:
             parts["state"] = self.state
@@ -57,7 +57,7 @@ class Prefix:
 
     @staticmethod
     def from_tensors(parts: dict[str, Tensor]) -> Prefix | None:
-        """Return the prefix that `tensors` took apart; None if these are no parts of one."""
+        """Return the prefix of the parts that `tensors` returned; None if they are missing."""
         if f"{PREFIX}pad_masks" not in parts:
             return None
         layers = range(sum(name.startswith(f"{PREFIX}keys.") for name in parts))
@@ -70,7 +70,7 @@ class Prefix:
         )
 
     def repeat(self, times: int) -> Prefix:
-        """Return the prefix with every row `times` times in a row; features are left out."""
+        """Return the prefix with every row repeated `times` times; features are left out."""
         return Prefix(
             self.pad_masks.repeat_interleave(times, 0),
             tuple(key.repeat_interleave(times, 0) for key in self.keys),
@@ -80,7 +80,7 @@ class Prefix:
         )
 
     def cache(self) -> Any:
-        """Return the keys and values in a new cache, which its consumer may change."""
+        """Return the keys and values in a new cache, which the caller may change."""
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         cache = DynamicCache()
@@ -93,7 +93,7 @@ class Prefix:
 
 
 class FlowAdapter(Protocol):
-    """One flow-matching policy, as the sampler sees it."""
+    """The sampler's view of one flow-matching policy."""
 
     horizon: int
     """H."""
@@ -102,11 +102,11 @@ class FlowAdapter(Protocol):
     padded_dim: int
     """D >= A."""
     num_steps: int
-    """Denoising steps of the policy's own sampler."""
+    """Denoising steps of LeRobot's sampler for the policy."""
     feature_dim: int
     """F."""
     float32_expert: bool
-    """Whether the action expert always computes in float32 here, whatever LeRobot builds it in."""
+    """Whether the action expert always computes in float32 here, whatever LeRobot's precision."""
 
     def encode(self, batch: dict[str, Tensor]) -> Prefix:
         """Encode prepared observations, images float [B, 3, W, W] in [0, 1]."""
@@ -118,22 +118,22 @@ class FlowAdapter(Protocol):
         """Return the image encoder."""
 
     def prefix_modules(self) -> list[nn.Module]:
-        """Return everything that `encode` depends on."""
+        """Return the modules of `encode`."""
 
     def expert_modules(self) -> list[nn.Module]:
-        """Return everything else: what `velocity` depends on."""
+        """Return all other modules: those of `velocity`."""
 
     def to_float32(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Compute in float32 in every part of the policy that holds one of some parameters."""
+        """Make every part of the policy float32 that holds one of these parameters."""
 
 
 class PrefixAdapter:
-    """What the families share: sizes from the configuration, and pooling.
+    """Common parts of the families' adapters: sizes from the configuration, and pooling.
 
     Args:
         module: The LeRobot policy.
-        num_steps: Denoising steps of its own sampler.
-        width: Of the tokens that the prefix consists of.
+        num_steps: Denoising steps of LeRobot's sampler for it.
+        width: Width of the prefix' tokens.
     """
 
     float32_expert = False
@@ -165,6 +165,6 @@ def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list({id(p): p for module in modules for p in module.parameters()}.values())
 
 
-def holds(module: nn.Module, given: set[int]) -> bool:
-    """Say whether a module has any of the parameters with the given `id`s."""
-    return any(id(p) in given for p in module.parameters())
+def holds(module: nn.Module, ids: set[int]) -> bool:
+    """Return whether a module has any of the parameters with these `id`s."""
+    return any(id(p) in ids for p in module.parameters())

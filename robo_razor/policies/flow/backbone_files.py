@@ -1,9 +1,9 @@
-"""The folder of a vision-language model that a policy names, kept inside the policy's own folder.
+"""A copy of the vision-language model's settings and tokenizer in the policy's folder.
 
 LeRobot's SmolVLA reads the settings and the tokenizer of its backbone from a folder or hub id that
-its configuration names, and stops where that is not at hand. Beside a saved policy we keep a copy,
-without weights (those are in the policy's own file), and load from it wherever there is one. What
-came from the hub lies in the hub's cache, and is copied from there.
+its configuration names, and fails where they are missing. So a saved policy gets a copy without
+weights (the policy's file has them), and loading prefers the copy. Files from the hub are copied
+from the hub's cache.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ VLM_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.json", "chat_template.jinja"),
 )
-"""What is copied: the folder may be any of this machine's, and a checkpoint is passed on."""
+"""The only files to copy: the folder may hold others, and checkpoints are shared."""
 VLM_MARKS = ("tokenizer_config.json", "tokenizer.json", "config.json")
-"""Files of which one at least is fetched with any backbone."""
+"""Files of which every backbone has at least one."""
 
 
 def read_vlm(folder: Path) -> dict[str, bytes]:
     """Return file name -> content of a backbone's settings and tokenizer.
 
-    By content: the checkpoint that a policy was loaded from may be gone when it is saved.
+    The content is read now: the checkpoint that a policy was loaded from may be deleted later.
     """
     files = [folder / name for name in VLM_FILES]
     return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def check_links(folder: Path) -> None:
-    """Check that no file of a backbone in a policy's folder is a link to somewhere else.
+    """Check that no file of a backbone in a policy's folder is a link out of that folder.
 
     It would be copied into every checkpoint. The hub's cache consists of links into itself.
 
     Raises:
-        CheckpointError: One is.
+        CheckpointError: A file is such a link.
     """
     roots = [folder.resolve()]
-    roots += [place.parent.resolve() / "blobs" for place in folder.parents if _is_cache(place)]
+    roots += [parent.parent.resolve() / "blobs" for parent in folder.parents if _is_cache(parent)]
     for name in VLM_FILES:
         file = folder / name
         if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in roots):
@@ -56,19 +56,19 @@ def check_links(folder: Path) -> None:
             )
 
 
-def _is_cache(place: Path) -> bool:
-    return place.name == "snapshots" and place.parent.name.startswith("models--")
+def _is_cache(folder: Path) -> bool:
+    return folder.name == "snapshots" and folder.parent.name.startswith("models--")
 
 
 def named_vlm(name: str | None) -> Path | None:
-    """Return the local folder that a backbone's name is, None for others."""
+    """Return the local folder that a backbone's name is; None for other names."""
     return Path(name) if name and Path(name).is_dir() else None
 
 
 def cached_vlm(name: str | None) -> Path | None:
     """Return the folder of the hub's cache that has a backbone, if any.
 
-    Right after the policy was built from a hub id it has all that building it takes.
+    After a policy was built from a hub id, the cache has all files that building it takes.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -76,7 +76,7 @@ def cached_vlm(name: str | None) -> Path | None:
     for file in VLM_MARKS if name else ():
         try:
             path = try_to_load_from_cache(str(name), file)
-        except HFValidationError:  # a folder of another time or machine
+        except HFValidationError:  # a folder that existed earlier, or on another machine
             return None
         if isinstance(path, str):
             return Path(path).parent
@@ -84,28 +84,28 @@ def cached_vlm(name: str | None) -> Path | None:
 
 
 def missing_vlm(name: str | None, directory: Path) -> str | None:
-    """Return the hub id of a backbone that only the hub has; None if there is none or it is here.
+    """Return the hub id of a backbone that must come from the hub; None for a local one, or none.
 
     Args:
-        name: Of the backbone, as `PolicyFamily.backbone` gives it.
+        name: Name of the backbone, from `PolicyFamily.backbone`.
         directory: The policy's folder.
     """
-    here = named_vlm(name) is not None or (directory / VLM_FOLDER).is_dir()
-    return None if here else name
+    is_local = named_vlm(name) is not None or (directory / VLM_FOLDER).is_dir()
+    return None if is_local else name
 
 
 @contextlib.contextmanager
 def local_vlm(config: Any, directory: Path) -> Iterator[str | None]:
     """Let a configuration name the copy in a policy's folder while the policy is built.
 
-    The weights of the backbone are not loaded on their own then: the policy's file has them.
+    Then the backbone's weights are not loaded separately: the policy's file has them.
 
     Args:
         config: The policy's configuration.
         directory: The policy's folder.
 
     Yields:
-        The copy's path, or None where there is none and nothing is changed.
+        The copy's path, or None where there is no copy; then nothing is changed.
     """
     folder = directory / VLM_FOLDER
     if not folder.is_dir():

@@ -1,10 +1,10 @@
 """The distribution of a flow policy's chunks, by the paths of a stochastic sampler.
 
-A chunk has no density that can be computed, but the path that the sampler takes to it has one: a
+The density of a chunk cannot be computed, but the density of the sampler's path to it can. So a
 *sample* here is the whole path, float32 [B, K + 1, H, D]. Its first entry is the noise, its last
 the chunk in the policy's normalised action space; `FlowPolicy.to_actions` cuts and scales it.
 Log-probabilities are those of the path's steps, and `kl` is the divergence of path measures. Where
-the last step has noise that is an upper bound of the divergence of the chunks (see `kernels`).
+the last step has noise it is an upper bound of the divergence of the chunks (see `kernels`).
 
 Dimensions that only pad the action have no trained velocity. They follow the law of training,
 x_t = t e, which has no parameters, so the likelihood of the real ones is exact.
@@ -41,14 +41,14 @@ PATH_SEED = "divergence of paths"
 
 
 class FlowChunkDistribution:
-    """Distribution over the paths by which a flow policy comes to its chunks.
+    """Distribution over the paths of a flow policy to its chunks.
 
     Args:
-        observations: What the policy sees.
+        observations: The policy's observations.
         schedule: The stochastic sampler.
         to_actions: Turns normalised chunks [B, H, A] into actions of the environment.
         kl_paths: Paths per decision from which `kl` is estimated, at least 1.
-        noise: Gives the noise level of the steps, with the `learnt` kernel.
+        noise: Returns the noise level of the steps, with the `learnt` kernel.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class FlowChunkDistribution:
         self.noise = noise
         self._to_actions = to_actions
         self._drawn: tuple[Tensor, Tensor] | None = None
-        self._own: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._paths: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def kl_kind(self) -> KLKind:
-        """Say whether `kl` bounds the divergence of the chunks.
+        """Return whether `kl` bounds the divergence of the chunks.
 
-        Not where the last step has no noise: two policies may differ in that step alone, and then
-        they make other chunks of equal paths.
+        It does not where the last step has no noise: two policies may differ in that step alone,
+        and then turn equal paths into different chunks.
         """
         ends_with_noise = len(self.schedule) - 1 in self.schedule.live
         return "upper bound" if ends_with_noise else "path divergence"
@@ -94,7 +94,7 @@ class FlowChunkDistribution:
         return path
 
     def mode(self) -> Tensor:
-        """Return the actions that the policy's own sampler makes of zero noise.
+        """Return the actions of LeRobot's sampler from zero noise.
 
         Returns:
             float32 [B, executed H, A] in the environment's units.
@@ -105,7 +105,7 @@ class FlowChunkDistribution:
 
     @torch.no_grad()
     def integrate(self, noise: Tensor) -> Tensor:
-        """Return the normalised chunks [B, H, A] of the policy's own sampler from noise [B, H, D].
+        """Return the normalised chunks [B, H, A] of LeRobot's sampler from noise [B, H, D].
 
         All padded dimensions evolve, as in LeRobot.
         """
@@ -127,11 +127,11 @@ class FlowChunkDistribution:
     def log_prob_steps(self, path: Tensor) -> Tensor:
         """Return the log-density of every step that has noise, [B, live steps].
 
-        Of the whole predicted chunk and of the real action dimensions. For paths that were just
+        It covers the whole predicted chunk and the real action dimensions. For paths that were just
         sampled it is known already; others are replayed in one batched call.
 
         Raises:
-            PolicyError: If `path` is not a path.
+            PolicyError: `path` does not have the shape of a path.
         """
         if self._drawn is not None and path is self._drawn[0] and not torch.is_grad_enabled():
             return self._drawn[1]
@@ -159,8 +159,8 @@ class FlowChunkDistribution:
     def kl(self, other: FlowChunkDistribution) -> Tensor:
         """Return the divergence [B] of the path measures; `kl_kind` says what it bounds.
 
-        An average over `kl_paths` paths. Their noise depends on the observation alone, so it is the
-        same every time and whatever other rows there are. Gradients flow through the means, not
+        An average over `kl_paths` paths. Their noise depends on the observation alone, so it is
+        equal every time and independent of other rows. Gradients flow through the means, not
         through the choice of the path.
         """
         return self.kl_of_paths(other).mean(-1)
@@ -173,19 +173,19 @@ class FlowChunkDistribution:
         """Return the divergence along every path drawn from self, [B, P].
 
         Raises:
-            PolicyError: If `other` has another sampler or another action space.
+            PolicyError: `other` has another sampler or another action space.
         """
         same = isinstance(other, FlowChunkDistribution) and self.schedule == other.schedule
         same = same and (self.noise is None) == (other.noise is None)
         if not same or self.path_shape != other.path_shape:
             raise PolicyError(
-                "The KL divergence of two policies with different samplers was asked for.",
+                "Two policies with different samplers have no KL divergence",
                 allowed="flow policies of one family with equal `flow` settings, such as a base "
-                "and what was tuned from it",
+                "and the policy that was tuned from it",
             )
         along: list[Tensor] = []
         for index in range(self.num_paths):
-            path, mean, std = self._own_path(index)
+            path, mean, std = self._path(index)
             along.append(gaussian_kl(mean, std, *other.moments(path)).sum(-1))
         divergences = torch.stack(along, -1)
         if not torch.is_grad_enabled() and not bool(torch.isfinite(divergences).all()):
@@ -197,7 +197,7 @@ class FlowChunkDistribution:
         return divergences
 
     def moments(self, path: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what every live step is drawn from at the points of a path.
+        """Return the Gaussian of every live step at the points of a path.
 
         Returns:
             Means [B, live steps, H, A] and standard deviations that broadcast to them.
@@ -206,17 +206,17 @@ class FlowChunkDistribution:
         mean, std = self.observations.run(self._moments, path)
         return mean, std
 
-    def _own_path(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a path of our own and its moments; kept, as the base's never change."""
-        if index in self._own and not torch.is_grad_enabled():
-            return self._own[index]
+    def _path(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a path drawn from self and its moments; cached, as the base's never change."""
+        if index in self._paths and not torch.is_grad_enabled():
+            return self._paths[index]
         with torch.no_grad():
             noise = _path_noise(self.observations.keys, self.path_shape, index).to(self._device)
             path = self.observations.run(self._sample, noise)[0]
-        # Replayed like the other's means, so that equal weights give equal numbers.
+        # Replayed like the means of `other`, so that equal weights give equal numbers.
         drawn = path, *self.moments(path)
         if not torch.is_grad_enabled():
-            self._own[index] = drawn
+            self._paths[index] = drawn
         return drawn
 
     # Steps ----------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class FlowChunkDistribution:
     def _velocities(self, prefix: Prefix, x: Tensor) -> Tensor:
         """Return the velocities [B, live steps, H, D] at x, the points before the live steps.
 
-        In one call, unless the backward pass is to hold the activations of one step at a time.
+        In one call, unless checkpointing holds the activations of one step at a time.
         """
         times = [self.schedule.time[k] for k in self.schedule.live]
         rows, steps = x.shape[:2]
@@ -303,9 +303,9 @@ class FlowChunkDistribution:
         expected = (len(self.observations), *self.path_shape)
         if tuple(path.shape) != expected:
             raise PolicyError(
-                f"A sample of shape {tuple(path.shape)} was given to a flow policy.",
+                f"A flow policy cannot read a sample of shape {tuple(path.shape)}",
                 allowed=f"denoising paths of shape {expected}, as `sample` returns them",
-                remedy="Set `flow.num_steps` to what the sample was drawn with.",
+                remedy="Set `flow.num_steps` to the value with which the sample was drawn.",
             )
 
 
@@ -314,6 +314,6 @@ def _times(t: float, x: Tensor) -> Tensor:
 
 
 def _path_noise(keys: Sequence[int], shape: tuple[int, ...], index: int) -> Tensor:
-    """Return standard normal numbers float32 [B, *shape], of every row by its key alone."""
+    """Return standard normal numbers float32 [B, *shape]; each row depends on its key alone."""
     rows = [generator(PATH_SEED, index, k).standard_normal(shape, dtype="float32") for k in keys]
     return torch.from_numpy(np.stack(rows))

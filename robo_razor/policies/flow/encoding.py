@@ -1,7 +1,7 @@
-"""Observations that are encoded when they are needed, in batches of one size, or were before.
+"""Observations that are encoded on demand, in batches of one size, unless they are already.
 
 Matrix products of another batch size round differently, so without the fixed size an episode's
-outcome would depend on how many environments run beside it.
+outcome would depend on how many environments run at the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from robo_razor.policies.reproducible import block_rows, join_blocks
 Work = Callable[..., tuple[Tensor, ...]]
 
 KEY = f"{PREFIX}key"
-"""Beside an encoded observation: what `row_keys` made of it before it was encoded, int64 [B]."""
+"""Of encoded observations: their `row_keys` from before they were encoded, int64 [B]."""
 
 
 class Observations:
@@ -28,9 +28,9 @@ class Observations:
 
     Args:
         adapter: Encodes them.
-        batch: Policy inputs, tensors of first axis B, or what `Prefix.tensors` made of them.
-        size: Rows per inference without gradients, filled up where there are fewer.
-        checkpointing: Encode anew in the backward pass instead of keeping what lies between.
+        batch: Policy inputs, tensors of first axis B, or the result of `Prefix.tensors`.
+        size: Rows per inference without gradients; a smaller block is filled up.
+        checkpointing: Encode again in the backward pass instead of storing activations.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Observations:
     ) -> None:
         self.adapter, self.batch, self.size = adapter, batch, size
         self.checkpointing = checkpointing
-        self._kept: list[Prefix] = []
+        self._prefixes: list[Prefix] = []
         self._with_gradient: Prefix | None = None
 
     def __len__(self) -> int:
@@ -50,18 +50,18 @@ class Observations:
 
     @functools.cached_property
     def keys(self) -> list[int]:
-        """Return a number for each observation that depends on nothing but itself."""
+        """Return a number for each observation that depends on that observation alone."""
         if KEY in self.batch:
             return list(map(int, self.batch[KEY].tolist()))
         return row_keys(self.batch)
 
     def keep(self) -> None:
-        """Remember what is encoded: for observations that are soon forgotten themselves."""
-        if not torch.is_grad_enabled() and not self._kept:
-            self._kept = [self._encode(self._rows(rows)) for rows in self._blocks()]
+        """Encode and remember the result, for observations that are used for a short time."""
+        if not torch.is_grad_enabled() and not self._prefixes:
+            self._prefixes = [self._encode(self._rows(rows)) for rows in self._blocks()]
 
     def run(self, work: Work, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return what `work(prefix, *rows of the tensors)` makes of all observations.
+        """Return the results of `work(prefix, *rows of the tensors)` for all observations.
 
         With gradients enabled everything is one batch, which is encoded once.
 
@@ -75,8 +75,8 @@ class Observations:
             return work(self._with_gradient, *tensors)
         parts = []
         for block, rows in enumerate(self._blocks()):
-            kept = self._kept[block] if self._kept else self._encode(self._rows(rows))
-            parts.append(work(kept, *(tensor[rows] for tensor in tensors)))
+            prefix = self._prefixes[block] if self._prefixes else self._encode(self._rows(rows))
+            parts.append(work(prefix, *(tensor[rows] for tensor in tensors)))
         return join_blocks(parts, len(self))
 
     def _blocks(self) -> list[Tensor]:
@@ -115,7 +115,7 @@ def row_keys(batch: dict[str, Tensor]) -> list[int]:
 
 
 def policy_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn images that were kept as uint8 [B, W, W, 3] into float32 [B, 3, W, W] in [0, 1]."""
+    """Turn images that are stored as uint8 [B, W, W, 3] into float32 [B, 3, W, W] in [0, 1]."""
     return {
         key: value.permute(0, 3, 1, 2).float() / 255.0 if value.dtype == torch.uint8 else value
         for key, value in batch.items()

@@ -1,4 +1,4 @@
-"""What LeRobot's flow-matching policies have in common."""
+"""The common parts of the families of LeRobot's flow-matching policies."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
 class FlowFamily(PolicyFamily, ABC):
     """Flow-matching policies that get a stochastic sampler, and so a density, by an adapter.
 
-    They have none where they change actions by themselves (`refuses`). Compiled models are loaded
-    without their compilation: what would be compiled is LeRobot's own sampler.
+    They have no density where they transform actions themselves (`refuses`). Compiled models are
+    loaded without compilation: LeRobot would compile its sampler, which is replaced here.
     """
 
     masks_cameras = True
@@ -25,10 +25,10 @@ class FlowFamily(PolicyFamily, ABC):
 
     @abstractmethod
     def adapter(self, module: LeRobotModule) -> FlowAdapter:
-        """Return the policy as the sampler sees it."""
+        """Return the sampler's view of the policy."""
 
     def wrap(self, loaded: Loaded) -> Policy:
-        """Return the policy, with a density unless it changes actions by itself."""
+        """Return the policy, with a density unless it transforms actions itself."""
         if self.refused(loaded.module.config) is not None:
             return super().wrap(loaded)
         return FlowPolicy(loaded, self.adapter)

@@ -1,30 +1,30 @@
-"""Transition kernels of stochastic flow samplers, and what is known of them in closed form.
+"""Transition kernels of stochastic flow samplers, with densities and divergences in closed form.
 
 A flow-matching policy moves noise x at t = 1 to an action chunk at t = 0 along a velocity v(x, t),
-with x_t = (1 - t) a + t e and v = e - a on average. A kernel makes of one step from t to
-t' = t - 1/K a Gaussian whose mean is linear in (x, v) and whose standard deviation depends on t:
+with x_t = (1 - t) a + t e and v = e - a on average. A kernel turns one step from t to t' = t - 1/K
+into a Gaussian whose mean is linear in (x, v) and whose standard deviation depends on t:
 
     x' ~ N(A x + B v, s^2)        dt = t' - t < 0
 
-- `ode`: A = 1, B = dt, s = 0. Euler's rule, LeRobot's own sampler.
+- `ode`: A = 1, B = dt, s = 0. Euler's rule, LeRobot's sampler.
 - `sde`: the stochastic equation with the flow's marginals, as in Flow-GRPO (Liu et al. 2025, arXiv
   2505.05470, eq. 9) and as Flow-SDE in pi_RL (arXiv 2510.25889). With sigma = a sqrt(t / (1 - t))
   and c = sigma^2 / (2 t): A = 1 + c dt, B = dt (1 + c (1 - t)), s = sigma sqrt(-dt). At t = 1,
   where sigma has no bound, 1 - t is taken as 1/K.
 - `cps`: coefficient-preserving sampling (Wang and Yu 2025, arXiv 2509.05952). From the estimates
   x0 = x - t v and e = x + (1 - t) v: mean = (1 - t') x0 + sqrt(t'^2 - s^2) e, s = t' sin(a pi / 2).
-  The last step has no noise: it is left out of likelihood and divergence, and takes two steps or
-  more to have any.
+  The last step has no noise, so likelihood and divergence leave it out, and the sampler needs at
+  least two steps.
 - `inject`: Euler's rule plus noise, s = a sqrt(-dt). It widens the marginals.
-- `learnt`: the same with a level a that a network makes of the observation, t and the action
+- `learnt`: the same with a level a that a network computes from the observation, t and the action
   dimension, as in ReinFlow (Zhang et al. 2025, arXiv 2505.22094) and as Flow-Noise in pi_RL (arXiv
-  2510.25889); see `noise`. The schedule's s is that of level 1.
+  2510.25889); see `noise_network`. The schedule's s is that of level 1.
 
 The first sample x ~ N(0, I) at t = 1 has no parameters, so likelihood and divergence of a path are
-those of its steps. By the data-processing inequality the divergence of paths is at least that of
-what the last step with noise leads to. That is the chunk, and so an upper bound of its divergence,
-for `sde`, `inject` and `learnt`. With `cps` it is the point before the last step, of which each
-policy makes a chunk in its own way: of the chunks nothing is bounded there.
+those of its steps. By the data-processing inequality the divergence of paths is at least the
+divergence of the points after the last step with noise. For `sde`, `inject` and `learnt` these are
+the chunks, so it is an upper bound of the chunks' divergence. With `cps` these are the points
+before the last step, which each policy maps to chunks differently: it is not a bound there.
 
 Axis letters: B decisions, K steps, H actions in the predicted chunk, A action dimensions.
 """
@@ -82,10 +82,10 @@ def make_schedule(kernel: KernelName, num_steps: int, noise: float = 0.0) -> Sch
             `learnt` the level at the start.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: A number is out of range.
     """
     if num_steps < 1:
-        raise ConfigError(f"{num_steps} denoising steps were asked for", allowed=">= 1")
+        raise ConfigError(f"The number of denoising steps is {num_steps}", allowed=">= 1")
     if kernel != "ode" and (noise <= 0.0 or (kernel == "cps" and noise > 1.0)):
         raise ConfigError(
             f"`flow.noise` = {noise:g} does not fit `flow.kernel: {kernel}`",
@@ -113,8 +113,8 @@ def _coefficients(
         return 1.0, dt, level * math.sqrt(-dt)
     if kernel == "cps":
         std = end * math.sin(noise * math.pi / 2.0)
-        kept = math.sqrt(max(0.0, end * end - std * std))
-        return (1.0 - end) + kept, kept * (1.0 - t) - (1.0 - end) * t, std
+        scale = math.sqrt(max(0.0, end * end - std * std))
+        return (1.0 - end) + scale, scale * (1.0 - t) - (1.0 - end) * t, std
     sigma_squared = noise * noise * t / max(1.0 - t, -dt)
     drift = sigma_squared / (2.0 * t)
     return 1.0 + drift * dt, dt * (1.0 + drift * (1.0 - t)), math.sqrt(-sigma_squared * dt)
@@ -143,13 +143,13 @@ def gaussian_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor
     Args:
         mean: [B, K, H, A], of the sampler that the path was drawn from.
         std: Broadcastable to [B, K, H, A], > 0.
-        other_mean: [B, K, H, A], of the other one at the same points of the path.
+        other_mean: [B, K, H, A], of the other sampler at the same points of the path.
         other_std: Its standard deviation.
     """
     ratio = std.float() / other_std.float()
     spread = 0.5 * (ratio.square() - 1.0) - ratio.log()
     shift = (mean.float() - other_mean.float()) / other_std.float()
-    # Apart: beside the squared deviations the shift of a small step would be rounded away.
+    # Added last: next to the squared deviations a small shift would be rounded away.
     return (spread + 0.5 * shift.square()).expand_as(mean).sum((-2, -1))
 
 

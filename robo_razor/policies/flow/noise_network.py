@@ -1,16 +1,16 @@
 """The network of the `learnt` kernel: how far each denoising step of a flow policy spreads.
 
-As in ReinFlow (Zhang et al. 2025, arXiv 2505.22094), a small network beside the velocity gives the
-standard deviation of the noise of every step, within bounds, and is trained by the policy gradient
-alone: cloning has no use for it, and greedy actions have no noise at all. pi_RL (arXiv 2510.25889)
-does the same with VLAs and calls it Flow-Noise.
+As in ReinFlow (Zhang et al. 2025, arXiv 2505.22094), a small network next to the velocity computes
+the standard deviation of the noise of every step, within bounds. Only the policy gradient trains
+it: cloning does not use it, and greedy actions have no noise. pi_RL (arXiv 2510.25889) does the
+same with VLAs and calls it Flow-Noise.
 
-What is decided here:
-- It reads the pooled prefix (what the policy makes of the observation) and t, not the noisy chunk,
+Choices of this implementation:
+- It reads the pooled prefix (the policy's encoding of the observation) and t, not the noisy chunk,
   so the noise of all steps is known before the first one.
 - One level for the whole chunk of each action dimension, not one for every action in it.
-- The level is in units of sqrt(-dt), as that of `inject`: the bounds mean the same with any number
-  of steps. At the start it is `flow.noise` everywhere; a sigmoid keeps its logarithm in bounds.
+- The level is in units of sqrt(-dt), like that of `inject`: the bounds mean the same with any
+  number of steps. At the start it is `flow.noise` everywhere; a sigmoid bounds its logarithm.
 
 Axis letters: B decisions, K steps, A action dimensions, F features.
 """
@@ -29,7 +29,7 @@ FREQUENCIES = 4
 
 
 class NoiseNetwork(nn.Module):
-    """One hidden layer; new networks are all alike and give the same level everywhere.
+    """One hidden layer; all new networks are equal and return one level everywhere.
 
     Args:
         features: F, the size of the policy's features.
@@ -58,14 +58,14 @@ class NoiseNetwork(nn.Module):
             features: float32 [B, F].
             time: t at the start of each step, float32 [K].
         """
-        with torch.autocast(features.device.type, enabled=False):  # densities want precision
+        with torch.autocast(features.device.type, enabled=False):  # densities need precision
             factor = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=time.device)
             angle = time[:, None] * factor
             clock = torch.cat([angle.sin(), angle.cos()], -1)
-            seen = self.norm(features.float())
-            rows, steps = len(seen), len(clock)
+            normalised = self.norm(features.float())
+            rows, steps = len(normalised), len(clock)
             joined = torch.cat(
-                [seen[:, None].expand(-1, steps, -1), clock[None].expand(rows, -1, -1)], -1
+                [normalised[:, None].expand(-1, steps, -1), clock[None].expand(rows, -1, -1)], -1
             )
             shift = self.output(torch.nn.functional.silu(self.hidden(joined)))
             share = (math.log(self.level) - math.log(self.low)) / self._width
@@ -75,5 +75,5 @@ class NoiseNetwork(nn.Module):
 
     @property
     def _width(self) -> float:
-        """Return the distance of the bounds in logarithms: levels are bounded by a sigmoid."""
+        """Return the distance of the bounds' logarithms, the range of the sigmoid."""
         return math.log(self.high) - math.log(self.low)

@@ -1,13 +1,13 @@
 """A flow-matching policy of LeRobot with a density, a critic and a divergence from its base.
 
-Beside LeRobot's files a saved policy has `value_head.safetensors` (the critic), `flow.json` (how it
-is sampled), with learnt noise `noise_network.safetensors`, and in `vlm/` a copy of its
+Besides LeRobot's files a saved policy has `value_head.safetensors` (the critic), `flow.json` (how
+it is sampled), with learnt noise `noise_network.safetensors`, and in `vlm/` a copy of its
 vision-language model's settings and tokenizer, from the folder that the policy names or from the
-hub's cache. LeRobot reads none of them.
+hub's cache. LeRobot does not read them.
 
-Whatever is trained is float32, and so is all that is computed beside it (`share_frozen`): small
-steps of bfloat16 weights would be rounded away. Such weights are float32 in the file too, and are
-read back as such; LeRobot rounds them to what it builds the policy in.
+Trained weights are float32, and so are the modules that compute with them (`share_frozen`): small
+steps of bfloat16 weights would be rounded away. These weights are float32 in the file too, and
+loading restores them; LeRobot alone would round them to its precision.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robo_razor.core.errors import CheckpointError, ConfigError, shown
+from robo_razor.core.errors import CheckpointError, ConfigError, PolicyError, shown
 from robo_razor.core.files import read_json, write_bytes, write_json
 from robo_razor.core.settings.config import FlowConfig, from_dict, to_dict
 from robo_razor.policies.flow.adapter import (
@@ -55,19 +55,19 @@ NOISE_NETWORK = "noise_network"
 VALUE_FILE = "value_head.safetensors"
 NOISE_FILE = "noise_network.safetensors"
 FLOW_FILE = "flow.json"
-OUR_FILES = {VALUE_HEAD: VALUE_FILE, NOISE_NETWORK: NOISE_FILE}
-"""What LeRobot's policy knows nothing of, by its name in the module."""
+ADDED_FILES = {VALUE_HEAD: VALUE_FILE, NOISE_NETWORK: NOISE_FILE}
+"""Name of a module that is added to LeRobot's policy -> its file."""
 
 
 class FlowPolicy(Policy):
     """A flow-matching policy whose sampler is stochastic: paths with densities.
 
-    Greedy actions are those of the policy's own sampler from zero noise. `temperature` is not read:
-    how far samples spread is `FlowConfig.noise`.
+    Greedy actions are those of LeRobot's sampler from zero noise. `temperature` is not read:
+    `FlowConfig.noise` sets how far samples spread.
 
     Args:
-        loaded: The LeRobot policy and what came with it.
-        make_adapter: Makes of the module what the sampler sees.
+        loaded: The LeRobot policy with its processors.
+        make_adapter: Returns the sampler's view of the module.
     """
 
     has_density = True
@@ -80,7 +80,7 @@ class FlowPolicy(Policy):
         self._make_adapter = make_adapter
         self.flow = FlowConfig()
         module = self.module
-        self._own_training = {n: p.requires_grad for n, p in module.named_parameters()}
+        self._trained_by_lerobot = {n: p.requires_grad for n, p in module.named_parameters()}
         head = ValueHead(self.adapter.feature_dim).to(self.device)
         module.add_module(VALUE_HEAD, head)
         module.value_parameters = head.parameters  # as token policies have it
@@ -92,7 +92,7 @@ class FlowPolicy(Policy):
 
     @property
     def adapter(self) -> FlowAdapter:
-        """Return the policy as the sampler sees it."""
+        """Return the sampler's view of the policy."""
         return self._make_adapter(self.module)
 
     @property
@@ -103,7 +103,7 @@ class FlowPolicy(Policy):
 
     @property
     def noise_network(self) -> NoiseNetwork | None:
-        """Return what gives the noise level with the `learnt` kernel; None with others."""
+        """Return the network of the noise level with the `learnt` kernel; None with others."""
         return getattr(self.module, NOISE_NETWORK, None)
 
     @property
@@ -119,34 +119,34 @@ class FlowPolicy(Policy):
         return len(self.schedule) + 1, adapter.horizon, adapter.padded_dim
 
     def configure(self, flow: FlowConfig) -> None:
-        """Take over how the policy is sampled, and which of its parts are trained.
+        """Set how the policy is sampled, and which of its parts are trained.
 
         Raises:
-            ConfigError: If that is not a sampler, or none of its steps has noise.
+            ConfigError: The settings are not those of a sampler, or no step has noise.
         """
         num_steps = flow.num_steps or self.adapter.num_steps
         if not make_schedule(flow.kernel, num_steps, flow.noise).live:
             raise ConfigError(
                 f"`flow.kernel: {flow.kernel}` has no noise in its last step, and with "
-                f"`flow.num_steps` = {num_steps} there is no other",
+                f"`flow.num_steps` = {num_steps} it has no other step",
                 allowed=f"`flow.num_steps` >= 2 with {flow.kernel}, >= 1 with sde, inject, learnt",
-                remedy="Set `flow.num_steps` (the policy's own is taken where it is not set), or "
-                "another `flow.kernel`.",
+                remedy="Set `flow.num_steps` (by default the policy's number of steps), or another "
+                "`flow.kernel`.",
             )
         self.flow = flow
         self._set_noise(flow)
         network: Any = self.module.model
         if flow.checkpointing and hasattr(network, "gradient_checkpointing_enable"):
-            network.gradient_checkpointing_enable()  # of LeRobot's own loss: pi0, pi0.5
+            network.gradient_checkpointing_enable()  # in LeRobot's loss of pi0 and pi0.5
         for name, parameter in self.module.named_parameters():
-            if name in self._own_training:
-                parameter.requires_grad_(self._own_training[name] or flow.train == "all")
+            if name in self._trained_by_lerobot:
+                parameter.requires_grad_(self._trained_by_lerobot[name] or flow.train == "all")
         if flow.train == "expert":
             for parameter in parameters_of(self.adapter.prefix_modules()):
                 parameter.requires_grad_(False)
 
     def _set_noise(self, flow: FlowConfig) -> None:
-        """Add the network of learnt noise where it is asked for, or take it off."""
+        """Add or remove the network of learnt noise, as the settings say."""
         network = self.noise_network
         if flow.kernel != "learnt":
             if network is not None:
@@ -166,7 +166,7 @@ class FlowPolicy(Policy):
         """Turn host observations into the policy's inputs.
 
         Images stay uint8 [N, W, W, 3] where the policy does not normalise them. Instructions are
-        padded to the policy's longest, so that inputs of different times fit together.
+        padded to one length, so that inputs of different calls can be joined.
         """
         self.warn_of_unread_words(instructions)
         if self._keep_bytes:
@@ -180,7 +180,7 @@ class FlowPolicy(Policy):
         return batch
 
     def to_actions(self, sample: Tensor) -> NDArray[np.float32]:
-        """Return the chunks to execute, float32 [B, H, A], of paths or of greedy actions."""
+        """Return the chunks to execute, float32 [B, H, A], from paths or greedy actions."""
         if sample.ndim == 4:
             sample = self._chunk_to_actions(sample[:, -1, :, : self.adapter.action_dim])
         return np.asarray(sample.float().cpu().numpy(), dtype=np.float32)
@@ -231,15 +231,15 @@ class FlowPolicy(Policy):
 
     @property
     def prefix_bytes(self) -> int:
-        """Return how much memory encoded observations may take; 0 where training changes them."""
+        """Return how many bytes encoded observations may take; 0 where training changes them."""
         trained = any(p.requires_grad for p in parameters_of(self.adapter.prefix_modules()))
         return 0 if trained else int(self.flow.prefix_gib * 2**30)
 
     @torch.no_grad()
     def encode_prefix(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what can be used in place of prepared observations while no encoder changes.
+        """Return tensors that can be used in place of observations while no encoder changes.
 
-        By every policy with the same frozen parts, such as a base and what is tuned from it.
+        Every policy with the same frozen parts can use them, such as a base and its tuned copy.
         """
         names: list[str] = []
 
@@ -256,7 +256,7 @@ class FlowPolicy(Policy):
     # Training -------------------------------------------------------------------------------
 
     def bc_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Return the policy's own flow-matching loss and its parts; see `Policy.bc_loss`."""
+        """Return LeRobot's flow-matching loss of the policy, and its parts; see `Policy`."""
         return super().bc_loss(policy_batch(batch))
 
     def add_lora(self, rank: int, scale: float = 1.0) -> list[nn.Parameter]:
@@ -268,14 +268,14 @@ class FlowPolicy(Policy):
         return added
 
     def lora_layers(self) -> list[nn.Linear]:
-        """Return the action expert's linear layers: the prefix stays that of the base."""
+        """Return the action expert's linear layers: the prefix stays equal to the base's."""
         modules = [m for part in self.adapter.expert_modules() for m in part.modules()]
         return [layer for layer in modules if isinstance(layer, nn.Linear)]
 
     # Copies and files -----------------------------------------------------------------------
 
     def frozen_copy(self) -> FlowPolicy:
-        """Return a copy in evaluation mode that takes no gradient; what is frozen is shared."""
+        """Return a copy in evaluation mode without gradients; it shares frozen parameters."""
         low_rank = {
             id(layer.weight) for layer in self.module.modules() if isinstance(layer, LowRankLinear)
         }
@@ -291,53 +291,60 @@ class FlowPolicy(Policy):
         return frozen
 
     def share_frozen(self, base: Policy) -> None:
-        """Let parameters that are not trained use the memory of the base's equal ones.
+        """Let frozen parameters share memory with the base's, and make trained parts float32.
 
-        And compute in float32 where something is trained, low-rank updates too: steps of 1e-5 are
-        lost in bfloat16 weights. The base does the same, so that equal weights stay equal policies.
+        Parts with low-rank updates become float32 too: steps of 1e-5 are lost in bfloat16 weights.
+        So do the same parts of the base, so that equal weights stay equal policies.
+
+        Raises:
+            PolicyError: The base is not a flow-matching policy.
         """
-        assert isinstance(base, FlowPolicy)
+        if not isinstance(base, FlowPolicy):
+            raise PolicyError(
+                f"The policy {base.name!r} cannot be the base of {self.name!r}: it is not a "
+                "flow-matching policy",
+            )
         self._share(base)
         is_raised = trains_low_encoder(self.adapter, self.policy_parameters())
         before = held_bytes(self.module, base.module)
         self.adapter.to_float32(self.policy_parameters())
-        own = dict(self.module.named_parameters())
+        tuned = dict(self.module.named_parameters())
         base.adapter.to_float32(
-            p for name, p in base.module.named_parameters() if own[name].dtype != p.dtype
+            p for name, p in base.module.named_parameters() if tuned[name].dtype != p.dtype
         )
-        self._share(base)  # what was frozen beside it
+        self._share(base)  # frozen parameters that became float32 with trained ones
         if is_raised:
             warn_of_float32(self.config.type, before, held_bytes(self.module, base.module))
 
     def _share(self, base: Policy) -> None:
         others = dict(base.module.named_parameters())
-        for name, own in self.module.named_parameters():
-            if own.requires_grad:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
                 continue
             other = others[name]
-            if own.dtype != other.dtype or own.data_ptr() == other.data_ptr():
+            if parameter.dtype != other.dtype or parameter.data_ptr() == other.data_ptr():
                 continue
-            if torch.equal(own, other):
-                own.data = other.data
+            if torch.equal(parameter, other):
+                parameter.data = other.data
 
     def save(self, directory: str | Path) -> None:
-        """Write the policy in LeRobot's layout and our files beside it."""
+        """Write the policy in LeRobot's layout, and the files that this class adds."""
         from safetensors.torch import save_file
 
-        with self._without_ours() as ours:
+        with self._without_added_modules() as added:
             super().save(directory)
         folder = Path(directory)
-        for name, part in ours.items():
+        for name, part in added.items():
             state = {key: t.detach().cpu().contiguous() for key, t in part.state_dict().items()}
-            save_file(state, folder / OUR_FILES[name])
+            save_file(state, folder / ADDED_FILES[name])
         write_json(folder / FLOW_FILE, to_dict(self.flow))
         for name, data in self._vlm_files.items():
             write_bytes(folder / VLM_FOLDER / name, data)
 
     def load_extras(self, directory: Path) -> None:
-        """Read what `save` wrote beside LeRobot's files, where it is there."""
+        """Read the files that `save` adds to LeRobot's, where they exist."""
         restore_float32(
-            self.module, self.adapter, directory, ours=(directory / FLOW_FILE).is_file()
+            self.module, self.adapter, directory, saved_here=(directory / FLOW_FILE).is_file()
         )
         if (directory / VALUE_FILE).is_file():
             self.value_head.load_state_dict(_weights(directory / VALUE_FILE))
@@ -351,25 +358,24 @@ class FlowPolicy(Policy):
             self._vlm_files = read_vlm(directory / VLM_FOLDER)
 
     @contextlib.contextmanager
-    def _without_ours(self) -> Iterator[dict[str, nn.Module]]:
-        """Take our parts off the policy: LeRobot refuses or ignores weights it does not know."""
-        ours = {
-            name: getattr(self.module, name) for name in OUR_FILES if hasattr(self.module, name)
-        }
-        for name in ours:
+    def _without_added_modules(self) -> Iterator[dict[str, nn.Module]]:
+        """Remove the added modules for a while: LeRobot refuses or ignores unknown weights."""
+        children = dict(self.module.named_children())
+        added = {name: children[name] for name in ADDED_FILES if name in children}
+        for name in added:
             delattr(self.module, name)
         try:
-            yield ours
+            yield added
         finally:
-            for name, part in ours.items():
+            for name, part in added.items():
                 self.module.add_module(name, part)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights of one of our files.
+    """Return the weights in a file that `save` adds.
 
     Raises:
-        CheckpointError: They are truncated, or no floating-point numbers.
+        CheckpointError: They are truncated, or not floating-point numbers.
     """
     from robo_razor.core.run.training_state import load_tensors
 

@@ -1,4 +1,4 @@
-"""The critic of a flow policy: a small head on what the policy makes of an observation."""
+"""The critic of a flow policy: a small head on the policy's features of an observation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH = 128
 
 
 class ValueHead(nn.Module):
-    """Two hidden layers; new heads are all alike and start at 0 everywhere.
+    """Two hidden layers; all new heads are equal and return 0.
 
     Args:
         features: F, the size of the policy's features.

@@ -2,15 +2,15 @@
 
 A method is one frozen dataclass. Its fields are its settings, and the line under a field is that
 setting's help; `@METHODS.register("name")` makes them the keys `name.FIELD`. Its functions are
-pure: `targets` says what a batch of episodes teaches, `loss` what a gradient step minimises. All
-state (optimizer, counters, an adapted rate) is in the learner that the method names, so it is
-saved and resumed without a line of the method's.
+pure: `targets` returns what to learn from a batch of episodes, `loss` what a gradient step
+minimises. All state (optimizer, counters, an adapted rate) is in the learner that the method
+chooses, which saves and resumes it.
 
-Most methods are `training.on_policy.OnPolicy` and need those two functions only, see `grpo`. A
-package outside of this tree registers its own in a module that `--plugins` names, or by the
-entry-point group `robo_razor.methods`.
+Most methods are `training.on_policy.OnPolicy` and define these two functions only, see `grpo`.
+Another package registers a method in a module that `--plugins` names, or by the entry-point group
+`robo_razor.methods`.
 
-Settings are read before anything heavy is wanted, so these files import torch inside functions.
+Reading settings must be fast, so these files import torch inside functions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from robo_razor.training.learner import Context, Learner
     from robo_razor.training.step import Loss, Step, Targets
 
-Rows = Literal["decisions", "episodes"]
-"""What the rows of a gradient step are drawn as: single decisions, or all those of an episode."""
+Rows = Literal["decisions", "episodes", "pairs"]
+"""What a minibatch is made of: single decisions, whole episodes, or pairs of whole episodes.
+
+A pair is two episodes from the same start state of which one ended better (`group_size` >= 2).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +41,23 @@ class Method(MethodSettings):
     needs_density: ClassVar[bool] = True
     """Whether the policy must give log-probabilities."""
     rows: ClassVar[Rows] = "decisions"
+    """What a minibatch is made of, see `Rows`."""
 
     def validate(self, config: FinetuneConfig) -> None:
         """Refuse settings that cannot work, before anything is loaded or made.
 
         Args:
-            config: The run's settings, these among them.
+            config: All settings of the run.
         """
 
     def learner(self, context: Context) -> Learner:
-        """Return what makes the updates of a run."""
-        raise NotImplementedError(f"{type(self).__name__} names no learner")
+        """Return the learner that makes the updates of a run."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `learner`")
 
     def targets(self, batch: EpisodeBatch) -> Targets:
-        """Return what an update's episodes teach; `batch.record` has their decisions."""
-        raise NotImplementedError(f"{type(self).__name__} learns from no episodes")
+        """Return what to learn from an update's episodes; `batch.record` has their decisions."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `targets`")
 
     def loss(self, step: Step) -> Loss:
         """Return what a gradient step minimises, a mean over its rows."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
+        raise NotImplementedError(f"{type(self).__name__} does not define `loss`")

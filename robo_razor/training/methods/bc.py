@@ -1,11 +1,11 @@
 """Behaviour cloning: supervised fine-tuning on demonstrations.
 
-The loss is the policy's own: razor's, ACT's and SmolVLA's leave padding out, pi0's, pi0.5's and,
-unless its `do_mask_loss_for_padding` is set, Diffusion's learn the repeated action like any other.
-How demonstrations become batches is said in `windows`, how they are gone through in `imitation`.
+Each policy has its loss in LeRobot. Those of razor, ACT and SmolVLA leave padding out. Those of
+pi0, pi0.5 and, unless `do_mask_loss_for_padding` is set, Diffusion learn the repeated action like
+any other. `windows` describes how demonstrations become batches, `imitation` the order of batches.
 
 With `bc.statistics: demonstrations` the policy changes its normalisation before its first gradient
-step: step 0 measures the base as it is.
+step, so step 0 measures the unchanged base.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from robo_razor.core.errors import DemonstrationError, shown
+from robo_razor.core.errors import ConfigError, DemonstrationError, shown
 from robo_razor.core.settings.conversion import path, setting
 from robo_razor.core.settings.sections import POLICY_PREFIX
 from robo_razor.training.methods import METHODS, Method
@@ -28,11 +28,18 @@ if TYPE_CHECKING:
 
 
 def demonstration_source(config: FinetuneConfig) -> DemonstrationSource:
-    """Return what a run with `method: bc` learns from."""
+    """Return the demonstrations of a run with `method: bc`.
+
+    Raises:
+        ConfigError: It has another method.
+    """
     from robo_razor.rollout.demonstrations import DemonstrationSource
 
     bc = config.method
-    assert isinstance(bc, BC)
+    if not isinstance(bc, BC):
+        raise ConfigError(
+            f"The method {bc.name!r} has no demonstrations", allowed="methods derived from `BC`"
+        )
     return DemonstrationSource(
         source=bc.demonstrations,
         episodes=bc.episodes,
@@ -63,11 +70,11 @@ class BC(Method):
     style: str = "b"
     """The scripted expert's style with `expert` (the base was pretrained on style `a`)."""
     statistics: Literal["base", "demonstrations"] = "base"
-    """Whose statistics normalise: the `base`'s, or the `demonstrations`' (another policy then)."""
+    """Statistics that normalise: the `base`'s, or the `demonstrations`' (another policy then)."""
     noise: float = setting(0.15, low=0.0, high=1.0)
     """Noise on what the expert executes, in action units; labels stay clean (as in DART)."""
     episodes: int = setting(700, low=1, main=True)
-    """Demonstrations used (>= 1); all there are when the directory holds fewer."""
+    """Demonstrations to use (>= 1); all of them if the directory holds fewer."""
     epochs: int = setting(10, low=1, main=True)
     """Passes over the demonstrations (>= 1)."""
     batch_size: int = setting(128, low=1, main=True)
@@ -89,15 +96,15 @@ class BC(Method):
 
     @property
     def replaces_statistics(self) -> bool:
-        """Say whether the policy will normalise with the statistics of the demonstrations."""
+        """Return whether the policy will normalise with the demonstrations' statistics."""
         return self.statistics == "demonstrations"
 
     def validate(self, config: FinetuneConfig) -> None:
-        """Refuse a directory that holds no dataset, and a policy that is not there.
+        """Refuse a directory without a dataset, and a policy that does not exist.
 
         Raises:
-            DemonstrationError: There is no dataset, or its metadata cannot be right.
-            RoboRazorError: There is no such policy.
+            DemonstrationError: The directory holds no dataset, or its metadata are wrong.
+            RoboRazorError: The policy does not exist.
         """
         from robo_razor.rollout.dataset.metadata import describe
 
@@ -107,11 +114,11 @@ class BC(Method):
         if source.startswith(POLICY_PREFIX):
             from robo_razor.policies.load import locate_policy
 
-            locate_policy(source.removeprefix(POLICY_PREFIX))  # refuses what is not there
+            locate_policy(source.removeprefix(POLICY_PREFIX))  # raises if it does not exist
             return
         try:
             missing = not (Path(source) / "meta" / "info.json").exists()
-        except (OSError, ValueError):  # no path at all, such as one of 300 letters
+        except (OSError, ValueError):  # not a valid path, such as one of 300 letters
             missing = True
         if missing:
             raise DemonstrationError(
@@ -122,13 +129,13 @@ class BC(Method):
         describe(source)
 
     def learner(self, context: Context) -> DemonstrationLearner:
-        """Return what goes through the demonstrations."""
+        """Return the learner that trains on the demonstrations."""
         from robo_razor.training.imitation import DemonstrationLearner
 
         return DemonstrationLearner(self, context)
 
     def loss(self, step: Step) -> Loss:
-        """Return the policy's own loss of some windows, and the parts of it that are numbers."""
+        """Return LeRobot's loss of the policy on some windows, and its parts that are numbers."""
         from torch import Tensor
 
         from robo_razor.training.step import Loss

@@ -1,15 +1,15 @@
 """Group-relative policy optimisation: PPO's clipped loss, and outcomes compared within a group.
 
-Shao et al. 2024 (arXiv 2402.03300): several episodes begin at each start state, and an episode's
-advantage is how much better it ended than its group, A = (r - mean) / std. There is no critic.
-With `divide_by_std: false` A = r - mean, as in Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): a
-group's weight then does not grow as its outcomes become more alike.
+Shao et al. 2024 (arXiv 2402.03300): several episodes begin at each start state. An episode's
+advantage is how much better it ended than its group, A = (r - mean) / std, without a critic. With
+`divide_by_std: false` A = r - mean, as in Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): then a
+group does not weigh more because its outcomes are more similar.
 
 Differences from the first paper and why:
-- The loss is a mean over the decisions of all episodes, not first over those of each episode: short
-  episodes would count more (the length bias that Dr. GRPO removes too).
-- Groups that all ended alike have no advantage and are left out of the gradient steps, as in DAPO
-  (Yu et al. 2025), from which the two clip widths come too.
+- The loss is a mean over the decisions of all episodes, not a mean of episodes' means, in which
+  short episodes would count more (the length bias that Dr. GRPO removes too).
+- Groups whose episodes all ended alike are left out of the gradient steps, as in DAPO (Yu et al.
+  2025), from which the two clip widths come too.
 - The standard deviation is that of the group itself (divided by n, not n - 1).
 - The KL to the base is not part of the loss: it is a regulariser of any method
   (`regularise: {kl: ...}`), exact where the policy has tokens, not estimated from samples.
@@ -57,16 +57,15 @@ class GRPO(Clipped):
         """Return for every decision how much better its episode ended than its group."""
         import torch
 
-        from robo_razor.training.step import Targets
+        from robo_razor.training.step import Targets, record_of, required
 
-        record = batch.record
-        assert record is not None
-        assert record.log_prob is not None
+        record = record_of(batch)
+        log_prob = required(record.log_prob, "record.log_prob")
         outcomes = torch.from_numpy(batch.episode_return).float()
         per_episode = group_advantages(outcomes, self.group_size, self.divide_by_std)
         advantages = per_episode[torch.from_numpy(record.episode)]
         useful = torch.nonzero(advantages).squeeze(1)
-        return Targets(advantages, self.by_ratio(record.log_prob), useful=useful)
+        return Targets(advantages, self.by_ratio(log_prob), useful=useful)
 
     def loss(self, step: Step) -> Loss:
         """Return the clipped surrogate of some decisions."""

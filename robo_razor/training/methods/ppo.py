@@ -3,20 +3,20 @@
 One decision's chunk is one action: its log-probability is summed over H control steps and A
 dimensions. Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 
-An update, as `learner.OnPolicyLearner` makes it: collect whole episodes; turn them into advantages
-and value targets (`targets`); go `update_epochs` times over them in minibatches, and take for each
-a step on `loss`, unless the policy has moved by `target_kl`.
+An update of `learner.OnPolicyLearner`: collect whole episodes, turn them into advantages and value
+targets (`targets`), go through them `update_epochs` times in minibatches, and make a gradient step
+on each `loss` until the policy has moved by `target_kl`.
 
 Differences from Schulman et al. 2017 and why:
 - Whole episodes with a quota per update instead of fixed steps per environment, see `on_policy`.
 - `clip_low` and `clip_high` may differ (Yu et al. 2025, DAPO's "clip higher").
 - An update stops when `approx_kl` passes `target_kl`, checked before every gradient step.
-- The value head trains alone at first and, by default, on features it cannot change: a value loss
-  through a shared trunk moves the policy by itself.
-- `adapt_lr` changes the policy's learning rate by what the last update did (as in rsl_rl, but once
-  per update and bounded to a factor of 10 around the setting).
+- The value head trains alone at first and, by default, on features that it cannot change: a value
+  loss through a shared trunk would move the policy.
+- `adapt_lr` changes the policy's learning rate by how far the last update went (as in rsl_rl, but
+  once per update and bounded to a factor of 10 around the setting).
 - The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
-- How a policy that denoises is trained is said in `on_policy.Clipped`.
+- `on_policy.Clipped` describes how a policy that denoises is trained.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class PPO(Clipped):
         " (`--regularise.kl.weight 0.02`).",
         "kl_direction": "A KL penalty is a regulariser of any method: "
         "`regularise: {kl: {direction: reverse}}` (`--regularise.kl.direction reverse`).",
-        "baseline": "Advantages within groups are a method of their own: `method: grpo`.",
-        "group_size": "Advantages within groups are a method of their own: `method: grpo`.",
+        "baseline": "Advantages within groups are another method: `method: grpo`.",
+        "group_size": "Advantages within groups are another method: `method: grpo`.",
     }
 
     value_learning_rate: float = setting(1e-3, above=0.0)
@@ -86,7 +86,7 @@ class PPO(Clipped):
         """Refuse settings that contradict each other."""
         if self.adapt_lr and self.target_kl is None:
             raise ConfigError(
-                "ppo.adapt_lr is set, but ppo.target_kl is not: there is nothing to adapt to",
+                "ppo.adapt_lr adapts the learning rate to ppo.target_kl, which is not set",
                 remedy="Set `ppo.target_kl`, e.g. 0.05.",
             )
 
@@ -95,33 +95,30 @@ class PPO(Clipped):
         import torch
 
         from robo_razor.training.advantages import episode_gae, normalise
-        from robo_razor.training.step import Targets
+        from robo_razor.training.step import Targets, record_of, required
 
-        record = batch.record
-        assert record is not None
-        assert record.value is not None
-        assert record.final_value is not None
-        assert record.log_prob is not None
+        record = record_of(batch)
+        log_prob = required(record.log_prob, "record.log_prob")
         advantages, returns = episode_gae(
             record.reward,
-            record.value,
-            record.final_value,
+            required(record.value, "record.value"),
+            required(record.final_value, "record.final_value"),
             torch.from_numpy(batch.terminated),
             record.offsets,
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
-        return Targets(normalise(advantages), self.by_ratio(record.log_prob), returns)
+        return Targets(normalise(advantages), self.by_ratio(log_prob), returns)
 
     def loss(self, step: Step) -> Loss:
         """Return the clipped surrogate, the value loss and the entropy bonus of some decisions."""
-        from robo_razor.training.step import Loss
+        from robo_razor.training.step import Loss, required
 
         warming_up = self.is_warming_up(step.update)
         value = step.value(detach=self.detach_value or warming_up)
         policy_loss, diagnostics = self.surrogate(step)
-        assert step.targets.returns is not None
-        critic_loss = value_loss(value.float(), step.targets.returns)
+        returns = required(step.targets.returns, "targets.returns")
+        critic_loss = value_loss(value.float(), returns)
         entropy = step.distribution.entropy().mean()
         loss = self.vf_coef * critic_loss
         if not warming_up:
@@ -139,15 +136,15 @@ class PPO(Clipped):
     # The value head trains alone at first -----------------------------------------------------
 
     def is_warming_up(self, update: int) -> bool:
-        """Say whether an update, from 1, trains the value head only."""
+        """Return whether an update, from 1, trains the value head only."""
         return update <= self.value_warmup_updates
 
     def is_regularised(self, update: int) -> bool:
-        """Say so once the policy is trained."""
+        """Return true once the policy is trained."""
         return not self.is_warming_up(update)
 
     def stops(self, metrics: Metrics, update: int) -> bool:
-        """Say so once the policy has moved by `target_kl`."""
+        """Return true once the policy has moved by `target_kl`."""
         return not self.is_warming_up(update) and super().stops(metrics, update)
 
     # Rates ------------------------------------------------------------------------------------
@@ -168,13 +165,12 @@ class PPO(Clipped):
         return min(10.0, factor * 1.5) if approx_kl < wanted / 1.5 else factor
 
     def summary(self, history: Sequence[Metrics], batch: EpisodeBatch, targets: Targets) -> Metrics:
-        """Return also how well the value head foresaw the returns."""
+        """Return also how well the value head predicted the returns."""
         from robo_razor.training.advantages import explained_variance
+        from robo_razor.training.step import record_of, required
 
-        assert batch.record is not None
-        assert batch.record.value is not None
-        assert targets.returns is not None
-        explained = explained_variance(batch.record.value, targets.returns)
+        value = required(record_of(batch).value, "record.value")
+        explained = explained_variance(value, required(targets.returns, "targets.returns"))
         return super().summary(history, batch, targets) | {"train/explained_variance": explained}
 
 

@@ -2,15 +2,16 @@
 
 The algorithm of the robot experiment in "RL's Razor" (arXiv 2509.04259, appendix B.2): whole
 episodes, reward 1 for success and 0 for failure, advantages = normalised rewards. With
-`advantage: one_zero` (there: 1-0 REINFORCE) successes count 1 and failures 0, which is behaviour
-cloning of the policy's own successes: the ingredient "on-policy" without negatives.
+`advantage: one_zero` (the paper's 1-0 REINFORCE) successes count 1 and failures 0, which is
+behaviour cloning of the policy's own successes: on-policy data without negatives.
 
 Differences from the paper:
 - Rewards are normalised over the update's decisions, not over its episodes. Failures last longer,
-  so over episodes most decisions would have a negative advantage, and a loss that mostly lowers
-  probabilities drives the policy away from itself: here to 39 nats from the base in eight updates.
+  so over episodes most decisions would have a negative advantage. A loss that mostly lowers
+  probabilities drives the policy far away: here to 39 nats from the base in eight updates.
 - An update makes `num_minibatches` gradient steps, each on other decisions, so all but the first
-  are slightly off-policy; no importance weights correct it.
+  are slightly off-policy. Importance weights do not correct this.
+
 Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 """
 
@@ -47,13 +48,12 @@ class Reinforce(OnPolicy):
     """Gradient steps per update, each on other decisions (>= 1)."""
 
     def targets(self, batch: EpisodeBatch) -> Targets:
-        """Return advantages of the episodes' outcomes; decisions without one are left out."""
+        """Return the advantages of the episodes' outcomes; leave out decisions with advantage 0."""
         import torch
 
-        from robo_razor.training.step import Targets
+        from robo_razor.training.step import Targets, record_of
 
-        assert batch.record is not None
-        outcomes = torch.from_numpy(batch.success[batch.record.episode])
+        outcomes = torch.from_numpy(batch.success[record_of(batch).episode])
         advantages = outcome_advantages(outcomes, self.advantage)
         return Targets(advantages, useful=torch.nonzero(advantages).squeeze(1))
 

@@ -2,11 +2,11 @@
 
 A regulariser is one frozen dataclass. Its fields are its settings (`regularise.NAME.FIELD`, the
 line under a field is its help), and it is part of a run whose settings have a section of that
-name. `prepare` gets what it needs once, at the run's start; that is saved and resumed. `penalty` is
-pure. Any number of them go with any method: the loss of a gradient step is the method's, plus
-`weight` times each penalty. What a penalty was is logged as `regulariser/NAME`.
+name. `prepare` returns tensors that it needs, once, at the run's start; they are saved and resumed.
+`penalty` is pure. Any number of regularisers work with any method: the loss of a gradient step is
+the method's, plus `weight` times each penalty. The log has each penalty as `regulariser/NAME`.
 
-Settings are read before anything heavy is wanted, so these files import torch inside functions.
+Reading settings must be fast, so these files import torch inside functions.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Regulariser(RegulariserSettings):
 
     @property
     def is_of_batch(self) -> bool:
-        """Say whether the penalty is a mean over the rows of the step that it is given.
+        """Return whether the penalty is a mean over the rows of the step.
 
-        Such a penalty is taken of every part of a step (micro-batches, the ranks' shares). Others
-        depend on the weights or on rows of their own, and are taken once for each gradient step.
+        Such a penalty is computed for every part of a step (micro-batches, the ranks' shares).
+        Other penalties depend on the weights or on other rows, and are computed once per step.
         """
         return False
 
     def validate(self, config: FinetuneConfig, base: Policy, prior: Mapping[str, str]) -> None:
-        """Refuse what cannot work, before anything is written.
+        """Refuse settings that cannot work, before anything is written.
 
         Args:
             config: The run's settings.
@@ -52,21 +52,21 @@ class Regulariser(RegulariserSettings):
         """
 
     def prepare(self, context: Context) -> dict[str, Tensor]:
-        """Return what the penalty needs besides a step, while the policy still is the base."""
+        """Return the tensors that the penalty needs besides a step, computed from the base."""
         return {}
 
     def penalty(self, step: Step, kept: dict[str, Tensor]) -> Tensor:
         """Return the penalty (scalar, >= 0) with a gradient.
 
         Args:
-            step: The gradient step; where the penalty is not of the batch it may have no rows.
-            kept: What `prepare` returned.
+            step: The gradient step; for a penalty that is not of the batch it may have no rows.
+            kept: The tensors that `prepare` returned.
         """
         raise NotImplementedError(f"{type(self).__name__} has no penalty")
 
 
 class Penalties:
-    """The regularisers of a run and what they keep.
+    """The regularisers of a run and their tensors.
 
     Args:
         terms: The regularisers.
@@ -77,12 +77,12 @@ class Penalties:
         self.kept: dict[str, dict[str, Tensor]] = {term.name: {} for term in terms}
 
     def prepare(self, context: Context) -> None:
-        """Get what they need; all ranks must call it."""
+        """Let every regulariser prepare its tensors; all ranks must call it."""
         for term in self.terms:
             self.kept[term.name] = term.prepare(context)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what must be saved to go on, by `NAME/KEY`."""
+        """Return the tensors to save, by `NAME/KEY`."""
         return {
             f"{name}/{key}": tensor
             for name, tensors in self.kept.items()
@@ -90,32 +90,39 @@ class Penalties:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Restore the tensors that `state` returned."""
         self.kept = {term.name: {} for term in self.terms}
         for full, tensor in state.items():
             name, _, key = full.partition("/")
             self.kept[name][key] = tensor
 
-    def added(self, loss: Loss, step: Step) -> Loss:
-        """Return the loss of some rows with the penalties that are means over them."""
+    def added(self, loss: Loss, step: Step, share: float = 1.0) -> Loss:
+        """Return the loss of some rows plus the penalties that are means over them.
+
+        Args:
+            loss: The method's loss.
+            step: The rows.
+            share: Factor on the penalties, where a part's share of the loss is not its share of the
+                rows.
+        """
         from robo_razor.training.step import Loss
 
         value, metrics = loss.value, dict(loss.metrics)
         for term in self.terms:
             if term.is_of_batch:
                 penalty = self._penalty(term, step)
-                value = value + term.weight * penalty
-                metrics[_key(term)] = penalty.detach()
+                value = value + term.weight * share * penalty
+                metrics[_key(term)] = share * penalty.detach()
         return Loss(value, metrics)
 
     def parts(self, step: Step, ranks: Ranks, share: float | None = None) -> list[Part]:
-        """Return the penalties that are taken once for a gradient step.
+        """Return the penalties that are computed once for a gradient step.
 
         Args:
-            step: The rows that this rank has of it.
-            ranks: All of them add up to one penalty.
-            share: The share of these rows in all of the step's: then penalties of the batch are
-                returned too, and not to be `added` elsewhere.
+            step: This rank's rows of it.
+            ranks: Their shares add up to one penalty.
+            share: The share of these rows in the step. If it is set, penalties of the batch are
+                returned too, and must not be `added` elsewhere.
         """
         from robo_razor.training.update import Part
 

@@ -44,9 +44,9 @@ class KL(Regulariser):
     on: Literal["batch", "new", "prior"] = "batch"
     """On the `batch` that is learnt from, or on what the base sees on `new` or `prior` tasks."""
     states: int = setting(256, low=1, high=100_000)
-    """States that are kept with `on: new` or `on: prior`, of all tasks together (>= 1)."""
+    """States to keep with `on: new` or `on: prior`, of all tasks together (>= 1)."""
     episodes: int = setting(8, low=1, high=10_000)
-    """Episodes of the base on each task that these states are taken from (>= 1)."""
+    """Episodes of the base on each task from which these states are taken (>= 1)."""
     batch_size: int = setting(64, low=1)
     """States of a gradient step with `on: new` or `on: prior` (>= 1)."""
 
@@ -59,8 +59,8 @@ class KL(Regulariser):
         """Refuse a policy without a density, and prior states without prior skills."""
         if not base.has_density:
             raise PolicyError(
-                f"The policy {base.name!r} has no action density, so it has no KL divergence to be "
-                "held near its base by (`regularise.kl`)",
+                f"The policy {base.name!r} has no action density, so `regularise.kl` cannot "
+                "compute its KL divergence to the base",
                 remedy="Use `regularise.l2`, or a policy with action tokens or of flow matching.",
             )
         if self.on == "prior" and not prior:
@@ -70,7 +70,7 @@ class KL(Regulariser):
             )
 
     def prepare(self, context: Context) -> dict[str, Tensor]:
-        """Return the policy's inputs in the states that are kept, first axis `states` or less."""
+        """Return the policy's inputs in the states to keep, first axis at most `states`."""
         if self.on == "batch":
             return {}
         tasks = [context.config.task] if self.on == "new" else list(context.prior.values())
@@ -90,17 +90,18 @@ class KL(Regulariser):
 def visited_states(
     context: Context, tasks: Sequence[str], episodes: int, states: int, purpose: str
 ) -> dict[str, Tensor]:
-    """Return inputs of the policy, as it is, where it gets to; spread evenly over all episodes.
+    """Return the policy's inputs in states that it visits, spread evenly over all episodes.
 
     Args:
         context: The run.
         tasks: Tasks to perform.
         episodes: Episodes of each, from start states of training.
         states: States to return, of all tasks together.
-        purpose: Whose random numbers to use.
+        purpose: Name of the stream of random numbers.
     """
     from robo_razor.core.seeding import derive, training_seeds
     from robo_razor.core.types import make_rows
+    from robo_razor.training.step import record_of
 
     seed = context.config.seed
     rows = [
@@ -110,14 +111,14 @@ def visited_states(
             task, training_seeds(episodes, seed, f"{purpose} starts", task).tolist()
         )
     ]
-    record = context.rollout(
+    batch = context.rollout(
         [replace(row, row_id=i) for i, row in enumerate(rows)],
         mode="greedy",
         record="inputs",
         sampling_seed=derive(seed, f"{purpose} actions"),
         whole=True,
-    ).record
-    assert record is not None  # it was asked for
+    )
+    record = record_of(batch)
     count = min(states, len(record))
     index = np.linspace(0, len(record) - 1, count).round().astype(np.int64)
     return {key: tensor.cpu() for key, tensor in record.select(index).items()}

@@ -1,8 +1,9 @@
 """Squared distance of the trained weights to the base's.
 
-L2-SP (Li et al. 2018, arXiv 1802.01483): sum of (w - w_base)^2 over everything that is trained and
-that actions depend on, so the value head is left out. With low-rank updates it is the distance of
-the merged weights, which is that of the updates' product. Unlike there, without the factor 1/2.
+L2-SP (Li et al. 2018, arXiv 1802.01483): sum of (w - w_base)^2 over all trained weights that
+actions depend on, so the value head is left out. With low-rank updates it is the distance of the
+merged weights, that is the squared norm of the updates' product. Unlike the paper, without the
+factor 1/2.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class L2(Regulariser):
 
 
 def squared_distance(policy: Policy, base: Policy) -> Tensor:
-    """Return the sum of squared differences of what is trained, with a gradient (scalar)."""
+    """Return the sum of squared differences of the trained weights, with a gradient (scalar)."""
     import torch
 
     from robo_razor.policies.lora import LowRankLinear

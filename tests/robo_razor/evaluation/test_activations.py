@@ -21,10 +21,10 @@ def test_activations_count_all_layers_but_the_logits(probe):
     assert activation_change(base, tuned, probe) == (0.0, 0.0)
     with torch.no_grad():
         tuned.module.action_head[0].bias.add_(0.7)
-    found = activation_change(base, tuned, probe)
+    change = activation_change(base, tuned, probe)
     layers = 2 + 1 + 4 + 1  # cameras, state, one block, first of the action head
-    assert found[0] == pytest.approx(0.7 / layers, rel=1e-5)
-    assert found[1] == pytest.approx(0.7 / layers, rel=1e-5)
+    assert change[0] == pytest.approx(0.7 / layers, rel=1e-5)
+    assert change[1] == pytest.approx(0.7 / layers, rel=1e-5)
 
 
 def test_representations_are_what_the_logits_are_made_of(probe):

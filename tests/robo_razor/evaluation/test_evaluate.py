@@ -171,14 +171,16 @@ def test_a_result_has_one_outcome_per_row_and_says_what_it_depends_on(base, stat
 def test_seeds_and_the_manifest_of_the_same_seeds_give_the_same_result(base, states, tmp_path):
     evaluated(base, tmp_path / "seeds.json")
     evaluated(base, tmp_path / "manifest.json", manifest=str(states), episodes=None)
-    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("seeds", "manifest"))
-    assert one["rows"] == two["rows"]
-    assert one["manifest"]["hash"] == two["manifest"]["hash"]
+    by_seeds, by_manifest = (
+        json.loads((tmp_path / f"{n}.json").read_text()) for n in ("seeds", "manifest")
+    )
+    assert by_seeds["rows"] == by_manifest["rows"]
+    assert by_seeds["manifest"]["hash"] == by_manifest["manifest"]["hash"]
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample"])
 def test_each_row_comes_out_the_same_for_any_envs_workers_and_order(base, states, tmp_path, mode):
-    found = []
+    results = []
     for n, workers, last_first in ((1, 1, False), (16, 4, True)):
         manifest = Manifest.load(states)
         if last_first:
@@ -194,9 +196,9 @@ def test_each_row_comes_out_the_same_for_any_envs_workers_and_order(base, states
         ledger = EpisodeLog(manifest)
         rows = ledger.begin(manifest.rows)
         run_episodes(env, load_policy(base), rows, mode, observer=ledger)
-        found.append(ledger.entries)
-    assert found[0] == found[1]
-    assert len(found[0]) == 18
+        results.append(ledger.entries)
+    assert results[0] == results[1]
+    assert len(results[0]) == 18
 
 
 def test_a_manifest_is_selected_from_by_skill_and_number(base, states, tmp_path):
@@ -254,7 +256,7 @@ def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
         stream.write('{"row": 17, "task": "cut o')
     with pytest.raises(ConfigError, match=r"holds 7 episodes .*`--resume`"):
         evaluated(base, file, **settings)
-    with pytest.raises(ConfigError, match="is of another evaluation .mode: sample then, greedy"):
+    with pytest.raises(ConfigError, match="with other settings .mode: sample before, greedy"):
         evaluated(base, file, **(settings | {"mode": "greedy", "resume": True}))
     ran = []
     with monkeypatch.context() as patch:
@@ -262,9 +264,9 @@ def test_an_interrupted_evaluation_goes_on(base, states, tmp_path, monkeypatch):
         patch.setattr(EpisodeLog, "_add", lambda s, e: (ran.append(e["row"]), add(s, e)))
         evaluated(base, file, resume=True, **settings)
     assert len(ran) == 18 - 7
-    whole, resumed = (json.loads(f.read_text()) for f in (tmp_path / "whole.json", file))
-    assert resumed["rows"] == whole["rows"]
-    assert resumed["skills"] == whole["skills"]
+    uninterrupted, resumed = (json.loads(f.read_text()) for f in (tmp_path / "whole.json", file))
+    assert resumed["rows"] == uninterrupted["rows"]
+    assert resumed["skills"] == uninterrupted["skills"]
     assert not unfinished.exists()
 
 
@@ -275,21 +277,21 @@ def short_looks(monkeypatch):
 
 def test_an_evaluation_stops_when_its_interval_is_narrow_enough(base, tmp_path, short_looks):
     file, width, at_most = tmp_path / "out.json", 0.52, 44
-    found = []
+    results = []
     for n, workers in ((3, 1), (16, 4)):
         env = EnvConfig(num_envs=n, num_workers=workers, **TOY)
         settings = {"until_width": width, "episodes": at_most, "skills": "prior", "env": env}
-        found.append(evaluated(base, file, **settings))
-    assert found[0] == found[1]
+        results.append(evaluated(base, file, **settings))
+    assert results[0] == results[1]
     data = json.loads(file.read_text())
     assert (data["interval"], data["until_width"]) == ("sequential", width)
-    whole = evaluated(base, tmp_path / "whole.json", episodes=at_most, skills="prior")
+    uninterrupted = evaluated(base, tmp_path / "whole.json", episodes=at_most, skills="prior")
     rule = SequentialInterval(width, look_every=8, max_n=at_most)
-    for skill, result in found[0].items():
-        won = whole[skill].successes
+    for skill, result in results[0].items():
+        won = uninterrupted[skill].successes
         assert result.n == next(n for n in rule.looks if rule.update(sum(won[:n]), n))
         assert result.n < at_most
-        assert result.successes == whole[skill].successes[: result.n]
+        assert result.successes == uninterrupted[skill].successes[: result.n]
         assert result.interval == rule.interval(sum(result.successes), result.n)
         assert sum(entry["task"] == result.task for entry in data["rows"]) == result.n
 
@@ -298,14 +300,14 @@ def test_an_interrupted_evaluation_that_stops_by_itself_goes_on(
     base, tmp_path, monkeypatch, short_looks
 ):
     settings = {"until_width": 0.52, "episodes": 44, "skills": "prior"}
-    whole = evaluated(base, tmp_path / "whole.json", **settings)
+    uninterrupted = evaluated(base, tmp_path / "whole.json", **settings)
     file = tmp_path / "cut.json"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         Interrupted(patch, 21)
         evaluated(base, file, **settings)
-    with pytest.raises(ConfigError, match=r"until_width: 0\.52 then, 0\.4 now"):
+    with pytest.raises(ConfigError, match=r"until_width: 0\.52 before, 0\.4 now"):
         evaluated(base, file, resume=True, **(settings | {"until_width": 0.4}))
-    assert evaluated(base, file, resume=True, **settings) == whole
+    assert evaluated(base, file, resume=True, **settings) == uninterrupted
 
 
 def test_too_few_episodes_for_the_width_are_told(base, short_looks):
@@ -321,12 +323,12 @@ def test_too_few_episodes_for_the_width_are_told(base, short_looks):
 
 def test_rows_of_the_shipped_manifest_come_out_the_same_for_any_envs_workers_and_order():
     """With the shipped base and the real simulator; whole chunks are compared, not only ends."""
-    whole = Manifest.load("razor-quick")
+    all_rows = Manifest.load("razor-quick")
     skills = [f"gym_razor/{name}-v0" for name in ("PressButton", "PlaceCanInBin", "OpenDrawer")]
     policy = load_policy("razor-base")
-    found = []
+    results = []
     for num_envs, num_workers, backwards in ((1, 1, False), (16, 4, True)):
-        manifest = whole.select(skills, 2)
+        manifest = all_rows.select(skills, 2)
         rows = list(manifest.rows[::-1] if backwards else manifest.rows)
         ledger = EpisodeLog(manifest)
         config = EnvConfig(num_envs=num_envs, num_workers=num_workers, max_episode_steps=20)
@@ -338,9 +340,9 @@ def test_rows_of_the_shipped_manifest_come_out_the_same_for_any_envs_workers_and
             row.row_id: batch.record.actions[ends[e] : ends[e + 1]].tolist()
             for e, row in enumerate(rows)
         }
-        found.append((ledger.entries, actions))
-    assert found[0] == found[1]
-    assert len(found[0][0]) == 6
+        results.append((ledger.entries, actions))
+    assert results[0] == results[1]
+    assert len(results[0][0]) == 6
 
 
 def test_to_resume_needs_a_file():

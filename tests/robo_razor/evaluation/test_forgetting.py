@@ -61,18 +61,18 @@ def test_a_destroyed_policy_has_forgotten_everything():
 
 def test_retention_is_a_ratio_and_forgetting_a_difference():
     before, after = [True] * 8 + [False] * 2, [True] * 6 + [False] * 4
-    found = skill_forgetting(before, after)
-    assert found.base_success_rate == 0.8
-    assert found.retention == pytest.approx(0.75)
-    assert found.forgetting == pytest.approx(0.2)
-    assert found.forgetting_interval[0] <= 0.2 <= found.forgetting_interval[1]
+    result = skill_forgetting(before, after)
+    assert result.base_success_rate == 0.8
+    assert result.retention == pytest.approx(0.75)
+    assert result.forgetting == pytest.approx(0.2)
+    assert result.forgetting_interval[0] <= 0.2 <= result.forgetting_interval[1]
 
 
 def test_a_skill_that_the_base_never_had_has_no_retention():
-    found = skill_forgetting([False] * 5, [True] * 5)
-    assert found.retention is None
-    assert found.retention_interval is None
-    assert found.forgetting == -1.0
+    result = skill_forgetting([False] * 5, [True] * 5)
+    assert result.retention is None
+    assert result.retention_interval is None
+    assert result.forgetting == -1.0
 
 
 def test_kl_grows_with_the_distance_and_has_two_directions(record):
@@ -94,8 +94,8 @@ def test_kl_is_the_sum_over_probabilities_written_out(record):
     p = base.distribution(probe.inputs).log_probs.detach().double()
     q = other.distribution(probe.inputs).log_probs.detach().double()
     expected = (p.exp() * (p - q)).sum((1, 2, 3)).mean()
-    found = measure_kl(base, other, probe)["kl_base_tuned"].mean
-    assert found == pytest.approx(float(expected), rel=1e-4)
+    divergence = measure_kl(base, other, probe)["kl_base_tuned"].mean
+    assert divergence == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_probe_is_spread_over_the_chosen_episodes(record):
@@ -108,28 +108,28 @@ def test_a_probe_is_spread_over_the_chosen_episodes(record):
 def test_the_standard_error_counts_episodes_not_observations(record):
     base = tiny_policy()
     probe = make_probe(record, 60, np.arange(12))
-    one = make_probe(record, 60, np.array([0]))
+    single = make_probe(record, 60, np.array([0]))
     assert measure_kl(base, moved(base, 0.1), probe)["kl_base_tuned"].standard_error > 0
-    entry = divergence_entry(measure_kl(base, moved(base, 0.1), one)["kl_base_tuned"])
+    entry = divergence_entry(measure_kl(base, moved(base, 0.1), single)["kl_base_tuned"])
     assert entry["standard_error"] is None
     assert entry["unit"] == "nats per decision"
 
 
 def test_the_standard_error_of_two_episodes_is_half_their_difference(record):
     base, other = tiny_policy(), moved(tiny_policy(), 0.1)
-    whole = make_probe(record, len(record), np.arange(12))
+    complete = make_probe(record, len(record), np.arange(12))
     # Two observations, each seen by an episode three times: no more is known than from two.
     rows = torch.tensor([0, 0, 0, 9, 9, 9])
-    inputs = {key: value[rows] for key, value in whole.inputs.items()}
-    found = measure_probe(base, other, ProbeSet(inputs, np.repeat([0, 1], 3)))
-    for measure in found.measures.values():
+    inputs = {key: value[rows] for key, value in complete.inputs.items()}
+    result = measure_probe(base, other, ProbeSet(inputs, np.repeat([0, 1], 3)))
+    for measure in result.measures.values():
         apart = abs(measure.values[0] - measure.values[-1])
         if measure.kind != "estimate":  # an estimate's samples differ
             assert measure.standard_error == pytest.approx(apart / 2, abs=1e-6)
-    kl = found.measures["kl_base_tuned"]
+    kl = result.measures["kl_base_tuned"]
     assert kl.per_dimension.sum() == pytest.approx(kl.mean)
-    assert found.measures["greedy_disagreement"].per_dimension.mean() == pytest.approx(
-        found.measures["greedy_disagreement"].mean
+    assert result.measures["greedy_disagreement"].per_dimension.mean() == pytest.approx(
+        result.measures["greedy_disagreement"].mean
     )
 
 
@@ -138,9 +138,9 @@ def test_what_is_known_of_the_base_need_not_be_computed_again(record):
     probe = make_probe(record, 40, np.arange(12))
     known = behaviour(base, probe)
     base.distribution = None  # may not be asked again
-    found = measure_probe(base, other, probe, known).measures
+    measures = measure_probe(base, other, probe, known).measures
     expected = measure_probe(tiny_policy(), other, probe).measures
-    assert {k: v.mean for k, v in found.items()} == {k: v.mean for k, v in expected.items()}
+    assert {k: v.mean for k, v in measures.items()} == {k: v.mean for k, v in expected.items()}
 
 
 def test_entropy_of_an_almost_uniform_policy(record):

@@ -33,27 +33,27 @@ def probe(seed=0, n=6):
 
 
 def test_the_hash_sees_every_byte_and_name():
-    whole = probe()
-    assert whole.hash() == probe().hash()
-    assert len(whole.hash()) == 64
-    state = whole.inputs["observation.state"].clone()
+    complete = probe()
+    assert complete.hash() == probe().hash()
+    assert len(complete.hash()) == 64
+    state = complete.inputs["observation.state"].clone()
     state[4, 1] = torch.nextafter(state[4, 1], torch.tensor(9.0))
-    renamed = {key.upper(): value for key, value in whole.inputs.items()}
+    renamed = {key.upper(): value for key, value in complete.inputs.items()}
     others = [
-        dataclasses.replace(whole, inputs=whole.inputs | {"observation.state": state}),
-        dataclasses.replace(whole, inputs=renamed),
-        dataclasses.replace(whole, episode=whole.episode + 1),
+        dataclasses.replace(complete, inputs=complete.inputs | {"observation.state": state}),
+        dataclasses.replace(complete, inputs=renamed),
+        dataclasses.replace(complete, episode=complete.episode + 1),
         probe(seed=1),
     ]
-    assert len({whole.hash(), *(other.hash() for other in others)}) == 5
+    assert len({complete.hash(), *(other.hash() for other in others)}) == 5
 
 
 def test_probe_sets_come_back_as_they_were(tmp_path):
     sets = {"new_base_visited": probe(), "prior": probe(1), "prior/Open/Drawer": probe(2, 4)}
     save_probes(tmp_path / "probes.safetensors", sets)
-    hashes = {name: found.hash() for name, found in sets.items()}
+    hashes = {name: probe_set.hash() for name, probe_set in sets.items()}
     again = load_probes(tmp_path / "probes.safetensors", hashes)
-    assert {name: found.hash() for name, found in again.items()} == hashes
+    assert {name: probe_set.hash() for name, probe_set in again.items()} == hashes
 
 
 def test_other_observations_than_those_measured_are_refused(tmp_path):
@@ -100,5 +100,5 @@ def test_frozen_vision_makes_a_probe_set_small_and_changes_no_logit():
     encoded = encode_probe(images, policy)
     assert not any("images" in key for key in encoded.inputs)
     with torch.no_grad():
-        one, two = (policy.distribution(p.inputs).log_probs for p in (images, encoded))
-    assert torch.equal(one, two)
+        of_images, of_encoded = (policy.distribution(p.inputs).log_probs for p in (images, encoded))
+    assert torch.equal(of_images, of_encoded)

@@ -82,22 +82,22 @@ def test_every_measure_is_told_for_every_probe_set(measured):
 def test_the_summary_has_all_predictors_under_flat_names(measured):
     summary = measured.run.summary(1)
     assert set(summary.kl_base_tuned) == {"new_base_visited", "new_tuned_visited", "prior"}
-    found = summary.distances
+    distances = summary.distances
     for states in STATES:
         for name in ("total_variation", "entropy_change", "greedy_disagreement"):
-            assert f"{name}/{states}" in found
+            assert f"{name}/{states}" in distances
         in_summary = states in summary.kl_base_tuned
-        assert (f"kl_base_tuned/{states}" in found) != in_summary
-    assert {"weight_l1", "weight_l2", "weight_fisher_l2", "cknna", "sparsity_bf16"} < set(found)
-    assert found["kl_base_tuned/demonstrations"] > 0.0
+        assert (f"kl_base_tuned/{states}" in distances) != in_summary
+    assert {"weight_l1", "weight_l2", "weight_fisher_l2", "cknna", "sparsity_bf16"} < set(distances)
+    assert distances["kl_base_tuned/demonstrations"] > 0.0
     assert summary.entropy > 0.0
 
 
 def test_the_base_is_at_distance_zero_exactly_on_every_probe_set(measured):
-    found = measured.run.summary(0).distances
+    distances = measured.run.summary(0).distances
     alike = {"cknna", "sparsity_fp32", "sparsity_1e-5", "sparsity_bf16"}
-    assert all(value == (1.0 if name in alike else 0.0) for name, value in found.items())
-    assert len(found) > 30
+    assert all(value == (1.0 if name in alike else 0.0) for name, value in distances.items())
+    assert len(distances) > 30
 
 
 def test_a_resumed_run_measures_on_the_same_states(measured, env):
@@ -126,10 +126,10 @@ def test_a_run_of_an_older_version_can_be_gone_on_with(env, tmp_path):
     again = Tracker(tracker.config, tracker.run, env, tiny_policy().frozen_copy(), PRIOR)
     again.load_base()
     assert tracker.run.summary(0).distances is None
-    found = again.measure(frozen_policy(0.1), 1)
-    assert found.kl_base_tuned["prior"] > 0.0
-    assert "total_variation/prior" in found.distances
-    assert "total_variation/prior/ReachRed" not in found.distances
+    later = again.measure(frozen_policy(0.1), 1)
+    assert later.kl_base_tuned["prior"] > 0.0
+    assert "total_variation/prior" in later.distances
+    assert "total_variation/prior/ReachRed" not in later.distances
 
 
 def test_swapped_observations_are_noticed(env, tmp_path):

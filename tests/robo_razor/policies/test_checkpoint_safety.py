@@ -113,8 +113,8 @@ def test_a_step_that_nobody_registered_is_refused_and_nothing_runs(
     monkeypatch.syspath_prepend(str(policy))
     add_step(policy, foreign_steps(mark)[kind], file)
     text = refusal(policy)
-    assert f"step 0 of {policy / file} asks for the" in text
-    assert "Nothing of it was run" in text
+    assert f"step 0 of {policy / file} names the" in text
+    assert "None of its code was run" in text
     assert not mark.exists()
     assert MARKS == []
 
@@ -125,7 +125,7 @@ def test_what_comes_from_the_hub_goes_through_the_same_door(policy, tmp_path, mo
     mark = tmp_path / "mark"
     add_step(policy, foreign_steps(mark)["a process"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(policy))
-    assert "asks for the class 'subprocess.Popen'" in refusal("someone/policy")
+    assert "names the class 'subprocess.Popen'" in refusal("someone/policy")
     assert not mark.exists()
 
 
@@ -145,11 +145,11 @@ def test_every_command_that_loads_a_policy_refuses_it(policy, tmp_path, capsys, 
     add_step(policy, foreign_steps(mark)["a process"])
     shutil.copytree(policy, run)
     chosen = run.parents[2] if command.endswith("a run's") else policy
-    words = [str(tmp_path / "out") if word == "OUT" else word for word in COMMANDS[command]]
-    words += ["--env.num-workers", "1", "--env.num-envs", "1", "--env.env-packages", "toy_env"]
-    status = cli.main([command.split()[0], "--policy", str(chosen), *words])
+    arguments = [str(tmp_path / "out") if word == "OUT" else word for word in COMMANDS[command]]
+    arguments += ["--env.num-workers", "1", "--env.num-envs", "1", "--env.env-packages", "toy_env"]
+    status = cli.main([command.split()[0], "--policy", str(chosen), *arguments])
     error = capsys.readouterr().err
-    assert "asks for the class 'subprocess.Popen'" in error
+    assert "names the class 'subprocess.Popen'" in error
     assert status == 2
     assert not mark.exists()
     assert not (tmp_path / "out").exists()
@@ -187,7 +187,7 @@ def test_a_state_file_that_is_missing_or_damaged_is_named(policy):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../etc", "~/x", "file:///etc", "..\\x"])
 def test_a_tokenizer_is_of_the_hub_or_a_folder_of_settings(policy, name):
     add_step(policy, {"registry_name": "tokenizer_processor", "config": {"tokenizer_name": name}})
-    assert "outside of the policy's own folder" in refusal(policy)
+    assert "outside of the policy's folder" in refusal(policy)
 
 
 def test_a_policy_of_the_hub_names_no_folder_of_this_machine(tmp_path, monkeypatch):
@@ -212,14 +212,14 @@ def test_code_of_a_repository_is_never_asked_for_nor_run(tmp_path, monkeypatch):
     asks |= {"tokenizer_class": "Words", "model_type": "unheard", "processor_class": "Words"}
     for name in ("config.json", "processor_config.json"):
         edit(backbone / name, lambda data: data.update(asks))
-    assert "asks for code that is not installed" in refusal(folder)
+    assert "needs code that is not installed" in refusal(folder)
     shutil.copytree(backbone, folder / "vlm")
     assert "`auto_map`" in refusal(folder)
     from transformers import AutoConfig
 
     from robo_razor.policies.files import without_remote_code
 
-    with without_remote_code(), pytest.raises(PolicyError, match="asks for code that is not"):
+    with without_remote_code(), pytest.raises(PolicyError, match="needs code that is not"):
         AutoConfig.from_pretrained(backbone, trust_remote_code=True)
     assert not mark.exists()
 
@@ -290,7 +290,7 @@ def test_the_type_of_a_policy_is_text(policy, given):
         ("bin_mu", 0, "do not stand for ascending actions"),
         ("input_features", [], "razor needs"),
         ("input_features", {"observation.state": {"type": "STATE", "shape": [10**9]}}, "shape"),
-        ("auto_map", {"AutoConfig": "code.Words"}, "asks for code"),
+        ("auto_map", {"AutoConfig": "code.Words"}, "needs code"),
     ],
 )
 def test_senseless_settings_are_refused_before_they_fill_the_memory(
@@ -314,7 +314,7 @@ def test_a_tokenizer_of_another_policy_is_refused(policy):
 def test_processors_that_do_not_fit_are_told_before_anything_is_measured(policy):
     file = policy / "policy_preprocessor.json"
     edit(file, lambda data: data["steps"].pop(2))
-    assert "cannot look at an observation: KeyError" in refusal(policy)
+    assert "fails on an observation: KeyError" in refusal(policy)
     edit(file, lambda data: data["steps"].pop(3))
     assert "normalises 'observation.state' by MEAN_STD, as its config.json says" in refusal(policy)
 
@@ -331,7 +331,7 @@ def test_whole_weights_are_no_adapter_whatever_the_settings_say(policy):
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "owner/na me"])
 def test_a_name_that_no_file_could_have_is_an_unknown_policy(name):
-    with pytest.raises(UnknownNameError, match="no directory either") as error:
+    with pytest.raises(UnknownNameError, match="not a directory either") as error:
         load_policy(name)
     assert len(str(error.value)) < 1000
 
@@ -385,9 +385,9 @@ def test_weights_of_another_precision_are_read(policy, kind):
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_prefixes_of_wrappers_are_read_over(policy, saved, prefix):
     edit_tensors(policy / WEIGHTS, lambda t: {prefix + k: v for k, v in t.items()})
-    own = load_policy(saved).module.state_dict()
-    found = load_policy(policy).module.state_dict()
-    assert all(torch.equal(own[key], found[key]) for key in own)
+    expected = load_policy(saved).module.state_dict()
+    weights = load_policy(policy).module.state_dict()
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
 
 
 def test_the_first_keys_that_do_not_fit_are_named(policy):
@@ -410,10 +410,10 @@ def test_weights_of_the_critic_are_checked_as_well(tmp_path):
     folder = tmp_path / "saved"
     load_policy(tiny_vla.save_tiny_smolvla(tmp_path / "policy")).save(folder)
     file = folder / "value_head.safetensors"
-    whole = load_file(file)
-    save_file({key: torch.full_like(value, float("nan")) for key, value in whole.items()}, file)
+    tensors = load_file(file)
+    save_file({key: torch.full_like(value, float("nan")) for key, value in tensors.items()}, file)
     assert "of 'value_head." in refusal(folder)
-    save_file({key: value.int() for key, value in whole.items()}, file)
+    save_file({key: value.int() for key, value in tensors.items()}, file)
     assert "as torch.int32, but weights are floating-point" in refusal(folder)
 
 

@@ -67,7 +67,7 @@ def test_temperature_sharpens_and_is_part_of_the_density():
     assert bool((cold.entropy() < warm.entropy()).all())
     assert torch.equal(cold.mode(), warm.mode())
     torch.testing.assert_close(cold.log_probs, torch.log_softmax(logits() * 2, -1))
-    with pytest.raises(PolicyError, match="temperature of 0"):
+    with pytest.raises(PolicyError, match="temperature is 0"):
         TokenChunkDistribution(logits(), CENTERS, temperature=0)
 
 

@@ -113,7 +113,7 @@ def test_a_foreign_policy_acts_and_is_cloned_without_a_family(folder, caplog):
     with pytest.raises(PolicyError, match=r"\(type 'linear'\) has no action density"):
         policy.distribution({})
     policy.freeze_vision()
-    assert "where a policy of type linear has its image encoder is not known" in caplog.text
+    assert "the image encoder of policies of type linear is not known" in caplog.text
 
 
 def test_a_module_of_the_users_brings_a_family(folder, families, tmp_path, monkeypatch):

@@ -19,8 +19,8 @@ def observation(names, state="agent_pos", n=2):
     return {"pixels": pixels, state: rng.normal(size=(n, 7)).astype(np.float32)}
 
 
-def inputs(policy, seen):
-    batch = policy.prepare(seen, ["lift the red block"] * 2)
+def inputs(policy, host):
+    batch = policy.prepare(host, ["lift the red block"] * 2)
     return {key: value for key, value in batch.items() if "image" in key or "state" in key}
 
 
@@ -50,25 +50,25 @@ def test_what_is_offered_decides_among_several_names():
 def test_renamed_inputs_are_the_same_inputs(text):
     plain, renamed = tiny_policy(), tiny_policy()
     renamed.rename(text)
-    one = observation(("front", "wrist"))
-    other = {"pixels": dict(zip(("top", "hand"), one["pixels"].values(), strict=True))}
-    other |= {"agent_pos": one["agent_pos"]}
-    expected, found = inputs(plain, one), inputs(renamed, other)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    host = observation(("front", "wrist"))
+    other = {"pixels": dict(zip(("top", "hand"), host["pixels"].values(), strict=True))}
+    other |= {"agent_pos": host["agent_pos"]}
+    expected, actual = inputs(plain, host), inputs(renamed, other)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert renamed.camera_names == ["top", "hand"]
     # What it called them before is understood as well.
-    assert all(torch.equal(expected[key], x) for key, x in inputs(renamed, one).items())
+    assert all(torch.equal(expected[key], x) for key, x in inputs(renamed, host).items())
 
 
 def test_cameras_can_be_swapped_and_the_state_read_from_elsewhere():
     policy = tiny_policy()
     policy.rename("{front: wrist, wrist: front, observation.environment_state: observation.state}")
-    seen = observation(("front", "wrist"), state="environment_state")
-    swapped = {"front": seen["pixels"]["wrist"], "wrist": seen["pixels"]["front"]}
-    expected = inputs(tiny_policy(), {"pixels": swapped, "agent_pos": seen["environment_state"]})
-    found = inputs(policy, seen)
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    host = observation(("front", "wrist"), state="environment_state")
+    swapped = {"front": host["pixels"]["wrist"], "wrist": host["pixels"]["front"]}
+    expected = inputs(tiny_policy(), {"pixels": swapped, "agent_pos": host["environment_state"]})
+    actual = inputs(policy, host)
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
 def test_a_checkpoint_keeps_its_names(tmp_path):
@@ -77,9 +77,9 @@ def test_a_checkpoint_keeps_its_names(tmp_path):
     policy.save(tmp_path)
     again = load_policy(tmp_path)
     assert again.camera_names == ["top", "wrist"]
-    seen = observation(("top", "wrist"))
-    expected, found = inputs(policy, seen), inputs(again, seen)
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    host = observation(("top", "wrist"))
+    expected, actual = inputs(policy, host), inputs(again, host)
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
     again.rename("{side: front}")  # a new name for one input replaces its old one
     assert again.camera_names == ["side", "wrist"]
 
@@ -106,12 +106,12 @@ def test_a_misspelt_name_is_refused_though_the_policys_own_is_there():
     policy.rename("{observation.images.wirst: front}")
     with pytest.raises(PolicyEnvMismatchError) as caught:
         offer(policy, "front", "wrist", "side")
-    told = str(caught.value)
-    assert "observation.images.front be read from observation.images.wirst" in told
-    assert "Did you mean 'observation.images.wrist'" in told
-    assert "Allowed: observation.images.front, observation.images.side, " in told
+    message = str(caught.value)
+    assert "reads observation.images.front from observation.images.wirst" in message
+    assert "Did you mean 'observation.images.wrist'" in message
+    assert "Allowed: observation.images.front, observation.images.side, " in message
     policy.rename("{agent_poss: observation.state}")
-    with pytest.raises(PolicyEnvMismatchError, match=r"observation\.state be read from"):
+    with pytest.raises(PolicyEnvMismatchError, match=r"reads observation\.state from"):
         offer(policy, "front", "wrist")
 
 
@@ -162,9 +162,9 @@ def pictures(shape, state=7):
 
 
 def test_pictures_with_channels_first_are_named_as_such():
-    told = shown_to(tiny_policy(), pictures((3, 16, 16)))
-    assert "observation.images.front 16x16 px with its channels first" in told
-    assert "np.moveaxis(picture, 0, -1)" in told
+    message = shown_to(tiny_policy(), pictures((3, 16, 16)))
+    assert "observation.images.front 16x16 px with channels first" in message
+    assert "np.moveaxis(image, 0, -1)" in message
     assert "16x16 px of 1 channels" in shown_to(tiny_policy(), pictures((16, 16, 1)))
 
 
@@ -174,12 +174,12 @@ def test_a_lone_array_is_shown_under_the_name_that_it_would_have():
     assert "the environment has observation.image 16x16 px, action" in shown_to(policy, image)
     state = spaces.Box(-1, 1, (7,), np.float32)
     assert "the environment has observation.state 7, action 5" in shown_to(policy, state)
-    one = spaces.Dict({"pixels": image, "agent_pos": state})
-    assert "observation.image 16x16 px, observation.state 7" in shown_to(policy, one)
+    lone_camera = spaces.Dict({"pixels": image, "agent_pos": state})
+    assert "observation.image 16x16 px, observation.state 7" in shown_to(policy, lone_camera)
 
 
 def test_every_dimension_of_an_action_must_have_the_range_of_action_tokens():
     high = np.array([1, 1, 1, 1, 0.5], np.float32)
     uneven = spaces.Box(-high, high)
-    told = shown_to(tiny_policy(), pictures((16, 16, 3)), uneven)
-    assert "takes [-1.0, -1.0, -1.0, -1.0, -0.5] to [1.0, 1.0, 1.0, 1.0, 0.5]" in told
+    message = shown_to(tiny_policy(), pictures((16, 16, 3)), uneven)
+    assert "takes [-1.0, -1.0, -1.0, -1.0, -0.5] to [1.0, 1.0, 1.0, 1.0, 0.5]" in message

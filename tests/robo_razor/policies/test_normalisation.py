@@ -49,10 +49,10 @@ def razor(tmp_path_factory):
 
 
 def settings(base, out, **changes):
-    given = {"episodes": 6, "epochs": 8, "batch_size": 16, "statistics": "demonstrations"}
+    method = {"episodes": 6, "epochs": 8, "batch_size": 16, "statistics": "demonstrations"}
     env = EnvConfig(num_envs=8, num_workers=1, image_size=16, env_packages=("toy_env",))
-    given |= {"learning_rate": 1e-3, "warmup_steps": 0} | changes.pop("bc", {})
-    sections = {"bc": BC(**given)}
+    method |= {"learning_rate": 1e-3, "warmup_steps": 0} | changes.pop("bc", {})
+    sections = {"bc": BC(**method)}
     return run_config(base, out, "bc", sections, env=env, tracking=TRACKING, **changes)
 
 
@@ -64,7 +64,7 @@ def normalisers(policy):
 def without(policy, *keys):
     """Take statistics away, as from a checkpoint that was saved without."""
     for step in normalisers(policy):
-        step.stats = {key: found for key, found in step.stats.items() if key not in keys}
+        step.stats = {key: statistics for key, statistics in step.stats.items() if key not in keys}
         step.to(device=step.device)
     return policy
 
@@ -79,24 +79,26 @@ def at(run, step):
 
 def test_statistics_are_those_of_all_frames():
     values = np.random.default_rng(0).normal(3.0, 2.0, (500, 2)).astype(np.float32)
-    found = statistics_of(values)
+    statistics = statistics_of(values)
     for name in ("mean", "std", "min", "max"):
         expected = getattr(values.astype(np.float64), name)(0)
-        np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(statistics[name].numpy(), expected, rtol=1e-5)
     for name, share in (("q01", 0.01), ("q10", 0.1), ("q90", 0.9), ("q99", 0.99)):
-        np.testing.assert_allclose(found[name].numpy(), np.quantile(values, share, 0), rtol=1e-5)
+        np.testing.assert_allclose(
+            statistics[name].numpy(), np.quantile(values, share, 0), rtol=1e-5
+        )
 
 
 def test_what_never_or_hardly_changes_is_not_blown_up():
     values = np.zeros((1000, 2), np.float32)
     values[:, 0] = 0.3
     values[0, 1] = 1.0
-    found = {name: x.tolist() for name, x in statistics_of(values).items()}
-    assert found["std"][0] == 1.0
-    assert found["mean"][0] == pytest.approx(0.3)
+    statistics = {name: x.tolist() for name, x in statistics_of(values).items()}
+    assert statistics["std"][0] == 1.0
+    assert statistics["mean"][0] == pytest.approx(0.3)
     for lower, upper in (("min", "max"), ("q01", "q99"), ("q10", "q90")):
-        assert found[upper][0] - found[lower][0] == pytest.approx(2.0)
-        assert (found[lower][1], found[upper][1]) == (0.0, 1.0)
+        assert statistics[upper][0] - statistics[lower][0] == pytest.approx(2.0)
+        assert (statistics[lower][1], statistics[upper][1]) == (0.0, 1.0)
 
 
 def test_other_statistics_are_used_saved_and_leave_copies_alone(act, tmp_path):
@@ -136,12 +138,12 @@ def test_a_policy_with_all_its_statistics_passes(act, razor):
 @pytest.mark.parametrize("key", [STATE, ACTION])
 def test_missing_statistics_are_refused_unless_they_come_from_demonstrations(act, key):
     policy = without(load_policy(act), key)
-    there = STATE if key == ACTION else ACTION
+    held_key = STATE if key == ACTION else ACTION
     for method in ("bc", "ppo"):
         with pytest.raises(
             PolicyError,
-            match=rf"normalises '{key}' \(MEAN_STD\).* no mean and std of it.* there are: "
-            rf".*{there} \(.*mean.*\).*saved with its statistics, or .*--bc.statistics demonstr",
+            match=rf"normalises '{key}' \(MEAN_STD\).* no mean and std of it.* statistics are: "
+            rf".*{held_key} \(.*mean.*\).*saved with its statistics, or .*--bc.statistics demonstr",
         ):
             check_statistics(policy, FinetuneConfig(method=method))
     check_statistics(policy, THEIRS)
@@ -201,11 +203,11 @@ def test_step_0_is_the_base_and_the_rest_has_the_demonstrations_statistics(finis
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_resumed_run_keeps_its_statistics(razor, finished, tmp_path, monkeypatch, rank):
     """Though the data would now give others; with LoRA the policy is loaded from the base."""
-    whole, last = finished
+    run, last = finished
     assert last >= 2
     if rank:
-        whole = tmp_path / "whole"
-        finetune(settings(razor, whole, bc={"lora_rank": rank}), quiet())
+        run = tmp_path / "whole"
+        finetune(settings(razor, run, bc={"lora_rank": rank}), quiet())
     again = settings(razor, tmp_path / "run", bc={"lora_rank": rank})
     interrupt_at(monkeypatch, DemonstrationLearner, last, again)
     before = held(at(tmp_path / "run", last - 1))
@@ -215,9 +217,9 @@ def test_a_resumed_run_keeps_its_statistics(razor, finished, tmp_path, monkeypat
         lambda *_: {STATE: {name: 7.0 * x for name, x in before.items()}},
     )
     finetune(replace(again, resume=True), quiet())
-    for name, tensor in held(at(whole, last)).items():
+    for name, tensor in held(at(run, last)).items():
         assert torch.equal(held(at(tmp_path / "run", last))[name], tensor)
-    assert_same_weights(weights(whole, last), weights(tmp_path / "run", last))
+    assert_same_weights(weights(run, last), weights(tmp_path / "run", last))
 
 
 def test_the_base_keeps_its_own_and_what_is_learnt_from_is_prepared_anew(
@@ -240,11 +242,11 @@ def test_the_base_keeps_its_own_and_what_is_learnt_from_is_prepared_anew(
         last = finetune(settings(razor, tmp_path / "run"), quiet()).step
     assert "replaces the statistics with which" in caplog.text
     assert "normalises observation.state. With others the same weights are another" in caplog.text
-    own = held(load_policy(razor))
-    theirs = held(at(tmp_path / "run", last))
-    for step, used in ((0, own), (last, theirs)):
+    of_base = held(load_policy(razor))
+    of_tuned = held(at(tmp_path / "run", last))
+    for step, used in ((0, of_base), (last, of_tuned)):
         base, tuned, batch, raw = seen[step]
-        assert torch.equal(base, own["mean"])
+        assert torch.equal(base, of_base["mean"])
         assert torch.equal(tuned, used["mean"])
         expected = (torch.from_numpy(raw) - used["mean"]) / (used["std"] + 1e-8)
         assert torch.allclose(batch, expected, atol=1e-5)
@@ -253,9 +255,9 @@ def test_the_base_keeps_its_own_and_what_is_learnt_from_is_prepared_anew(
 def test_a_flow_policy_acts_and_learns_with_them(tmp_path):
     base = tiny_vla.save_tiny_smolvla(tmp_path / "policy")
     last = finetune(settings(base, tmp_path / "run", bc={"epochs": 1}), quiet()).step
-    tuned, own = at(tmp_path / "run", last), load_policy(base)
+    tuned, of_base = at(tmp_path / "run", last), load_policy(base)
     for key in (STATE, ACTION):
-        assert not torch.allclose(held(tuned, key)["mean"], held(own, key)["mean"], atol=1e-3)
+        assert not torch.allclose(held(tuned, key)["mean"], held(of_base, key)["mean"], atol=1e-3)
     chunk = torch.zeros(1, 4, tiny_vla.A)
     assert torch.allclose(tuned.postprocessor(chunk)[0, 0], held(tuned, ACTION)["mean"])
 

@@ -40,7 +40,6 @@ from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.trainer import finetune
-from robo_razor.training.windows import predicted_actions
 
 NO_DIFFUSERS = importlib.util.find_spec("diffusers") is None
 KINDS = (
@@ -79,9 +78,9 @@ def settings(folder, out, method="bc", **changes):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    told = io.StringIO()
-    finetune(settings(folder, out), Console(file=told, width=200))
-    return out, told.getvalue()
+    output = io.StringIO()
+    finetune(settings(folder, out), Console(file=output, width=200))
+    return out, output.getvalue()
 
 
 def observed(rows=5, size=32):
@@ -90,16 +89,16 @@ def observed(rows=5, size=32):
 
 
 def test_a_run_measures_retention_and_a_surrogate(finished):
-    run, told = finished
+    run, output = finished
     first = summary(run, 0)
     last = summary(run, max(int(path.name) for path in (run / "eval").iterdir()))
-    for found in (first, last):
-        assert found["kl_kind"] is None
+    for entry in (first, last):
+        assert entry["kl_kind"] is None
         for direction in ("kl_base_tuned", "kl_tuned_base"):
-            assert set(found[direction].values()) == {None}
-        assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
-        assert "base_success_rate" in found["prior"]["ReachRed"]
-        assert "not a KL" in found["surrogate_kind"]
+            assert set(entry[direction].values()) == {None}
+        assert set(entry["prior"]) == {"ReachRed", "ReachGreen"}
+        assert "base_success_rate" in entry["prior"]["ReachRed"]
+        assert "not a KL" in entry["surrogate_kind"]
     assert set(first["surrogate"].values()) == {0.0}
     assert set(last["surrogate"]) == {"new_base_visited", "new_tuned_visited", "prior"}
     assert all(value > 0.0 for value in last["surrogate"].values())
@@ -109,9 +108,9 @@ def test_a_run_measures_retention_and_a_surrogate(finished):
     assert measure["kind"] == "surrogate"
     assert len(measure["per_dimension"]["mean"]) == tiny_vla.A
     assert "kl_base_tuned" not in entries["prior"]
-    assert "No KL: the policy has no density. Surrogate: " in told
-    assert "on the new task where the base goes" in " ".join(told.split())
-    assert "KL(base||tuned)" not in told
+    assert "No KL: the policy has no density. Surrogate: " in output
+    assert "on the new task where the base goes" in " ".join(output.split())
+    assert "KL(base||tuned)" not in output
 
 
 def test_the_surrogate_is_the_distance_of_normalised_chunks(finished, folder):
@@ -122,9 +121,9 @@ def test_the_surrogate_is_the_distance_of_normalised_chunks(finished, folder):
     assert before.shape == (5, tiny_vla.CHUNK, tiny_vla.A)
     from robo_razor.evaluation.divergences import compare, decision_values
 
-    found = compare(before, after)["chunk_distance"]
+    distance = compare(before, after)["chunk_distance"]
     expected = (before - after).double().square().mean((1, 2))
-    assert torch.allclose(decision_values("chunk_distance", found), expected)
+    assert torch.allclose(decision_values("chunk_distance", distance), expected)
     # What is executed is the chunk with the base's statistics undone.
     assert np.allclose(base.act(*observed()), base.postprocessor(before).numpy(), atol=1e-6)
 
@@ -163,7 +162,7 @@ ENCODERS = {"act": "model.backbone.", "diffusion": "diffusion.rgb_encoder."}
 def clone(handle, steps=2):
     """Make gradient steps of cloning and return the names of what they changed."""
     before = {name: x.clone() for name, x in handle.module.state_dict().items()}
-    n = predicted_actions(handle)
+    n = handle.predicted_actions
     targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
     inputs = handle.prepare(*observed(size=handle.image_size))
     optimizer = torch.optim.SGD(handle.policy_parameters(), lr=0.1)
@@ -207,8 +206,8 @@ def test_a_frozen_encoder_gets_no_low_rank_update(folder):
 @pytest.mark.skipif(NO_DIFFUSERS, reason="LeRobot's Diffusion needs `diffusers`")
 def test_statistics_of_a_frozen_encoder_do_not_move(tmp_path):
     # LeRobot tries the encoder on one image, of which a layer must keep more than one pixel.
-    given = {"image_size": 64, "use_group_norm": False}
-    folder = tiny_vla.save_tiny_other(tmp_path / "policy", "diffusion", **given)
+    settings_ = {"image_size": 64, "use_group_norm": False}
+    folder = tiny_vla.save_tiny_other(tmp_path / "policy", "diffusion", **settings_)
     free, frozen = load_policy(folder), load_policy(folder)
     assert [name for name in clone(free) if name.endswith("running_mean")]
     frozen.freeze_vision()
@@ -223,10 +222,10 @@ def test_what_does_nothing_is_warned_of(folder, caplog):
     handle.freeze_vision()
     assert not own_warnings(caplog)
     handle.check_finetuning(FlowConfig(train="all"))
-    assert "settings `flow.*` do nothing" in caplog.text
+    assert "settings `flow.*` have no effect" in caplog.text
     handle.family = PolicyFamily(handle.config.type)
     handle.freeze_vision()
-    assert "`freeze_vision` does nothing" in caplog.text
+    assert "`freeze_vision` has no effect" in caplog.text
 
 
 def test_temporal_ensembling_is_warned_of(tmp_path, caplog):
@@ -251,11 +250,11 @@ def test_checkpoints_on_the_way_run_no_more_episodes_than_others_do(folder, tmp_
     config = replace(config, tracking=replace(TRACKING, final_episodes_new=9))
     handle = load_policy(folder)
     tracker = Tracker(config, None, None, handle, {})
-    found = [
+    calls = [
         tracker._run_greedy(handle, step, final=final, progress=None)
         for step, final in ((0, False), (1, False), (2, True))
     ]
-    assert found == [(9, "inputs"), (3, "inputs"), (9, "inputs")]
+    assert calls == [(9, "inputs"), (3, "inputs"), (9, "inputs")]
 
 
 def test_ppo_is_refused_before_any_work(folder, tmp_path):
@@ -266,7 +265,7 @@ def test_ppo_is_refused_before_any_work(folder, tmp_path):
 
 def test_cloning_uses_the_policys_own_loss(folder):
     handle = load_policy(folder)
-    n = predicted_actions(handle)
+    n = handle.predicted_actions
     assert n == (tiny_vla.CHUNK if handle.config.type == "act" else 2 * tiny_vla.CHUNK)
     inputs = handle.prepare(*observed())
     targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
@@ -290,7 +289,7 @@ def test_low_rank_updates_are_merged_when_saved(folder, tmp_path):
     before = handle.chunks(inputs)
     added = handle.add_lora(2)
     assert torch.equal(handle.chunks(inputs), before)
-    n = predicted_actions(handle)
+    n = handle.predicted_actions
     targets = {"action": torch.rand(5, n, 5), "action_is_pad": torch.zeros(5, n, dtype=torch.bool)}
     optimizer = torch.optim.SGD(added, lr=10.0)
     loss, _ = handle.bc_loss(inputs | targets)

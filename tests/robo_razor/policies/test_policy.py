@@ -68,7 +68,7 @@ def test_a_policy_predicts_what_its_settings_say():
 
 
 def test_sampling_wants_uniform_numbers():
-    with pytest.raises(PolicyError, match="without uniform numbers"):
+    with pytest.raises(PolicyError, match="needs `uniforms`"):
         Constant().act({"agent_pos": np.ones((1, 1), np.float32)}, [""], mode="sample")
 
 

@@ -113,9 +113,9 @@ def test_gae_over_streams_does_not_leak_across_the_end_of_an_episode():
 
 
 def test_normalise_gives_mean_zero_and_deviation_one():
-    found = normalise(torch.tensor([1.0, 2.0, 6.0]))
-    assert float(found.mean()) == pytest.approx(0.0, abs=1e-6)
-    assert float(found.square().mean()) == pytest.approx(1.0, abs=1e-5)
+    advantages = normalise(torch.tensor([1.0, 2.0, 6.0]))
+    assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(advantages.square().mean()) == pytest.approx(1.0, abs=1e-5)
     assert torch.equal(normalise(torch.full((4,), 3.0)), torch.zeros(4))
 
 

@@ -52,8 +52,8 @@ def weights(learner):
     return [p.detach().clone() for p in learner.policy.module.parameters()]
 
 
-def assert_equal(one, two):
-    for a, b in zip(one, two, strict=True):
+def assert_equal(first, second):
+    for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
 
@@ -61,22 +61,25 @@ def assert_equal(one, two):
 @pytest.mark.parametrize("term", variants())
 @pytest.mark.parametrize("name", METHODS)
 def test_any_method_goes_with_any_regulariser_and_resumes(name, term, rank):
-    whole = learner_of(name, [term], lora_rank=rank)
-    first = whole.update(1)
-    state, kept = copy.deepcopy(whole.state()), copy.deepcopy(whole.context.penalties.state())
-    middle = weights(whole)
-    second = whole.update(2)
+    uninterrupted = learner_of(name, [term], lora_rank=rank)
+    first = uninterrupted.update(1)
+    state, penalties = (
+        copy.deepcopy(uninterrupted.state()),
+        copy.deepcopy(uninterrupted.context.penalties.state()),
+    )
+    middle = weights(uninterrupted)
+    second = uninterrupted.update(2)
     assert second[f"regulariser/{term.name}"] > 0.0, "the policy has moved"
     assert f"regulariser/{term.name}" in first or name == "ppo"
 
-    again = learner_of(name, [term], lora_rank=rank)
+    resumed = learner_of(name, [term], lora_rank=rank)
     with torch.no_grad():
-        for parameter, value in zip(again.policy.module.parameters(), middle, strict=True):
+        for parameter, value in zip(resumed.policy.module.parameters(), middle, strict=True):
             parameter.copy_(value)
-    again.load_state(state)
-    again.context.penalties.load_state(kept)
-    metrics = again.update(2)
-    assert_equal(weights(whole), weights(again))
+    resumed.load_state(state)
+    resumed.context.penalties.load_state(penalties)
+    metrics = resumed.update(2)
+    assert_equal(weights(uninterrupted), weights(resumed))
     assert {k: v for k, v in metrics.items() if not k.startswith("time/")} == pytest.approx(
         {k: v for k, v in second.items() if not k.startswith("time/")}, nan_ok=True, rel=0, abs=0
     )
@@ -100,9 +103,9 @@ def test_a_heavy_regulariser_holds_the_policy_near_its_base(name, term):
         learner = learner_of(name, terms, learning_rate=0.02, update_epochs=10)
         for update in range(1, 4):
             learner.update(update)
-        seen = {"context": torch.eye(CONTEXTS)}
+        contexts = {"context": torch.eye(CONTEXTS)}
         with torch.no_grad():
-            base, tuned = learner.base.distribution(seen), learner.policy.distribution(seen)
+            base, tuned = learner.base.distribution(contexts), learner.policy.distribution(contexts)
             return float(base.kl(tuned).mean())
 
     heavy = {"weight": 10.0} | ({"batch_size": 100} if term.name == "kl" else {})

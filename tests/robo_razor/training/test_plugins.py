@@ -77,7 +77,7 @@ def plugin(tmp_path, monkeypatch):
 def test_two_updates_by_the_command_line(plugin, tmp_path, capsys):
     base = save_tiny_policy(tmp_path / "base")
     out = tmp_path / "run"
-    words = [
+    arguments = [
         "finetune", "--plugins", plugin, "--method", "winners", "--policy", str(base),
         "--task", NEW, "--out", str(out), "--torch-threads", "1", "--winners.boost", "2",
         "--winners.num-updates", "2", "--regularise.entropy.weight", "0.1",
@@ -86,7 +86,7 @@ def test_two_updates_by_the_command_line(plugin, tmp_path, capsys):
         "--tracking.episodes-new", "4", "--tracking.final-episodes-new", "4",
         "--tracking.episodes-new-sampled", "4", "--tracking.kl-states", "8",
     ]  # fmt: skip
-    assert main(words) == 0, capsys.readouterr().err
+    assert main(arguments) == 0, capsys.readouterr().err
     lines = [line for line in metrics(out) if "train/winners_loss" in line]
     assert [line["step"] for line in lines] == [1, 2]
     assert all("regulariser/entropy" in line for line in lines)
@@ -109,13 +109,13 @@ def test_its_settings_are_in_yaml_flags_and_help(plugin, tmp_path, capsys):
     assert dataclasses.replace(config, seed=1).method == config.method
     with pytest.raises(ConfigError, match=r"`winners\.boost` = 0\.0 is out of range"):
         parse("finetune", FinetuneConfig, ["--config", str(file), "--winners.boost=0"], "")
-    words = ["--plugins", plugin, "--method", "winners", "--help-all"]
+    arguments = ["--plugins", plugin, "--method", "winners", "--help-all"]
     with pytest.raises(SystemExit):
-        parse("finetune", FinetuneConfig, words, "")
-    shown = capsys.readouterr().out
+        parse("finetune", FinetuneConfig, arguments, "")
+    help_text = capsys.readouterr().out
     for text in ("--winners.boost", "--regularise.entropy.weight", "--regularise.kl.weight"):
-        assert text in shown
-    assert "Weight of the loss (> 0)" in " ".join(shown.replace("│", " ").split())
+        assert text in help_text
+    assert "Weight of the loss (> 0)" in " ".join(help_text.replace("│", " ").split())
 
 
 def test_a_plugin_may_not_lie_beside_the_file_that_names_it(plugin, tmp_path, monkeypatch):
@@ -128,5 +128,5 @@ def test_a_plugin_may_not_lie_beside_the_file_that_names_it(plugin, tmp_path, mo
         parse("finetune", FinetuneConfig, ["--config", str(file)], "")
     assert "`--plugins somebodys_own`" in str(e.value)
     assert plugin not in sys.modules, "it was not run"
-    words = ["--config", str(file), "--plugins", plugin]
-    assert parse("finetune", FinetuneConfig, words, "").method.name == "winners"
+    arguments = ["--config", str(file), "--plugins", plugin]
+    assert parse("finetune", FinetuneConfig, arguments, "").method.name == "winners"

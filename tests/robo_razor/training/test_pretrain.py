@@ -83,15 +83,15 @@ def test_labels_do_not_depend_on_the_number_of_environments():
     policy = create_policy([0.0] * 7, [1.0] * 7, dim_model=32, n_layers=1)
     rows = [EpisodeRow("gym_razor/PressButton-v0", seed) for seed in range(4)]
     actor = NoisyActor(ExpertActor("a"), Disturbance(probability=0.5, noise=0.5, seed=3))
-    found = []
+    collected = []
     for num_envs, num_workers in ((1, 1), (3, 2)):
         config = EnvConfig(num_envs=num_envs, num_workers=num_workers)
         env = make_env("gym_razor/PressButton-v0", config, chunk_size=4)
         try:
-            found.append(collect_labelled(env, policy, actor, rows, style="a"))
+            collected.append(collect_labelled(env, policy, actor, rows, style="a"))
         finally:
             env.close()
-    one, many = found
+    one, many = collected
     assert torch.equal(one.actions, many.actions)
     assert torch.equal(one.landmarks, many.landmarks)
     for key, value in one.inputs.items():

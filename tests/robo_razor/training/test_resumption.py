@@ -35,16 +35,16 @@ def toy_config(base, out, **changes):
 
 
 @pytest.fixture
-def words(tmp_path):
+def arguments(tmp_path):
     return ["--out", str(tmp_path / "run"), "--seed", "7"]
 
 
-def resolved(*words):
-    return settle_resume(parse("finetune", FinetuneConfig, words, ""))
+def resolved(*arguments):
+    return settle_resume(parse("finetune", FinetuneConfig, arguments, ""))
 
 
-def make_run(words, checkpoint=True):
-    run = RunDirectory.create(parse("finetune", FinetuneConfig, words, ""))
+def make_run(arguments, checkpoint=True):
+    run = RunDirectory.create(parse("finetune", FinetuneConfig, arguments, ""))
     if checkpoint:
         run.save_checkpoint(lambda directory: None, TrainingState(step=1))
     run.close()
@@ -52,33 +52,33 @@ def make_run(words, checkpoint=True):
 
 
 @pytest.mark.parametrize("flag", [("--resume", "auto"), ("--resume=auto",)])
-def test_auto_begins_where_there_is_nothing(words, flag):
-    assert resolved(*words, *flag).resume is False
+def test_auto_begins_where_there_is_nothing(arguments, flag):
+    assert resolved(*arguments, *flag).resume is False
 
 
-def test_auto_goes_on_where_there_is_a_checkpoint(words):
-    make_run(words)
-    config = resolved(*words, "--resume", "auto")
+def test_auto_goes_on_where_there_is_a_checkpoint(arguments):
+    make_run(arguments)
+    config = resolved(*arguments, "--resume", "auto")
     assert (config.resume, config.seed) == (True, 7)
 
 
-def test_auto_begins_anew_where_a_run_ended_before_its_first_checkpoint(words):
-    run = make_run(words, checkpoint=False)
-    assert resolved(*words, "--resume", "auto").resume is False
+def test_auto_begins_anew_where_a_run_ended_before_its_first_checkpoint(arguments):
+    run = make_run(arguments, checkpoint=False)
+    assert resolved(*arguments, "--resume", "auto").resume is False
     assert not run.path.exists()
 
 
-def test_auto_leaves_removing_to_the_first_rank(words, monkeypatch):
-    run = make_run(words, checkpoint=False)
+def test_auto_leaves_removing_to_the_first_rank(arguments, monkeypatch):
+    run = make_run(arguments, checkpoint=False)
     monkeypatch.setenv("RANK", "1")
-    assert resolved(*words, "--resume", "auto").resume is False
+    assert resolved(*arguments, "--resume", "auto").resume is False
     assert run.path.exists()
 
 
-def test_auto_keeps_away_from_what_is_no_run_or_is_running(words, tmp_path):
-    run = RunDirectory.create(parse("finetune", FinetuneConfig, words, ""))
+def test_auto_keeps_away_from_what_is_no_run_or_is_running(arguments, tmp_path):
+    run = RunDirectory.create(parse("finetune", FinetuneConfig, arguments, ""))
     with pytest.raises(RunDirectoryError, match="Another process"):
-        resolved(*words, "--resume", "auto")
+        resolved(*arguments, "--resume", "auto")
     run.close()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -86,18 +86,18 @@ def test_auto_keeps_away_from_what_is_no_run_or_is_running(words, tmp_path):
         resolved("--out", str(tmp_path / "mine"), "--resume", "auto")
 
 
-def test_auto_refuses_other_settings_of_flags_file_and_python(words, tmp_path):
-    make_run(words)
+def test_auto_refuses_other_settings_of_flags_file_and_python(arguments, tmp_path):
+    make_run(arguments)
     with pytest.raises(ConfigError, match="`seed` = 8 differs from the run that is resumed"):
-        resolved(*words[:2], "--seed", "8", "--resume", "auto")
+        resolved(*arguments[:2], "--seed", "8", "--resume", "auto")
     file = tmp_path / "c.yaml"
     file.write_text("resume: auto\nppo: {gamma: 0.5}\n")
     with pytest.raises(ConfigError, match=r"`ppo\.gamma` = 0\.5 differs"):
-        resolved(*words, "--config", str(file))
+        resolved(*arguments, "--config", str(file))
     file.write_text("resume: auto\nppo: {gamma: 0.99}\n")
-    assert resolved(*words, "--config", str(file)).resume is True
+    assert resolved(*arguments, "--config", str(file)).resume is True
     with pytest.raises(ConfigError, match="`seed` = 0 differs"):
-        settle_resume(FinetuneConfig(out=words[1], resume="auto"))
+        settle_resume(FinetuneConfig(out=arguments[1], resume="auto"))
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_auto_refuses_other_settings_of_flags_file_and_python(words, tmp_path):
         (("--resume", "AUTO"), "auto"),
     ],
 )
-def test_values_of_resume(words, given, value):
-    make_run(words)
-    assert parse("finetune", FinetuneConfig, [*words, *given], "").resume == value
+def test_values_of_resume(arguments, given, value):
+    make_run(arguments)
+    assert parse("finetune", FinetuneConfig, [*arguments, *given], "").resume == value
 
 
-def test_another_value_of_resume_is_refused(words):
+def test_another_value_of_resume_is_refused(arguments):
     with pytest.raises(ConfigError, match="maybe"):
-        parse("finetune", FinetuneConfig, [*words, "--resume", "maybe"], "")
+        parse("finetune", FinetuneConfig, [*arguments, "--resume", "maybe"], "")
 
 
 def test_a_run_keeps_its_settings_as_they_were_given(tmp_path, monkeypatch):
@@ -143,11 +143,11 @@ def test_paths_of_a_run_are_looked_for_where_it_was_begun(tmp_path, monkeypatch)
         shutil.rmtree("run", ignore_errors=True)
         bc = BC(demonstrations=demonstrations)
         RunDirectory.create(FinetuneConfig(policy=policy, method=bc, out="run")).close()
-        here = stored_settings(RunDirectory("run"))
-        assert (here.policy, here.method.demonstrations) == (policy, demonstrations)
+        in_place = stored_settings(RunDirectory("run"))
+        assert (in_place.policy, in_place.method.demonstrations) == (policy, demonstrations)
         monkeypatch.chdir(tmp_path)
-        there = stored_settings(RunDirectory("begun/run"))
-        assert (there.policy, there.method.demonstrations) == wanted
+        from_parent = stored_settings(RunDirectory("begun/run"))
+        assert (from_parent.policy, from_parent.method.demonstrations) == wanted
         monkeypatch.chdir(tmp_path / "begun")
 
 
@@ -169,11 +169,11 @@ def test_a_run_is_resumed_from_another_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(begun)
     interrupt_at(monkeypatch, DemonstrationLearner, 2, toy_config("base", "run"))
     monkeypatch.chdir(elsewhere)
-    given = parse("finetune", FinetuneConfig, ["--resume", "--out", "../begun/run"], "")
-    finetune(given, quiet())
+    config = parse("finetune", FinetuneConfig, ["--resume", "--out", "../begun/run"], "")
+    finetune(config, quiet())
     assert RunDirectory("../begun/run").is_finished()
-    given = ["--resume", "--out", "../begun/run", "--policy", "../begun/base", "--task", NEW]
-    assert parse("finetune", FinetuneConfig, given, "").resume
+    arguments = ["--resume", "--out", "../begun/run", "--policy", "../begun/base", "--task", NEW]
+    assert parse("finetune", FinetuneConfig, arguments, "").resume
 
 
 def test_auto_makes_the_run_whatever_there_is(tmp_path, monkeypatch):

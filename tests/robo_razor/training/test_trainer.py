@@ -89,19 +89,19 @@ def finished(base, tmp_path_factory):
 def test_every_checkpoint_is_measured_as_the_issue_asks(finished):
     run, _, _ = finished
     for step in (0, 2, 4):
-        found = summary(run, step)
-        assert found["step"] == step
-        new = found["new"]["ReachBlue"]
+        entry = summary(run, step)
+        assert entry["step"] == step
+        new = entry["new"]["ReachBlue"]
         assert new["n"] == (12 if step in (0, 4) else 8)
         assert new["interval"][0] <= new["success_rate"] <= new["interval"][1]
         assert new["sampled"]["n"] == 6
-        assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
-        for skill in found["prior"].values():
+        assert set(entry["prior"]) == {"ReachRed", "ReachGreen"}
+        for skill in entry["prior"].values():
             assert skill["n"] == 4
             assert "retention" in skill
         for direction in ("kl_base_tuned", "kl_tuned_base"):
-            assert set(found[direction]) == {"new_base_visited", "new_tuned_visited", "prior"}
-        assert found["kl_kind"] == "exact"
+            assert set(entry[direction]) == {"new_base_visited", "new_tuned_visited", "prior"}
+        assert entry["kl_kind"] == "exact"
         rows = (run / "eval" / f"{step:06d}" / "episodes.jsonl").read_text().splitlines()
         assert len(rows) == new["n"] + 6 + 2 * 4
         kl = json.loads((run / "eval" / f"{step:06d}" / "action_kl.json").read_text())
@@ -109,11 +109,11 @@ def test_every_checkpoint_is_measured_as_the_issue_asks(finished):
 
 
 def test_at_step_zero_nothing_is_forgotten_and_the_kl_is_zero(finished):
-    found = summary(finished[0], 0)
-    assert set(found["kl_base_tuned"].values()) == {0.0}
-    assert set(found["kl_tuned_base"].values()) == {0.0}
-    assert all(skill["forgetting"] == 0.0 for skill in found["prior"].values())
-    assert all(skill["retention"] in (1.0, None) for skill in found["prior"].values())
+    entry = summary(finished[0], 0)
+    assert set(entry["kl_base_tuned"].values()) == {0.0}
+    assert set(entry["kl_tuned_base"].values()) == {0.0}
+    assert all(skill["forgetting"] == 0.0 for skill in entry["prior"].values())
+    assert all(skill["retention"] in (1.0, None) for skill in entry["prior"].values())
 
 
 def test_kl_is_measured_without_a_penalty(finished):
@@ -121,7 +121,7 @@ def test_kl_is_measured_without_a_penalty(finished):
 
 
 def test_the_run_directory_is_complete(finished):
-    run, result, shown = finished
+    run, result, output = finished
     assert (run / "checkpoints" / "last").resolve().name == "000004"
     assert (run / "checkpoints" / "best").resolve().name == f"{result.best_step:06d}"
     assert (run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors").is_file()
@@ -139,8 +139,8 @@ def test_the_run_directory_is_complete(finished):
         "time/update_s",
     ):
         assert key in updates[-1]
-    assert "ReachGreen" in shown
-    assert "tracking took" in shown
+    assert "ReachGreen" in output
+    assert "tracking took" in output
 
 
 def test_the_warm_up_leaves_the_policy_alone(finished):
@@ -176,11 +176,11 @@ def test_bfloat16_that_the_processor_lacks_is_told_before_the_wait(
     base, tmp_path, monkeypatch, fast
 ):
     monkeypatch.setattr("robo_razor.training.trainer.bf16_is_fast", lambda: fast)
-    given = settings(base, tmp_path / "run", "bc")
+    config = settings(base, tmp_path / "run", "bc")
     console = quiet()
     console.width = 1000
-    one_epoch = dataclasses.replace(given.method, epochs=1, bf16=True)
-    finetune(dataclasses.replace(given, method=one_epoch), console)
+    one_epoch = dataclasses.replace(config.method, epochs=1, bf16=True)
+    finetune(dataclasses.replace(config, method=one_epoch), console)
     assert ("bc.bf16 is set, but" in console.file.getvalue()) is not fast
 
 
@@ -203,9 +203,9 @@ class StopAt:
 
 @pytest.mark.parametrize("method", ["ppo", "bc"])
 def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch, method):
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    uninterrupted, parted = tmp_path / "whole", tmp_path / "parted"
     tracking = dataclasses.replace(TRACKING, every=0.5)
-    expected = finetune(settings(base, whole, method, tracking=tracking), quiet())
+    expected = finetune(settings(base, uninterrupted, method, tracking=tracking), quiet())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # In the middle of a gradient loop: nothing of that update may stay.
         StopAt(
@@ -221,11 +221,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(base, tmp_path, monkeypatch,
     again = finetune(settings(base, parted, method, resume=True), console)
     assert "may not be comparable" not in console.file.getvalue()
     assert again.step == expected.step
-    assert_same_weights(weights(whole, expected.step), weights(parted, expected.step))
+    assert_same_weights(weights(uninterrupted, expected.step), weights(parted, expected.step))
     ignored = {"elapsed_s", "tracking_s"}
-    one, two = expected.summary, again.summary
-    assert {k: v for k, v in one.items() if k not in ignored} == {
-        k: v for k, v in two.items() if k not in ignored
+    expected_summary, resumed_summary = expected.summary, again.summary
+    assert {k: v for k, v in expected_summary.items() if k not in ignored} == {
+        k: v for k, v in resumed_summary.items() if k not in ignored
     }
     steps = [json.loads(line)["step"] for line in (parted / "metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(expected.step + 1))
@@ -240,10 +240,10 @@ def test_a_checkpoint_of_an_interruption_leaves_no_trace(base, tmp_path, monkeyp
     assert (run / "checkpoints" / "last").resolve().name == "000003"
     result = finetune(settings(base, run, resume=True), quiet())
     assert result.best_step == finished[1].best_step
-    whole = finished[0]
+    uninterrupted = finished[0]
     for folder in ("checkpoints", "eval"):
-        found = sorted(item.name for item in (run / folder).iterdir())
-        assert found == sorted(item.name for item in (whole / folder).iterdir())
+        names = sorted(item.name for item in (run / folder).iterdir())
+        assert names == sorted(item.name for item in (uninterrupted / folder).iterdir())
 
 
 def test_an_update_that_cannot_be_undone_is_not_saved_half_done(base, tmp_path, monkeypatch):
@@ -287,8 +287,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(base, tmp_path, monkeypat
     (run / "environment.json").write_text(json.dumps(environment))
     console = quiet()
     finetune(settings(base, run, resume=True), console)
-    shown = " ".join(console.file.getvalue().split())
-    assert "version of mujoco: 3.0.0 against" in shown
+    output = " ".join(console.file.getvalue().split())
+    assert "version of mujoco: 3.0.0 against" in output
     assert_same_weights(weights(finished[0], 4), weights(run, 4))
     assert summary(run, 2)["kl_base_tuned"] == summary(finished[0], 2)["kl_base_tuned"]
 
@@ -361,14 +361,14 @@ def test_low_rank_updates_resume_too(base, tmp_path, monkeypatch):
         num_updates=3, episodes_per_update=24, lora_rank=2, value_warmup_updates=0,
         learning_rate=1e-2, minibatch_size=64,
     )  # fmt: skip
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    expected = finetune(settings(base, whole, ppo), quiet())
+    uninterrupted, parted = tmp_path / "whole", tmp_path / "parted"
+    expected = finetune(settings(base, uninterrupted, ppo), quiet())
     assert expected.summary["kl_base_tuned"]["new_base_visited"] > 0.0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         StopAt(patch, OnPolicyLearner, "_collect", 2)
         finetune(settings(base, parted, ppo), quiet())
     finetune(settings(base, parted, ppo, resume=True), quiet())
-    assert_same_weights(weights(whole, 3), weights(parted, 3))
+    assert_same_weights(weights(uninterrupted, 3), weights(parted, 3))
 
 
 def test_a_run_does_not_go_on_from_another_base(tmp_path, monkeypatch):
@@ -417,8 +417,10 @@ def test_old_checkpoints_go_and_the_best_stays(base, tmp_path):
         base, tmp_path / "run", tracking=tracking, checkpoint=CheckpointConfig(keep=1)
     )
     result = finetune(config, quiet())
-    kept = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if not p.is_symlink()}
-    assert kept == {"000004", f"{result.best_step:06d}"}
+    checkpoints = {
+        p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if not p.is_symlink()
+    }
+    assert checkpoints == {"000004", f"{result.best_step:06d}"}
     assert len(list((tmp_path / "run" / "eval").iterdir())) == 5
 
 
@@ -437,11 +439,11 @@ def test_forgetting_raises_an_alarm(base, tmp_path, monkeypatch):
     monkeypatch.setattr(OnPolicyLearner, "update", destroy)
     console = quiet()
     finetune(settings(expert, tmp_path / "run", tracking=tracking), console)
-    found = summary(tmp_path / "run", 4)
-    assert found["prior_mean"]["forgetting"] > 0.3
-    shown = " ".join(console.file.getvalue().split())
-    assert "prior skills are being forgotten" in shown or "skill is being forgotten" in shown
-    assert re.search(r"-> \d+%", shown)
+    entry = summary(tmp_path / "run", 4)
+    assert entry["prior_mean"]["forgetting"] > 0.3
+    output = " ".join(console.file.getvalue().split())
+    assert "prior skills are being forgotten" in output or "skill is being forgotten" in output
+    assert re.search(r"-> \d+%", output)
 
 
 def save_good_policy(directory):
@@ -561,8 +563,8 @@ def test_a_copy_of_a_run_works_whatever_became_of_its_links(
     for path in (copy, copy / "checkpoints", copy / "checkpoints" / "last"):
         assert_same_weights(newest, load_policy(str(path)).module.state_dict())
     best = finished[1].best_step if finished[1].best_step != 4 else 2
-    found = load_policy(str(copy / "checkpoints" / "best"))
-    assert_same_weights(weights(run, best), found.module.state_dict())
+    policy = load_policy(str(copy / "checkpoints" / "best"))
+    assert_same_weights(weights(run, best), policy.module.state_dict())
     finetune(settings(base, copy, resume=True), quiet())
     assert (copy / "checkpoints" / "last").readlink().name == "000004"
     assert_same_weights(weights(finished[0], 4), weights(copy, 4))
@@ -641,7 +643,7 @@ def test_a_run_starts_from_another_runs_checkpoint(base, finished, tmp_path):
 
 
 def test_a_misspelt_name_is_refused_before_anything_is_written(base, tmp_path):
-    with pytest.raises(PolicyEnvMismatchError, match="frond, which is not there"):
+    with pytest.raises(PolicyEnvMismatchError, match="frond, which does not exist"):
         finetune(settings(base, tmp_path / "run", rename="{frond: front}"), quiet())
     assert not (tmp_path / "run").exists()
 

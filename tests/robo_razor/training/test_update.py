@@ -64,28 +64,31 @@ def test_a_loss_that_is_not_finite_is_refused_with_the_setting_to_change(bad):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_gradients_that_are_not_finite_never_reach_the_weights(bad):
-    one = torch.nn.Parameter(torch.zeros(2))
+    weight = torch.nn.Parameter(torch.zeros(2))
     gradient = torch.tensor([3.0, 4.0])
-    update = make_update([one], max_grad_norm=1.0, rate=1.0)
+    update = make_update([weight], max_grad_norm=1.0, rate=1.0)
 
     def pulled():
-        return Loss((one * gradient).sum())
+        return Loss((weight * gradient).sum())
 
     assert update.step([Part(1.0, pulled)])["grad_norm"] == pytest.approx(5.0)
-    assert one.detach().norm() == pytest.approx(1.0, abs=1e-5)
-    before = one.detach().clone()
+    assert weight.detach().norm() == pytest.approx(1.0, abs=1e-5)
+    before = weight.detach().clone()
     gradient = torch.tensor([bad, 0.0])
     update.name = "ppo"
     with torch.no_grad():
-        one.copy_(before)
+        weight.copy_(before)
 
     def finite():
         # The loss is finite, its gradient is not.
-        return Loss(torch.where(one == one, one, one).pow(2).sum() + _Spoilt.apply(one, gradient))
+        return Loss(
+            torch.where(weight == weight, weight, weight).pow(2).sum()
+            + _Spoilt.apply(weight, gradient)
+        )
 
     with pytest.raises(TrainingError, match="norm of the gradients became"):
         update.step([Part(1.0, finite)])
-    assert torch.equal(one, before)
+    assert torch.equal(weight, before)
 
 
 class _Spoilt(torch.autograd.Function):

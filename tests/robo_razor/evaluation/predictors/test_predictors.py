@@ -51,13 +51,13 @@ def measured(name, **parts):
 
 
 def test_every_file_is_a_predictor_with_a_label():
-    found = {item.name: item for item in predictors()}
-    assert set(PREDICTORS.built_in()) == set(found) == CHEAP | EXPENSIVE
-    assert all(isinstance(item, Predictor) for item in found.values())
-    for name, item in found.items():
+    by_name = {item.name: item for item in predictors()}
+    assert set(PREDICTORS.built_in()) == set(by_name) == CHEAP | EXPENSIVE
+    assert all(isinstance(item, Predictor) for item in by_name.values())
+    for name, item in by_name.items():
         assert item.cost == ("cheap" if name in CHEAP else "expensive")
         assert item.label == QUANTITIES[name].label == predictor_name(name)
-    assert list(found) == [name for name in QUANTITIES if name in found]  # as in old summaries
+    assert list(by_name) == [name for name in QUANTITIES if name in by_name]  # as in old summaries
 
 
 @pytest.mark.parametrize("name", sorted(CHEAP | EXPENSIVE))
@@ -108,9 +108,9 @@ def test_weight_norms_count_every_weight_but_the_value_head():
         for parameter in policy.module.value_parameters():
             parameter.add_(1.0)
     n = policy.module.state_projection.weight.numel()
-    found = measure_predictors(Comparison(tiny_policy(), policy, {}))
-    assert found["weight_l1"] == pytest.approx(0.01 * n, rel=1e-4)
-    assert found["weight_l2"] == pytest.approx(0.01 * math.sqrt(n), rel=1e-4)
+    distances = measure_predictors(Comparison(tiny_policy(), policy, {}))
+    assert distances["weight_l1"] == pytest.approx(0.01 * n, rel=1e-4)
+    assert distances["weight_l2"] == pytest.approx(0.01 * math.sqrt(n), rel=1e-4)
 
 
 def test_low_rank_updates_have_a_low_effective_rank():
@@ -157,9 +157,9 @@ def test_a_predictor_of_another_package_is_measured_and_named(tmp_path, monkeypa
     load_plugins(["my_predictors"])
     base = tiny_policy()
     assert measure_predictors(Comparison(base, tiny_policy(), {}))["weight_linf"] == 0.0
-    found = measure_predictors(Comparison(base, moved(0.1), {}))
-    assert list(found) == ["weight_l1", "weight_l2", "weight_linf"]
-    assert found["weight_linf"] > 0.1
+    distances = measure_predictors(Comparison(base, moved(0.1), {}))
+    assert list(distances) == ["weight_l1", "weight_l2", "weight_linf"]
+    assert distances["weight_linf"] > 0.1
     assert predictor_name("weight_linf") == "Largest weight change"
 
 

@@ -68,36 +68,36 @@ def measured(kernel, steps, noise, one, two):
 @pytest.mark.parametrize("two", [(2.2, 0.5), (2.0, 0.7)])
 def test_it_is_the_path_divergence_and_bounds_that_of_the_chunks(kernel, noise, two):
     one, schedule = (2.0, 0.5), make_schedule(kernel, 10, noise)
-    kind, found, error = measured(kernel, 10, noise, one, two)
+    kind, divergence, error = measured(kernel, 10, noise, one, two)
     ends = [marginals(schedule, *flow)[-1] for flow in (one, two)]
     assert kind == "upper bound"
-    assert found == pytest.approx(path_kl(schedule, one, two), abs=4 * error + 1e-4)
-    assert found - 4 * error >= normal_kl(*ends) > 0.0
+    assert divergence == pytest.approx(path_kl(schedule, one, two), abs=4 * error + 1e-4)
+    assert divergence - 4 * error >= normal_kl(*ends) > 0.0
 
 
 def test_it_is_tight_where_one_step_forgets_the_noise():
     one, two = (2.0, 0.5), (2.3, 0.5)
     schedule = make_schedule("inject", 1, 0.4)
-    _, found, error = measured("inject", 1, 0.4, one, two)
+    _, divergence, error = measured("inject", 1, 0.4, one, two)
     ends = [marginals(schedule, *flow)[-1] for flow in (one, two)]
     assert error < 1e-5
-    assert found == pytest.approx(normal_kl(*ends), rel=1e-4)
+    assert divergence == pytest.approx(normal_kl(*ends), rel=1e-4)
 
 
 @torch.no_grad()
 def test_a_last_step_without_noise_bounds_nothing_and_does_not_say_so():
     """Two policies that differ in the last step alone: unlike chunks, and a divergence of 0."""
-    found = {}
+    divergences = {}
     for kernel in ("cps", "sde"):
         one = distribution(ExactFlow(2.0, 0.5), kernel, 4, 0.4, rows=64)
         two = distribution(OtherEnd(2.0, 0.5, last=0.25), kernel, 4, 0.4, rows=64)
-        found[kernel] = one.kl_kind, float(one.kl(two).mean()), compare(one, two)
+        divergences[kernel] = one.kl_kind, float(one.kl(two).mean()), compare(one, two)
         numbers = torch.rand(64, *one.path_shape, generator=torch.Generator().manual_seed(0))
         ends = [each.sample(numbers.clamp(1e-3, 1 - 1e-3))[:, -1] for each in (one, two)]
         assert float((ends[0] - ends[1]).abs().min()) > 0.2
-    assert found["cps"][:2] == ("path divergence", 0.0)
-    assert found["sde"][0] == "upper bound"
-    assert found["sde"][1] > 0.1
+    assert divergences["cps"][:2] == ("path divergence", 0.0)
+    assert divergences["sde"][0] == "upper bound"
+    assert divergences["sde"][1] > 0.1
     # Neither entropies nor total variations of chunks are made of path densities.
-    assert set(found["cps"][2]) == set(found["sde"][2])
-    assert "total_variation_chunk" not in found["cps"][2]
+    assert set(divergences["cps"][2]) == set(divergences["sde"][2])
+    assert "total_variation_chunk" not in divergences["cps"][2]

@@ -49,10 +49,10 @@ def test_every_family_gets_a_density(handle, batch):
 
 def test_without_noise_it_is_lerobots_own_sampler(handle, batch):
     start = torch.randn(6, tiny_vla.CHUNK, 8, generator=torch.Generator().manual_seed(1))
-    theirs = handle.module.predict_action_chunk(policy_batch(batch), noise=start)
-    ours = handle.distribution(batch).integrate(start)
-    assert float((ours - theirs).abs().max()) < 1e-5
-    assert float(theirs.abs().max()) > 0.1
+    expected = handle.module.predict_action_chunk(policy_batch(batch), noise=start)
+    chunks = handle.distribution(batch).integrate(start)
+    assert float((chunks - expected).abs().max()) < 1e-5
+    assert float(expected.abs().max()) > 0.1
 
 
 def test_velocity_is_what_cloning_trains(handle, batch):
@@ -63,19 +63,19 @@ def test_velocity_is_what_cloning_trains(handle, batch):
     actions[..., tiny_vla.A :] = 0.0
     start = torch.randn(actions.shape, generator=torch.Generator().manual_seed(3))
     time = torch.linspace(0.1, 0.9, 6)
-    given = {"noise": start, "time": time}
+    arguments = {"noise": start, "time": time}
     model = handle.module.model
     with (
         torch.no_grad(),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(model, "sample_noise", lambda *_: given["noise"])
-        patch.setattr(model, "sample_time", lambda *_: given["time"])
-        theirs, _ = handle.module.forward({**rows, "action": actions[..., : tiny_vla.A]})
+        patch.setattr(model, "sample_noise", lambda *_: arguments["noise"])
+        patch.setattr(model, "sample_time", lambda *_: arguments["time"])
+        expected, _ = handle.module.forward({**rows, "action": actions[..., : tiny_vla.A]})
         mixed = time[:, None, None] * start + (1 - time[:, None, None]) * actions
         velocity = adapter.velocity(adapter.encode(rows), mixed, time)
-    ours = (start - actions - velocity)[..., : tiny_vla.A].square().mean()
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    loss = (start - actions - velocity)[..., : tiny_vla.A].square().mean()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_at_equal_weights_every_ratio_is_one(handle, batch):

@@ -69,11 +69,13 @@ def finished(base, tmp_path_factory):
 
 def test_ppo_tracks_both_divergences_as_bounds(finished):
     first, last = summary(finished, 0), summary(finished, 2)
-    for found in (first, last):
-        assert found["kl_kind"] == "upper bound"
-        assert set(found["prior"]) == {"ReachRed", "ReachGreen"}
-        assert all("retention" in entry for entry in found["prior"].values())
-        assert found["new"]["ReachBlue"]["n"] == found["new"]["ReachBlue"]["sampled"]["n"] == 4
+    for measured in (first, last):
+        assert measured["kl_kind"] == "upper bound"
+        assert set(measured["prior"]) == {"ReachRed", "ReachGreen"}
+        assert all("retention" in entry for entry in measured["prior"].values())
+        assert (
+            measured["new"]["ReachBlue"]["n"] == measured["new"]["ReachBlue"]["sampled"]["n"] == 4
+        )
     for direction in ("kl_base_tuned", "kl_tuned_base"):
         assert set(first[direction].values()) == {0.0}
         assert all(value > 0.0 for value in last[direction].values())

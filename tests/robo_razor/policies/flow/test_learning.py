@@ -47,7 +47,7 @@ def test_ppo_improves_a_cloned_smolvla_and_its_divergence_grows(tmp_path):
     base = str(tmp_path / "bc")
     finetune(run_config(base, tmp_path / "ppo", "ppo", sections, **settings), quiet())
     before, half, after = (summary(tmp_path / "ppo", step) for step in (0, UPDATES // 2, UPDATES))
-    sampled = [found["new"]["ReachBlue"]["sampled"]["success_rate"] for found in (before, after)]
+    sampled = [entry["new"]["ReachBlue"]["sampled"]["success_rate"] for entry in (before, after)]
     assert sampled[1] > sampled[0] + 0.2, sampled
     rollouts = [
         line["rollout/success_rate"]
@@ -56,5 +56,5 @@ def test_ppo_improves_a_cloned_smolvla_and_its_divergence_grows(tmp_path):
     ]
     assert sum(rollouts[-3:]) / 3 > sum(rollouts[:3]) / 3 + 0.1, rollouts
     for states in ("new_base_visited", "prior"):
-        divergence = [found["kl_base_tuned"][states] for found in (before, half, after)]
+        divergence = [entry["kl_base_tuned"][states] for entry in (before, half, after)]
         assert divergence[0] == 0.0 < divergence[1] < divergence[2], divergence

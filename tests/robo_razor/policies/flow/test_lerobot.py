@@ -129,7 +129,7 @@ def test_lerobot_eval_runs_the_checkpoint_of_a_run(tuned, tmp_path, monkeypatch)
     command = ["lerobot-eval", *(f"--{name}={value}" for name, value in arguments.items())]
     monkeypatch.setattr(sys, "argv", command)
     lerobot_eval.main()
-    found = json.loads((tmp_path / "out" / "eval_info.json").read_text())
-    assert found["overall"]["n_episodes"] == EPISODES
-    assert 0.0 <= found["overall"]["pc_success"] <= 100.0
-    assert list(found["per_group"]) == ["razor"]
+    info = json.loads((tmp_path / "out" / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == EPISODES
+    assert 0.0 <= info["overall"]["pc_success"] <= 100.0
+    assert list(info["per_group"]) == ["razor"]

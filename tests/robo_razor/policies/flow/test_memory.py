@@ -27,15 +27,15 @@ EXPERT = FlowConfig(train="expert")
 
 @pytest.fixture(scope="module", params=tiny_vla.KINDS)
 def folder(request, tmp_path_factory):
-    with tiny_vla.saved(request.param, tmp_path_factory.mktemp("flow") / "policy") as found:
-        yield found
+    with tiny_vla.saved(request.param, tmp_path_factory.mktemp("flow") / "policy") as saved:
+        yield saved
 
 
 @pytest.fixture
 def handle(folder):
-    found = load_policy(folder)
-    found.configure(EXPERT)
-    return found
+    policy = load_policy(folder)
+    policy.configure(EXPERT)
+    return policy
 
 
 def env(num_envs=6):
@@ -50,16 +50,16 @@ def collect(handle, gib):
 
 
 def test_kept_prefixes_are_what_encoding_anew_gives(handle):
-    plain, kept = collect(handle, 0.0), collect(handle, 1.0)
-    assert all(key.startswith(PREFIX) for key in kept.inputs)
+    plain, cached = collect(handle, 0.0), collect(handle, 1.0)
+    assert all(key.startswith(PREFIX) for key in cached.inputs)
     assert not any(key.startswith(PREFIX) for key in plain.inputs)
     for name in ("actions", "log_prob", "value", "final_value"):
-        assert torch.equal(getattr(plain, name), getattr(kept, name)), name
+        assert torch.equal(getattr(plain, name), getattr(cached, name)), name
     with torch.no_grad():
         base = handle.frozen_copy()
         base.module.model.action_out_proj.weight.add_(0.02)
         results = []
-        for record in (plain, kept):
+        for record in (plain, cached):
             distribution, value = handle.distribution_and_value(record.inputs)
             results.append(
                 [
@@ -104,7 +104,7 @@ def test_too_little_memory_keeps_none(handle):
 
 @pytest.mark.parametrize("train", ["expert", "all"])
 def test_checkpointing_gives_the_same_gradients(folder, train):
-    handle, found = load_policy(folder), []
+    handle, gradients = load_policy(folder), []
     observation, _ = ToyVectorEnv(3, image_size=16).reset(seed=0)
     for checkpointing in (False, True):
         handle.configure(FlowConfig(train=train, checkpointing=checkpointing))
@@ -112,8 +112,8 @@ def test_checkpointing_gives_the_same_gradients(folder, train):
         with torch.no_grad():
             uniforms = torch.rand(3, *handle.noise_shape, generator=torch.manual_seed(0))
             path = handle.distribution(inputs).sample(uniforms.clamp(1e-4, 1 - 1e-4))
-        found.append(_gradients(handle, inputs, path, penalty=handle.frozen_copy()))
-    _assert_close(*found)
+        gradients.append(_gradients(handle, inputs, path, penalty=handle.frozen_copy()))
+    _assert_close(*gradients)
 
 
 def test_checkpointing_keeps_less(folder):
@@ -181,7 +181,7 @@ def test_bfloat16_casts_products_and_nothing_else(folder):
 
 def test_ppo_updates_from_kept_prefixes(handle):
     """The whole update: targets, gradient steps, and the divergence from the base."""
-    found = []
+    metrics = []
     for gib in (0.0, 1.0):
         policy = load_policy(handle.name)
         flow = FlowConfig(train="expert", prefix_gib=gib)
@@ -209,12 +209,12 @@ def test_ppo_updates_from_kept_prefixes(handle):
         )
         method = ppo.learner(context)
         method.base_outcomes = (True,)
-        found.append(method.update(1))
-    one, two = found
-    assert one["rollout/decisions"] == two["rollout/decisions"]
+        metrics.append(method.update(1))
+    recomputed, cached = metrics
+    assert recomputed["rollout/decisions"] == cached["rollout/decisions"]
     for name in ("train/policy_loss", "train/value_loss", "train/kl_base_tuned"):
-        assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name
-    assert one["train/kl_base_tuned"] > 0.0
+        assert recomputed[name] == pytest.approx(cached[name], rel=1e-3, abs=1e-5), name
+    assert recomputed["train/kl_base_tuned"] > 0.0
 
 
 def _gradients(handle, inputs, path, penalty=None):
@@ -232,8 +232,8 @@ def _gradients(handle, inputs, path, penalty=None):
     }
 
 
-def _assert_close(one, two):
-    assert one.keys() == two.keys()
-    for name, gradient in one.items():
+def _assert_close(first, second):
+    assert first.keys() == second.keys()
+    for name, gradient in first.items():
         size = float(gradient.abs().max())
-        assert torch.allclose(gradient, two[name], atol=1e-4 * size + 1e-6, rtol=1e-3), name
+        assert torch.allclose(gradient, second[name], atol=1e-4 * size + 1e-6, rtol=1e-3), name

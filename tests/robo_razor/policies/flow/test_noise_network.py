@@ -30,9 +30,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def handle(folder):
-    found = load_policy(folder)
-    found.configure(LEARNT)
-    return found
+    policy = load_policy(folder)
+    policy.configure(LEARNT)
+    return policy
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_ratios_are_one_and_divergences_zero_at_equal_weights(handle, batch):
         distribution = handle.distribution(batch)
         path = distribution.sample(noise(handle))
         collected = distribution.log_prob_steps(path)
-        one, two = handle.distribution(batch), copy.distribution(batch)
-        assert torch.equal(one.kl(two), torch.zeros(5))
-        assert torch.equal(two.kl(one), torch.zeros(5))
+        original, copied = handle.distribution(batch), copy.distribution(batch)
+        assert torch.equal(original.kl(copied), torch.zeros(5))
+        assert torch.equal(copied.kl(original), torch.zeros(5))
     replayed = handle.distribution(batch).log_prob_steps(path)
     assert float((replayed.detach() - collected).exp().sub(1).abs().max()) <= 1e-4
     replayed.sum().backward()
@@ -128,11 +128,11 @@ def test_densities_and_entropy_are_those_of_the_drawn_normals(handle, batch):
 def test_the_divergence_sees_both_deviations(handle, batch):
     """Of equal means it is the closed form for two standard deviations, and no symmetric one."""
     other = stir(handle.frozen_copy())
-    one, two = handle.distribution(batch), other.distribution(batch)
-    assert (one.kl(two) > 0.01).all()
-    assert not torch.allclose(one.kl(two), two.kl(one), rtol=1e-3)
-    path = one.sample(noise(handle))
-    (mean, std), (other_mean, other_std) = one.moments(path), two.moments(path)
+    first, second = handle.distribution(batch), other.distribution(batch)
+    assert (first.kl(second) > 0.01).all()
+    assert not torch.allclose(first.kl(second), second.kl(first), rtol=1e-3)
+    path = first.sample(noise(handle))
+    (mean, std), (other_mean, other_std) = first.moments(path), second.moments(path)
     assert torch.allclose(mean, other_mean, atol=1e-6)
     zero = torch.zeros_like(mean)
     expected = torch.distributions.kl_divergence(
@@ -140,7 +140,7 @@ def test_the_divergence_sees_both_deviations(handle, batch):
         torch.distributions.Normal(zero, other_std.expand_as(zero)),
     ).sum((1, 2, 3))
     assert torch.allclose(gaussian_kl(mean, std, mean, other_std).sum(-1), expected, rtol=1e-4)
-    assert torch.allclose(one.kl(two), expected, rtol=1e-3)
+    assert torch.allclose(first.kl(second), expected, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -159,8 +159,8 @@ def test_cloning_leaves_it_alone(handle, batch):
 
 def test_it_is_trained_beside_low_rank_updates(handle):
     added = handle.add_lora(2)
-    own = {id(parameter) for parameter in handle.noise_network.parameters()}
-    assert own <= {id(parameter) for parameter in added}
+    of_network = {id(parameter) for parameter in handle.noise_network.parameters()}
+    assert of_network <= {id(parameter) for parameter in added}
     assert {id(p) for p in added} == {id(p) for p in handle.policy_parameters()}
 
 

@@ -64,17 +64,17 @@ def moved(handle, scale=0.05):
 @torch.no_grad()
 def test_equal_weights_are_no_distance_apart(handle, observed):
     batch = handle.prepare(*observed)
-    one, two = handle.distribution(batch), handle.frozen_copy().distribution(batch)
-    assert torch.equal(one.kl(two), torch.zeros(5))
-    assert torch.equal(two.kl(one), torch.zeros(5))
-    found = compare(one, two)
-    assert set(found) == {
+    base, copy = handle.distribution(batch), handle.frozen_copy().distribution(batch)
+    assert torch.equal(base.kl(copy), torch.zeros(5))
+    assert torch.equal(copy.kl(base), torch.zeros(5))
+    measures = compare(base, copy)
+    assert set(measures) == {
         "kl_base_tuned",
         "kl_tuned_base",
         "greedy_disagreement",
         "greedy_disagreement_chunk",
     }
-    assert not found["greedy_disagreement"].any()
+    assert not measures["greedy_disagreement"].any()
 
 
 @torch.no_grad()
@@ -82,17 +82,17 @@ def test_the_divergence_is_the_expected_log_ratio(handle, observed):
     handle.configure(FlowConfig(noise=0.7, kl_paths=32))
     tuned = moved(handle, 0.02)
     batch = {key: value[:2] for key, value in handle.prepare(*observed).items()}
-    one, two = handle.distribution(batch), tuned.distribution(batch)
+    base, changed = handle.distribution(batch), tuned.distribution(batch)
     ratios = []
     for seed in range(60):
-        path = one.sample(noise(handle, 2, seed))
-        ratios.append(one.log_prob(path) - two.log_prob(path))
+        path = base.sample(noise(handle, 2, seed))
+        ratios.append(base.log_prob(path) - changed.log_prob(path))
     ratio = torch.stack(ratios)
-    error = ratio.std(0) / 60**0.5 + one.kl_standard_error(two)
-    assert (one.kl(two) > 0.1).all()
-    assert ((ratio.mean(0) - one.kl(two)).abs() < 4 * error).all()
-    assert (one.kl_standard_error(two) < 0.3 * one.kl(two)).all()
-    assert torch.equal(one.kl(two), one.kl(two))
+    error = ratio.std(0) / 60**0.5 + base.kl_standard_error(changed)
+    assert (base.kl(changed) > 0.1).all()
+    assert ((ratio.mean(0) - base.kl(changed)).abs() < 4 * error).all()
+    assert (base.kl_standard_error(changed) < 0.3 * base.kl(changed)).all()
+    assert torch.equal(base.kl(changed), base.kl(changed))
 
 
 @torch.no_grad()
@@ -117,18 +117,18 @@ def test_divergences_of_an_observation_do_not_depend_on_the_others(handle, obser
     tuned = moved(handle, 0.02)
     handle.configure(FlowConfig(kl_paths=3))
     tuned.configure(FlowConfig(kl_paths=3))
-    whole, some = (
+    complete, some = (
         handle.distribution(rows).kl_of_paths(tuned.distribution(rows)) for rows in (batch, part)
     )
-    assert torch.allclose(some, whole[[3, 1]], rtol=1e-3)
-    assert float(whole.std(0).min()) > 1e-3  # every observation has paths of its own
-    assert float(whole.std(1).min()) > 1e-3
+    assert torch.allclose(some, complete[[3, 1]], rtol=1e-3)
+    assert float(complete.std(0).min()) > 1e-3  # every observation has paths of its own
+    assert float(complete.std(1).min()) > 1e-3
     keys = handle.distribution(batch).observations.keys
     assert len(set(keys)) == len(keys) == 5
     encoded = {key: value[[3, 1]] for key, value in handle.encode_prefix(batch).items()}
     assert handle.distribution(encoded).observations.keys == [keys[3], keys[1]]
-    kept = handle.distribution(encoded).kl_of_paths(tuned.distribution(part))
-    assert torch.allclose(kept, whole[[3, 1]], rtol=1e-3)
+    encoded_kl = handle.distribution(encoded).kl_of_paths(tuned.distribution(part))
+    assert torch.allclose(encoded_kl, complete[[3, 1]], rtol=1e-3)
 
 
 def test_a_penalty_has_a_gradient(handle, observed):
@@ -244,7 +244,7 @@ def test_greedy_and_sampled_actions(handle, observed):
     sampled = [handle.act(*observed, "sample", noise(handle, seed=s)) for s in (0, 0, 1)]
     assert np.array_equal(sampled[0], sampled[1])
     assert not np.allclose(sampled[0], sampled[2])
-    with pytest.raises(PolicyError, match="without uniform numbers"):
+    with pytest.raises(PolicyError, match="needs `uniforms`"):
         handle.act(*observed, "sample")
 
 
@@ -265,15 +265,15 @@ def test_cloning_uses_the_policys_own_loss_and_keeps_the_bases_statistics(
     actions = torch.rand(5, tiny_vla.CHUNK, tiny_vla.A) * 9.0  # unlike the statistics
     is_pad = torch.zeros(5, tiny_vla.CHUNK, dtype=torch.bool)
     torch.manual_seed(0)
-    loss, found = handle.bc_loss({**batch, "action": actions, "action_is_pad": is_pad})
+    loss, parts = handle.bc_loss({**batch, "action": actions, "action_is_pad": is_pad})
     images = {k: v for k, v in batch.items() if "images" in k}
     floats = {k: v.permute(0, 3, 1, 2).float() / 255.0 for k, v in images.items()}
     torch.manual_seed(0)
-    theirs, _ = handle.module.forward(
+    expected, _ = handle.module.forward(
         {**batch, **floats, "action": (actions - 0.1) / 0.8, "action_is_pad": is_pad}
     )
-    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert found["loss"] == pytest.approx(loss.item())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert parts["loss"] == pytest.approx(loss.item())
     loss.backward()
     handle.save(tmp_path / "saved")
     for part in (
@@ -294,9 +294,16 @@ def test_low_rank_updates_switched_off_are_the_base(handle, observed, tmp_path):
     handle.share_frozen(base)
     assert {id(p) for p in added} == {id(p) for p in handle.policy_parameters()}
     assert handle.value_parameters()
-    mine, theirs = dict(handle.module.named_parameters()), dict(base.module.named_parameters())
-    own = {n for n, p in mine.items() if n in theirs and p.data_ptr() != theirs[n].data_ptr()}
-    assert all(name.startswith("value_head") for name in own)
+    tuned_weights, base_weights = (
+        dict(handle.module.named_parameters()),
+        dict(base.module.named_parameters()),
+    )
+    unshared = {
+        n
+        for n, p in tuned_weights.items()
+        if n in base_weights and p.data_ptr() != base_weights[n].data_ptr()
+    }
+    assert all(name.startswith("value_head") for name in unshared)
     batch = handle.prepare(*observed)
     with torch.no_grad():
         assert torch.equal(base.distribution(batch).kl(handle.distribution(batch)), torch.zeros(5))
@@ -362,9 +369,9 @@ def test_lerobot_loads_what_is_saved(handle, tmp_path):
         handle.module.model.action_out_proj.weight.add_(0.1)
     handle.save(tmp_path)
     assert not [k for k in load_file(tmp_path / "model.safetensors") if "value_head" in k]
-    theirs = SmolVLAPolicy.from_pretrained(tmp_path, strict=True)
+    by_lerobot = SmolVLAPolicy.from_pretrained(tmp_path, strict=True)
     assert torch.equal(
-        theirs.model.action_out_proj.weight, handle.module.model.action_out_proj.weight
+        by_lerobot.model.action_out_proj.weight, handle.module.model.action_out_proj.weight
     )
     assert hasattr(handle.module, "value_head")
 
@@ -381,7 +388,7 @@ def test_a_saved_policy_needs_no_other_folder(tmp_path, observed):
     second.save(tmp_path / "two")
     third = load_policy(tmp_path / "two")
     assert np.array_equal(third.act(*observed), first.act(*observed))
-    with pytest.raises(PolicyError, match="cannot be had from the hub") as error:
+    with pytest.raises(PolicyError, match="cannot be fetched from the hub") as error:
         load_policy(tmp_path / "policy")
     assert "Copy that folder" in str(error.value)
 
@@ -422,8 +429,8 @@ def test_what_the_hubs_cache_has_is_kept(tmp_path, observed, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     first = load_policy(folder)
     first.save(tmp_path / "saved")
-    kept = {file.name for file in (tmp_path / "saved" / "vlm").iterdir()}
-    assert kept >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    names = {file.name for file in (tmp_path / "saved" / "vlm").iterdir()}
+    assert names >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
     shutil.rmtree(cache)
     again = load_policy(tmp_path / "saved")
     assert np.array_equal(again.act(*observed), first.act(*observed))
@@ -455,8 +462,8 @@ def test_settings_that_change_actions_elsewhere_have_no_density(folder, tmp_path
 def test_probes_and_actors_work_with_it(handle, observed):
     batch = handle.prepare(*observed)
     probe = ProbeSet(batch, np.arange(5))
-    found = measure_probe(handle.frozen_copy(), moved(handle), probe).measures
-    assert found["kl_base_tuned"].kind == "upper bound"
-    assert found["kl_base_tuned"].standard_error > 0.0
+    measures = measure_probe(handle.frozen_copy(), moved(handle), probe).measures
+    assert measures["kl_base_tuned"].kind == "upper bound"
+    assert measures["kl_base_tuned"].standard_error > 0.0
     actor = PolicyActor(handle, "greedy")
     assert isinstance(actor.policy, FlowPolicy)

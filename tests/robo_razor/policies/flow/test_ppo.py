@@ -23,10 +23,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("ratio", ["step", "chunk"])
 def test_ppo_learns_from_outcomes_and_the_divergence_grows(folder, ratio):
     method = make_ppo(folder, ratio=ratio)
-    found = [method.update(update) for update in range(1, 9)]
-    success = [metrics["rollout/success_rate"] for metrics in found]
+    updates = [method.update(update) for update in range(1, 9)]
+    success = [metrics["rollout/success_rate"] for metrics in updates]
     assert success[-1] > success[0] + 0.5, success
-    divergence = [metrics["train/kl_base_tuned"] for metrics in found]
+    divergence = [metrics["train/kl_base_tuned"] for metrics in updates]
     assert divergence[-1] > divergence[2] > divergence[0] > 0.0
     assert method.base.name == method.policy.name
 
@@ -34,7 +34,7 @@ def test_ppo_learns_from_outcomes_and_the_divergence_grows(folder, ratio):
 def test_steps_are_clipped_one_by_one():
     """A step that went too far loses its gradient, and the others keep theirs."""
     log_prob = torch.tensor([[0.0, 0.5], [0.0, 0.1]], requires_grad=True)
-    loss, found = clipped_surrogate(
+    loss, diagnostics = clipped_surrogate(
         log_prob, torch.zeros(2, 2), torch.tensor([1.0, -2.0]), clip_low=0.2, clip_high=0.2
     )
     loss.backward()
@@ -43,18 +43,18 @@ def test_steps_are_clipped_one_by_one():
     assert torch.allclose(log_prob.grad, torch.tensor(expected))
     # Per decision, as the divergence of whole paths.
     terms = [math.exp(0.5) - 1.5, math.exp(0.1) - 1.1]
-    assert found["approx_kl"].item() == pytest.approx(sum(terms) / 2)
-    assert found["clip_fraction"].item() == pytest.approx(0.25)
+    assert diagnostics["approx_kl"].item() == pytest.approx(sum(terms) / 2)
+    assert diagnostics["clip_fraction"].item() == pytest.approx(0.25)
 
 
 def test_a_single_step_is_the_chunk():
     torch.manual_seed(0)
     new, old, advantages = torch.randn(3, 8)
-    given = {"clip_low": 0.2, "clip_high": 0.28}
-    one, found = clipped_surrogate(new, old, advantages, **given)
-    two, same = clipped_surrogate(new[:, None], old[:, None], advantages, **given)
-    assert torch.equal(one, two)
-    assert found == same
+    clip = {"clip_low": 0.2, "clip_high": 0.28}
+    of_chunk, diagnostics = clipped_surrogate(new, old, advantages, **clip)
+    of_step, same = clipped_surrogate(new[:, None], old[:, None], advantages, **clip)
+    assert torch.equal(of_chunk, of_step)
+    assert diagnostics == same
 
 
 def test_small_parts_add_up_to_the_same_gradient(folder):
@@ -63,8 +63,8 @@ def test_small_parts_add_up_to_the_same_gradient(folder):
         method = make_ppo(folder, micro_batch_size=size, update_epochs=1, max_grad_norm=1e9)
         method.update(1)
         gradients.append([p.grad.clone() for p in method.policy_parameters if p.grad is not None])
-    for whole, parts in zip(*gradients, strict=True):
-        assert torch.allclose(whole, parts, atol=1e-4 * float(whole.abs().max()) + 1e-7)
+    for expected, parts in zip(*gradients, strict=True):
+        assert torch.allclose(expected, parts, atol=1e-4 * float(expected.abs().max()) + 1e-7)
 
 
 def test_a_penalty_keeps_the_policy_near_its_base(folder):
@@ -95,8 +95,8 @@ def test_small_parts_have_the_same_penalty(folder):
         method.base_outcomes = (True,)  # what it learns from outcomes does not matter here
         method.update(1)
         gradients.append([p.grad.clone() for p in method.policy_parameters if p.grad is not None])
-    for whole, parts in zip(*gradients, strict=True):
-        assert torch.allclose(whole, parts, atol=1e-3 * float(whole.abs().max()) + 1e-6)
+    for expected, parts in zip(*gradients, strict=True):
+        assert torch.allclose(expected, parts, atol=1e-3 * float(expected.abs().max()) + 1e-6)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -105,8 +105,8 @@ def test_equal_weights_cost_no_penalty_in_bfloat16(folder, direction, monkeypatc
     penalties = []
     original = KL.penalty
 
-    def watch(self, *given):
-        penalties.append(float(original(self, *given).detach()))
+    def watch(self, *arguments):
+        penalties.append(float(original(self, *arguments).detach()))
         return torch.zeros(())
 
     monkeypatch.setattr(KL, "penalty", watch)
@@ -128,5 +128,5 @@ def test_a_temperature_that_does_nothing_is_warned_of(folder, caplog):
     make_ppo(folder)
     assert not own_warnings(caplog)
     make_ppo(folder, temperature=0.9)
-    assert "`ppo.temperature` = 0.9 does nothing" in caplog.text
+    assert "`ppo.temperature` = 0.9 has no effect" in caplog.text
     assert "flow.noise" in caplog.text

@@ -29,8 +29,8 @@ KINDS = {"smolvla": {}, "pi0": {"dtype": "bfloat16"}, "pi05": {"dtype": "bfloat1
 def folder(request, tmp_path_factory):
     """The folder of a tiny policy that LeRobot builds in bfloat16; SmolVLA's is cast later."""
     place = tmp_path_factory.mktemp("bf16") / "policy"
-    with tiny_vla.saved(request.param, place, **KINDS[request.param]) as found:
-        yield found
+    with tiny_vla.saved(request.param, place, **KINDS[request.param]) as saved:
+        yield saved
 
 
 def cast(policy):
@@ -56,8 +56,8 @@ def test_a_small_step_moves_all_that_is_trained(folder, train):
     precision = {n: p.dtype for n, p in base.module.named_parameters()}
     assert precision == {n: p.dtype for n, p in policy.module.named_parameters()}
     with torch.no_grad():
-        one, two = (each.distribution(seen(policy)) for each in (base, policy))
-        assert torch.equal(one.kl(two), torch.zeros(6))
+        of_base, of_policy = (each.distribution(seen(policy)) for each in (base, policy))
+        assert torch.equal(of_base.kl(of_policy), torch.zeros(6))
     before = [p.detach().clone() for p in method.policy_parameters]
     metrics = method.update(1)
     assert abs(metrics["train/ratio_max"] - 1.0) <= 1e-4
@@ -73,27 +73,35 @@ def test_only_what_is_trained_is_raised(folder):
     assert has_low_precision(method.policy.module)  # the language model stays what it was
     assert not any(p.dtype != torch.float32 for p in expert(method.policy))
     frozen = [n for n, p in method.policy.module.named_parameters() if not p.requires_grad]
-    theirs = dict(method.base.module.named_parameters())
-    mine = dict(method.policy.module.named_parameters())
+    base_weights = dict(method.base.module.named_parameters())
+    tuned_weights = dict(method.policy.module.named_parameters())
     assert frozen
-    assert all(mine[n].data_ptr() == theirs[n].data_ptr() for n in frozen)
+    assert all(tuned_weights[n].data_ptr() == base_weights[n].data_ptr() for n in frozen)
 
 
 def test_what_float32_costs_is_told_once_with_a_remedy(folder, caplog, monkeypatch):
     monkeypatch.setattr(precision, "GIB", 1000)  # so that a tiny policy has some
     method = make_ppo(folder, FlowConfig(train="all"), cast, **SMALL)
     (record,) = (r for r in caplog.records if r.name == "robo_razor.policies.flow.precision")
-    told = record.getMessage()
-    mine, theirs = (dict(p.module.named_parameters()) for p in (method.policy, method.base))
-    own = [name for name in mine if mine[name].data_ptr() != theirs[name].data_ptr()]
-    after = sum(p.nbytes for p in mine.values()) + sum(theirs[name].nbytes for name in own)
+    message = record.getMessage()
+    tuned_weights, base_weights = (
+        dict(p.module.named_parameters()) for p in (method.policy, method.base)
+    )
+    unshared = [
+        name
+        for name in tuned_weights
+        if tuned_weights[name].data_ptr() != base_weights[name].data_ptr()
+    ]
+    after = sum(p.nbytes for p in tuned_weights.values()) + sum(
+        base_weights[name].nbytes for name in unshared
+    )
     low = load_policy(folder)
     cast(low)
     once = sum(p.nbytes for p in low.module.parameters())
-    before = once + sum(dict(low.module.named_parameters())[name].nbytes for name in own)
+    before = once + sum(dict(low.module.named_parameters())[name].nbytes for name in unshared)
     expected = rf"take {after / 1000:.2f} GiB instead of {before / 1000:.2f}\."
-    assert re.search(expected, told), (expected, told)
-    assert "`--flow.train expert`" in told
+    assert re.search(expected, message), (expected, message)
+    assert "`--flow.train expert`" in message
     caplog.clear()
     make_ppo(folder, FlowConfig(train="expert"), cast, **SMALL)
     make_ppo(folder, FlowConfig(), cast, **SMALL, lora_rank=2)
@@ -126,11 +134,11 @@ def test_the_file_keeps_a_small_step(folder, train, tmp_path):
     method.update(1)
     policy.save(tmp_path)
     again = load_policy(tmp_path)
-    mine, theirs = (dict(p.module.named_parameters()) for p in (policy, again))
-    assert mine.keys() == theirs.keys()
-    for name, parameter in mine.items():
-        assert parameter.dtype == theirs[name].dtype, name
-        assert torch.equal(parameter, theirs[name]), name
+    weights, reloaded = (dict(p.module.named_parameters()) for p in (policy, again))
+    assert weights.keys() == reloaded.keys()
+    for name, parameter in weights.items():
+        assert parameter.dtype == reloaded[name].dtype, name
+        assert torch.equal(parameter, reloaded[name]), name
     with torch.no_grad():
         chunks = [p.distribution(seen(policy)).mode() for p in (policy, again)]
     assert torch.equal(*chunks)
@@ -142,8 +150,12 @@ def test_low_rank_updates_of_a_small_step_are_seen_and_kept(folder, tmp_path):
     with torch.no_grad():
         one, two = (each.distribution(seen(policy)) for each in (base, policy))
         assert torch.equal(one.kl(two), torch.zeros(6))
-    mine, theirs = (dict(p.module.named_parameters()) for p in (policy, base))
-    assert all(p.data_ptr() == mine[n].data_ptr() for n, p in theirs.items() if "model." in n)
+    tuned_weights, base_weights = (dict(p.module.named_parameters()) for p in (policy, base))
+    assert all(
+        p.data_ptr() == tuned_weights[n].data_ptr()
+        for n, p in base_weights.items()
+        if "model." in n
+    )
     metrics = method.update(1)
     assert abs(metrics["train/ratio_max"] - 1.0) <= 1e-4
     assert metrics["train/kl_base_tuned"] > 0.0
@@ -177,8 +189,8 @@ def test_smolvlas_expert_is_float32_whatever_lerobot_builds(tmp_path, monkeypatc
     folder = tiny_vla.save_tiny_smolvla(tmp_path / "policy")
     original = SmolVLAPolicy.__init__
 
-    def build(self, config, **given):
-        original(self, config, **given)
+    def build(self, config, **arguments):
+        original(self, config, **arguments)
         self.model.vlm_with_expert.to(torch.bfloat16)  # as with `load_vlm_weights`
 
     expected = {n: p for n, p in load_policy(folder).module.named_parameters()}
@@ -186,9 +198,9 @@ def test_smolvlas_expert_is_float32_whatever_lerobot_builds(tmp_path, monkeypatc
     policy = load_policy(folder)
     assert not any(p.dtype != torch.float32 for p in expert(policy))
     assert has_low_precision(policy.module.model.vlm_with_expert.vlm)
-    ours = {id(p) for p in expert(policy)}
+    of_expert = {id(p) for p in expert(policy)}
     for name, parameter in policy.module.named_parameters():
-        if id(parameter) in ours:
+        if id(parameter) in of_expert:
             assert torch.equal(parameter, expected[name]), name
 
 
@@ -214,7 +226,7 @@ def test_methods_refuse_to_train_in_bfloat16(folder):
     policy = load_policy(folder)
     policy.configure(FlowConfig(train="all"))
     cast(policy)
-    with pytest.raises(PolicyError, match=r"trained in bfloat16") as error:
+    with pytest.raises(PolicyError, match=r"to train in bfloat16") as error:
         trained_parameters(policy)
     assert "share_frozen" in str(error.value)
 
@@ -232,8 +244,8 @@ def test_an_update_of_a_bfloat16_layer_is_added_to_its_output():
     assert tuned.dtype == torch.bfloat16
     with torch.no_grad():
         change = nn.functional.linear(x.float(), up @ down)
-        kept = ((tuned.float() - before.float()) * change).sum() / change.square().sum()
-    assert float(kept) == pytest.approx(1.0, abs=0.1)
+        share = ((tuned.float() - before.float()) * change).sum() / change.square().sum()
+    assert float(share) == pytest.approx(1.0, abs=0.1)
     tuned.float().square().sum().backward()
     assert float(up.grad.abs().sum()) > 0.0
     merge_lora(layer)

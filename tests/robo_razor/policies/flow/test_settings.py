@@ -67,9 +67,9 @@ def demonstrations(*cameras):
 def assert_samples_as_lerobot(handle, batch):
     """Check the sampler without noise, the ratio at equal weights and the gradient of cloning."""
     start = torch.randn(3, tiny_vla.CHUNK, 8, generator=torch.Generator().manual_seed(1))
-    theirs = handle.module.predict_action_chunk(policy_batch(batch), noise=start)
-    ours = handle.distribution(batch).integrate(start)
-    assert float((ours - theirs).abs().max()) < 1e-5
+    expected = handle.module.predict_action_chunk(policy_batch(batch), noise=start)
+    chunks = handle.distribution(batch).integrate(start)
+    assert float((chunks - expected).abs().max()) < 1e-5
     uniforms = torch.rand(3, *handle.noise_shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         distribution = handle.distribution(batch)
@@ -99,10 +99,10 @@ def test_an_empty_camera_is_neither_asked_for_nor_fed(handle):
 def test_a_missing_camera_is_asked_for_still_and_no_empty_one_is_offered(handle):
     with pytest.raises(PolicyEnvMismatchError) as caught:
         handle.check_env(*spaces_of("front", "top"))
-    told = str(caught.value)
-    assert f"--rename '{{observation.images.top: {WRIST}}}'" in told
-    assert f"--rename '{{none: {WRIST}}}'" in told
-    assert "empty_camera" not in told
+    message = str(caught.value)
+    assert f"--rename '{{observation.images.top: {WRIST}}}'" in message
+    assert f"--rename '{{none: {WRIST}}}'" in message
+    assert "empty_camera" not in message
     with pytest.raises(PolicyError, match="an input 'empty_camera_0', which it does not have"):
         handle.rename("{top: empty_camera_0}")
 
@@ -112,9 +112,9 @@ def test_a_camera_can_be_left_out(handle, tmp_path):
     handle.rename("{none: wrist}")
     handle.check_env(*spaces_of("front"))
     check_fit(demonstrations("front"), handle, "data")
-    observation, words = observed()
+    observation, instructions = observed()
     del observation["pixels"]["wrist"]
-    batch = handle.prepare(observation, words)
+    batch = handle.prepare(observation, instructions)
     assert {key for key in batch if "images" in key} == {FRONT}
     assert_samples_as_lerobot(handle, batch)
     without = handle.distribution(batch).mode()
@@ -122,13 +122,13 @@ def test_a_camera_can_be_left_out(handle, tmp_path):
     handle.save(tmp_path / "saved")
     again = load_policy(tmp_path / "saved")
     assert again.camera_names == ["front"]
-    assert torch.equal(again.distribution(again.prepare(observation, words)).mode(), without)
+    assert torch.equal(again.distribution(again.prepare(observation, instructions)).mode(), without)
     again.rename("{top: wrist}")
     assert again.camera_names == ["front", "top"]
 
 
 def test_what_cannot_be_left_out(handle):
-    with pytest.raises(PolicyError, match="no camera: it leaves"):
+    with pytest.raises(PolicyError, match="leaves out all cameras"):
         handle.rename("{none: [front, wrist]}")
     with pytest.raises(PolicyError, match=r"leaves observation\.images\.wrist out and gives it"):
         handle.rename("{none: wrist, top: wrist}")
@@ -142,7 +142,7 @@ def test_a_policy_of_empty_cameras_alone_sees_nothing(tmp_path):
     for key in (FRONT, WRIST):
         del config["input_features"][key]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PolicyError, match="no camera but the empty ones"):
+    with pytest.raises(PolicyError, match="has only the empty cameras"):
         load_policy(folder)
 
 
@@ -175,13 +175,15 @@ def test_relative_actions_are_not_tuned_but_evaluated(tmp_path, kind):
     """What is executed is relative to the state at the decision, for all of the chunk."""
     with tiny_vla.saved(kind, tmp_path / "policy", use_relative_actions=True) as folder:
         for method in ("bc", "ppo"):
-            with pytest.raises(PolicyError, match="with its `use_relative_actions: true`") as told:
+            with pytest.raises(
+                PolicyError, match="with its `use_relative_actions: true`"
+            ) as caught:
                 refused(folder, method)
-            assert "lerobot-train" in str(told.value)
+            assert "lerobot-train" in str(caught.value)
         handle = load_policy(folder)
-        observation, words = observed()
-        chunks = handle.chunks(handle.prepare(observation, words))
-        actions = handle.act(observation, words)
+        observation, instructions = observed()
+        chunks = handle.chunks(handle.prepare(observation, instructions))
+        actions = handle.act(observation, instructions)
     relative = actions - observation["agent_pos"][:, None, : tiny_vla.A]
     action = tiny_vla.statistics()["action"]  # the quantiles of pi0.5 lie one deviation away
     np.testing.assert_allclose(relative, chunks * action["std"] + action["mean"], atol=1e-4)

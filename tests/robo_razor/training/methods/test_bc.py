@@ -89,8 +89,8 @@ def test_cloning_learns_the_task(demonstrations):
     losses = [method.update(k)["train/loss"] for k in range(1, method.num_updates + 1)]
     assert losses[-1] < 0.5 * losses[0]
     rows = make_rows(NEW, range(1_000_000, 1_000_050))
-    found = run_episodes(make_env(NEW, ENV, chunk_size=4), policy, rows)
-    assert found.success_rate > 0.8
+    batch = run_episodes(make_env(NEW, ENV, chunk_size=4), policy, rows)
+    assert batch.success_rate > 0.8
 
 
 def test_more_ranks_than_rows_are_refused(demonstrations):
@@ -102,8 +102,8 @@ class Together(Ranks):
     """One of several ranks, without the others: keeps its part of the gradient."""
 
     def sum_gradients(self, parameters):
-        found = [p.grad.flatten() for p in parameters if p.grad is not None]
-        self.__dict__["gradient"] = torch.cat(found)  # frozen otherwise
+        gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+        self.__dict__["gradient"] = torch.cat(gradients)  # frozen otherwise
 
     def totals(self, values, maxima=()):
         return dict(values)
@@ -148,10 +148,10 @@ def test_the_parts_of_several_ranks_make_the_gradient_of_one(kind, demonstration
             uneven = next(k for k in range(99) if abs(padded(k, 0) - padded(k, 1)) > 0.2)
             return method._gradient_step(uneven)["loss"], ranks.gradient
 
-        (loss, whole), *parts = (step(0, 1), step(0, 2), step(1, 2))
+        (loss, full_gradient), *parts = (step(0, 1), step(0, 2), step(1, 2))
         assert sum(part[0] for part in parts) == pytest.approx(loss, rel=1e-5)
         together = parts[0][1] + parts[1][1]
-        assert (together - whole).norm() < 1e-4 * whole.norm()
+        assert (together - full_gradient).norm() < 1e-4 * full_gradient.norm()
 
 
 def test_what_a_loss_is_a_mean_of():
@@ -219,19 +219,18 @@ def test_a_policy_can_demonstrate_its_own_successes(tmp_path):
     path = save_tiny_policy(tmp_path / "policy")
     policy = tiny_policy()
     bc = BC(demonstrations=f"policy:{path}", episodes=5)
-    found = [
+    sets = [
         demonstrations_for(
             demonstration_source(FinetuneConfig(task=NEW, env=ENV, method=bc, seed=seed)), policy
         )
         for seed in (0, 0, 1)
     ]
-    assert found[0].num_episodes == 5
-    assert found[0].success[found[0].offsets[1:] - 1].all()
-    assert found[0].decision_stride == 4
-    np.testing.assert_array_equal(found[0].actions, found[1].actions)
+    assert sets[0].num_episodes == 5
+    assert sets[0].success[sets[0].offsets[1:] - 1].all()
+    assert sets[0].decision_stride == 4
+    np.testing.assert_array_equal(sets[0].actions, sets[1].actions)
     assert (
-        found[0].actions.shape != found[2].actions.shape
-        or (found[0].actions != found[2].actions).any()
+        sets[0].actions.shape != sets[2].actions.shape or (sets[0].actions != sets[2].actions).any()
     )
     with pytest.raises(UnknownNameError, match="razor-base"):
         BC(demonstrations="policy:razor-bas").validate(FinetuneConfig())
@@ -253,10 +252,10 @@ def test_who_goes_on_has_the_statistics_at_once(demonstrations):
     before = method.state()
     method.update(1)
     other, policy = make_bc(demonstrations, statistics="demonstrations", epochs=1)
-    own = mean(policy)
+    policy_mean = mean(policy)
     other.load_state(before)
-    assert torch.equal(mean(policy), own)
+    assert torch.equal(mean(policy), policy_mean)
     after = method.state()
     other.load_state(after)
     assert torch.equal(mean(policy), after.tensors["observation.state/mean"])
-    assert not torch.equal(mean(policy), own)
+    assert not torch.equal(mean(policy), policy_mean)

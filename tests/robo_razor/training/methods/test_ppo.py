@@ -59,13 +59,13 @@ def test_a_kl_penalty_keeps_the_policy_near_the_base(direction):
 def test_ratio_is_one_and_loss_is_minus_the_mean_advantage_at_equal_weights():
     log_prob = torch.randn(16)
     advantages = torch.randn(16)
-    loss, found = clipped_surrogate(
+    loss, diagnostics = clipped_surrogate(
         log_prob, log_prob.clone(), advantages, clip_low=0.2, clip_high=0.2
     )
     assert float(loss) == pytest.approx(-float(advantages.mean()), abs=1e-6)
-    assert float(found["approx_kl"]) == 0.0
-    assert float(found["clip_fraction"]) == 0.0
-    assert float(found["ratio_max"]) == 1.0
+    assert float(diagnostics["approx_kl"]) == 0.0
+    assert float(diagnostics["clip_fraction"]) == 0.0
+    assert float(diagnostics["ratio_max"]) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_ratio_is_one_and_loss_is_minus_the_mean_advantage_at_equal_weights():
 )
 def test_clipping_stops_the_gradient_only_where_it_would_go_further(ratio, advantage, has_gradient):
     log_prob = torch.tensor([np.log(ratio)], dtype=torch.float32, requires_grad=True)
-    loss, found = clipped_surrogate(
+    loss, diagnostics = clipped_surrogate(
         log_prob, torch.zeros(1), torch.tensor([advantage]), clip_low=0.2, clip_high=0.3
     )
     loss.backward()
     assert bool(log_prob.grad.abs() > 0) == has_gradient
-    assert float(found["approx_kl"]) >= 0.0
+    assert float(diagnostics["approx_kl"]) >= 0.0
 
 
 def test_the_value_warm_up_moves_the_value_only():

@@ -25,8 +25,8 @@ def make_bandit(**settings):
 
 
 def test_normalised_advantages_have_no_mean_and_unit_deviation():
-    found = outcome_advantages(torch.tensor([True, False, False, False]), "normalised")
-    np.testing.assert_allclose(found, [np.sqrt(3), *[-1 / np.sqrt(3)] * 3], rtol=1e-6)
+    advantages = outcome_advantages(torch.tensor([True, False, False, False]), "normalised")
+    np.testing.assert_allclose(advantages, [np.sqrt(3), *[-1 / np.sqrt(3)] * 3], rtol=1e-6)
     assert outcome_advantages(torch.ones(4, dtype=torch.bool), "normalised").tolist() == [0.0] * 4
     assert outcome_advantages(torch.tensor([True, False]), "one_zero").tolist() == [1.0, 0.0]
 
@@ -65,7 +65,7 @@ def test_one_zero_learns_from_successes_only():
     method, _ = make_bandit(advantage="one_zero", num_minibatches=2)
     batch = method._collect(1)
     targets = method.method.targets(batch)
-    rows = torch.cat(method._minibatches(batch, targets, 1))
+    rows = torch.cat([part.rows for part in method._minibatches(batch, targets, 1)])
     assert sorted(rows.tolist()) == np.flatnonzero(batch.success).tolist()
 
 

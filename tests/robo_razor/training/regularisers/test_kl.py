@@ -37,11 +37,11 @@ def make_step():
 def test_the_penalty_is_the_mean_divergence_in_its_direction(direction):
     step = make_step()
     base, tuned = (d.log_probs[:, 0, 0] for d in (step.base_distribution, step.distribution))
-    one, two = (base, tuned) if direction == "forward" else (tuned, base)
-    expected = (one.exp() * (one - two)).sum(-1).mean()
-    found = KL(direction=direction).penalty(step, {})
-    torch.testing.assert_close(found, expected)
-    found.backward()
+    first, second = (base, tuned) if direction == "forward" else (tuned, base)
+    expected = (first.exp() * (first - second)).sum(-1).mean()
+    penalty = KL(direction=direction).penalty(step, {})
+    torch.testing.assert_close(penalty, expected)
+    penalty.backward()
     assert step.policy.module["policy"].weight.grad.abs().sum() > 0
     assert step.base.module["policy"].weight.grad is None
 
@@ -65,11 +65,11 @@ def test_on_the_batch_it_is_what_ppos_own_penalty_was(direction, ent_coef):
         "ent_coef": ent_coef,
         "target_kl": None,
     }
-    own = make_learner(OldPPO(**settings, direction=direction), alter=moved)
+    old_method = make_learner(OldPPO(**settings, direction=direction), alter=moved)
     term = make_learner(PPO(**settings), [KL(weight=0.3, direction=direction)], alter=moved)
     for update in (1, 2):
-        own.update(update), term.update(update)
-    pairs = zip(own.policy.module.parameters(), term.policy.module.parameters(), strict=True)
+        old_method.update(update), term.update(update)
+    pairs = zip(old_method.policy.module.parameters(), term.policy.module.parameters(), strict=True)
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-5 if ent_coef else 0.0)
 
@@ -108,23 +108,23 @@ def test_states_are_visited_once_and_never_where_skills_are_evaluated(on, tasks)
         return rollout(rows, **settings)
 
     context = dataclasses.replace(learner.context, rollout=watch)
-    kept = KL(on=on, episodes=9, states=7).prepare(context)
+    inputs = KL(on=on, episodes=9, states=7).prepare(context)
     ((rows, settings),) = asked
     assert [row.task for row in rows] == tasks * 9
     assert max(row.seed for row in rows) < HELD_OUT_SEED
     assert [row.row_id for row in rows] == list(range(9))
     assert settings["mode"] == "greedy"
     assert settings["whole"], "every rank holds all of them"
-    assert kept["context"].shape == (7, CONTEXTS)
+    assert inputs["context"].shape == (7, CONTEXTS)
     assert KL().prepare(context) == {}
 
 
 def test_a_step_takes_some_of_the_states_at_random_and_always_the_same():
     step = make_step()
-    kept = {"context": torch.eye(CONTEXTS).repeat(8, 1)}
+    inputs = {"context": torch.eye(CONTEXTS).repeat(8, 1)}
     term = KL(on="prior", batch_size=3)
-    assert torch.equal(term.penalty(step, kept), term.penalty(step, kept))
-    every = KL(on="prior", batch_size=100).penalty(step, kept)
+    assert torch.equal(term.penalty(step, inputs), term.penalty(step, inputs))
+    every = KL(on="prior", batch_size=100).penalty(step, inputs)
     torch.testing.assert_close(every, KL().penalty(make_step(), {}))
 
 
