@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from robo_razor.core.machine import resolve_device, torch_threads
 from robo_razor.core.metrics import NEW, PRIOR, EpisodeEntry, SkillSummary
 from robo_razor.core.plain_text import printable, skill_name
 from robo_razor.core.ranks import Ranks, launched
-from robo_razor.core.settings.config import HELD_OUT_SEED, EnvConfig, EvaluateConfig, replace
+from robo_razor.core.settings.config import HELD_OUT_SEED, EvaluateConfig, replace
 from robo_razor.core.types import EpisodeBatch, EpisodeRow, SkillResult
 from robo_razor.evaluation.episode_log import EpisodeLog
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
-from robo_razor.rollout.environments import make_env, named_tasks, resolve_tasks, role_of
+from robo_razor.rollout.environments import make_fitting_env, named_tasks, resolve_tasks, role_of
 from robo_razor.rollout.episodes import Progress, episode_bar, run_episodes
 from robo_razor.rollout.groups import VectorEnv, workers_beside
 from robo_razor.rollout.start_states import EPISODES, Manifest, held_out_rows
@@ -208,7 +208,7 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
             console, config = None, replace(config, json=None)
         policy = load_policy(config.policy, resolve_device(config.device))
         policy.rename(config.rename)
-        env = env_for(policy, plan.manifest.tasks, config.env)
+        env = make_fitting_env(policy, plan.manifest.tasks, config.env)
         stack.callback(env.close)
         workers = workers_beside(env)
         stack.enter_context(torch_threads(config.torch_threads, ranks.size, workers))
@@ -220,35 +220,6 @@ def evaluate_as_set(config: EvaluateConfig, console: Console | None = None) -> E
                 _write_result(Path(config.json), data)
                 log.discard()
     return Evaluation(results, ranks.is_main)
-
-
-def env_for(
-    policy: Policy, tasks: Sequence[str], settings: EnvConfig, columns: Collection[str] = ()
-) -> VectorEnv:
-    """Return environments that switch between tasks, checked to fit a policy.
-
-    Args:
-        policy: The policy; it sets the chunk size and the image shape.
-        tasks: Their ids, at least one.
-        settings: How environments are run in parallel.
-        columns: LeRobot's names that only a data set offers, which `rename` may name too.
-
-    Raises:
-        PolicyEnvMismatchError: The policy does not fit them.
-    """
-    env = make_env(
-        tasks[0],
-        settings,
-        chunk_size=policy.chunk_size,
-        tasks=tasks[1:],
-        image_shape=policy.wanted_image_shape,
-    )
-    try:
-        policy.check_env(env.single_observation_space, env.single_action_space, columns)
-    except BaseException:
-        env.close()
-        raise
-    return env
 
 
 def chosen_skills(skills: str, env_packages: Sequence[str]) -> dict[str, str]:

@@ -16,13 +16,14 @@ from robo_razor.core.settings.config import (
     EnvConfig,
 )
 from robo_razor.core.types import SkillResult
-from robo_razor.evaluation.evaluate import chosen_skills, env_for
+from robo_razor.evaluation.evaluate import chosen_skills
 from robo_razor.evaluation.evaluate import evaluate as evaluate_in
 from robo_razor.evaluation.forgetting import Divergence, measure_probe
 from robo_razor.evaluation.predictors import Comparison, measure_predictors
 from robo_razor.evaluation.probes import ProbeSet, make_probe
 from robo_razor.policies.load import load_policy
 from robo_razor.policies.policy import Policy
+from robo_razor.rollout.environments import make_fitting_env
 from robo_razor.rollout.episodes import episode_bar, run_episodes
 from robo_razor.rollout.start_states import held_out_rows
 
@@ -65,7 +66,7 @@ def evaluate(
     """
     loaded, settings = _load(policy), env or EnvConfig()
     tasks = chosen_skills(skills, settings.env_packages)
-    environment = env_for(loaded, list(tasks.values()), settings)
+    environment = make_fitting_env(loaded, list(tasks.values()), settings)
     try:
         with episode_bar(Console(stderr=True) if progress else None, "evaluating") as bar:
             return evaluate_in(
@@ -152,7 +153,7 @@ def visited_states(
     """
     loaded, settings = _load(policy), env or EnvConfig()
     tasks = chosen_skills(MAIN_TASK if skills == "new" else skills, settings.env_packages)
-    environment = env_for(loaded, list(tasks.values()), settings)
+    environment = make_fitting_env(loaded, list(tasks.values()), settings)
     try:
         rows = held_out_rows(tasks, PROBE_EPISODES)
         record = run_episodes(environment, loaded, rows, "greedy", record="inputs").record

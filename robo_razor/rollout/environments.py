@@ -11,7 +11,7 @@ import importlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -274,6 +274,7 @@ def make_fitting_env(
     config: EnvConfig,
     *,
     chunk_size: int | None = None,
+    columns: Collection[str] = (),
 ) -> VectorEnv:
     """Make a vector environment, and check that a policy fits it.
 
@@ -282,6 +283,7 @@ def make_fitting_env(
         tasks: Ids of the tasks that it must be able to switch between; all begin with the first.
         config: Number of environments and workers, image size, reward.
         chunk_size: Control steps per decision, H; None takes the policy's (1 without a policy).
+        columns: LeRobot's names that only a data set offers, which `rename` may name too.
 
     Raises:
         RoboRazorError: The environment cannot be made, or the policy does not fit it.
@@ -297,7 +299,7 @@ def make_fitting_env(
     )
     try:
         if policy is not None:
-            policy.check_env(env.single_observation_space, env.single_action_space)
+            policy.check_env(env.single_observation_space, env.single_action_space, columns)
     except BaseException:
         env.close()
         raise

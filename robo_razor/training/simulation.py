@@ -11,9 +11,9 @@ import torch
 from robo_razor.core.ranks import Ranks
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import EpisodeBatch, EpisodeRow
-from robo_razor.evaluation.evaluate import env_for
 from robo_razor.policies.policy import Policy
 from robo_razor.rollout.actors import Mode
+from robo_razor.rollout.environments import make_fitting_env
 from robo_razor.rollout.episodes import Progress
 from robo_razor.rollout.groups import VectorEnv, workers_beside
 from robo_razor.rollout.shared import run_shared
@@ -50,7 +50,8 @@ class Simulation:
 
     def _make(self) -> VectorEnv:
         tasks = (self.config.task, *self.prior.values())
-        return env_for(self.base, tasks, self.config.env, cloned_columns(self.config))
+        columns = cloned_columns(self.config)
+        return make_fitting_env(self.base, tasks, self.config.env, columns=columns)
 
     def close(self) -> None:
         """End the workers."""
