@@ -8,6 +8,7 @@ from rich.console import Console
 
 from robo_razor.core.plain_text import printable
 from robo_razor.core.run import messages
+from robo_razor.core.run.display import Display
 from robo_razor.core.settings.config import FinetuneConfig, PretrainConfig
 from robo_razor.training.pretrain import pretrain
 from robo_razor.training.trainer import FinetuneResult, finetune
@@ -24,7 +25,7 @@ def run_finetune(config: FinetuneConfig, console: Console | None = None) -> Fine
         RoboRazorError: Something does not fit; nothing was overwritten.
     """
     console = console or Console()
-    result = finetune(config, console)
+    result = finetune(config, Display(console))
     if os.environ.get("RANK", "0") == "0":  # of several ranks the first speaks
         _print(messages.what_next(result.run), console)
     return result

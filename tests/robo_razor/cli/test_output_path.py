@@ -5,7 +5,7 @@ import os
 import pytest
 from toy_env import ToyVectorEnv
 from toy_policy import NEW, save_tiny_policy
-from toy_runs import quiet
+from toy_runs import finetune, quiet
 
 from robo_razor.cli.archive import run_archive
 from robo_razor.cli.collect import run_collect
@@ -25,7 +25,6 @@ from robo_razor.core.settings.config import (
     RolloutConfig,
 )
 from robo_razor.report import build as report
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=2, num_workers=1, image_size=16, env_packages=("toy_env",))
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from ranks_child import METHODS, evaluation, settings
 from toy_policy import save_tiny_policy
-from toy_runs import metrics, quiet, summary, weights
+from toy_runs import finetune, metrics, quiet, summary, weights
 
 from robo_razor.cli.evaluate import run_evaluate
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.machine import local_processes
 from robo_razor.core.ranks import ALONE, Ranks, launched
-from robo_razor.training.trainer import finetune
 
 TOYS = Path(__file__).parents[2] / "toys"
 
