@@ -17,8 +17,7 @@ from robo_razor.cli.evaluate import results_table
 from robo_razor.core.files import read_json, write_json
 from robo_razor.core.metrics import Summary
 from robo_razor.core.plain_text import literal, printable, printable_values, shortened, skill_name
-from robo_razor.core.run.display import summary_table
-from robo_razor.core.run.log import RunLog
+from robo_razor.core.run.display import Display, summary_table
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.core.types import SkillResult
 from robo_razor.report.arms import load_runs
@@ -178,9 +177,9 @@ def test_tables_of_the_terminal_show_names_as_they_are(name):
         assert "\x1b[2J" not in text
         assert "\x1b]8" not in text
     console = Console(file=io.StringIO(), width=200)
-    log = RunLog(None, total=1, console=console)
-    log.warn(f"{name} is being forgotten")
-    log.note(name)
+    screen = Display(console)
+    screen.warn(f"{name} is being forgotten")
+    screen.note(name)
     assert console.file.getvalue().count(printable(name)) == 2
 
 
