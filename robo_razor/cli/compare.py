@@ -109,7 +109,6 @@ def _choices(comparison: Comparison, level: float) -> list[str]:
 
 
 def _last(comparison: Comparison) -> Table:
-    from robo_razor.report.arms import run_title
     from robo_razor.report.load import FORWARD_KL
 
     table = _table("Last checkpoints: success, share of the prior skills kept (over episodes)")
@@ -121,7 +120,7 @@ def _last(comparison: Comparison) -> Table:
         new = f"{percent(run.first.new)} → {with_interval(last.new, last.new_interval)}"
         kept = with_interval(last.retention, last.retention_interval)
         kl = number(last.kl.get(FORWARD_KL)) if FORWARD_KL in last.kl else UNKNOWN
-        table.add_row(literal(run_title(run)), new, kept, kl)
+        table.add_row(literal(run.title), new, kept, kl)
     return table
 
 

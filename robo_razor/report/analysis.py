@@ -11,7 +11,7 @@ from typing import Any
 from robo_razor.core.files import finite
 from robo_razor.report.arms import Arm, RunSet, Setting
 from robo_razor.report.episodes import read_rows
-from robo_razor.report.load import FORWARD_KL, RunSeries, mean
+from robo_razor.report.load import FORWARD_KL, RunSeries, mean, retentions_of
 from robo_razor.statistics.bootstrap import paired_bootstrap
 from robo_razor.statistics.hill import Falloff, fit_falloff
 from robo_razor.statistics.intervals import Estimate, detectable_difference, mcnemar_exact
@@ -216,31 +216,34 @@ def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
     with one it is over episodes, and says so.
     """
     entries = [run.last.skills[skill] for run in setting.runs]
-    known = [e for e in entries if e.get("retention") is not None]
-    kept = [e["retention"] for e in known]
+    retentions = retentions_of(setting.runs, skill)
     interval, over = None, None
-    if len(kept) > 1:
-        within = [e.get("retention_interval") or (math.nan, math.nan) for e in known]
-        estimate = seed_interval(kept, within=within, bounds=(0.0, math.inf))
+    if len(retentions) > 1:
+        within = [
+            entry.retention_interval or (math.nan, math.nan)
+            for entry in entries
+            if entry.retention is not None
+        ]
+        estimate = seed_interval(retentions, within=within, bounds=(0.0, math.inf))
         interval, over = [estimate.low, estimate.high], "seeds"
-    elif kept and entries[0].get("retention_interval") is not None:
-        interval, over = list(entries[0]["retention_interval"]), "episodes"
+    elif retentions and entries[0].retention_interval is not None:
+        interval, over = list(entries[0].retention_interval), "episodes"
     return {
         "skill": skill,
-        "success_rate": finite(mean([e["success_rate"] for e in entries])),
-        "retention": finite(mean(kept)),
+        "success_rate": finite(mean([entry.success_rate for entry in entries])),
+        "retention": finite(mean(retentions)),
         "interval": interval,
         "interval_over": over,
-        "values": kept,
-        "n": sum(e["n"] for e in entries),
+        "values": retentions,
+        "n": sum(entry.n for entry in entries),
     }
 
 
 def base_success(run: RunSeries, skill: str) -> float | None:
     """Return the base's success on a prior skill, from step 0 or as the summary repeats it."""
     if run.first.step == 0 and skill in run.first.skills:
-        return float(run.first.skills[skill]["success_rate"])
-    value = run.last.skills[skill].get("base_success_rate")
+        return float(run.first.skills[skill].success_rate)
+    value = run.last.skills[skill].base_success_rate
     return None if value is None else float(value)
 
 
@@ -303,7 +306,9 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
             "may come out differently by more than the episodes' intervals say."
         )
     every = runs.runs
-    if unfinished := [f"{r.name} (update {r.last.step} of {r.updates})" for r in every if r.is_cut]:
+    if unfinished := [
+        f"{r.title} (update {r.last.step} of {r.updates})" for r in every if r.is_cut
+    ]:
         lines.append(
             f"Not finished: {', '.join(unfinished)}. Their last checkpoint is not that of a whole "
             "run."
@@ -318,7 +323,7 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
             f"{100 * least:.0f} points are seen less than four times out of five (independent "
             "arms)."
         )
-    smallest = min((e["n"] for run in every for e in run.last.skills.values()), default=0)
+    smallest = min((entry.n for run in every for entry in run.last.skills.values()), default=0)
     if smallest:
         prior = every[0].last.prior
         rate = min(1.0, max(0.0, prior)) if math.isfinite(prior) else 0.5
@@ -333,7 +338,7 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
             f"Intervals are those of single arms and pairs: the best and the worst of "
             f"{len(runs.arms)} arms differ by more than two arms picked beforehand would."
         )
-    if unplanned := [run.name for run in every if run.unplanned]:
+    if unplanned := [run.title for run in every if run.unplanned]:
         lines.append(
             f"Checkpoints that were measured because a run was interrupted there are left out: "
             f"{', '.join(unplanned)}."

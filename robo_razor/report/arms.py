@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from robo_razor.core.errors import ReportError, RoboRazorError, did_you_mean
 from robo_razor.core.plain_text import printable
+from robo_razor.core.run.directory import TEMPORARY
 from robo_razor.core.run.sweep_record import is_sweep, read_sweep
 from robo_razor.core.settings.conversion import flatten
 from robo_razor.report.load import RunSeries, load_run, short_names
@@ -22,7 +24,6 @@ from robo_razor.report.load import RunSeries, load_run, short_names
 FINISHED = "finished"
 CHECKPOINTS = "checkpoints"
 _SEED = re.compile(r"(^|[-,])seed[_=][0-9]+(?=$|[-,])")
-_SEED_AT_END = re.compile(r"(^|[^A-Za-z])seed[ _=:-]?[0-9]+$")
 _SHORTENED = re.compile(r"-[0-9a-f]{8}$")
 """The end of a run's name that stands for all of it, the seed too."""
 NO_PART_OF_A_SETTING = (
@@ -136,18 +137,10 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
         )
     _refuse_twice(runs)
     _refuse_other_tasks(runs)
-    runs = _merged(_with_own_names(runs), merge)
+    runs = _merged(_with_own_titles(_with_own_names(runs)), merge)
     arms = tuple(replace(arm, about=about.get(arm.name, "")) for arm in group(runs))
     _refuse_equal_seeds(arms)
     return RunSet(arms=arms, skipped=tuple(skipped))
-
-
-def run_title(run: RunSeries) -> str:
-    """Return a run's name as people read it: `ppo: seed 0`, `ppo: learning rate 6e-05, seed 0`."""
-    if run.arm is None:
-        return run.name if _SEED_AT_END.search(run.name) else f"{run.name}: seed {run.seed}"
-    arm, _, settings = run.name.partition("/")  # not `run.arm`: arms may be merged
-    return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', settings).replace('_', ' ')}"
 
 
 def count_runs(paths: Sequence[str]) -> int:
@@ -232,6 +225,24 @@ def _with_own_names(runs: Sequence[RunSeries]) -> list[RunSeries]:
     own = short_names([str(runs[i].path) for i in same]) if same else []
     renamed = dict(zip(same, own, strict=True))
     return [replace(run, name=renamed.get(i, run.name)) for i, run in enumerate(runs)]
+
+
+def _with_own_titles(runs: Sequence[RunSeries]) -> list[RunSeries]:
+    """Title runs by their method where their folder says little; add it where titles are alike.
+
+    A folder says little that is temporary or is called as that of another run.
+    """
+    folders = Counter(run.path.name for run in runs if run.arm is None)
+    titles = []
+    for run in runs:
+        is_vague = folders[run.path.name] > 1 or run.path.parent.name.startswith(TEMPORARY)
+        by_method = run.arm is None and is_vague
+        titles.append(f"{run.method}: seed {run.seed}" if by_method else run.title)
+    counts = Counter(titles)
+    return [
+        replace(run, title=title if counts[title] == 1 else f"{title} ({run.name})")
+        for run, title in zip(runs, titles, strict=True)
+    ]
 
 
 def _refuse_twice(runs: Sequence[RunSeries]) -> None:

@@ -425,11 +425,11 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
         ],
         "skills": {
             skill: {
-                "success_rate": entry["success_rate"],
+                "success_rate": entry.success_rate,
                 "base_success_rate": analysis.base_success(run, skill),
-                "interval": entry["interval"],
-                "n": entry["n"],
-                "retention": entry.get("retention"),
+                "interval": list(entry.interval),
+                "n": entry.n,
+                "retention": entry.retention,
             }
             for skill, entry in run.last.skills.items()
         },

@@ -42,8 +42,8 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
             clauses.append("fingerprint: one of them has none")
         clauses += _other_starts(first, run)
         for clause in clauses:
-            clauses_of.setdefault(clause, []).append(run.name)
-    return [f"{clause} ({first.name} / {_some(names)})" for clause, names in clauses_of.items()]
+            clauses_of.setdefault(clause, []).append(run.title)
+    return [f"{clause} ({first.title} / {_some(names)})" for clause, names in clauses_of.items()]
 
 
 def noted(runs: Sequence[RunSeries]) -> list[str]:
@@ -58,11 +58,11 @@ def noted(runs: Sequence[RunSeries]) -> list[str]:
         for clause in differences(first.environment, run.environment, harmless=True):
             if clause not in decisive and not clause.startswith("policy_hash"):
                 what, _, other = clause.rpartition(AGAINST)
-                differences_of.setdefault(what, {}).setdefault(other, []).append(run.name)
+                differences_of.setdefault(what, {}).setdefault(other, []).append(run.title)
     return [
         _HASH.sub(
             lambda text: text.group()[:SHORT_HASH],
-            f"{HARMLESS} {what} ({first.name}){AGAINST}"
+            f"{HARMLESS} {what} ({first.title}){AGAINST}"
             + "; ".join(f"{other} ({_one(names)})" for other, names in others.items()),
         )
         + "."
@@ -75,7 +75,7 @@ def divergence_kinds(runs: Sequence[RunSeries]) -> list[str]:
     names_of: dict[str, list[str]] = {}
     for run in runs:
         if run.kl_kind in ("upper bound", "path divergence"):
-            names_of.setdefault(run.kl_kind, []).append(run.name)
+            names_of.setdefault(run.kl_kind, []).append(run.title)
     return [
         f"KL divergences of {_some(names)} are not exact: {kind}. They depend on `flow.kernel`, "
         "`flow.noise` and the number of denoising steps."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class Checkpoint:
     """Mean over prior skills of success / the base's success; NaN where unknown."""
     kl: dict[str, float]
     """`DIRECTION/STATES` -> nats per decision; absent where unknown."""
-    skills: dict[str, dict[str, Any]]
+    skills: dict[str, SkillSummary]
     """Prior skill -> its entry of the summary."""
     distances: dict[str, float] = field(default_factory=dict)
     """Further distances to the base by name; absent where not measured."""
@@ -91,6 +92,9 @@ class RunSeries:
     """One run's checkpoints in order, and what it was."""
 
     name: str
+    """Its key in `report.json` and in the CSV files: its folder, with its arm in a sweep."""
+    title: str
+    """Its name in sentences, tables and figures: `ppo: seed 0`."""
     path: Path
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -124,11 +128,6 @@ class RunSeries:
     def seed(self) -> int:
         """The run's seed."""
         return int(self.config.get("seed", 0))
-
-    @property
-    def label(self) -> str:
-        """Name for tables and figures."""
-        return f"{self.name} ({self.method})"
 
     @property
     def is_cut(self) -> bool:
@@ -184,6 +183,7 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         )
     return RunSeries(
         name=printable(name),
+        title=title_of(printable(name), arm, config),
         path=run.path,
         config=config,
         environment=printable_values(environment),
@@ -194,6 +194,22 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         updates=_updates(summaries),
         kl_kind=next((s.kl_kind for s in reversed(summaries) if s.kl_kind), None),
     )
+
+
+def title_of(name: str, arm: str | None, config: Mapping[str, Any]) -> str:
+    """Return a run's name as people read it: `ppo: seed 0`, `ppo: learning rate 6e-05, seed 0`.
+
+    Args:
+        name: The run's key.
+        arm: The sweep's arm that it belongs to; None outside a sweep.
+        config: The run's settings.
+    """
+    folder = name.rpartition("/")[2]
+    if arm is not None:
+        return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', folder).replace('_', ' ')}"
+    seed = config.get("seed", 0)
+    without_seed = re.sub(rf"(^|[^A-Za-z])seed[ _=:-]?0*{seed}$", "", name)
+    return f"{without_seed or config.get('method', '?')}: seed {seed}"
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +255,7 @@ def _read_checkpoint(
         prior=mean([entry.success_rate for entry in prior]),
         retention=mean([entry.retention for entry in prior if entry.retention is not None]),
         kl=summary.kl(),
-        skills={skill: entry.to_json() for skill, entry in summary.prior.items()},
+        skills=dict(summary.prior),
         distances=summary.known_distances(),
         prior_interval=mean_rate_interval(
             [_successes(entry) for entry in prior], [entry.n for entry in prior]
@@ -270,6 +286,12 @@ def _pooled(entries: Sequence[SkillSummary | SampledSuccess]) -> tuple[int, int]
 def _env_steps(summary: Summary, steps: Mapping[int, float]) -> float:
     """Return the control steps of all rollouts up to a checkpoint; NaN without rollouts."""
     return sum(n for step, n in steps.items() if step <= summary.step) if steps else math.nan
+
+
+def retentions_of(runs: Sequence[RunSeries], skill: str) -> list[float]:
+    """Return the retention of one skill at the last checkpoints of the runs that know it."""
+    retentions = [run.last.skills[skill].retention for run in runs]
+    return [value for value in retentions if value is not None]
 
 
 def read_outcomes(run: RunSeries) -> dict[State, bool]:

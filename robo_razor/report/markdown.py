@@ -77,7 +77,7 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
             tables.matrix_table(runs, report),
         ),
         ("Settings that differ", tables.setting_table(runs)),
-        ("Fingerprints", tables.fingerprint_table(report)),
+        ("Fingerprints", tables.fingerprint_table(runs, report)),
     ):
         if table:
             parts += [f"## {title}", _table(table)]

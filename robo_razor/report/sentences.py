@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from robo_razor.core.plain_text import skill_name
 from robo_razor.report.analysis import Laws
-from robo_razor.report.arms import Arm, run_title
+from robo_razor.report.arms import Arm
 from robo_razor.report.equal_success import (
     ONLY_REACHES,
     ArmMatch,
@@ -29,7 +29,7 @@ from robo_razor.report.format import (
     predictor_parts,
     with_interval,
 )
-from robo_razor.report.load import mean
+from robo_razor.report.load import mean, retentions_of
 from robo_razor.statistics.hill import Falloff
 from robo_razor.statistics.intervals import Estimate
 from robo_razor.statistics.law import Law
@@ -259,7 +259,7 @@ def _why_unmatched(task: str, arms: Sequence[Arm], start: float) -> str:
     reason = "no arm improved" if not improved else "no two arms rise together"
     return (
         f"No matched comparison: {reason} above the base's {percent(start)} on {task}. "
-        f"The best run is {run_title(run)} with {percent(top(run))}."
+        f"The best run is {run.title} with {percent(top(run))}."
     )
 
 
@@ -296,10 +296,10 @@ def _lost(arms: Sequence[Arm], level: float | None) -> list[str]:
     """Return which skills the worst arm lost entirely, or the one of which most is lost."""
     shown = [(arm, shown_setting(arm, level).runs) for arm in arms]
     losses = [
-        (mean([run.last.skills[skill]["retention"] for run in runs]), skill, arm)
+        (mean(retentions), skill, arm)
         for arm, runs in shown
         for skill in runs[0].last.skills
-        if all(run.last.skills[skill].get("retention") is not None for run in runs)
+        if (retentions := retentions_of(runs, skill)) and len(retentions) == len(runs)
     ]
     kept, skill, worst = min(losses, key=lambda loss: loss[0], default=(1.0, "", None))
     if worst is None or kept >= NOTABLE_RETENTION:

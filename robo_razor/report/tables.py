@@ -11,7 +11,6 @@ from robo_razor.report.analysis import base_success, nbt_entry
 from robo_razor.report.arms import (
     RunSet,
     comparable_settings,
-    run_title,
     setting_differences,
     show_value,
     shown_setting_of,
@@ -115,7 +114,7 @@ def _over_seeds(entry: dict[str, Any]) -> str:
 
 def seed_table(runs: RunSet, report: dict[str, Any]) -> Table:
     """Return every seed at the level that the report speaks of first, intervals over episodes."""
-    titles = {run.name: run_title(run) for run in runs.runs}
+    titles = {run.name: run.title for run in runs.runs}
     rows = [
         (
             titles[run["run"]],
@@ -255,7 +254,7 @@ def last_table(runs: Sequence[RunSeries], report: dict[str, Any] | None = None) 
         nbt = transfers[run.name] if report else nbt_entry(run)
         rows.append(
             (
-                run_title(run),
+                run.title,
                 str(last.step),
                 f"{percent(base.new)} \u2192 {with_interval(last.new, last.new_interval)}",
                 str(last.new_n),
@@ -287,7 +286,7 @@ def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
         (
             skill,
             _whole(base_success(first, skill)),
-            *(_whole(run.last.skills[skill]["success_rate"]) for _, run in columns),
+            *(_whole(run.last.skills[skill].success_rate) for _, run in columns),
         )
         for skill in sorted(first.last.skills)
     ]
@@ -320,7 +319,7 @@ def skill_table(report: dict[str, Any]) -> Table:
 
 def paired_table(runs: RunSet, report: dict[str, Any]) -> Table:
     """Return two runs' episodes on the same start states."""
-    titles = {run.name: run_title(run) for run in runs.runs}
+    titles = {run.name: run.title for run in runs.runs}
     rows = []
     for pair in report["paired"]:
         for role in ("new", "prior"):
@@ -355,7 +354,7 @@ def setting_table(runs: RunSet) -> Table:
     return Table(("arm", "seeds", "settings that differ"), tuple(rows))
 
 
-def fingerprint_table(report: dict[str, Any]) -> Table:
+def fingerprint_table(runs: RunSet, report: dict[str, Any]) -> Table:
     """Return what results depend on beyond their settings, one column per distinct fingerprint."""
     groups = report["fingerprints"]
     flats = [flatten(group["fingerprint"]) for group in groups]
@@ -364,7 +363,8 @@ def fingerprint_table(report: dict[str, Any]) -> Table:
         (key.removeprefix("packages."), *(show_value(flat.get(key)) for flat in flats))
         for key in keys
     ]
-    names = [_some(group["runs"], len(groups)) for group in groups]
+    titles = {run.name: run.title for run in runs.runs}
+    names = [_some([titles[name] for name in group["runs"]], len(groups)) for group in groups]
     return Table(("", *names), tuple(rows)) if any(flats) else Table((), ())
 
 

@@ -15,7 +15,7 @@ from robo_razor.core.errors import PolicyError, RunDirectoryError
 from robo_razor.core.fingerprint import policy_hash
 from robo_razor.core.metrics import Summary
 from robo_razor.core.plugins import METHODS
-from robo_razor.core.run.directory import RunDirectory, find_pretrained_model
+from robo_razor.core.run.directory import TEMPORARY, RunDirectory, find_pretrained_model
 from robo_razor.core.run.display import ProgressBar
 from robo_razor.core.run.listener import Listener
 from robo_razor.core.run.table import run_table
@@ -183,7 +183,7 @@ def finetune(
 
 def _temporary_run(config: FinetuneConfig, listener: Listener) -> Run:
     """Make a run in a directory that is removed with the `Run`, or when Python ends."""
-    folder = tempfile.mkdtemp(prefix="robo-razor-")
+    folder = tempfile.mkdtemp(prefix=TEMPORARY)
     try:
         run = Run(run_finetune(replace(config, out=str(Path(folder) / "run")), listener).run)
     except BaseException:

@@ -87,6 +87,8 @@ ADAPTER = "adapter_config.json"
 """In the folder of a PEFT adapter, which has no weights of its own."""
 LAST = "last"
 BEST = "best"
+TEMPORARY = "robo-razor-"
+"""Begins the name of a folder that holds a run of Python's `finetune` without `out`."""
 
 _LOCK = ".lock"
 _BEGUN_IN = ".begun_in"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from robo_razor.report import analysis
-from robo_razor.report.arms import Arm, RunSet, run_title
+from robo_razor.report.arms import Arm, RunSet
 from robo_razor.report.charts.spec import (
     Axis,
     Chart,
@@ -62,7 +62,7 @@ def _matched_view(runs: RunSet, level: float, matches: Sequence[tuple[int, ArmMa
         return value if math.isfinite(value) else -1.0
 
     ordered = sorted(matches, key=order)
-    titles = {run.name: run_title(run) for run in runs.runs}
+    titles = {run.name: run.title for run in runs.runs}
     series: list[Series] = []
     remarks = []
     for row, (i, match) in enumerate(ordered):

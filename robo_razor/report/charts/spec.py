@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from robo_razor.core.files import finite
-from robo_razor.report.arms import Arm, run_title
+from robo_razor.report.arms import Arm
 from robo_razor.report.format import number, percent, with_interval
 from robo_razor.report.load import FORWARD_KL, Checkpoint, RunSeries
 
@@ -178,7 +178,7 @@ def columns(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], t
 def describe(arm: Arm, run: RunSeries, checkpoint: Checkpoint) -> str:
     """Return what the pointer shows of a checkpoint, a line per fact."""
     lines = [
-        f"{run_title(run)}, update {checkpoint.step}",
+        f"{run.title}, update {checkpoint.step}",
         f"new task {with_interval(checkpoint.new, checkpoint.new_interval)}, "
         f"n = {checkpoint.new_n}",
         f"prior skills {with_interval(checkpoint.prior, checkpoint.prior_interval)}",

@@ -184,7 +184,7 @@ def _texts(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
             if note.startswith(HARMLESS)
         ],
         "settings": [
-            (arm.runs[0].name, "\n".join(setting_lines(arm.runs[0]))) for arm in runs.arms
+            (arm.runs[0].title, "\n".join(setting_lines(arm.runs[0]))) for arm in runs.arms
         ],
     }
 
@@ -205,7 +205,7 @@ def _tables(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
             "settings": tables.setting_table(runs),
             "last": tables.last_table(runs.runs, report),
             "paired": tables.paired_table(runs, report),
-            "fingerprints": tables.fingerprint_table(report),
+            "fingerprints": tables.fingerprint_table(runs, report),
         },
         "shares": [e["r2"] for e in report["predictors"] if e["r2"] is not None],
         "remarks": tables.predictor_remarks(report),
@@ -225,7 +225,7 @@ def _matrix(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for skill in sorted(first.last.skills):
         cells = [
-            _matrix_cell(run.last.skills[skill]["success_rate"], base_success(run, skill))
+            _matrix_cell(run.last.skills[skill].success_rate, base_success(run, skill))
             for run in columns
         ]
         rows.append((skill, [_matrix_cell(base_success(first, skill), None), *cells]))
