@@ -306,9 +306,8 @@ def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
             "may come out differently by more than the episodes' intervals say."
         )
     every = runs.runs
-    if unfinished := [
-        f"{r.title} (update {r.last.step} of {r.updates})" for r in every if r.is_cut
-    ]:
+    cut = [run for run in every if run.is_cut]
+    if unfinished := [f"{run.title} (update {run.last.step} of {run.updates})" for run in cut]:
         lines.append(
             f"Not finished: {', '.join(unfinished)}. Their last checkpoint is not that of a whole "
             "run."

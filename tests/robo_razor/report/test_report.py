@@ -71,7 +71,7 @@ def test_a_run_is_read_in_order(ppo):
     assert run.series("new") == [0.2, 0.6, 0.9]
     assert run.series("prior") == pytest.approx([0.9, 0.9, 0.81])
     assert run.series("kl_tuned_base/new_base_visited") == [0.0, 2.0, 4.0]
-    assert run.label == "ppo (ppo)"
+    assert run.title == "ppo: seed 0"
 
 
 def test_environment_steps_come_from_the_rollouts(ppo, bc):
@@ -450,7 +450,34 @@ def test_runs_without_prior_skills_and_kl(tmp_path):
 
 def test_the_same_directory_name_twice(tmp_path):
     paths = [make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)], seed=k) for k, x in enumerate("ab")]
-    assert [run.name for run in load_runs(paths).runs] == ["a/run", "b/run"]
+    runs = load_runs(paths).runs
+    assert [run.name for run in runs] == ["a/run", "b/run"]
+    assert [run.title for run in runs] == ["ppo: seed 0", "ppo: seed 1"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [
+        ("first_try", "first_try: seed 3"),
+        ("first_try_seed_3", "first_try: seed 3"),
+        ("first_try-seed7", "first_try-seed7: seed 3"),
+        ("seed_3", "ppo: seed 3"),
+        ("robo-razor-abc/run", "ppo: seed 3"),
+    ],
+)
+def test_a_run_is_titled_by_its_folder_or_method(tmp_path, folder, title):
+    path = make_run(tmp_path / folder, [(0.2, 1.0, 0.0)], seed=3)
+    assert load_runs([path]).runs[0].title == title
+
+
+def test_runs_of_one_title_are_told_apart_by_their_folders(tmp_path):
+    points = [(0.2, 1.0, 0.0)]
+    paths = [
+        make_run(tmp_path / place / "run", points, section={"learning_rate": rate})
+        for place, rate in (("a", 1e-4), ("b", 2e-4))
+    ]
+    titles = [run.title for run in load_runs(paths).runs]
+    assert titles == ["ppo: seed 0 (a/run)", "ppo: seed 0 (b/run)"]
 
 
 def test_two_sweeps_whose_runs_are_called_alike(tmp_path):
@@ -461,7 +488,9 @@ def test_two_sweeps_whose_runs_are_called_alike(tmp_path):
     ]
     for file in (tmp_path / "two").rglob("config.yaml"):
         file.write_text(file.read_text().replace("seed: 0", "seed: 1", 1))
-    names = [run.name for run in load_runs(sweeps).runs]
+    runs = load_runs(sweeps).runs
+    assert len({run.title for run in runs}) == 2
+    names = [run.name for run in runs]
     assert names == ["one/oracle/rate=1,seed=0", "two/oracle/rate=1,seed=0"]
 
 
@@ -480,7 +509,7 @@ def test_runs_that_were_cut_are_named(tmp_path, ppo):
     run = RunDirectory.open(ppo).path / "config.yaml"
     run.write_text(run.read_text().replace("every: ", "every: 0.25 # "))
     cut = " ".join(build_report(load_runs([ppo]))["notes"])
-    assert "Not finished: ppo (update 20 of 40)" in cut
+    assert "Not finished: ppo: seed 0 (update 20 of 40)" in cut
 
 
 def test_a_run_given_twice_is_refused(tmp_path):
@@ -561,7 +590,7 @@ def test_episodes_pair_only_where_they_began_alike(ppo, bc):
     file.write_text(file.read_text().replace('"start_state": "', '"start_state": "f'))
     runs = load_runs([ppo, bc])
     assert unlike(runs.runs) == [
-        "the start states or instructions of 100 of 140 episodes of equal task and seed (ppo / bc)"
+        "the start states or instructions of 100 of 140 episodes of equal task and seed (ppo: seed 0 / bc: seed 0)"
     ]
     with pytest.raises(ReportError, match="100 of 140 episodes"):
         run_compare(CompareConfig(runs=(ppo, bc), out=f"{bc}-report"))
@@ -783,7 +812,9 @@ def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path, no_fi
     environment["packages"]["mujoco"] = "3.0.0"
     write_json(file, environment)
     out = tmp_path / "report"
-    with pytest.raises(ReportError, match=r"version of mujoco: .* against 3\.0\.0 \(ppo / bc\)"):
+    with pytest.raises(
+        ReportError, match=r"version of mujoco: .* against 3\.0\.0 \(ppo: seed 0 / bc: seed 0\)"
+    ):
         run_compare(CompareConfig(runs=(ppo, bc), out=str(out)))
     assert not out.exists()
     run_compare(CompareConfig(runs=(ppo, bc), out=str(out), allow_unlike=True))
@@ -796,7 +827,7 @@ def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path, no_fi
 def test_another_base_of_the_same_name_is_noticed(ppo, tmp_path):
     other = make_run(tmp_path / "other", [(0.45, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
     runs = load_runs([ppo, other]).runs
-    assert unlike(runs) == [f"{OTHER_BASE} (ppo / other)"]
+    assert unlike(runs) == [f"{OTHER_BASE} (ppo: seed 0 / other: seed 0)"]
     nearly = make_run(tmp_path / "nearly", [(0.22, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
     assert unlike(load_runs([ppo, nearly]).runs) == []
 
@@ -807,7 +838,7 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
         write_json(file, read_json(file) | {"policy_hash": weights, "git": {"commit": commit}})
     runs = load_runs([ppo, bc]).runs
     assert unlike(runs) == [
-        "weights of the base: hash aaaaaaaaaaaa against bbbbbbbbbbbb (ppo / bc)"
+        "weights of the base: hash aaaaaaaaaaaa against bbbbbbbbbbbb (ppo: seed 0 / bc: seed 0)"
     ]
     assert [note for note in noted(runs) if "git commit: 1111" in note]
     third = make_run(tmp_path / "third", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], seed=1)
@@ -817,7 +848,9 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
     assert note.startswith("Differences between runs (harmless): git commit")
     assert note.endswith(f"{'1' * 8} (ppo) against {'3' * 8} (third); {'2' * 8} (bc).")
     (Path(bc) / "environment.json").unlink()
-    assert unlike(load_runs([ppo, bc]).runs) == ["fingerprint: one of them has none (ppo / bc)"]
+    assert unlike(load_runs([ppo, bc]).runs) == [
+        "fingerprint: one of them has none (ppo: seed 0 / bc: seed 0)"
+    ]
 
 
 def test_divergences_that_are_bounds_are_noted_and_other_noise_is_refused(ppo, bc):
@@ -829,7 +862,9 @@ def test_divergences_that_are_bounds_are_noted_and_other_noise_is_refused(ppo, b
     file = Path(bc) / "config.yaml"
     config = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(merged(config, {"flow": {"noise": 0.7}})))
-    assert unlike(load_runs([ppo, bc]).runs) == ["setting flow.noise: 0.5 against 0.7 (ppo / bc)"]
+    assert unlike(load_runs([ppo, bc]).runs) == [
+        "setting flow.noise: 0.5 against 0.7 (ppo: seed 0 / bc: seed 0)"
+    ]
 
 
 def test_bad_runs(tmp_path):
