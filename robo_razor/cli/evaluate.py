@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robo_razor.core.metrics import NEW, PRIOR
 from robo_razor.core.plain_text import literal, printable
 from robo_razor.core.settings.config import EvaluateConfig
 from robo_razor.core.types import SkillResult
@@ -74,7 +75,7 @@ def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
             str(result.n),
             f"{result.mean_control_steps:.0f}",
         )
-    for role in ("prior", "new"):
+    for role in (PRIOR, NEW):
         rates = [r.success_rate for r in results.values() if r.role == role]
         if len(rates) > 1:
             table.add_section()

@@ -78,6 +78,8 @@ PRIOR = "prior"
 """States that the base visits on the prior skills; also the role of these skills."""
 NEW = "new"
 """The role of the task that is learnt."""
+DEMONSTRATIONS = "demonstrations"
+"""States of the demonstrations that a policy learns from."""
 MAIN_STATES = (NEW_BASE, NEW_TUNED, PRIOR)
 """States on which the KL divergences stand in the summary itself."""
 
@@ -490,8 +492,8 @@ def checkpoint_row(summary: Summary, env_steps: float | None = None) -> dict[str
         "prior_n": sum(entry.n for entry in summary.prior.values()),
     }
     for skill, entry in summary.prior.items():
-        row[f"prior/{skill}/success_rate"] = entry.success_rate
-        row[f"prior/{skill}/retention"] = entry.retention
+        row[f"{PRIOR}/{skill}/success_rate"] = entry.success_rate
+        row[f"{PRIOR}/{skill}/retention"] = entry.retention
     for direction in KL_DIRECTIONS:
         for key in (direction, f"{direction}_standard_error"):
             row |= {f"{key}/{states}": x for states, x in (getattr(summary, key) or {}).items()}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from robo_razor.core.metrics import KL_BASE_TUNED, KL_TUNED_BASE
+
 NATS = "nats per decision"
 
 
@@ -26,8 +28,8 @@ class Quantity:
 
 QUANTITIES = {
     # Of action distributions, per probe set.
-    "kl_base_tuned": Quantity("KL(base ‖ tuned)", NATS),
-    "kl_tuned_base": Quantity("KL(tuned ‖ base)", NATS),
+    KL_BASE_TUNED: Quantity("KL(base ‖ tuned)", NATS),
+    KL_TUNED_BASE: Quantity("KL(tuned ‖ base)", NATS),
     "entropy_base": Quantity("entropy base", NATS),
     "entropy_change": Quantity("Entropy change", NATS),
     "total_variation": Quantity(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robo_razor.core.files import finite
+from robo_razor.core.metrics import NEW, PRIOR
 from robo_razor.report.arms import Arm, RunSet, Setting
 from robo_razor.report.episodes import read_rows
 from robo_razor.report.load import FORWARD_KL, RunSeries, mean, retentions_of
@@ -21,7 +22,7 @@ from robo_razor.statistics.tradeoffs import frontier, hypervolume
 
 FRONTIER_TOLERANCE = 0.02
 """Distance to the Pareto frontier up to which a checkpoint counts as on it, as in the paper."""
-SINGLE_SKILL = "/prior/"
+SINGLE_SKILL = f"/{PRIOR}/"
 """Part of the names of distances on one prior skill's states."""
 MAX_PAIRED = 12
 """Pairs of runs whose episodes are compared one by one; a sweep has hundreds."""
@@ -275,8 +276,8 @@ def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
     task = first.config.get("task")
     entry: dict[str, Any] = {"first": first.name, "second": second.name}
     shared = sorted(key for key in one.keys() & two.keys() if one[key].same_start(two[key]))
-    for role in ("new", "prior"):
-        keys = [key for key in shared if (key[0] == task) == (role == "new")]
+    for role in (NEW, PRIOR):
+        keys = [key for key in shared if (key[0] == task) == (role == NEW)]
         if not keys:
             continue
         a, b = [one[key].success for key in keys], [two[key].success for key in keys]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from robo_razor.core.metrics import DEMONSTRATIONS, NEW_BASE, NEW_TUNED, PRIOR
 from robo_razor.core.quantities import quantity
 
 STATES = {
-    "new_base_visited": "new task, base's states",
-    "new_tuned_visited": "new task, tuned's states",
-    "demonstrations": "demonstrations' states",
-    "prior": "prior skills' states",
+    NEW_BASE: "new task, base's states",
+    NEW_TUNED: "new task, tuned's states",
+    DEMONSTRATIONS: "demonstrations' states",
+    PRIOR: "prior skills' states",
 }
 UNKNOWN = "\u2013"
 
@@ -64,7 +65,7 @@ def predictor_parts(name: str) -> tuple[str, str]:
     first = quantity(kind).label
     if not states:
         return first, ""
-    skill = states.removeprefix("prior/")
+    skill = states.removeprefix(f"{PRIOR}/")
     return first, STATES.get(states, f"states of {skill}" if skill != states else states)
 
 

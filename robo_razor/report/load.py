@@ -18,14 +18,16 @@ from robo_razor.core.errors import (
 )
 from robo_razor.core.files import finite
 from robo_razor.core.metrics import FORWARD_KL as FORWARD_KL
-from robo_razor.core.metrics import REVERSE_KL as REVERSE_KL
 from robo_razor.core.metrics import (
+    NEW,
+    PRIOR,
     SampledSuccess,
     SkillSummary,
     Summary,
     checkpoint_row,
     rollout_steps,
 )
+from robo_razor.core.metrics import REVERSE_KL as REVERSE_KL
 from robo_razor.core.plain_text import printable, printable_values
 from robo_razor.core.plugins import METHODS
 from robo_razor.core.run.directory import CONFIG, RunDirectory
@@ -227,8 +229,8 @@ def _refuse_other_skills(summaries: Sequence[Summary], path: Path) -> None:
     first = summaries[0]
     for summary in summaries:
         for part, skills, others in (
-            ("new", first.new, summary.new),
-            ("prior", first.prior, summary.prior),
+            (NEW, first.new, summary.new),
+            (PRIOR, first.prior, summary.prior),
         ):
             if others.keys() != skills.keys():
                 raise ReportError(

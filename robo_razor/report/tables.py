@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robo_razor.core.metrics import NEW, PRIOR
 from robo_razor.core.settings.conversion import flatten
 from robo_razor.report.analysis import base_success, nbt_entry
 from robo_razor.report.arms import (
@@ -322,7 +323,7 @@ def paired_table(runs: RunSet, report: dict[str, Any]) -> Table:
     titles = {run.name: run.title for run in runs.runs}
     rows = []
     for pair in report["paired"]:
-        for role in ("new", "prior"):
+        for role in (NEW, PRIOR):
             if role not in pair:
                 continue
             entry = pair[role]

@@ -12,7 +12,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from robo_razor.core.metrics import (
+    DEMONSTRATIONS,
     NEW,
+    NEW_BASE,
+    NEW_TUNED,
     PRIOR,
     OnStates,
     SampledSuccess,
@@ -25,10 +28,10 @@ from robo_razor.core.run.listener import Listener
 logger = logging.getLogger(__name__)
 
 STATES = {
-    "new_base_visited": "on the new task where the base goes",
-    "new_tuned_visited": "on the new task where the tuned policy goes",
-    "prior": "on the prior skills",
-    "demonstrations": "on the demonstrations",
+    NEW_BASE: "on the new task where the base goes",
+    NEW_TUNED: "on the new task where the tuned policy goes",
+    PRIOR: "on the prior skills",
+    DEMONSTRATIONS: "on the demonstrations",
 }
 """In words, on which states a distance to the base is measured."""
 WHAT_KL_IS = "KL: how much the tuned policy decides otherwise than the base; 0: not at all."

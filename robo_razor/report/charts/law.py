@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from robo_razor.core.metrics import KL_DIRECTIONS
+from robo_razor.core.quantities import NATS
 from robo_razor.report import analysis
 from robo_razor.report.arms import RunSet
 from robo_razor.report.charts.spec import (
@@ -111,7 +113,7 @@ def predictor_title(name: str) -> str:
 
 
 def _unit(name: str) -> str:
-    return ", nats per decision" if name.startswith("kl_") else ""
+    return f", {NATS}" if name.partition("/")[0] in KL_DIRECTIONS else ""
 
 
 def _curve(fit: dict[str, Any], lowest: float, highest: float) -> list[Series]:

@@ -590,7 +590,8 @@ def test_episodes_pair_only_where_they_began_alike(ppo, bc):
     file.write_text(file.read_text().replace('"start_state": "', '"start_state": "f'))
     runs = load_runs([ppo, bc])
     assert unlike(runs.runs) == [
-        "the start states or instructions of 100 of 140 episodes of equal task and seed (ppo: seed 0 / bc: seed 0)"
+        "the start states or instructions of 100 of 140 episodes of equal task and seed "
+        "(ppo: seed 0 / bc: seed 0)"
     ]
     with pytest.raises(ReportError, match="100 of 140 episodes"):
         run_compare(CompareConfig(runs=(ppo, bc), out=f"{bc}-report"))
