@@ -1,4 +1,4 @@
-"""How a run looks on a console: a live bar or rare lines, notes, and a checkpoint's table."""
+"""The display of a run on a console: a live bar or rare lines, notes, a table per checkpoint."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ STATES = {
     PRIOR: "on the prior skills",
     DEMONSTRATIONS: "on the demonstrations",
 }
-"""In words, on which states a distance to the base is measured."""
-WHAT_KL_IS = "KL: how much the tuned policy decides otherwise than the base; 0: not at all."
+"""States on which a distance to the base is measured -> how a sentence names them."""
+WHAT_KL_IS = "KL: how far the tuned policy's decisions are from the base's; 0: the same policy."
 
 PLAIN_LINE_SECONDS = 15.0
 """Without a terminal a progress line is printed at most this often."""
@@ -157,17 +157,17 @@ class Display(ProgressBar):
 
 
 def _lines(text: str) -> str:
-    """Return a text whose names cannot steer the terminal; lines stay lines."""
+    """Return a text without characters that could steer the terminal; lines stay lines."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: `45 s`, `12:05`, `1:02:03`."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    total = round(seconds)
+    hours, minutes, remaining = total // 3600, total % 3600 // 60, total % 60
     if hours:
-        return f"{hours}:{minutes:02d}:{rest:02d}"
-    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+        return f"{hours}:{minutes:02d}:{remaining:02d}"
+    return f"{minutes}:{remaining:02d}" if minutes else f"{remaining} s"
 
 
 def summary_table(summary: Summary) -> Table:

@@ -315,7 +315,7 @@ SWEEP = {
         ({"arms": "a"}, "`arms` is 'a'"),
         ({"arms": ["b"]}, "`runs[0].arm` = 'a' is not one of `arms`"),
         ({"runs": [{"arm": "a"}]}, "`runs[0].name` is missing"),
-        ({"runs": SWEEP["runs"] * 2}, "`runs[1].path` = 'a/r' is there twice"),
+        ({"runs": SWEEP["runs"] * 2}, "`runs[1].path` = 'a/r' occurs twice"),
         ({"version": [1]}, "has version [1]"),
         *(
             ({"runs": [{**SWEEP["runs"][0], "path": path}]}, "a path below the sweep's directory")

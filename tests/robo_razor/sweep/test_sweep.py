@@ -198,7 +198,7 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
         ("name: ../../../x\narms: [{name: a}]", r"`name` = '\.\./\.\./\.\./x' cannot name"),
         ("name: ..\narms: [{name: a}]", "cannot name a directory"),
         ("name: -x\narms: [{name: a}]", "cannot name a directory"),
-        ("base: {ppo: {gamma: {{ g }}}}\narms: [{name: a}]", "template that was not filled in"),
+        ("base: {ppo: {gamma: {{ g }}}}\narms: [{name: a}]", "template that nobody filled in"),
         (
             f"arms: [{{name: a, grid: {{seed: {SEEDS}, ppo.num_updates: {SEEDS}}}}}]",
             "would have 1000000 runs, and 2000 are left",
@@ -410,7 +410,7 @@ def test_there_must_be_a_table(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(ReportError, match="is no Parquet file"):
         read_table(tmp_path / "x.parquet")
-    with pytest.raises(SweepError, match="is no sweep"):
+    with pytest.raises(SweepError, match="is not a sweep"):
         read_sweep(tmp_path)
 
 
@@ -605,7 +605,7 @@ def test_a_run_directory_with_something_else_is_left_alone(fake):
     fake.run("arms: [{name: b}]")
     (fake.out / "a/seed_0").mkdir(parents=True)
     (fake.out / "a/seed_0/thesis.tex").touch()
-    with pytest.raises(SweepError, match="something else than a run"):
+    with pytest.raises(SweepError, match="more than a run"):
         fake.run(ONE_ARM)
     assert (fake.out / "a/seed_0/thesis.tex").exists()
     assert fake.states["a/seed_1"] == "finished"

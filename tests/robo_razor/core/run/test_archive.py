@@ -194,7 +194,7 @@ def test_a_damaged_archive_is_told(tmp_path, damage, monkeypatch):
     if damage == "foreign":
         with tarfile.open(file, "w:xz") as tar:
             tar.add(tmp_path / "run/config.yaml", "config.yaml")
-    with pytest.raises(ReportError, match=r"x\.tar\.xz' is no archive that can be read"):
+    with pytest.raises(ReportError, match=r"x\.tar\.xz' is not an archive that can be read"):
         run_compare(CompareConfig(runs=(str(file),), out=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
 

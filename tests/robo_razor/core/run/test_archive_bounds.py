@@ -58,7 +58,7 @@ def refusal(tmp_path, data):
     with pytest.raises(ReportError) as caught, unpacked([str(file)]):
         pass
     message = str(caught.value)
-    assert message.startswith(f"'{file}' is no archive that can be read: ")
+    assert message.startswith(f"'{file}' is not an archive that can be read: ")
     assert len(message) < 800
     return message
 
@@ -264,19 +264,21 @@ def test_other_kinds_of_files_are_told(run, tmp_path):
         *(gzip.compress(plain), bz2.compress(plain), lzma.compress(plain, lzma.FORMAT_ALONE)),
         *(plain, zipped.getvalue(), b"", b"hello", b"\xfd7zX"),
     ):
-        assert "it is no tar file in xz" in refusal(tmp_path, data)
-    assert "is no archive" in refusal(tmp_path, lzma.compress(b"hello"))
-    assert "is no archive" in refusal(tmp_path, lzma.compress(packed))  # an archive in an archive
+        assert "it is not a tar file in xz" in refusal(tmp_path, data)
+    assert "is not an archive" in refusal(tmp_path, lzma.compress(b"hello"))
+    assert "is not an archive" in refusal(
+        tmp_path, lzma.compress(packed)
+    )  # an archive in an archive
 
 
 def test_a_cut_or_longer_or_changed_file_is_told(run, tmp_path):
     packed, _ = pack(run)
     for size in range(6, len(packed), len(packed) // 9):
         refusal(tmp_path, packed[:size])
-    assert "something stands behind its end" in refusal(tmp_path, packed + b"x")
-    assert "something stands behind its end" in refusal(tmp_path, packed + packed)
+    assert "something follows its end" in refusal(tmp_path, packed + b"x")
+    assert "something follows its end" in refusal(tmp_path, packed + packed)
     inner = lzma.decompress(packed)
-    assert "something stands behind its end" in refusal(tmp_path, lzma.compress(inner + b"x"))
+    assert "something follows its end" in refusal(tmp_path, lzma.compress(inner + b"x"))
     for place in range(20, len(packed), len(packed) // 9):
         changed = bytearray(packed)
         changed[place] ^= 0xFF
@@ -286,7 +288,7 @@ def test_a_cut_or_longer_or_changed_file_is_told(run, tmp_path):
 @pytest.mark.parametrize(
     ("about", "told"),
     [
-        (b"[]", "it holds no archive.json of one"),
+        (b"[]", "its archive.json is not that of an archive"),
         (b"{", "its archive.json is damaged"),
         (b"[" * 10_000, "its archive.json is damaged (nested too deeply)"),
         (b"\xff", "its archive.json is damaged"),
@@ -297,7 +299,7 @@ def test_a_cut_or_longer_or_changed_file_is_told(run, tmp_path):
         ({"directory": ".."}, "names no directory, but '..'"),
         ({"directory": "a/run"}, "names no directory, but 'a/run'"),
         ({"directory": "nothing"}, "'run' in it does not belong to 'nothing'"),
-        ({"kind": 3}, "it holds no archive.json of one"),
+        ({"kind": 3}, "its archive.json is not that of an archive"),
     ],
 )
 def test_what_archive_json_must_say(run, tmp_path, about, told):
