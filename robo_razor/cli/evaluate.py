@@ -17,7 +17,7 @@ from robo_razor.evaluation.evaluate import evaluate_as_set
 
 
 def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, SkillResult]:
-    """Evaluate a policy as the settings say, show a table, and write the result if a file is named.
+    """Evaluate a policy as the settings say, show a table, and write the result to `json`.
 
     Args:
         config: Settings of `robo-razor evaluate`.
@@ -45,15 +45,15 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
 def show_results(
     config: EvaluateConfig, results: Mapping[str, SkillResult], console: Console
 ) -> None:
-    """Print a table of results, and which intervals are wider than asked for."""
+    """Print a table of results, and the skills whose intervals are still too wide."""
     source = config.manifest or f"start states from seed {config.seed_offset}"
     console.print(results_table(results, f"{config.policy}, {config.mode}, {source}"))
     for skill, result in results.items():
         low, high = result.interval
         if config.until_width is not None and high - low > config.until_width:
             console.print(
-                f"{printable(skill)}: {result.n} episodes leave the interval {high - low:.3f} "
-                f"wide, more than {config.until_width:g}; give it more (`--episodes`).",
+                f"{printable(skill)}: after {result.n} episodes the interval is {high - low:.3f} "
+                f"wide, more than {config.until_width:g}; allow more episodes (`--episodes`).",
                 markup=False,
             )
 

@@ -74,7 +74,7 @@ def test_the_long_help_has_every_setting_and_the_regularisers(helped):
     text = helped("finetune", "--help-all")
     wanted = {"--env.num-envs", "--tracking.every", "--ppo.gamma", "--regularise.l2.weight"}
     assert wanted <= flags(text)
-    assert "adds this penalty to the loss" in " ".join(text.replace("│", " ").split())
+    assert "add the penalty to the loss" in " ".join(text.replace("│", " ").split())
     assert "shows all" not in text
 
 
