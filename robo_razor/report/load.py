@@ -1,4 +1,4 @@
-"""Read what runs left on disk: `config.yaml`, `environment.json`, `metrics.jsonl`, `eval/`."""
+"""Read the files of runs: `config.yaml`, `environment.json`, `metrics.jsonl`, `eval/`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ UNKNOWN = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one checkpoint's summary says; rates are means over skills, in [0, 1]."""
+    """The numbers of one checkpoint; rates are means over skills, in [0, 1]."""
 
     step: int
     new: float
@@ -85,13 +85,13 @@ class Checkpoint:
 
     @property
     def predictors(self) -> dict[str, float]:
-        """Everything that may explain forgetting: KLs and distances by name."""
+        """Quantities that may explain forgetting: KLs and distances by name."""
         return self.kl | self.distances
 
 
 @dataclass(frozen=True)
 class RunSeries:
-    """One run's checkpoints in order, and what it was."""
+    """One run's checkpoints in order, and its settings."""
 
     name: str
     """Its key in `report.json` and in the CSV files: its folder, with its arm in a sweep."""
@@ -105,11 +105,11 @@ class RunSeries:
     arm: str | None = None
     """The sweep's arm that the run belongs to; None outside a sweep."""
     unplanned: tuple[int, ...] = ()
-    """Steps that were measured because the run was interrupted there; they are left out."""
+    """Steps that were measured only because the run was interrupted there; they are left out."""
     updates: int | None = None
     """Updates that the whole run has; None: unknown."""
     kl_kind: str | None = None
-    """How its KL divergences were had, see `distributions.KLKind`; None: unknown, or no density."""
+    """How its KL divergences were computed, see `distributions.KLKind`; None: unknown or none."""
 
     @property
     def first(self) -> Checkpoint:
@@ -123,7 +123,7 @@ class RunSeries:
 
     @property
     def method(self) -> str:
-        """How it was fine-tuned."""
+        """The name of its method."""
         return str(self.config.get("method", "?"))
 
     @property
@@ -133,7 +133,7 @@ class RunSeries:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the run has ended, or is still, before its last update."""
+        """Whether the run has not reached its last update."""
         return self.updates is not None and self.last.step < self.updates
 
     def last_pairs(self) -> PriorOutcomes:
@@ -180,8 +180,8 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         checkpoints.append(_read_checkpoint(summary, steps, pairs))
     if not checkpoints:
         raise ReportError(
-            f"The run {shown(str(path))} holds no evaluation of a step that was to be measured",
-            remedy="Copy the run again, with its whole `eval/`, or leave it out.",
+            f"The run {shown(str(path))} holds no evaluation of a planned step",
+            remedy="Copy the run again, with all of its `eval/`, or leave it out.",
         )
     return RunSeries(
         name=printable(name),
@@ -215,27 +215,27 @@ def title_of(name: str, arm: str | None, config: Mapping[str, Any]) -> str:
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Fill in settings that did not exist when a run was made: it did what they now are without."""
+    """Fill in settings that are newer than a run: it did what their defaults do."""
     method = str(config.get("method"))
     known = METHODS.get(method if method in METHODS else DEFAULT_METHOD)
     defaults = to_dict(FinetuneConfig(method=known()))
-    if method != known.NAME:  # of a plugin that is not here
+    if method != known.NAME:  # the method of a plugin that is not loaded
         del defaults[known.NAME]
     return merged(defaults, config)
 
 
 def _refuse_other_skills(summaries: Sequence[Summary], path: Path) -> None:
-    """Refuse means over other skills at every step: they would differ by that alone."""
+    """Refuse a run whose steps have different skills: their means cannot be compared."""
     first = summaries[0]
     for summary in summaries:
-        for part, skills, others in (
+        for part, skills, later_skills in (
             (NEW, first.new, summary.new),
             (PRIOR, first.prior, summary.prior),
         ):
-            if others.keys() != skills.keys():
+            if later_skills.keys() != skills.keys():
                 raise ReportError(
                     f"The summaries of steps {first.step} and {summary.step} in "
-                    f"{path} are of other {part} skills",
+                    f"{path} have different {part} skills",
                     remedy="Copy the run again, or leave it out.",
                 )
 
@@ -302,13 +302,13 @@ def read_outcomes(run: RunSeries) -> dict[State, bool]:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Return the directories' names, with as much of the path as makes them unique."""
+    """Return the directories' names, with enough of their paths to make them unique."""
     parts = [Path(path).resolve().parts for path in paths]
     for length in range(1, max(len(p) for p in parts) + 1):
         names = ["/".join(p[-length:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # one given twice
+    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # a path is given twice
 
 
 def mean(values: Sequence[float]) -> float:

@@ -149,7 +149,7 @@ def test_a_summary_of_another_step_or_other_skills_is_refused(run, tmp_path):
     file = run / "eval/000010/summary.json"
     file.write_text(Path(other, "eval/000010/summary.json").read_text())
     assert "steps 0 and 10" in refusal(run)
-    assert "are of other prior skills" in refusal(run)
+    assert "have different prior skills" in refusal(run)
 
 
 # --- Metrics --------------------------------------------------------------------------------------

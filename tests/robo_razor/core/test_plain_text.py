@@ -208,7 +208,7 @@ def test_a_figure_of_many_skills_shows_those_of_which_least_is_kept():
     names = [label.get_text() for label in axes.get_yticklabels()]
     plt.close(figure)
     assert names == [f"s{k}" for k in range(999, 939, -1)]  # the first one is at the top
-    assert axes.get_ylabel() == "940 skills of which more is kept are left out"
+    assert axes.get_ylabel() == "940 skills with higher retention are left out"
 
 
 def test_a_directory_whose_name_is_no_text_is_reported(tmp_path):

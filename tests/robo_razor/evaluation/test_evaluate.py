@@ -208,7 +208,7 @@ def test_a_manifest_is_selected_from_by_skill_and_number(base, states, tmp_path)
     Manifest.of_entries([{"row": 0, "task": RED, "seed": 3}]).save(few)
     with pytest.raises(ConfigError, match=r"has no rows of toy/ReachBlue-v0. Allowed: ReachRed"):
         evaluated(base, file, manifest=str(few), skills="ReachBlue")
-    with pytest.raises(ConfigError, match="`seed_offset` = 5 would not be read"):
+    with pytest.raises(ConfigError, match="`seed_offset` = 5 has no effect"):
         EvaluateConfig(manifest="razor", seed_offset=5)
 
 

@@ -258,9 +258,9 @@ def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
     first, second = load_runs([ppo, stuck]).arms
     pair = compare_pair(first, second, (0.5, 0.9))
     assert pair.levels == ()
-    assert pair.reason.startswith("their ranges of new-task success do not overlap above the base")
+    assert pair.reason.startswith("their ranges of success on the new task do not overlap above")
     wide = compare_pair(first, first, (0.95,))
-    assert wide.reason == "none of the levels asked for lies in (20%, 90%]"
+    assert wide.reason == "none of the requested levels is above 20% and at most 90%"
 
 
 # --- The report -----------------------------------------------------------------------------------
