@@ -13,8 +13,8 @@ def listed(capsys, monkeypatch):
     """Return a function that returns what `list` prints."""
     monkeypatch.setenv("COLUMNS", "80")
 
-    def printed(*words):
-        assert cli.main(["list", *words]) == 0
+    def printed(*kinds):
+        assert cli.main(["list", *kinds]) == 0
         return capsys.readouterr().out
 
     return printed

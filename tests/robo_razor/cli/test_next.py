@@ -68,9 +68,9 @@ def test_the_directory_is_named_once():
 
 @pytest.mark.parametrize("path", ["runs/x", LONG])
 def test_a_command_can_be_copied_however_long_it_is(path):
-    words = ["robo-razor", "finetune", "--method", "bc", "--bc.demonstrations", path]
-    text = shell(*words)
-    assert shlex.split(text.replace("\\\n", " ")) == words
+    arguments = ["robo-razor", "finetune", "--method", "bc", "--bc.demonstrations", path]
+    text = shell(*arguments)
+    assert shlex.split(text.replace("\\\n", " ")) == arguments
     assert ("\n" in text) == (path == LONG)
 
 

@@ -89,18 +89,18 @@ def test_the_page_has_its_three_scripts_and_the_names_as_text(out):
     assert {"matched", "frontier", "skills"} <= {chart["id"] for chart in charts}
     assert "img" not in page.tags
     assert "onerror" not in page.attributes
-    words = "".join(page.words)
-    assert all(name in words for name in (*SKILLS, *ARMS))
+    page_text = "".join(page.words)
+    assert all(name in page_text for name in (*SKILLS, *ARMS))
 
 
 def test_plotly_gets_no_tags_from_names(out):
     page = Page((out / "index.html").read_text(encoding="utf-8"))
     text = page.scripts[0]
     assert "<" not in text
-    shown = json.dumps(json.loads(text))
-    assert "<img" not in shown
-    assert "<!--" not in shown
-    assert "&lt;img" in shown
+    values = json.dumps(json.loads(text))
+    assert "<img" not in values
+    assert "<!--" not in values
+    assert "&lt;img" in values
 
 
 def test_the_markdown_shows_names_and_no_more(out):
@@ -111,8 +111,8 @@ def test_the_markdown_shows_names_and_no_more(out):
     assert not kinds & {"link_open", "html_inline", "html_block", "code_inline", "fence"}
     images = [token for token in inline if token.type == "image"]
     assert {token.attrs["src"] for token in images} <= {file.name for file in out.glob("*.png")}
-    words = "".join(token.content for token in inline if token.type == "text")
-    assert all(name in words for name in (*SKILLS, *ARMS))
+    plain = "".join(token.content for token in inline if token.type == "text")
+    assert all(name in plain for name in (*SKILLS, *ARMS))
     heads = [token for token in tokens if token.type == "heading_open"]
     assert len(heads) == sum(line.startswith("#") for line in text.split("\n"))
 

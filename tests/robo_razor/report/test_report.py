@@ -191,16 +191,16 @@ def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
     assert match_arm(arm, 0.7).reason == "only 1 of 2 seeds reach it"
     assert match_arm(arm, 0.95).reason == "its best run reaches only 90%"
     assert match_arm(arm, 0.2).reason == "the base already has 20%"
-    found = match_arm(arm, 0.6)
-    assert found.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
-    estimate = found.estimate("retention")
+    match = match_arm(arm, 0.6)
+    assert match.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
+    estimate = match.estimate("retention")
     assert estimate.low < estimate.value < estimate.high
 
 
-def arm_of_rates(root, kept, top=None):
+def arm_of_rates(root, retentions, top=None):
     """Load a sweep's arm that keeps so much at 80 % (`top` by rate) by (learning rate, seed)."""
     runs = []
-    for (rate, seed), retention in kept.items():
+    for (rate, seed), retention in retentions.items():
         name = f"rate={rate:g},seed={seed}"
         points = [(0.2, 1.0, 0.0), ((top or {}).get(rate, 0.8), retention, 1.0)]
         make_run(root / "ppo" / name, points, seed=seed, section={"learning_rate": rate})
@@ -213,28 +213,28 @@ def arm_of_rates(root, kept, top=None):
 
 def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
     """Setting x is better on seed 0, y on seed 1: each seed gets what the other one prefers."""
-    kept = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
-    arm = arm_of_rates(tmp_path / "sweep", kept)
-    found = match_arm(arm, 0.8)
-    assert found.values("retention") == pytest.approx([0.6, 0.5])
-    assert "chosen on the other seeds" in found.choice
+    retentions = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
+    arm = arm_of_rates(tmp_path / "sweep", retentions)
+    match = match_arm(arm, 0.8)
+    assert match.values("retention") == pytest.approx([0.6, 0.5])
+    assert "chosen on the other seeds" in match.choice
     assert shown_setting(arm, 0.8).label == "learning_rate=1e-4"
 
 
 def test_a_setting_under_way_stands_for_no_arm(tmp_path):
     """One seed of a rate that keeps more is no comparison yet, in words and tables neither."""
-    kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
-    arm = arm_of_rates(tmp_path / "sweep", kept)
-    found = match_arm(arm, 0.8)
-    assert found.values("retention") == pytest.approx([0.4, 0.5])
-    assert found.choice == "only setting with 2 seeds"
+    retentions = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
+    arm = arm_of_rates(tmp_path / "sweep", retentions)
+    match = match_arm(arm, 0.8)
+    assert match.values("retention") == pytest.approx([0.4, 0.5])
+    assert match.choice == "only setting with 2 seeds"
     assert shown_setting(arm, 0.8).label == "learning_rate=3e-4"
 
 
 def test_a_setting_under_way_sets_no_level(tmp_path):
     """The best of its few seeds gets further than the worst of three: that is no reach."""
-    kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
-    arm = arm_of_rates(tmp_path / "sweep", kept, top={1e-4: 0.95})
+    retentions = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
+    arm = arm_of_rates(tmp_path / "sweep", retentions, top={1e-4: 0.95})
     assert match_arm(arm, 0.9).reason == "its best run reaches only 80%"
     assert shown_setting(arm, 0.9).label == "learning_rate=3e-4"
     assert matching_levels([arm]) == (0.3, 0.5, 0.7, 0.8)
@@ -243,8 +243,8 @@ def test_a_setting_under_way_sets_no_level(tmp_path):
 
 
 def test_the_frontiers_area_is_of_settings_that_every_seed_has(tmp_path):
-    kept = {(3e-4, 0): 0.5, (3e-4, 1): 0.5, (1e-4, 0): 1.0}
-    arm = arm_of_rates(tmp_path / "sweep", kept)
+    retentions = {(3e-4, 0): 0.5, (3e-4, 1): 0.5, (1e-4, 0): 1.0}
+    arm = arm_of_rates(tmp_path / "sweep", retentions)
     entry = frontier_entry(arm)
     one, two = entry["hypervolume"]["values"]
     assert one == two  # but for the one more setting they are the same
@@ -496,14 +496,14 @@ def test_two_sweeps_whose_runs_are_called_alike(tmp_path):
 
 def test_a_run_beside_a_sweep_is_no_part_of_its_arm(tmp_path):
     sweep = make_sweep(tmp_path / "sweep", arms=["ppo"], seeds=1, rates=(1,))
-    mine = make_run(tmp_path / "mine", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], skills=dict(SKILLS))
-    arms = load_runs([sweep, mine]).arms
+    single = make_run(tmp_path / "mine", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], skills=dict(SKILLS))
+    arms = load_runs([sweep, single]).arms
     assert [arm.name for arm in arms] == ["ppo", "ppo (mine)"]
 
 
 def test_runs_that_were_cut_are_named(tmp_path, ppo):
-    found = build_report(load_runs([ppo]))
-    assert "Not finished" not in " ".join(found["notes"])
+    report = build_report(load_runs([ppo]))
+    assert "Not finished" not in " ".join(report["notes"])
     for summary in Path(ppo).glob("eval/*/summary.json"):
         write_json(summary, {**read_json(summary), "updates": 40})
     run = RunDirectory.open(ppo).path / "config.yaml"
@@ -548,10 +548,10 @@ def test_seeds_that_keep_everything_are_not_certain_to(tmp_path):
 
 def test_single_runs_say_what_their_episodes_leave_open(ppo, bc):
     report = build_report(load_runs([ppo, bc]))
-    found = report["comparisons"][0]["levels"][-1]["difference"]["retention"]
-    assert found["interval"] is None
-    low, high = found["over_episodes"]
-    assert low < found["value"] < high
+    difference = report["comparisons"][0]["levels"][-1]["difference"]["retention"]
+    assert difference["interval"] is None
+    low, high = difference["over_episodes"]
+    assert low < difference["value"] < high
     assert re.fullmatch(r"\+43 \[\+\d+,\s\+\d+\] \(episodes\)", pair_table(report).rows[0][3])
     arm = report["matched"][-1]["arms"][0]["retention"]
     assert arm["interval"] is None

@@ -519,8 +519,8 @@ def test_two_ctrl_c_at_once_kill_too(fake):
     step = fake.out / "a/seed_0/eval/000001/summary.json"
 
     class Interrupting(LocalLauncher):
-        def start(self, words, log):
-            handle = super().start(words, log)
+        def start(self, arguments, log):
+            handle = super().start(arguments, log)
             while not step.exists():
                 time.sleep(0.02)
             signal.raise_signal(signal.SIGINT)
@@ -542,18 +542,18 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
         json.dumps({"kind": KIND, "version": 1, "name": "experiment", "arms": [], "runs": []})
     )
     file.write_text(f"out: {fake.out}/a/seed_0\n")
-    words = ["finetune", "--config", str(file), "--out", str(fake.out / "a/seed_0")]
-    process = start_process([*PROGRAM, *words], fake.out / "a/seed_0.log")
+    arguments = ["finetune", "--config", str(file), "--out", str(fake.out / "a/seed_0")]
+    process = start_process([*PROGRAM, *arguments], fake.out / "a/seed_0.log")
     with pytest.raises(SweepError, match="still writing"):
-        start_process([*PROGRAM, *words], fake.out / "a/seed_0.log")
-    told = "waiting for a/seed_0, which another process is running"
-    thread = when((lambda: told in fake.shown, (fake.tmp / LET_GO).touch))
+        start_process([*PROGRAM, *arguments], fake.out / "a/seed_0.log")
+    note = "waiting for a/seed_0, which another process is running"
+    thread = when((lambda: note in fake.shown, (fake.tmp / LET_GO).touch))
     progress = fake.run("arms: [{name: a}]")
     thread.join()
     process.wait()
     assert progress["a/seed_0"].state is State.FINISHED
     assert fake.starts == ["a/seed_0 new"]
-    assert told in fake.shown
+    assert note in fake.shown
 
 
 def test_another_experiment_is_not_mixed_in(fake):
@@ -615,7 +615,7 @@ def test_one_sweep_per_directory(fake):
     messages = []
 
     class Nested(InProcess):
-        def start(self, words, log):
+        def start(self, arguments, log):
             try:
                 fake.run(ONE_ARM)
             except RunDirectoryError as error:

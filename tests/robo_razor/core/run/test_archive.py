@@ -50,10 +50,10 @@ def report(paths, out):
     return json.loads((out / "report.json").read_text())
 
 
-def without_paths(found):
-    for run in found["runs"]:
+def without_paths(report):
+    for run in report["runs"]:
         run.pop("path")
-    return found
+    return report
 
 
 @pytest.mark.slow
@@ -62,11 +62,11 @@ def test_an_archived_sweep_is_reported_as_the_sweep_itself(tmp_path):
     file = archived(sweep, tmp_path / "toy.tar.xz")
     direct = report([sweep], tmp_path / "direct")
     shutil.rmtree(sweep)
-    found = report([file], tmp_path / "report")
-    assert [run["path"] for run in found["runs"]] == [
+    of_archive = report([file], tmp_path / "report")
+    assert [run["path"] for run in of_archive["runs"]] == [
         run["path"].replace(str(sweep), str(file)) for run in direct["runs"]
     ]
-    assert without_paths(found) == without_paths(direct)
+    assert without_paths(of_archive) == without_paths(direct)
 
 
 @pytest.mark.slow
@@ -74,9 +74,9 @@ def test_archived_runs_are_reported_as_the_runs_themselves(tmp_path):
     points = [(0.4, 1.0, 0.0), (0.6, 0.9, 1.0), (0.9, 0.7, 3.0)]
     runs = [make_run(tmp_path / f"run{k}", points, seed=k) for k in (0, 1)]
     files = [archived(run, tmp_path / f"{k}.tar.xz") for k, run in enumerate(runs)]
-    found = report(files, tmp_path / "report")
-    assert [run["name"] for run in found["runs"]] == ["run0", "run1"]
-    assert without_paths(found) == without_paths(report(runs, tmp_path / "direct"))
+    of_archives = report(files, tmp_path / "report")
+    assert [run["name"] for run in of_archives["runs"]] == ["run0", "run1"]
+    assert without_paths(of_archives) == without_paths(report(runs, tmp_path / "direct"))
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_archived_runs_that_are_called_alike_are_told_apart_by_their_files(tmp_p
     points = [(0.4, 1.0, 0.0), (0.6, 0.9, 1.0)]
     runs = [make_run(tmp_path / f"{x}/run", points, seed=k) for k, x in enumerate("xy")]
     files = [archived(run, tmp_path / f"{x}.tar.xz") for run, x in zip(runs, "xy", strict=True)]
-    found = report(files, tmp_path / "report")
-    assert [run["name"] for run in found["runs"]] == ["x.tar.xz/run", "y.tar.xz/run"]
+    of_archives = report(files, tmp_path / "report")
+    assert [run["name"] for run in of_archives["runs"]] == ["x.tar.xz/run", "y.tar.xz/run"]
 
 
 def test_weights_and_paths_of_the_machine_stay_out(tmp_path):

@@ -56,8 +56,8 @@ def refusal(text):
     ],
 )
 def test_values(text, value):
-    found = parse_yaml(f"a: {text}", "F")["a"]
-    assert (found, type(found)) == (value, type(value))
+    parsed = parse_yaml(f"a: {text}", "F")["a"]
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 def test_keys_are_texts_as_written():
@@ -66,9 +66,9 @@ def test_keys_are_texts_as_written():
 
 def test_merge_keys_give_defaults():
     text = "base: &b {x: 1, y: 2}\nmore: &m {x: 5, z: 3}\nc: {<<: [*b, *m], y: 4}\nd: {'<<': 1}"
-    found = parse_yaml(text, "F")
-    assert found["c"] == {"x": 1, "y": 4, "z": 3}
-    assert found["d"] == {"<<": 1}
+    data = parse_yaml(text, "F")
+    assert data["c"] == {"x": 1, "y": 4, "z": 3}
+    assert data["d"] == {"<<": 1}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key():
