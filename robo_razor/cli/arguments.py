@@ -36,11 +36,11 @@ from robo_razor.core.settings.conversion import (
     Settings,
     check_path,
     from_dict,
-    meant,
     merged,
     read_yaml,
     removed,
     replace,
+    suggest_key,
     to_dict,
 )
 from robo_razor.core.settings.env_packages import (
@@ -252,7 +252,7 @@ def _refuse_unknown_flags(command: str, base: Settings, argv: list[str]) -> None
             continue
         if (instead := _removed(base, name)) is not None:
             raise removed(name, instead)
-        hint = meant(f"--{name}", [f"--{flag}" for flag in sorted(known)])
+        hint = suggest_key(f"--{name}", [f"--{flag}" for flag in sorted(known)])
         raise ConfigError(
             f"Unknown option `{shown('--' + name)[1:-1]}` of `robo-razor {command}`.{hint}",
             remedy=f"`robo-razor {command} --help` lists the options.",

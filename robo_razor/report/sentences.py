@@ -93,13 +93,13 @@ def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:
     start = f"At {percent(level)} success on {task}, "
     over = _single_runs(reached)
     if len(reached) <= MOST_NAMED:
-        parts = [f"**{m.arm}** keeps {_kept(m)}" for m in reached]
+        parts = [f"**{m.arm}** keeps {_retention(m)}" for m in reached]
         parts[0] += " of the prior skills"
         return f"{start}{listing(parts)}{over}."
     best, worst = reached[0], reached[-1]
     return (
-        f"{start}**{best.arm}** keeps most of the prior skills, {_kept(best)}, and "
-        f"**{worst.arm}** least, {_kept(worst)}, of {len(reached)} arms{over}."
+        f"{start}**{best.arm}** keeps most of the prior skills, {_retention(best)}, and "
+        f"**{worst.arm}** least, {_retention(worst)}, of {len(reached)} arms{over}."
     )
 
 
@@ -123,7 +123,7 @@ def _between(reached: Sequence[ArmMatch]) -> list[str]:
     return [f"In between: {listing(parts)}."]
 
 
-def _kept(match: ArmMatch) -> str:
+def _retention(match: ArmMatch) -> str:
     retention = match.estimate("retention")
     ends = match.over_episodes("retention") or retention.interval
     return f"**{percent(retention.value)}** {interval(ends)}".rstrip()

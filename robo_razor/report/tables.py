@@ -289,19 +289,19 @@ def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
     rows = [
         (
             skill,
-            _whole(base_success(first, skill)),
-            *(_whole(run.last.skills[skill].success_rate) for _, run in columns),
+            _digits(base_success(first, skill)),
+            *(_digits(run.last.skills[skill].success_rate) for _, run in columns),
         )
         for skill in sorted(first.last.skills)
     ]
     rows.append(
-        ("new task", _whole(first.first.new), *(_whole(run.last.new) for _, run in columns))
+        ("new task", _digits(first.first.new), *(_digits(run.last.new) for _, run in columns))
     )
     names = [f"{arm.name}: seed {run.seed}" for arm, run in columns]
     return Table(("skill", "base", *names), tuple(rows), frozenset(range(1, len(names) + 2)))
 
 
-def _whole(value: float | None) -> str:
+def _digits(value: float | None) -> str:
     return percent(value).removesuffix("%")
 
 

@@ -103,7 +103,7 @@ def finetune(config: FinetuneConfig, listener: Listener | None = None) -> Finetu
 
     Args:
         config: The run's settings. With `resume`, those stored in the run directory count instead.
-        listener: Hears how the run goes on, such as a `Display`; None: nobody.
+        listener: Receives the run's progress, e.g. a `Display`; None: nothing is shown.
 
     Returns:
         What the run left behind.
@@ -138,7 +138,7 @@ class Trainer:
         config: The run's settings, validated.
         prior: Skill name -> task id of the skills that may be forgotten.
         threads: CPU threads of torch for updates.
-        listener: Hears how the run goes on.
+        listener: Receives the run's progress.
         stack: Closes what is opened here.
         ranks: This process among those of the run.
     """

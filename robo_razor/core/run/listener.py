@@ -1,4 +1,4 @@
-"""Who hears how a run goes on: nobody, or a display that the caller passes in."""
+"""The listener of a run: the trainer reports its progress to it, and the caller passes it in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Hears how a run goes on. This one shows nothing; a display overrides what it shows."""
+    """Receives the progress of a run. This one shows nothing; a display overrides its methods."""
 
     @property
     def console(self) -> Console | None:
-        """Where parts of a run may draw bars of their own; None: nowhere."""
+        """The console on which parts of a run may draw bars of their own; None: there is none."""
         return None
 
     def begin(self, total: int, *, unit: str = "update", start: int = 0) -> None:
-        """Hear that the updates begin.
+        """The updates begin.
 
         Args:
             total: Updates in the whole run.
@@ -28,7 +28,7 @@ class Listener:
         """
 
     def end(self) -> None:
-        """Hear that there are no more updates."""
+        """The updates have ended."""
 
     def progress(
         self,
@@ -39,7 +39,7 @@ class Listener:
         episodes: float | None = None,
         **more: float,
     ) -> None:
-        """Hear how far the run is.
+        """The run has come so far.
 
         Args:
             completed: Updates done, those of an interrupted run included.
@@ -50,10 +50,10 @@ class Listener:
         """
 
     def measured(self, summary: Summary) -> None:
-        """Hear what was measured at a checkpoint."""
+        """A checkpoint was measured."""
 
     def note(self, text: str) -> None:
-        """Hear a sentence about the run."""
+        """The run has a message for the user."""
 
     def warn(self, text: str) -> None:
-        """Hear a warning about the run."""
+        """The run has a warning for the user."""

@@ -364,11 +364,13 @@ def _with_defaults(config_class: type[Settings], key: str, value: dict[str, Any]
 
 def _unknown_key(full: str, key: str, data: dict[str, Any], config_class: type[Settings]) -> str:
     names = [item.name for item in fields(config_class)]
-    hint = meant(key, names) or meant(key, config_class.keys_beside(data))  # perhaps in a section
+    hint = suggest_key(key, names) or suggest_key(
+        key, config_class.keys_beside(data)
+    )  # perhaps in a section
     return f"Unknown key `{full}`.{hint}"
 
 
-def meant(name: str, keys: Iterable[str]) -> str:
+def suggest_key(name: str, keys: Iterable[str]) -> str:
     """Return `" Did you mean 'ppo.learning_rate'?"` for a mistyped name, or an empty text.
 
     Names are matched by their last part: by the part itself, its initials (`lr`), a similar

@@ -17,7 +17,7 @@ from robo_razor.core.settings.config import (
     Settings,
     from_dict,
 )
-from robo_razor.core.settings.conversion import describe_fields, field_help, meant, path_keys
+from robo_razor.core.settings.conversion import describe_fields, field_help, path_keys, suggest_key
 from robo_razor.sweep.experiment import Head
 from robo_razor.training.methods.bc import BC
 
@@ -147,7 +147,7 @@ OTHERS = {"bc", "grpo", "reinforce", "regularise"}
 )
 def test_what_a_name_may_mean(name, suggestion):
     keys = [key for key in describe_fields(FinetuneConfig) if key.split(".")[0] not in OTHERS]
-    assert meant(name, keys) == (f" Did you mean {suggestion}?" if suggestion else "")
+    assert suggest_key(name, keys) == (f" Did you mean {suggestion}?" if suggestion else "")
 
 
 def test_unknown_keys_are_looked_for_in_the_chosen_methods_section():
