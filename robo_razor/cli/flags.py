@@ -114,9 +114,10 @@ def _columns(base: Settings) -> Iterator[Column]:
             kind, value = _flag_of(base, item.name, kind)
         if kind is None:
             continue
-        marks: list[Any] = [_help(lines[item.name])]
+        hint = _hint(value, is_required=item.name == positional and not metavar.startswith("["))
+        marks: list[Any] = [_help(lines[item.name], hint=hint)]
         if item.name == positional:
-            marks = [_help(lines[item.name], metavar), *_positional()]
+            marks = [_help(lines[item.name], metavar, hint), *_positional()]
         yield item.name, _annotated(kind, marks), dataclasses.field(default=value)
     if isinstance(base, FinetuneConfig):
         name, about = base.method.name, f"Settings of `--method {base.method.name}`."
@@ -211,10 +212,17 @@ def _annotated(kind: Any, marks: list[Any]) -> Any:
     return Annotated.__class_getitem__((kind, *marks))  # type: ignore[attr-defined]
 
 
-def _help(line: str, metavar: str | None = None) -> Any:
+def _help(line: str, metavar: str | None = None, hint: str | None = None) -> Any:
     import tyro
 
-    return tyro.conf.arg(help=line, metavar=metavar)
+    return tyro.conf.arg(help=line, metavar=metavar, help_behavior_hint=hint)
+
+
+def _hint(value: Any, *, is_required: bool) -> str | None:
+    """Return the remark after a setting's help where its default is empty; None: tyro's own."""
+    if value not in ("", ()):
+        return None
+    return "(required)" if is_required else "(default: none)"
 
 
 def _positional() -> tuple[Any, ...]:
