@@ -102,7 +102,7 @@ class FinetuneConfig(Settings):
     task: str = setting(MAIN_TASK, main=True)
     """The new task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
-    """Maps our keys to the policy's, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     prior_tasks: str = setting("prior", main=True)
     """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
     out: str | None = path(None, main=True)
@@ -254,7 +254,7 @@ class EvaluateConfig(Settings):
     skills: str = setting("all", main=True)
     """`prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK` with commas."""
     rename: str = mapping()
-    """Maps our keys to the policy's, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     episodes: int | None = setting(None, low=1, main=True)
     """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
     manifest: str | None = path(None, main=True)
@@ -321,7 +321,7 @@ class RolloutConfig(Settings):
     task: str = setting(MAIN_TASK, main=True)
     """The task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
-    """Maps our keys to the policy's, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     instruction: str | None = setting(None, main=True)
     """Your own instruction for the policy; None: the task's."""
     episodes: int = setting(9, low=1, high=10_000, main=True)
@@ -356,7 +356,7 @@ class CollectConfig(Settings):
     policy: str = path("expert", or_name=True, main=True)
     """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
     rename: str = mapping()
-    """Maps our keys to the policy's, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     style: str = setting("a", main=True)
     """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
     episodes: int = setting(100, low=1, main=True)
