@@ -315,7 +315,7 @@ def test_too_few_episodes_for_the_width_are_told(base, short_looks):
     )
     (result,) = run_evaluate(config, console).values()
     assert result.n == 9
-    assert "9 episodes leave the interval" in console.file.getvalue()
+    assert "after 9 episodes the interval is" in console.file.getvalue()
     assert "more than 0.05" in console.file.getvalue()
 
 

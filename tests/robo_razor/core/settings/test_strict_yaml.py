@@ -100,7 +100,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
         (nested(1000), "nested more than 32 levels deep"),
         (nested(100_000), "nested more than 32 levels deep"),
         ("- " * 100_000, "nested more than 32 levels deep"),
-        ("env: &a {lerobot: *a}", "the alias `*a` stands for what it is a part of"),
+        ("env: &a {lerobot: *a}", "the alias `*a` contains itself"),
         ("*a", "found undefined alias"),
         (bomb("[x,x,x,x,x,x,x,x,x]", "[{}]".format), "aliases counted in full"),
         (bomb("{k: 1}", "{{<<: [{}]}}".format), "aliases counted in full"),
