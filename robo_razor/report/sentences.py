@@ -132,15 +132,9 @@ def _retention(match: ArmMatch) -> str:
 def _difference(reached: Sequence[ArmMatch]) -> list[str]:
     best, worst = reached[0], reached[-1]
     best_values, worst_values = best.values("retention"), worst.values("retention")
-    gap = (
-        points(sum(best_values) / len(best_values) - sum(worst_values) / len(worst_values)).replace(
-            "+", ""
-        )
-        if best_values and worst_values
-        else ""
-    )
-    if not gap:
+    if not best_values or not worst_values:
         return []
+    gap = points(mean(best_values) - mean(worst_values)).replace("+", "")
     if (len(best_values) < 2) != (len(worst_values) < 2):
         lone = best if len(best_values) < 2 else worst
         return [
@@ -162,7 +156,7 @@ def _difference(reached: Sequence[ArmMatch]) -> list[str]:
         f"{interval(estimate.interval)} over {_seeds(len(best_values), len(worst_values))}"
     )
     if estimate.low <= 0 <= estimate.high:
-        return [f"{text}: there may be none."]
+        return [f"{text}; it may be 0."]
     return [f"{text}."]
 
 
