@@ -114,7 +114,7 @@ def write_archive(directory: str | Path, out: str | Path | None = None) -> Archi
     source = Path(directory)
     file = Path(out or f"{source.resolve().name}{SUFFIX}")
     if not file.name.endswith(SUFFIX):
-        raise ConfigError(f"`out` = {str(file)!r} does not end as an archive does", f"NAME{SUFFIX}")
+        raise ConfigError(f"`out` = {str(file)!r} is not the name of an archive", f"NAME{SUFFIX}")
     check_writable(file, "out")
     data, runs = pack(source)
     write_bytes(file, data)

@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there_is_refused():
     assert resolve_device("auto") == "cpu"
     with pytest.raises(ConfigError, match=r"'cuda' .* is missing: torch sees no CUDA devices"):
         resolve_device("cuda")
-    with pytest.raises(ConfigError, match=r"'gpu' .* is unknown .*Allowed: auto, cpu"):
+    with pytest.raises(ConfigError, match=r"'gpu' .* is unknown.*Allowed: auto, cpu"):
         resolve_device("gpu")
 
 

@@ -161,7 +161,7 @@ def test_unfinished_runs_are_left_out(fake, tmp_path):
     ("settings", "message"),
     [
         ({}, "No directory to archive"),
-        ({"directory": "x", "out": "x.zip"}, r"'x\.zip' is no name.*NAME\.tar\.xz"),
+        ({"directory": "x", "out": "x.zip"}, r"'x\.zip' is not the name.*NAME\.tar\.xz"),
     ],
 )
 def test_what_cannot_be_asked_for(settings, message):
