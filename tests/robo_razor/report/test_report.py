@@ -518,7 +518,7 @@ def test_a_run_given_twice_is_refused(tmp_path):
     with pytest.raises(ReportError, match=r"a is given twice, as a#1 and a#2"):
         load_runs([first, str(tmp_path / "a" / ".." / "a")])
     copy = make_run(tmp_path / "copy", points)
-    with pytest.raises(ReportError, match=r"a and .*copy are one setting .* the same seed 0"):
+    with pytest.raises(ReportError, match=r"a and .*copy have the same seed 0 .* one setting"):
         load_runs([first, copy])
     other = make_run(tmp_path / "other", points, section={"ent_coef": 0.5})
     assert len(load_runs([first, other]).runs) == 2
@@ -847,7 +847,8 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
     write_json(file, read_json(file) | {"git": {"commit": "3" * 40}})
     (note,) = [note for note in noted(load_runs([ppo, bc, third]).runs) if "commit" in note]
     assert note.startswith("Differences between runs (harmless): git commit")
-    assert note.endswith(f"{'1' * 8} (ppo) against {'3' * 8} (third); {'2' * 8} (bc).")
+    others = f"{'3' * 8} (third: seed 1); {'2' * 8} (bc: seed 0)."
+    assert note.endswith(f"{'1' * 8} (ppo: seed 0) against {others}")
     (Path(bc) / "environment.json").unlink()
     assert unlike(load_runs([ppo, bc]).runs) == [
         "fingerprint: one of them has none (ppo: seed 0 / bc: seed 0)"
@@ -859,7 +860,7 @@ def test_divergences_that_are_bounds_are_noted_and_other_noise_is_refused(ppo, b
     for summary in Path(bc).glob("eval/*/summary.json"):
         write_json(summary, read_json(summary) | {"kl_kind": "upper bound"})
     (note,) = divergence_kinds(load_runs([ppo, bc]).runs)
-    assert note.startswith("KL divergences of bc are not exact: upper bound.")
+    assert note.startswith("KL divergences of bc: seed 0 are not exact: upper bound.")
     file = Path(bc) / "config.yaml"
     config = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(merged(config, {"flow": {"noise": 0.7}})))

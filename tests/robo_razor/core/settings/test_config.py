@@ -92,7 +92,10 @@ def test_a_method_and_its_settings_are_one_object():
 @pytest.mark.parametrize(
     ("text", "instead"),
     [
-        ("ppo: {kl_coef: 0.02}", r"`ppo\.kl_coef` does not exist any more.*regularise: \{kl: \{weight"),
+        (
+            "ppo: {kl_coef: 0.02}",
+            r"`ppo\.kl_coef` does not exist any more.*regularise: \{kl: \{weight",
+        ),
         ("ppo: {kl_direction: reverse}", r"`ppo\.kl_direction`.*direction: reverse"),
         ("ppo: {baseline: group}", r"`ppo\.baseline`.*method: grpo"),
         ("ppo: {group_size: 4}", r"`ppo\.group_size`.*method: grpo"),
