@@ -52,7 +52,8 @@ def _chart(chart: Chart, texts: dict[str, int]) -> dict[str, Any]:
         traces: Any = earlier
         if earlier is None:
             traces = [
-                _trace(series, n, texts)
+                # In lists, markers at 0 % are drawn as a whole, beyond the axis.
+                _trace(series, n, texts) | ({"cliponaxis": False} if panel.y.rows else {})
                 for n, panel in enumerate(view.panels)
                 for series in panel.series
             ]
