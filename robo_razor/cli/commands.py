@@ -126,7 +126,7 @@ COMMANDS: dict[str, Command] = {
         ("experiment", "grid"),
     ),
     "doctor": Command(
-        "Check this machine: packages, OpenGL, CPU, GPU, disk; report what is slow or wrong.",
+        "Check packages, OpenGL, CPU, GPU and disk; show what is slow or wrong.",
         ("robo-razor doctor",),
         "robo_razor.cli.doctor:run_doctor",
         synonyms=("check", "info"),

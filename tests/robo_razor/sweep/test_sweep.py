@@ -559,7 +559,7 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
 def test_another_experiment_is_not_mixed_in(fake):
     fake.run(ONE_ARM)
     changed = "base: {tracking: {episodes_new: 9}}\n" + ONE_ARM
-    with pytest.raises(RunDirectoryError, match=r"`tracking\.episodes_new` = 50, but .* means 9:"):
+    with pytest.raises(RunDirectoryError, match=r"`tracking\.episodes_new` = 50, but .* has 9:"):
         fake.run(changed)
     assert (fake.out / "experiment.yaml").read_text() == ONE_ARM  # what its runs were made with
     fake.run("base: {env.num_workers: 1, device: cpu}\n" + ONE_ARM)  # says how, not what
