@@ -116,7 +116,7 @@ def test_says_why_there_is_no_curve():
         LawPoint(p.run, p.step, p.prior, {PREDICTOR: p.predictors[PREDICTOR] - 10.0}, p.arm)
         for p in make_points()
     ]
-    assert "no distance" in fit_falloff(signed).reason
+    assert "not a distance" in fit_falloff(signed).reason
     heaps = [p for p in make_points() if not 15 < p.predictors[PREDICTOR] < 60]
     assert "no checkpoint lies between" in fit_falloff(heaps).reason
     assert "too few" in fit_falloff(make_points()[:3]).reason
