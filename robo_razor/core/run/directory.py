@@ -277,7 +277,7 @@ class RunDirectory:
         is_run = self.has_config() or all(item.name.startswith(".") for item in items)
         if self.last_step() is not None or not is_run:
             raise RunDirectoryError(
-                f"{str(self.path)!r} holds more than a run that has just begun",
+                f"{str(self.path)!r} holds something else than a run that has just begun",
                 remedy="Move it away, or choose another output directory.",
             )
         shutil.rmtree(self.path)

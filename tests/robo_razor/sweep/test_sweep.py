@@ -605,7 +605,7 @@ def test_a_run_directory_with_something_else_is_left_alone(fake):
     fake.run("arms: [{name: b}]")
     (fake.out / "a/seed_0").mkdir(parents=True)
     (fake.out / "a/seed_0/thesis.tex").touch()
-    with pytest.raises(SweepError, match="more than a run"):
+    with pytest.raises(SweepError, match="something else than a run"):
         fake.run(ONE_ARM)
     assert (fake.out / "a/seed_0/thesis.tex").exists()
     assert fake.states["a/seed_1"] == "finished"
