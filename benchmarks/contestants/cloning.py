@@ -114,7 +114,7 @@ def clone_ours(settings: Any, meter: Any, freeze_vision: bool = False) -> None:
         return take_batch(sampler, rows)
 
     with mock.patch.object(WindowSampler, "batch", counted), bounded(DemonstrationLearner, meter):
-        finetune(config, quiet_console())
+        finetune(config)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from contestants.cloning import ENDLESS, bounded, parameters, quiet_console, tracking
+from contestants.cloning import ENDLESS, bounded, parameters, tracking
 
 CHUNK = 4
 
@@ -88,7 +88,7 @@ def train_ours(settings: Any, meter: Any, freeze_vision: bool = True, bf16: bool
         ),
     )
     with bounded(OnPolicyLearner, meter, lambda metrics: int(metrics["rollout/decisions"])):
-        finetune(config, quiet_console())
+        finetune(config)
 
 
 def train_sb3(

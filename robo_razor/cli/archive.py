@@ -1,4 +1,4 @@
-"""`robo-razor archive`: write an archive and say what is in it."""
+"""`robo-razor archive`: write an archive and print its content."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 from robo_razor.cli.flags import (
     HELP,
     HELP_ALL,
-    RESUME_WORDS,
+    RESUME_VALUES,
     asks_for_help,
     columns,
     flag_names,
@@ -36,11 +36,11 @@ from robo_razor.core.settings.conversion import (
     Settings,
     check_path,
     from_dict,
-    meant,
     merged,
     read_yaml,
     removed,
     replace,
+    suggest_key,
     to_dict,
 )
 from robo_razor.core.settings.env_packages import (
@@ -53,36 +53,36 @@ from robo_razor.core.settings.shipped import settings_file, which_file
 MAX_MESSAGE = 500
 
 
-def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str], about: str) -> C:
-    """Turn the words after `robo-razor COMMAND` into settings.
+def parse[C: Settings](command: str, config_class: type[C], argv: Sequence[str], about: str) -> C:
+    """Turn the arguments after `robo-razor COMMAND` into settings.
 
     Args:
         command: The subcommand, for the usage line.
         config_class: Its settings.
-        words: What was typed.
+        argv: The arguments.
         about: Text at the top of the help.
 
     Raises:
-        ConfigError: A file, key or value cannot be used.
-        SystemExit: Help was asked for (status 0) or a flag is unknown (status 2).
+        ConfigError: A file, key, flag or value cannot be used.
+        SystemExit: Help was printed (status 0).
     """
-    rest, file = _take_option(list(words), "--config")
+    flags, file = _take_option(list(argv), "--config")
     file = None if file is None else settings_file(check_path("config", file))
     if issubclass(config_class, FinetuneConfig):
-        rest = _with_resume_value(rest)
+        flags = _with_resume_value(flags)
     data: dict[str, Any] = {} if file is None else read_yaml(file, which_file())
     takes_plugins = PLUGINS in {item.name for item in dataclasses.fields(config_class)}
-    if takes_plugins and (plugins := _values_of(rest, PLUGINS)):
+    if takes_plugins and (plugins := _values_of(flags, PLUGINS)):
         data = {**data, PLUGINS: list(plugins)}
-        import_plugins(plugins)  # which flags there are depends on them
+        import_plugins(plugins)  # they may add flags
     elif file is not None:
         refuse_plugins_beside(data, Path(file).absolute().parent, file)
-    base, stored = _starting_point(config_class, rest, data, file)
+    base, stored = _starting_point(config_class, flags, data, file)
     if isinstance(base, FinetuneConfig):
-        _refuse_other_methods(base, rest)
-        base = replace(base, regularise=_with_terms(base, rest))
-    config = _parse_flags(command, base, rest, about)
-    if file is not None and not _gives(rest, "env.env-packages"):
+        _refuse_other_methods(base, flags)
+        base = replace(base, regularise=_with_terms(base, flags))
+    config = _parse_flags(command, base, flags, about)
+    if file is not None and not _gives(flags, "env.env-packages"):
         _refuse_bundled_packages(config, file)
     if stored is not None and isinstance(config, FinetuneConfig):
         from robo_razor.training.resumption import refuse_other_run, with_task_id  # slow to import
@@ -92,37 +92,37 @@ def parse[C: Settings](command: str, config_class: type[C], words: Sequence[str]
 
 
 def _starting_point[C: Settings](
-    config_class: type[C], words: list[str], data: dict[str, Any], file: str | None
+    config_class: type[C], argv: list[str], data: dict[str, Any], file: str | None
 ) -> tuple[C, FinetuneConfig | None]:
-    """Return the settings that flags are applied to, with the chosen method already set.
+    """Return the settings that flags change, with the chosen method already set.
 
-    The second are those of the run that is resumed, which they must not change.
+    The second value holds the settings of the resumed run, which flags must not change.
     """
     if not issubclass(config_class, FinetuneConfig):
         return from_dict(config_class, data, file), None
-    method = _take_option(list(words), "--method")[1]
-    stored = _resumed(words, data, file)
+    method = _take_option(list(argv), "--method")[1]
+    stored = _resumed(argv, data, file)
     if stored is not None:
         from robo_razor.training.resumption import refuse_other_run  # slow to import
 
-        asked = {"method": method or data.get("method", stored.method.name)}
-        refuse_other_run({"method": stored.method.name}, asked)
-        out = _take_option(list(words), "--out")[1] or data["out"]
+        given = {"method": method or data.get("method", stored.method.name)}
+        refuse_other_run({"method": stored.method.name}, given)
+        out = _take_option(list(argv), "--out")[1] or data["out"]
         data = merged(to_dict(stored), {**data, "out": out})
         return from_dict(config_class, data, file), stored
     if method is not None and method != data.get("method", method):
-        others = set(METHODS) - {method}
-        data = {k: v for k, v in data.items() if k not in others}
+        unused = set(METHODS) - {method}
+        data = {k: v for k, v in data.items() if k not in unused}
     if method is not None:
         data = {**data, "method": method}
     return from_dict(config_class, data, file), None
 
 
-def _resumed(words: list[str], data: dict[str, Any], file: str | None) -> FinetuneConfig | None:
-    """Return the settings of the run that is resumed, where one is."""
-    flag = _take_option(list(words), "--resume")[1]
-    resume = data.get("resume") if flag is None else RESUME_WORDS.get(flag)
-    out = _take_option(list(words), "--out")[1] or data.get("out")
+def _resumed(argv: list[str], data: dict[str, Any], file: str | None) -> FinetuneConfig | None:
+    """Return the settings of the resumed run; None: no run is resumed."""
+    flag = _take_option(list(argv), "--resume")[1]
+    resume = data.get("resume") if flag is None else RESUME_VALUES.get(flag)
+    out = _take_option(list(argv), "--out")[1] or data.get("out")
     if resume not in (True, "auto") or not isinstance(out, str) or not out:
         return None
     if flag == "true" and file is not None:
@@ -136,7 +136,7 @@ def _resumed(words: list[str], data: dict[str, Any], file: str | None) -> Finetu
     run = RunDirectory(check_path("out", out))
     if resume == "auto" and not can_go_on(run):
         return None
-    packages, plugins = _values_of(words, "env.env-packages"), _values_of(words, PLUGINS)
+    packages, plugins = _values_of(argv, "env.env-packages"), _values_of(argv, PLUGINS)
     return stored_settings(RunDirectory.open(run.path), packages, plugins)
 
 
@@ -147,11 +147,11 @@ def _refuse_bundled_packages(config: Settings, file: str) -> None:
         refuse_packages_beside(env.env_packages, Path(file).absolute().parent, file)
 
 
-def _with_resume_value(words: list[str]) -> list[str]:
-    """Return the words with a value after every `--resume`: alone it means true."""
+def _with_resume_value(argv: list[str]) -> list[str]:
+    """Return the arguments with a value after every `--resume`: alone it means true."""
     result: list[str] = []
-    for i, word in enumerate(words):
-        following = words[i + 1] if i + 1 < len(words) else ""
+    for i, word in enumerate(argv):
+        following = argv[i + 1] if i + 1 < len(argv) else ""
         flag, mark, value = word.partition("=")
         if word == "--no-resume":
             result += ["--resume", "false"]
@@ -166,54 +166,54 @@ def _with_resume_value(words: list[str]) -> list[str]:
     return result
 
 
-def _refuse_other_methods(base: FinetuneConfig, words: list[str]) -> None:
+def _refuse_other_methods(base: FinetuneConfig, argv: list[str]) -> None:
     """Refuse flags of a method that is not chosen."""
-    for word in words:
+    for word in argv:
         name = _flag_name(word).split(".", 1)[0] if word.startswith("--") else ""
         section = name.replace("-", "_")
         if "." in word and section != base.method.name and section in METHODS:
             raise ConfigError(
                 f"`{word.split('=', 1)[0]}` belongs to the method {section!r}, but the method is "
-                f"{base.method.name!r}, so nothing would read it",
+                f"{base.method.name!r}, so it has no effect",
                 remedy=f"Remove it or choose `--method {section}`.",
             )
 
 
-def _with_terms(base: FinetuneConfig, words: list[str]) -> tuple[RegulariserSettings, ...]:
-    """Return the regularisers, with those that flags name, or all of them in the long help."""
+def _with_terms(base: FinetuneConfig, argv: list[str]) -> tuple[RegulariserSettings, ...]:
+    """Return the regularisers of the settings and of the flags; for the long help, all."""
     named = [
         _flag_name(word).split(".")[1].replace("-", "_")
-        for word in words
+        for word in argv
         if word.startswith("--regularise.") and _flag_name(word).count(".") > 1
     ]
-    if HELP_ALL in words:
+    if HELP_ALL in argv:
         named += list(REGULARISERS)
     active = {term.name for term in base.regularise}
     new = [regulariser_class(name)() for name in dict.fromkeys(named) if name not in active]
     return *base.regularise, *new
 
 
-def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: str) -> C:
-    """Let tyro read the flags onto a dataclass that has the sections that are read."""
+def _parse_flags[C: Settings](command: str, base: C, argv: list[str], about: str) -> C:
+    """Let tyro read the flags into a dataclass of the sections in use."""
     import tyro
 
     prog = f"robo-razor {command}"
-    _refuse_unknown_flags(command, base, words)
-    _refuse_flags_given_twice(words)
-    if asks_for_help(words):
-        show_help(prog, base, words, about)
+    _refuse_unknown_flags(command, base, argv)
+    _refuse_flags_given_twice(argv)
+    if asks_for_help(argv):
+        show_help(prog, base, argv, about)
     fields = columns(base)
-    flags = dataclasses.make_dataclass(type(base).__name__, fields, kw_only=True)
+    flag_class = dataclasses.make_dataclass(type(base).__name__, fields, kw_only=True)
     screen = io.StringIO()
     try:
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-            parsed: Any = tyro.cli(flags, prog=prog, args=words)
+            parsed: Any = tyro.cli(flag_class, prog=prog, args=argv)
     except SystemExit:
         help_line = f"`{prog} --help` lists the options."
         raise ConfigError(_unboxed(screen.getvalue()), remedy=help_line) from None
     values = {name: getattr(parsed, name) for name, *_ in fields}
     if isinstance(base, FinetuneConfig):
-        values["resume"] = RESUME_WORDS[values["resume"]]
+        values["resume"] = RESUME_VALUES[values["resume"]]
         values["method"] = values.pop(base.method.name)
         terms = values.pop("regularise", None)
         values["regularise"] = tuple(getattr(terms, term.name) for term in base.regularise)
@@ -221,7 +221,7 @@ def _parse_flags[C: Settings](command: str, base: C, words: list[str], about: st
 
 
 def _unboxed(text: str) -> str:
-    """Return the message of the box that tyro draws around an error: below its first rule."""
+    """Return the message inside the box that tyro draws around an error."""
     lines = [line.strip("│| ") for line in text.splitlines()]
     rules = [i for i, line in enumerate(lines) if line and set(line) <= set("-─╭╮╰╯+")]
     if len(rules) < 2:
@@ -229,9 +229,9 @@ def _unboxed(text: str) -> str:
     return " ".join(line for line in lines[rules[0] + 1 : rules[1]] if line)[:MAX_MESSAGE]
 
 
-def _refuse_flags_given_twice(words: list[str]) -> None:
+def _refuse_flags_given_twice(argv: list[str]) -> None:
     seen: set[str] = set()
-    for word in words:
+    for word in argv:
         if not word.startswith("--") or word == "--":
             continue
         section, dot, last = _flag_name(word).rpartition(".")
@@ -241,10 +241,10 @@ def _refuse_flags_given_twice(words: list[str]) -> None:
         seen.add(name)
 
 
-def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> None:
-    """Raise for the first flag that no key has, with a suggestion."""
+def _refuse_unknown_flags(command: str, base: Settings, argv: list[str]) -> None:
+    """Raise for the first unknown flag, with a suggestion."""
     known = flag_names(base)
-    for word in words:
+    for word in argv:
         if not word.startswith("--") or word == "--":
             continue
         name = _flag_name(word)
@@ -252,7 +252,7 @@ def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> Non
             continue
         if (instead := _removed(base, name)) is not None:
             raise removed(name, instead)
-        hint = meant(f"--{name}", [f"--{flag}" for flag in sorted(known)])
+        hint = suggest_key(f"--{name}", [f"--{flag}" for flag in sorted(known)])
         raise ConfigError(
             f"Unknown option `{shown('--' + name)[1:-1]}` of `robo-razor {command}`.{hint}",
             remedy=f"`robo-razor {command} --help` lists the options.",
@@ -260,7 +260,7 @@ def _refuse_unknown_flags(command: str, base: Settings, words: list[str]) -> Non
 
 
 def _removed(base: Settings, flag: str) -> str | None:
-    """Return what to write instead of a flag that there was once; None: there was none."""
+    """Return what to write instead of a removed flag; None: the flag never existed."""
     section, _, key = flag.replace("-", "_").rpartition(".")
     owner = type(base).sections().get(section, type(base)) if section else type(base)
     return owner.REMOVED.get(key)
@@ -270,41 +270,41 @@ def _flag_name(word: str) -> str:
     return word.removeprefix("--").split("=", 1)[0].replace("_", "-")
 
 
-def _gives(words: list[str], name: str) -> bool:
-    return any(word.startswith("--") and _flag_name(word) == name for word in words)
+def _gives(argv: list[str], name: str) -> bool:
+    return any(word.startswith("--") and _flag_name(word) == name for word in argv)
 
 
-def _values_of(words: list[str], name: str) -> tuple[str, ...]:
-    """Return the words that follow an option, and what stands after its `=`."""
-    found: list[str] = []
+def _values_of(argv: list[str], name: str) -> tuple[str, ...]:
+    """Return the values of an option: the arguments after it, or the text after its `=`."""
+    values: list[str] = []
     inside = False
-    for word in words:
+    for word in argv:
         if word.startswith("--"):
             inside = _flag_name(word) == name
-            found += [word.split("=", 1)[1]] if inside and "=" in word else []
+            values += [word.split("=", 1)[1]] if inside and "=" in word else []
         elif inside:
-            found.append(word)
-    return tuple(found)
+            values.append(word)
+    return tuple(values)
 
 
-def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
-    """Return the words without `option VALUE` (or `option=VALUE`), and the value."""
-    rest: list[str] = []
+def _take_option(argv: list[str], option: str) -> tuple[list[str], str | None]:
+    """Return the arguments without `option VALUE` (or `option=VALUE`), and the value."""
+    others: list[str] = []
     value: str | None = None
     skip = False
-    for i, word in enumerate(words):
+    for i, word in enumerate(argv):
         if skip:
             skip = False
         elif word == option:
-            if i + 1 == len(words) or words[i + 1].startswith("--"):
+            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
                 raise ConfigError(f"`{option}` needs a value after it")
             if value is not None:
                 raise ConfigError(f"`{option}` is given twice", remedy="Leave one of them out.")
-            value, skip = words[i + 1], True
+            value, skip = argv[i + 1], True
         elif word.startswith(f"{option}="):
             if value is not None:
                 raise ConfigError(f"`{option}` is given twice", remedy="Leave one of them out.")
             value = word.split("=", 1)[1]
         else:
-            rest.append(word)
-    return rest, value
+            others.append(word)
+    return others, value

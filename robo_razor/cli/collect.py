@@ -13,7 +13,7 @@ from robo_razor.rollout.demonstrations import EXPERT, Collected, collect
 from robo_razor.statistics.intervals import wilson_interval
 
 NEXT = ("robo-razor", "finetune", "--method", "bc", "--bc.demonstrations")
-"""The command that learns from what was written; the directory follows."""
+"""The command that learns from the demonstrations; the directory follows."""
 
 
 def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
@@ -36,12 +36,13 @@ def run_collect(config: CollectConfig, console: Console | None = None) -> Path:
 
 
 def show_collected(config: CollectConfig, collected: Collected, console: Console) -> None:
-    """Print what was written, how often who demonstrated succeeded, and what can be done next."""
+    """Print what was written, the demonstrator's success rate, and the next command."""
     low, high = wilson_interval(collected.succeeded, collected.tried)
-    who = f"the expert, style {config.style}" if config.policy == EXPERT else config.policy
+    demonstrator = f"the expert, style {config.style}" if config.policy == EXPERT else config.policy
+    successes = f"{collected.succeeded} of {collected.tried} episodes succeeded"
     lines = (
         f"{collected.episodes} episodes of {', '.join(collected.tasks)} in {collected.directory}",
-        f"Demonstrated by {who}: {collected.succeeded} of {collected.tried} episodes succeeded",
+        f"Demonstrated by {demonstrator}: {successes}",
         f"({collected.succeeded / collected.tried:.0%}, 95 % interval {low:.0%} - {high:.0%}); "
         "only successes are written.",
         f"Next: {shell(*NEXT, str(collected.directory))}",

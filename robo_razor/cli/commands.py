@@ -33,8 +33,8 @@ class Command:
     target: str
     """`module:function`, imported when the command runs."""
     config: type[configs.Settings] | None = None
-    also: tuple[str, ...] = ()
-    """What people may type for it; not a command, but it is suggested."""
+    synonyms: tuple[str, ...] = ()
+    """What people may type instead; an error then suggests the command."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -79,7 +79,7 @@ COMMANDS: dict[str, Command] = {
             "robo-razor evaluate --policy razor-base --skills all --json out.json",
             "robo-razor evaluate --policy runs/x/checkpoints/best --skills LiftCan",
             "robo-razor evaluate --manifest razor --json out.json --resume",
-            "robo-razor evaluate --skills LiftCube --until-width .05",
+            "robo-razor evaluate --skills LiftCube --until-width 0.05",
             "robo-razor evaluate --policy DIR --skills lerobot:metaworld/reach-v3",
         ),
         "robo_razor.cli.evaluate:run_evaluate",
@@ -106,7 +106,7 @@ COMMANDS: dict[str, Command] = {
         ("report", "plot", "show", "analyse"),
     ),
     "archive": Command(
-        "Keep what a sweep or a run measured in one small file, without weights.",
+        "Pack the measurements of a sweep or a run into one small file, without weights.",
         (
             "robo-razor archive runs/razor --out razor.tar.xz",
             "robo-razor compare razor.tar.xz --out report",
@@ -115,7 +115,7 @@ COMMANDS: dict[str, Command] = {
         configs.ArchiveConfig,
     ),
     "sweep": Command(
-        "Run an experiment file: many runs, several at a time, resumable, into one table.",
+        "Run an experiment file: many runs, several at a time, resumable; one table.",
         (
             "robo-razor sweep razor_smoke",
             "robo-razor sweep my_experiment.yaml --dry-run",
@@ -126,10 +126,10 @@ COMMANDS: dict[str, Command] = {
         ("experiment", "grid"),
     ),
     "doctor": Command(
-        "Check this machine: packages, OpenGL, CPU, GPU, disk; say what is slow or wrong.",
+        "Check packages, OpenGL, CPU, GPU and disk; show what is slow or wrong.",
         ("robo-razor doctor",),
         "robo_razor.cli.doctor:run_doctor",
-        also=("check", "info"),
+        synonyms=("check", "info"),
     ),
     "list": Command(
         "List tasks, skills, methods, regularisers, predictors, policies, configs, ...",
@@ -150,15 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     Args:
-        arguments: Words after `robo-razor`; None: those the process was started with.
+        arguments: Arguments after `robo-razor`; None: those of the process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [word for word in given if word != "--debug"]
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
     _set_up_logging(debug)
     _let_threads_sleep()
     try:
-        return _dispatch(given)
+        return _dispatch(argv)
     except RoboRazorError as error:
         if debug:
             raise
@@ -185,10 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _let_threads_sleep() -> None:
-    """Let torch's CPU threads wait for each other asleep, not spinning, after a fraction of a ms.
+    """Let torch's CPU threads sleep, not spin, when they wait for each other.
 
-    Where something else runs beside them, a spinning thread keeps the core that the one it waits
-    for needs: a gradient step then took half as long again. Read when torch is loaded (GNU OpenMP).
+    On a busy machine a spinning thread holds the core that the other thread needs: a gradient step
+    then took half as long again. GNU OpenMP reads this when torch is loaded.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -203,31 +203,31 @@ def _dispatch(arguments: list[str]) -> int:
 
         sys.stdout.write(f"robo-razor {version('robo-razor')}\n")
         return 0
-    name, rest = arguments[0], arguments[1:]
+    name, flags = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise _unknown_command(name)
     command = COMMANDS[name]
     if command.config is None:
-        return _run_plain(name, command, rest)
+        return _run_plain(name, command, flags)
     from robo_razor.cli.arguments import parse
 
     try:
-        config = parse(name, command.config, rest, command.about)
+        config = parse(name, command.config, flags, command.about)
     except SystemExit:  # help was shown
         sys.stdout.write(_examples(command))
         return 0
-    with interruptible():  # so that workers end and results are kept, whatever signal it is
+    with interruptible():  # on any signal, workers end and results are saved
         _load(command.target)(config)
-    if "WORLD_SIZE" in os.environ:  # a launcher's; otherwise `--help` would pay for torch
+    if "WORLD_SIZE" in os.environ:  # set by a launcher; `--help` must not import torch
         _load("robo_razor.core.ranks:part")()
     return 0
 
 
 def _unknown_command(name: str) -> RoboRazorError:
-    """Return the error for a word that is not a command; what people say for one is understood."""
+    """Return the error for an unknown command, with a suggestion for synonyms and typing errors."""
     remedy = "See `robo-razor --help`."
     for command, entry in COMMANDS.items():
-        if name in entry.also:
+        if name in entry.synonyms:
             return UnknownNameError(
                 f"Unknown command {name!r}. Did you mean {command!r}?",
                 allowed=", ".join(sorted(COMMANDS)),
@@ -265,7 +265,7 @@ def _overview() -> str:
         "`robo-razor COMMAND --help` shows a command's options and examples. Everywhere:\n"
         "  --config FILE  read settings from a YAML file, or one that ships (`robo-razor\n"
         "                 list configs`); flags override it\n"
-        "  --help-all     show all settings, not the main ones only\n"
+        "  --help-all     show all settings, not just the main ones\n"
         "  --debug        on an error, show the traceback\n"
         "  --version      show the version\n\n"
         "example:\n  robo-razor finetune --method ppo --out runs/x\n"
@@ -275,16 +275,16 @@ def _overview() -> str:
 def _examples(command: Command) -> str:
     title = "example" if len(command.examples) == 1 else "examples"
     body = "\n".join(command.examples)
-    more = (
+    footer = (
         ""
         if command.config is None
         else "also: --config FILE (settings from YAML; flags override them), --debug\n"
     )
-    return f"\n{title}:\n{textwrap.indent(body, '  ')}\n{more}"
+    return f"\n{title}:\n{textwrap.indent(body, '  ')}\n{footer}"
 
 
 class _Folded(logging.Formatter):
-    """Breaks lines between words where the width of the terminal is known."""
+    """Breaks lines between words if the width of the terminal is known."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a message."""

@@ -1,4 +1,4 @@
-"""`robo-razor compare`: call the comparison, say what it is doing, and show what came out."""
+"""`robo-razor compare`: call the comparison, report its progress, and show the result."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def run(config: CompareConfig, console: Console | None = None) -> Comparison:
 
 
 def command_of(config: CompareConfig) -> str:
-    """Return the command that the settings stand for."""
-    words = ["robo-razor", "compare", *config.runs, "--out", config.out]
+    """Return the command that gives these settings."""
+    argv = ["robo-razor", "compare", *config.runs, "--out", config.out]
     if config.match:
-        words += ["--match", *(f"{level:g}" for level in config.match)]
+        argv += ["--match", *(f"{level:g}" for level in config.match)]
     if config.merge:
-        words += ["--merge", *config.merge]
+        argv += ["--merge", *config.merge]
     default = CompareConfig()
     if config.videos != default.videos:
-        words += ["--videos", str(config.videos)]
+        argv += ["--videos", str(config.videos)]
     if config.allow_unlike:
-        words.append("--allow-unlike")
-    return printable(shlex.join(words))
+        argv.append("--allow-unlike")
+    return printable(shlex.join(argv))
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the headline, what stands beside it, and two tables, within 80 columns."""
+    """Print the headline, the first sentences, and two tables, within 80 columns."""
     from rich.text import Text
 
     console.print()
@@ -98,7 +98,7 @@ def _matched(comparison: Comparison, level: float) -> Table:
 
 
 def _choices(comparison: Comparison, level: float) -> list[str]:
-    """Return which setting stands for an arm of several, and why an arm is missing."""
+    """Return the setting that represents each arm with several, and why arms are missing."""
     lines = []
     for match in comparison.at(level).values():
         if match.reason is not None:
@@ -109,7 +109,6 @@ def _choices(comparison: Comparison, level: float) -> list[str]:
 
 
 def _last(comparison: Comparison) -> Table:
-    from robo_razor.report.arms import run_title
     from robo_razor.report.load import FORWARD_KL
 
     table = _table("Last checkpoints: success, share of the prior skills kept (over episodes)")
@@ -119,9 +118,9 @@ def _last(comparison: Comparison) -> Table:
     for run in comparison.runs.runs:
         last = run.last
         new = f"{percent(run.first.new)} → {with_interval(last.new, last.new_interval)}"
-        kept = with_interval(last.retention, last.retention_interval)
+        retention = with_interval(last.retention, last.retention_interval)
         kl = number(last.kl.get(FORWARD_KL)) if FORWARD_KL in last.kl else UNKNOWN
-        table.add_row(literal(run_title(run)), new, kept, kl)
+        table.add_row(literal(run.title), new, retention, kl)
     return table
 
 
@@ -149,13 +148,13 @@ def _column(table: Table, name: str, *, numeric: bool = False) -> None:
 
 def _show_files(written: Written, console: Console) -> None:
     figures = plural(len(written.figures), "figure")
-    more = [figures, plural(len(written.tables), "CSV file"), written.json.name]
+    others = [figures, plural(len(written.tables), "CSV file"), written.json.name]
     if written.videos:
-        more.insert(1, plural(len(written.videos), "video"))
+        others.insert(1, plural(len(written.videos), "video"))
     lines = (
         f"Page: {written.page}",
         f"Text: {written.markdown}",
-        f"Beside them: {', '.join(more[:-1])} and {more[-1]}",
+        f"Beside them: {', '.join(others[:-1])} and {others[-1]}",
     )
     for line in lines:
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

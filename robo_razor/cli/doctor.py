@@ -1,6 +1,6 @@
-"""Check this machine: what is used, what is slow or wrong, and how to mend it.
+"""Check this machine: what is slow or wrong, and how to mend it.
 
-OpenGL is tried in a process of its own with a time limit: a broken driver may hang or crash.
+OpenGL is tested in another process with a time limit: a broken driver may hang or crash.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ LOW_SHARED_MB = 256.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     status: Status
-    what: str
+    subject: str
     value: str
     remedy: str = ""
 
@@ -54,15 +54,17 @@ def run_doctor() -> int:
     """Print all findings; return 1 if something is wrong, else 0."""
     console = Console()
     table = Table(title="robo-razor doctor", title_justify="left")
-    for column in ("", "what", "found", "what to do"):
+    for column in ("", "check", "result", "what to do"):
         table.add_column(column, overflow="fold")
     findings: list[Finding] = []
-    with console.status("looking"):
+    with console.status("checking"):
         for check in CHECKS:
             findings += check()
     for finding in findings:
         colour = COLOURS[finding.status]
-        table.add_row(f"[{colour}]{finding.status}[/]", finding.what, finding.value, finding.remedy)
+        table.add_row(
+            f"[{colour}]{finding.status}[/]", finding.subject, finding.value, finding.remedy
+        )
     console.print(table)
     wrong = sum(finding.status == "wrong" for finding in findings)
     slow = sum(finding.status == "slow" for finding in findings)
@@ -71,32 +73,32 @@ def run_doctor() -> int:
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> list[Finding]:
-    """Look at the interpreter."""
-    shown = f"{'.'.join(map(str, version))} ({platform.system()} {platform.machine()})"
+    """Check the interpreter."""
+    text = f"{'.'.join(map(str, version))} ({platform.system()} {platform.machine()})"
     if version[:2] != (3, 12):
-        return [Finding("wrong", "Python", shown, "Use Python 3.12: `make clean setup`.")]
-    return [Finding("ok", "Python", shown)]
+        return [Finding("wrong", "Python", text, "Use Python 3.12: `make clean setup`.")]
+    return [Finding("ok", "Python", text)]
 
 
 def check_packages() -> list[Finding]:
-    """Compare installed versions with what robo-razor asks for."""
+    """Compare installed versions with robo-razor's requirements."""
     from packaging.requirements import Requirement
 
     findings: list[Finding] = []
-    shown: list[str] = []
+    present: list[str] = []
     for line in importlib.metadata.requires("robo-razor") or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = _version(requirement.name)
-        asked = f"{requirement.name}{requirement.specifier}"
+        wanted = f"{requirement.name}{requirement.specifier}"
         if version is None:
-            findings.append(Finding("wrong", "package", f"{asked} is missing", "`make setup`"))
+            findings.append(Finding("wrong", "package", f"{wanted} is missing", "`make setup`"))
         elif not requirement.specifier.contains(version, prereleases=True):
             problem = f"{requirement.name} {version} is not {requirement.specifier}"
             findings.append(Finding("wrong", "package", problem, "`make clean setup`"))
         else:
-            shown.append(requirement.name)
+            present.append(requirement.name)
     if _version("opencv-python") and _version("opencv-python-headless"):
         findings.append(
             Finding(
@@ -106,16 +108,16 @@ def check_packages() -> list[Finding]:
                 "`pip uninstall opencv-python`, then reinstall opencv-python-headless.",
             )
         )
-    return [Finding("ok", "packages", f"{len(shown)} as asked for"), *findings]
+    return [Finding("ok", "packages", f"{len(present)} as required"), *findings]
 
 
 def check_gl() -> list[Finding]:
-    """Render with the backend that environments use; say what it really is and how fast."""
+    """Render with the backend of the environments; report its real name and its speed."""
     code = "from robo_razor.cli.doctor import probe_gl; probe_gl()"
     environment = {**os.environ}
     if sys.platform.startswith("linux"):
         environment.setdefault("MUJOCO_GL", "egl")
-    environment.setdefault("LP_NUM_THREADS", "0")  # as in our workers
+    environment.setdefault("LP_NUM_THREADS", "0")  # as the workers of our environments do
     backend = environment.get("MUJOCO_GL", "default")
     try:
         result = subprocess.run(
@@ -138,28 +140,28 @@ def check_gl() -> list[Finding]:
 
 
 def judge_gl(backend: str, probe: dict[str, Any], has_gpu: bool) -> list[Finding]:
-    """Turn what `probe_gl` measured into findings."""
+    """Turn the measurements of `probe_gl` into findings."""
     findings = [_judge_renderer(backend, probe, has_gpu)]
     step = probe["ms_per_step"]
     if step is None:
         remedy = f"See why: `robo-razor rollout --task {MAIN_TASK} --debug`."
         return [*findings, Finding("wrong", "environment", f"{MAIN_TASK} does not run", remedy)]
-    shown = f"{step:.1f} ms per control step of {MAIN_TASK}, two cameras"
-    return [*findings, Finding("ok", "environment", shown)]
+    text = f"{step:.1f} ms per control step of {MAIN_TASK}, two cameras"
+    return [*findings, Finding("ok", "environment", text)]
 
 
 def _judge_renderer(backend: str, probe: dict[str, Any], has_gpu: bool) -> Finding:
     renderer, milliseconds = str(probe["renderer"]), float(probe["ms_per_frame"])
-    shown = f"{backend}: {renderer}, {milliseconds:.2f} ms per 64 px frame"
+    text = f"{backend}: {renderer}, {milliseconds:.2f} ms per 64 px frame"
     software = any(name in renderer.lower() for name in SOFTWARE_RENDERERS)
     if software and has_gpu:
         remedy = "Rendering runs on the CPU beside a GPU: install the NVIDIA driver's libEGL."
-        return Finding("slow", "OpenGL", shown, remedy)
+        return Finding("slow", "OpenGL", text, remedy)
     if milliseconds > SLOW_FRAME_MS:
-        return Finding("slow", "OpenGL", shown, "Other processes may be using the cores.")
+        return Finding("slow", "OpenGL", text, "Other processes may be using the cores.")
     if software:
-        return Finding("note", "OpenGL", shown, "Software rendering: fine at 64 px.")
-    return Finding("ok", "OpenGL", shown)
+        return Finding("note", "OpenGL", text, "Software rendering: fine at 64 px.")
+    return Finding("ok", "OpenGL", text)
 
 
 def probe_gl(frames: int = 50) -> None:
@@ -191,14 +193,14 @@ def probe_gl(frames: int = 50) -> None:
         renderer.render()
     milliseconds = 1000 * (time.perf_counter() - began) / frames
     renderer.close()
-    shown = name.decode() if isinstance(name, bytes) else str(name)
-    measured = {"renderer": shown, "ms_per_frame": milliseconds, "ms_per_step": _step_time()}
+    text = name.decode() if isinstance(name, bytes) else str(name)
+    measured = {"renderer": text, "ms_per_frame": milliseconds, "ms_per_step": _step_time()}
     sys.stdout.write(json.dumps(measured) + "\n")
     sys.stdout.flush()
 
 
 def _step_time(steps: int = 20) -> float | None:
-    """Return the milliseconds of one control step of the main task with its cameras, if it runs."""
+    """Return the milliseconds per control step of the main task with cameras; None: it fails."""
     import gymnasium as gym
 
     try:
@@ -212,48 +214,48 @@ def _step_time(steps: int = 20) -> float | None:
             env.step(action)
         milliseconds = 1000 * (time.perf_counter() - began) / steps
         env.close()
-    except Exception:  # whatever it is, it is shown as "does not run"
+    except Exception:  # any error means "does not run"
         logger.debug("the main task does not run", exc_info=True)
         return None
     return milliseconds
 
 
 def check_cpu() -> list[Finding]:
-    """Look at cores and thread settings."""
+    """Check cores and thread settings."""
     cores, quota = cpu_count(), cpu_quota()
-    shown = f"{cpu_name()}, {cores} cores usable"
-    findings = [Finding("ok", "CPU", shown)]
+    text = f"{cpu_name()}, {cores} cores usable"
+    findings = [Finding("ok", "CPU", text)]
     if quota is not None and quota < cores:
-        shown += f", but a quota of {quota:g}"
+        text += f", but a quota of {quota:g}"
         remedy = (
             f"Set `--torch-threads {max(1, int(quota))} --env.num-workers {max(1, int(quota))}`."
         )
-        findings = [Finding("slow", "CPU", shown, remedy)]
+        findings = [Finding("slow", "CPU", text, remedy)]
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is not None:
         findings.append(
-            Finding("note", "CPU threads", f"OMP_NUM_THREADS={threads}", "It limits torch, too.")
+            Finding("note", "CPU threads", f"OMP_NUM_THREADS={threads}", "It limits torch too.")
         )
     return findings
 
 
 def check_gpu() -> list[Finding]:
-    """Look at what torch can use besides the CPU."""
+    """Check which GPU torch can use."""
     import torch
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-        shown = f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, CUDA {torch.version.cuda}"
-        return [Finding("ok", "GPU", shown)]
+        text = f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, CUDA {torch.version.cuda}"
+        return [Finding("ok", "GPU", text)]
     if _has_nvidia():
         remedy = "Update the NVIDIA driver, or install a torch for its CUDA version."
-        return [Finding("slow", "GPU", "there is one, but torch cannot use it", remedy)]
+        return [Finding("slow", "GPU", "present, but torch cannot use it", remedy)]
     return [Finding("note", "GPU", "none", "The shipped policy is small enough for the CPU.")]
 
 
 def check_memory() -> list[Finding]:
-    """Look at the memory that is free, and at the shared memory that workers use."""
+    """Check the free memory, and the shared memory for workers."""
     findings = []
     available = available_bytes()
     if available is not None:
@@ -267,34 +269,34 @@ def check_memory() -> list[Finding]:
         megabytes = shutil.disk_usage("/dev/shm").free / 1e6
         low = megabytes < LOW_SHARED_MB
         remedy = "In Docker: `--shm-size=1g`." if low else ""
-        shown = f"{megabytes:.0f} MB free in /dev/shm"
-        findings.append(Finding("wrong" if low else "ok", "shared memory", shown, remedy))
+        text = f"{megabytes:.0f} MB free in /dev/shm"
+        findings.append(Finding("wrong" if low else "ok", "shared memory", text, remedy))
     return findings
 
 
 def check_disk(path: str | Path = ".") -> list[Finding]:
-    """Look at the room for runs and whether one can write there."""
+    """Check the room for runs, and the permission to write there."""
     free = shutil.disk_usage(path).free / 1e9
-    shown = f"{free:.1f} GB free in {Path(path).resolve()}"
+    text = f"{free:.1f} GB free in {Path(path).resolve()}"
     if not os.access(path, os.W_OK):
         return [
             Finding("wrong", "disk", f"{Path(path).resolve()} is read-only", "Change directory.")
         ]
     if free < LOW_DISK_GB:
-        return [Finding("wrong", "disk", shown, "Make room, or write elsewhere with `--out`.")]
-    return [Finding("ok", "disk", shown)]
+        return [Finding("wrong", "disk", text, "Make room, or write elsewhere with `--out`.")]
+    return [Finding("ok", "disk", text)]
 
 
 def check_extras() -> list[Finding]:
-    """Look for the shipped weights and for a video encoder."""
+    """Check the shipped weights and the video encoder."""
     findings = []
     spec = importlib.util.find_spec("lerobot_policy_razor")
     places = list(spec.submodule_search_locations or []) if spec else []
     weights = [p for p in places if (Path(p) / "weights/razor-base/model.safetensors").is_file()]
     if weights:
-        findings.append(Finding("ok", "razor-base", "shipped weights found"))
+        findings.append(Finding("ok", "razor-base", "shipped weights are installed"))
     else:
-        remedy = "Get the repository again, or make them: `robo-razor pretrain`."
+        remedy = "Get the repository again, or make them with `robo-razor pretrain`."
         findings.append(Finding("wrong", "razor-base", "shipped weights are missing", remedy))
     try:
         import imageio_ffmpeg

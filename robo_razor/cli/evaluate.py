@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robo_razor.core.metrics import NEW, PRIOR
 from robo_razor.core.plain_text import literal, printable
 from robo_razor.core.settings.config import EvaluateConfig
 from robo_razor.core.types import SkillResult
@@ -16,7 +17,7 @@ from robo_razor.evaluation.evaluate import evaluate_as_set
 
 
 def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, SkillResult]:
-    """Evaluate a policy as the settings say, show a table, and write the result if a file is named.
+    """Evaluate a policy as the settings say, show a table, and write the result to `json`.
 
     Args:
         config: Settings of `robo-razor evaluate`.
@@ -44,15 +45,15 @@ def run_evaluate(config: EvaluateConfig, console: Console | None = None) -> dict
 def show_results(
     config: EvaluateConfig, results: Mapping[str, SkillResult], console: Console
 ) -> None:
-    """Print a table of results, and which intervals are wider than asked for."""
+    """Print a table of results, and the skills whose intervals are still too wide."""
     source = config.manifest or f"start states from seed {config.seed_offset}"
     console.print(results_table(results, f"{config.policy}, {config.mode}, {source}"))
     for skill, result in results.items():
         low, high = result.interval
         if config.until_width is not None and high - low > config.until_width:
             console.print(
-                f"{printable(skill)}: {result.n} episodes leave the interval {high - low:.3f} "
-                f"wide, more than {config.until_width:g}; give it more (`--episodes`).",
+                f"{printable(skill)}: after {result.n} episodes the interval is {high - low:.3f} "
+                f"wide, more than {config.until_width:g}; allow more episodes (`--episodes`).",
                 markup=False,
             )
 
@@ -74,7 +75,7 @@ def results_table(results: Mapping[str, SkillResult], title: str = "") -> Table:
             str(result.n),
             f"{result.mean_control_steps:.0f}",
         )
-    for role in ("prior", "new"):
+    for role in (PRIOR, NEW):
         rates = [r.success_rate for r in results.values() if r.role == role]
         if len(rates) > 1:
             table.add_section()

@@ -1,4 +1,4 @@
-"""Film policies side by side on the same start states, for the page of `robo-razor compare`."""
+"""Film policies side by side from the same start states, for the page of `robo-razor compare`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _episodes(
     small = replace(env_config, num_envs=len(states), num_workers=1)
     policies = [load_policy(model) for model in models]
     for policy in policies:
-        policy.rename(config.get("rename", ""), strict=False)  # some are of the run's data set
+        policy.rename(config.get("rename", ""), strict=False)  # some keys belong to the data set
     tasks = [task for task, _ in states]
     shape = policies[0].wanted_image_shape
     env = make_env(tasks[0], small, chunk_size=1, tasks=tasks, image_shape=shape)
@@ -91,7 +91,7 @@ def _episodes(
 def side_by_side(
     parts: Sequence[Iterable[NDArray[np.uint8]]],
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield frames with all parts next to each other; one that is over keeps its last picture."""
+    """Yield frames with all parts side by side; a part that has ended shows its last frame."""
     import numpy as np
 
     last: list[NDArray[np.uint8]] = []

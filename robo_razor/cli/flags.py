@@ -1,7 +1,7 @@
 """Settings as flags: the columns that tyro reads, and the two lengths of help.
 
-`--help` shows the settings that are marked where they are declared (`setting(..., main=True)`),
-`--help-all` shows all. A class that marks none shows all of its own in both.
+`--help` shows the settings that are declared with `setting(..., main=True)`; `--help-all` shows
+all. If a class marks none, both show all of its settings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from robo_razor.core.settings.conversion import MAIN, Settings, field_help, flat
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 
-RESUME_WORDS: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
+RESUME_VALUES: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
 """Values of finetune's `--resume`; alone it means true."""
 
 POSITIONAL: dict[type[Settings], tuple[str, str]] = {
@@ -37,33 +37,33 @@ POSITIONAL: dict[type[Settings], tuple[str, str]] = {
     ArchiveConfig: ("directory", "DIRECTORY"),
     ListConfig: ("kinds", "[KIND ...]"),
 }
-"""The setting that a command takes without a flag, and what the usage line calls it."""
+"""The setting that a command takes without a flag, and its name in the usage line."""
 
 WIDTH = 80
-"""Columns that a usage line fits into."""
+"""Columns of a usage line."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 type Column = tuple[str, Any, Any]
-"""Name, annotated type and default of a field that flags are read onto."""
+"""Name, annotated type and default of a field that a flag sets."""
 
 
-def asks_for_help(words: Sequence[str]) -> bool:
-    """Say whether the words ask for help, short or long."""
-    return any(word in words for word in (*HELP, HELP_ALL))
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Return whether the arguments ask for help, short or long."""
+    return any(word in argv for word in (*HELP, HELP_ALL))
 
 
 def columns(base: Settings) -> list[Column]:
-    """Return the field of every setting that there is a flag for."""
+    """Return the field of every setting that has a flag."""
     return list(_columns(base))
 
 
-def show_help(prog: str, base: Settings, words: Sequence[str], about: str) -> NoReturn:
-    """Print the help that the words ask for.
+def show_help(prog: str, base: Settings, argv: Sequence[str], about: str) -> NoReturn:
+    """Print the help that the arguments ask for.
 
     Args:
         prog: The command, for the usage line.
         base: Settings whose values are shown as defaults.
-        words: What was typed.
+        argv: The arguments.
         about: Text at the top.
 
     Raises:
@@ -71,37 +71,35 @@ def show_help(prog: str, base: Settings, words: Sequence[str], about: str) -> No
     """
     import tyro
 
-    every = columns(base)
-    shown = every if HELP_ALL in words else _main_columns(base, every)
-    flags = dataclasses.make_dataclass(type(base).__name__, shown, kw_only=True)
+    all_columns = columns(base)
+    listed = all_columns if HELP_ALL in argv else _main_columns(base, all_columns)
+    flags = dataclasses.make_dataclass(type(base).__name__, listed, kw_only=True)
     screen = _Screen()
     with contextlib.redirect_stdout(screen), contextlib.suppress(SystemExit):
         tyro.cli(flags, prog=prog, description=about, args=["--help"])
-    usage, _, rest = screen.text().partition("\n")
+    usage, _, body = screen.text().partition("\n")
     if len(_COLOUR.sub("", usage)) > WIDTH:
         usage = f"usage: {prog} [-h] [OPTIONS] {POSITIONAL.get(type(base), ('', ''))[1]}".rstrip()
-    sys.stdout.write(f"{usage}\n{rest}")
-    if _count(shown) < _count(every):
-        sys.stdout.write(
-            f"\n{_count(shown)} of {_count(every)} settings are shown; `{prog} {HELP_ALL}` shows "
-            "all.\n"
-        )
+    sys.stdout.write(f"{usage}\n{body}")
+    if _count(listed) < _count(all_columns):
+        count = f"{_count(listed)} of {_count(all_columns)}"
+        sys.stdout.write(f"\n{count} settings are shown; `{prog} {HELP_ALL}` shows all.\n")
     raise SystemExit(0)
 
 
 class _Screen(io.TextIOWrapper):
-    """Keeps what is printed, with the colours and boxes that standard output can show."""
+    """Collects printed text, with the colours and boxes that standard output can show."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", newline="")
         self._terminal = sys.stdout.isatty()
 
     def isatty(self) -> bool:
-        """Say whether it will be seen on a terminal."""
+        """Return whether the text will be shown on a terminal."""
         return self._terminal
 
     def text(self) -> str:
-        """Return what was printed."""
+        """Return the printed text."""
         self.seek(0)
         return self.read()
 
@@ -116,9 +114,10 @@ def _columns(base: Settings) -> Iterator[Column]:
             kind, value = _flag_of(base, item.name, kind)
         if kind is None:
             continue
-        marks: list[Any] = [_help(lines[item.name])]
+        hint = _hint(value, is_required=item.name == positional and not metavar.startswith("["))
+        marks: list[Any] = [_help(lines[item.name], hint=hint)]
         if item.name == positional:
-            marks = [_help(lines[item.name], metavar), *_positional()]
+            marks = [_help(lines[item.name], metavar, hint), *_positional()]
         yield item.name, _annotated(kind, marks), dataclasses.field(default=value)
     if isinstance(base, FinetuneConfig):
         name, about = base.method.name, f"Settings of `--method {base.method.name}`."
@@ -127,12 +126,12 @@ def _columns(base: Settings) -> Iterator[Column]:
 
 
 def _flag_of(base: FinetuneConfig, name: str, kind: Any) -> tuple[Any, Any]:
-    """Return type and default of a flag of `finetune`; None for the type: there is no such flag."""
+    """Return type and default of a flag of `finetune`; None as type: the flag does not exist."""
     if name == "method":
         return Literal.__getitem__(tuple(METHODS)), base.method.name
     if name == "resume":
-        word = next(word for word, meaning in RESUME_WORDS.items() if meaning == base.resume)
-        return Literal.__getitem__(tuple(RESUME_WORDS)), word
+        text = next(text for text, value in RESUME_VALUES.items() if value == base.resume)
+        return Literal.__getitem__(tuple(RESUME_VALUES)), text
     if name == "regularise":
         if not base.regularise:
             return None, None
@@ -150,13 +149,13 @@ def _flag_of(base: FinetuneConfig, name: str, kind: Any) -> tuple[Any, Any]:
 
 
 def _about(term: RegulariserSettings) -> str:
-    """Return what is said above the flags of a regulariser."""
+    """Return the text above the flags of a regulariser."""
     line = (type(term).__doc__ or "").strip().splitlines()[0]
-    return f"{line} Any flag of this box adds this penalty to the loss; without one there is none."
+    return f"{line} Set any flag of this box to add the penalty to the loss."
 
 
 def _main_columns(base: Settings, all_columns: Sequence[Column]) -> list[Column]:
-    """Return the columns of a short help: those that are marked, and of sections likewise."""
+    """Return the columns of a short help: the marked ones, in sections too."""
     names = _main_names(base)
     if names is None:
         return list(all_columns)
@@ -171,24 +170,24 @@ def _main_columns(base: Settings, all_columns: Sequence[Column]) -> list[Column]
 
 
 def _main_names(settings: Settings) -> set[str] | None:
-    """Return the names of the settings that are marked; None: none is, so all are shown."""
+    """Return the names of the marked settings; None: none is marked, so all are shown."""
     names = {item.name for item in dataclasses.fields(settings) if item.metadata.get(MAIN)}
     return names or None
 
 
 def _short_section(name: str, settings: Settings) -> Column:
-    """Return a section with the settings of a short help only."""
-    every = columns(settings)
+    """Return a section with the marked settings only."""
+    all_columns = columns(settings)
     names = _main_names(settings)
-    chosen = [column for column in every if names is None or column[0] in names]
+    chosen = [column for column in all_columns if names is None or column[0] in names]
     section = dataclasses.make_dataclass(type(settings).__name__, chosen, frozen=True, kw_only=True)
     about = f"Settings of `--method {name}`."
     return name, _annotated(section, [_help(about)]), dataclasses.field(default=section())
 
 
-def _count(shown: Sequence[Column]) -> int:
-    """Return how many settings some columns have, those in sections among them."""
-    return sum(_size(default.default) for _, _, default in shown)
+def _count(listed: Sequence[Column]) -> int:
+    """Return how many settings some columns have, those in sections included."""
+    return sum(_size(default.default) for _, _, default in listed)
 
 
 def _size(value: Any) -> int:
@@ -198,7 +197,7 @@ def _size(value: Any) -> int:
 
 
 def flag_names(base: Settings) -> set[str]:
-    """Return all flags, without their dashes in front."""
+    """Return all flags, without their leading dashes."""
     names: set[str] = set()
     for key, value in flatten(to_dict(base)).items():
         flag = key.replace("_", "-")
@@ -213,10 +212,17 @@ def _annotated(kind: Any, marks: list[Any]) -> Any:
     return Annotated.__class_getitem__((kind, *marks))  # type: ignore[attr-defined]
 
 
-def _help(line: str, metavar: str | None = None) -> Any:
+def _help(line: str, metavar: str | None = None, hint: str | None = None) -> Any:
     import tyro
 
-    return tyro.conf.arg(help=line, metavar=metavar)
+    return tyro.conf.arg(help=line, metavar=metavar, help_behavior_hint=hint)
+
+
+def _hint(value: Any, *, is_required: bool) -> str | None:
+    """Return the remark after a setting's help where its default is empty; None: tyro's own."""
+    if value not in ("", ()):
+        return None
+    return "(required)" if is_required else "(default: none)"
 
 
 def _positional() -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""What there is to choose from: tasks, methods, what can be added to them, policies, files."""
+"""`robo-razor list`: tables of tasks, methods, regularisers, predictors, policies and files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from robo_razor.core.settings.shipped import EXPERIMENTS, about_file, shipped_fi
 SHIPPED_POLICIES = {"razor-base": "The base that ships with robo-razor; knows all prior skills."}
 
 OVERVIEW = ("tasks", "methods", "regularisers", "policies")
-"""What is listed where nothing is named."""
+"""The tables to print if the command names none."""
 
 
 def run_list(config: ListConfig, console: Console | None = None) -> None:
-    """Print what there is to choose from.
+    """Print tables of what a user can choose from.
 
     Args:
-        config: Settings of `robo-razor list`. Without `kinds`: those of `OVERVIEW`; `skills` are
-            the tasks' short names, and importing LeRobot or the predictors takes seconds.
+        config: Settings of `robo-razor list`. Without `kinds`: the tables of `OVERVIEW`, which
+            import neither LeRobot nor the predictors.
         console: Where it is shown; default: standard output.
 
     Raises:
@@ -83,8 +83,8 @@ def lerobot_table() -> Table:
         default = next(item.default for item in dataclasses.fields(config) if item.name == "task")
         table.add_row(kind, f"{PREFIX}{kind}/{default}" if default else "-")
     table.caption = (
-        'Most need `pip install "lerobot[TYPE]"`; docs/how-to/lerobot.md says what was run. The '
-        "tasks are the defaults of LeRobot's configs, not all of which are up to date."
+        'Most need `pip install "lerobot[TYPE]"`; docs/how-to/lerobot.md lists what was tested. '
+        "The tasks are the defaults of LeRobot's configs; some are outdated."
     )
     return table
 
@@ -95,8 +95,8 @@ def method_table() -> Table:
     for name in METHODS:
         table.add_row(name, _about(METHODS.get(name)))
     table.caption = (
-        "`robo-razor finetune --method NAME --help` shows a method's settings. PPO with advantages "
-        "within groups (no critic) is `grpo`."
+        "`robo-razor finetune --method NAME --help` shows a method's settings. `grpo` is PPO with "
+        "advantages within groups, without a critic."
     )
     return table
 
@@ -106,7 +106,7 @@ def regulariser_table() -> Table:
     table = _table("Regularisers", "name", "what it penalises")
     for name in REGULARISERS:
         table.add_row(name, _about(REGULARISERS.get(name)))
-    table.caption = "Any number with any method: `--regularise.NAME.weight 0.1`."
+    table.caption = "Add any number to any method: `--regularise.NAME.weight 0.1`."
     return table
 
 
@@ -117,7 +117,8 @@ def predictor_table() -> Table:
         predictor = PREDICTORS.get(name)
         table.add_row(name, predictor.label, predictor.cost)
     table.caption = (
-        "Measured at every checkpoint beside the KL, expensive ones with `--tracking.distances`."
+        "Measured at every checkpoint, in addition to the KL; expensive ones only with "
+        "`--tracking.distances`."
     )
     return table
 
@@ -138,7 +139,7 @@ def _about(item: object) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """Return a table whose names are folded where they are too long, not cut."""
+    """Return a table that folds long names instead of cutting them."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""`robo-razor manifest`: write down start states, or check that they are still the same."""
+"""`robo-razor manifest`: write start states to a file, or check that they are still the same."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def run_manifest(config: ManifestConfig, console: Console | None = None) -> Mani
 
 
 def check_text(config: ManifestConfig, check: ManifestCheck) -> str:
-    """Say how many start states are as a manifest says."""
+    """Return how many start states agree with a manifest."""
     n = len(check.manifest)
     part = "all" if check.known == n else f"{check.known} of"
-    text = f"{config.check}: {part} {n} start states are as the manifest says."
-    return text if check.known == n else f"{text} The others have no hash there."
+    text = f"{config.check}: {part} {n} start states are as in the manifest."
+    return text if check.known == n else f"{text} It has no hash for the others."

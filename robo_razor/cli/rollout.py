@@ -1,4 +1,4 @@
-"""`robo-razor rollout`: run a policy on a task and say how often it succeeded."""
+"""`robo-razor rollout`: run a policy on a task and print how often it succeeded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT_EVERY_S = 10.0
 
 
 def run_rollout(config: RolloutConfig, console: Console | None = None) -> EpisodeBatch:
-    """Run a policy on a task as the settings say, print its success, and film it if asked to.
+    """Run a policy on a task as the settings say, print its success, and write the video.
 
     Args:
         config: Settings of `robo-razor rollout`.
@@ -61,7 +61,7 @@ def show_rollout(config: RolloutConfig, rollout: Rollout, console: Console) -> N
 
 
 def progress_lines() -> Progress:
-    """Return a progress that writes a line to standard error now and then."""
+    """Return a callback that writes a line to standard error now and then."""
     last = time.monotonic()
 
     def progress(finished: int, total: int, successes: int) -> None:

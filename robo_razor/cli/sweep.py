@@ -1,4 +1,4 @@
-"""`robo-razor sweep`: read the experiment, run it, show where its runs stand."""
+"""`robo-razor sweep`: read the experiment, run it, show the state of its runs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def run_sweep(
     Args:
         config: The file and how to run it.
         console: Where progress is shown; default: standard output.
-        launcher: Where runs go; None: what `config.backend` says.
+        launcher: Starts the runs; None: the launcher that `config.backend` names.
 
     Returns:
-        Every run of the file and where it stands.
+        Every run of the file and its state.
 
     Raises:
         SweepError: Some runs failed; all others were run.
-        RoboRazorError: The file or the directory cannot be used; nothing was started.
+        RoboRazorError: The file or the directory cannot be used; no run was started.
         KeyboardInterrupt: The sweep was interrupted; running runs saved themselves first.
     """
     if not config.file:
@@ -74,7 +74,7 @@ def _launcher(config: SweepConfig, plan: Plan) -> Launcher:
 
 
 def _check_tasks(configs: list[FinetuneConfig]) -> None:
-    """Refuse tasks that there are not, before a night is spent on the others."""
+    """Refuse unknown tasks, before the other runs take a night."""
     from robo_razor.rollout.environments import check_tasks, import_env_packages, named_tasks
 
     seen = set()
@@ -100,7 +100,7 @@ class _Screen:
         self._print("\n".join([*lines, f"{len(chosen)} runs in {plan.out}"]))
 
     def follow(self, sweep: Sweep) -> None:
-        """Run a sweep and show how it goes, and the table of its runs at the end."""
+        """Run a sweep, show its progress, and at the end the table of its runs."""
         self._sweep, out = sweep, sweep.plan.out
         self.note(f"Sweep {sweep.plan.head.name}, {sweep.launcher.parallel} at a time, in {out}")
         try:
@@ -113,14 +113,14 @@ class _Screen:
         self.note(f"Written to {out}: {RECORD}, {TABLE}")
 
     def note(self, text: str) -> None:
-        """Print a line, with how many runs are done and how long the others will take."""
+        """Print a line, with the number of finished runs and the time for the others."""
         sweep = self._sweep
         if sweep is None:
             self._print(text)
             return
         done = sum(item.state is State.FINISHED for item in sweep.chosen)
-        left = sweep.seconds_left()
-        about = f", about {format_seconds(left)} left" if left else ""
+        seconds = sweep.seconds_left()
+        about = f", about {format_seconds(seconds)} left" if seconds else ""
         self._print(f"[{done}/{len(sweep.chosen)}{about}] {text}")
 
     def _print(self, text: str) -> None:
@@ -129,7 +129,7 @@ class _Screen:
 
 
 def _table(items: list[Progress]) -> Table:
-    """Return the runs, their states, and what their last checkpoints say."""
+    """Return a table of the runs, their states and the numbers of their last checkpoints."""
     table = Table("state", "step", "new", "prior", "retention", "time")
     table.add_column("run", overflow="fold")
     for item in items:

@@ -1,4 +1,4 @@
-"""`robo-razor finetune` and `robo-razor pretrain`: call them, and say what can be done next."""
+"""`robo-razor finetune` and `robo-razor pretrain`: run them, and print the next commands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from rich.console import Console
 
 from robo_razor.core.plain_text import printable
 from robo_razor.core.run import messages
+from robo_razor.core.run.display import Display
 from robo_razor.core.settings.config import FinetuneConfig, PretrainConfig
 from robo_razor.training.pretrain import pretrain
 from robo_razor.training.trainer import FinetuneResult, finetune
 
 
 def run_finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
-    """Fine-tune as the settings say, and print where the run is and what can be done with it.
+    """Fine-tune as the settings say, and print the run's directory and the next commands.
 
     Args:
         config: Settings of `robo-razor finetune`.
@@ -24,14 +25,14 @@ def run_finetune(config: FinetuneConfig, console: Console | None = None) -> Fine
         RoboRazorError: Something does not fit; nothing was overwritten.
     """
     console = console or Console()
-    result = finetune(config, console)
-    if os.environ.get("RANK", "0") == "0":  # of several ranks the first speaks
+    result = finetune(config, Display(console))
+    if os.environ.get("RANK", "0") == "0":  # of several ranks only the first prints
         _print(messages.what_next(result.run), console)
     return result
 
 
 def run_pretrain(config: PretrainConfig, console: Console | None = None) -> None:
-    """Make a base policy as the settings say, and print what can be done with it.
+    """Make a base policy as the settings say, and print the next commands.
 
     Args:
         config: Settings of `robo-razor pretrain`.

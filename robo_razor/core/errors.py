@@ -48,7 +48,7 @@ class RegistryError(RoboRazorError):
 
 
 class PolicyError(RoboRazorError):
-    """A policy cannot be found, loaded or used for what was asked."""
+    """A policy cannot be found, loaded or used for this purpose."""
 
 
 class PolicyEnvMismatchError(PolicyError):
@@ -92,13 +92,13 @@ def _sentence(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value that a user gave as an error may quote it: short, whatever it holds.
+    """Return a short text for a value that a user gave, so that an error can quote it.
 
-    Text of megabytes, nesting, or aliases of YAML that stand for 10^9 items cost no time.
+    It stays fast for megabytes of text, deep nesting, and YAML aliases that stand for 10^9 items.
     """
     try:
         text = _SHORT.repr(value)
-    except (RecursionError, ValueError):  # too deep; a number of more digits than may be printed
+    except (RecursionError, ValueError):  # nested too deeply; a number with too many digits
         return f"a {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -115,13 +115,13 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 def unknown_name(
     kind: str, name: str, options: Iterable[str], remedy: str | None = None
 ) -> UnknownNameError:
-    """Build the error for a `name` that is none of `options`.
+    """Build the error for a `name` that is not among `options`.
 
     Args:
         kind: What the name stands for, e.g. `"method"`.
         name: What was given.
         options: What would have been accepted.
-        remedy: What to do, when there is more to say than the list.
+        remedy: What to do, where the list of options is not enough.
     """
     names = sorted(options)
     return UnknownNameError(

@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 from robo_razor.core.errors import CheckpointError, ConfigError, shown
 
 MAX_TEXT_BYTES = 256 * 2**20
-"""Text files beyond this size are refused: none of ours comes near."""
-
+"""Larger text files are refused; those of robo-razor are far smaller."""
 
 _LEFTOVER = re.compile(r"^\.(?P<name>.+)\.\d+(\.\d+)?\.(?P<kind>tmp|old)$")
 """Names of files and directories that are being written or replaced, with the process's number."""
@@ -49,7 +48,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, so that they are there after a loss of power too."""
+    """Make a directory and its parents; they survive a loss of power."""
     if path.is_dir():
         return
     make_directory(path.parent)
@@ -86,9 +85,9 @@ def open_file(path: str | Path) -> BinaryIO:
     """Open a file that a stranger may have made, for reading.
 
     Raises:
-        OSError: It cannot be read, or is not a file but, say, a pipe, which nobody would write to.
+        OSError: It cannot be read, or is not a regular file (a pipe, for example).
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a file", str(path))
@@ -157,8 +156,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 def replace_link(link: Path, target: str) -> None:
     """Point `link` at `target` (relative to the link's directory), atomically.
 
-    What a copy of the directory made of the link goes: a folder, or a file that holds the target.
-    Where the file system has no links, such a file is written.
+    A copy of the directory may have turned the link into a folder or into a file that holds the
+    target; either is replaced. A file system without links gets such a file.
     """
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -177,7 +176,7 @@ def replace_link(link: Path, target: str) -> None:
 
 
 def read_link(link: Path) -> str | None:
-    """Return what a link points at, also where a copy made it a small text file; else None."""
+    """Return the target of a link, or of the text file that a copy made of it; None: neither."""
     try:
         if link.is_symlink():
             return os.readlink(link)
@@ -188,7 +187,7 @@ def read_link(link: Path) -> str | None:
 
 @contextlib.contextmanager
 def _set_aside(target: Path) -> Iterator[None]:
-    """Make room for what replaces a directory, and bring it back if that fails."""
+    """Move a directory out of the way of its replacement; bring it back if that fails."""
     if not target.exists():
         yield
         return
@@ -203,7 +202,7 @@ def _set_aside(target: Path) -> Iterator[None]:
 
 
 def clear_leftovers(root: Path) -> None:
-    """Remove what killed writers left below a directory; bring back what one had set aside."""
+    """Remove the temporary files of killed writers below a directory; restore what they moved."""
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
             leftover = _LEFTOVER.match(name)
@@ -221,7 +220,7 @@ def clear_leftovers(root: Path) -> None:
 
 
 def lock(file: BinaryIO, *, shared: bool = False) -> bool | None:
-    """Lock an open file for this process without waiting; closing it lets go of the lock.
+    """Lock an open file for this process without waiting; closing it releases the lock.
 
     Args:
         file: The file.
@@ -253,9 +252,9 @@ def _flush_directory(path: Path) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """Return nested plain values with None in place of numbers that JSON has not: NaN, infinity.
+    """Return nested plain values with None in place of NaN and infinity, which JSON does not have.
 
-    For results: hours of work are not lost because one of their numbers does not exist.
+    For results: one number that does not exist must not cost hours of work.
     """
     if isinstance(value, float):
         return finite(value)
@@ -273,7 +272,7 @@ def finite(value: float) -> float | None:
 
 @contextlib.contextmanager
 def raising_os_errors(path: Path) -> Iterator[None]:
-    """Raise what safetensors says of the operating system as the `OSError` that it was."""
+    """Raise the `OSError` that a safetensors error was made of."""
     from safetensors import SafetensorError
 
     try:
@@ -287,7 +286,7 @@ def raising_os_errors(path: Path) -> Iterator[None]:
 
 
 def system_refusal(error: BaseException) -> str:
-    """Return what the operating system refused, and where, as a sentence for people."""
+    """Return a sentence that says what the operating system refused, and where."""
     if isinstance(error, OSError) and error.strerror:
         places = [str(name) for name in (error.filename, error.filename2) if name is not None]
         at = f": {' and '.join(places)}" if places else ""
@@ -296,24 +295,24 @@ def system_refusal(error: BaseException) -> str:
 
 
 def check_writable(path: str | Path, setting: str, *, directory: bool = False) -> None:
-    """Check that an output can be written, before the work that it is for; nothing is left behind.
+    """Check before long work that its output can be written; the check leaves nothing behind.
 
     Args:
-        path: The file or directory to be.
+        path: The file or directory to write.
         setting: The setting that names it, for the error.
-        directory: Whether a directory is wanted.
+        directory: Whether it is a directory.
 
     Raises:
-        ConfigError: Something of another kind is there, or the system does not let us write.
+        ConfigError: Something of another kind has this name, or the system refuses to write.
     """
     target = Path(path)
     made: list[Path] = []
     try:
         if target.exists() and not (target.is_dir() if directory else target.is_file()):
-            there = "a directory" if target.is_dir() else "no plain file"
-            wanted = "a directory" if directory else "a file"
+            kind = "a directory" if target.is_dir() else "not a plain file"
+            expected = "a directory" if directory else "a file"
             raise ConfigError(
-                f"`{setting}` = {shown(str(path))} is {there}, and {wanted} is written there",
+                f"`{setting}` = {shown(str(path))} is {kind}, but {expected} must be written there",
                 remedy="Choose another name.",
             )
         parent = target if directory else target.parent
@@ -321,7 +320,7 @@ def check_writable(path: str | Path, setting: str, *, directory: bool = False) -
             if not folder.exists():
                 folder.mkdir()
                 made.append(folder)
-        # As long as the names that are written beside a file on the way.
+        # As long as the temporary names that are written later.
         name = "directory" if directory else f"{target.name}.unfinished"
         probe = parent / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
         probe.touch()

@@ -1,9 +1,9 @@
 """What a result depends on beyond its episodes: versions, machine, renderer, code, policy, config.
 
-`differences` says what makes two results unlike. Decisive are the versions of what simulates and
-infers, the OpenGL renderer, and the settings that change what a policy sees or how long it may
-take. Everything else (processor, threads, git state, other settings) is noted, because it changes
-no more than the last bits, or is what the two results are compared for.
+`differences` lists what makes two results incomparable. Three things are decisive: the versions of
+the packages that simulate and infer, the OpenGL renderer, and the settings that change what a
+policy sees or how long it may take. Everything else (processor, threads, git state, other settings)
+is harmless: it changes the last bits only, or is what the comparison is about.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DECISIVE_PACKAGES = (
 PACKAGES = (
     *DECISIVE_PACKAGES,
     *("transformers", "safetensors"),
-    *("metaworld", "gym-pusht", "gym-aloha"),  # simulators of LeRobot's
+    *("metaworld", "gym-pusht", "gym-aloha"),  # LeRobot's simulators
 )
 
 DECISIVE_SETTINGS = (
@@ -48,7 +48,7 @@ DECISIVE_SETTINGS = (
     "flow.noise",
     "flow.num_steps",
 )
-"""Settings without which two success rates, or two divergences, are not about the same thing."""
+"""Settings that must be equal if two success rates, or two divergences, are to be compared."""
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _GIT_TIME_LIMIT_S = 10.0
@@ -106,18 +106,18 @@ def _git(checkout: Path, *arguments: str) -> str | None:
 
 
 class HashedModule(Protocol):
-    """What is read of a policy's module: a torch module has it."""
+    """The part of a torch module that a hash reads."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return name -> tensor of all weights."""
 
 
 class HashedPolicy(Protocol):
-    """What is read of a `Policy`, of which the core knows nothing more."""
+    """The part of a `Policy` that a hash reads."""
 
     @property
     def module(self) -> HashedModule:
-        """Return what has the weights."""
+        """Return the module with the weights."""
 
     @property
     def preprocessor(self) -> Any:
@@ -129,7 +129,7 @@ class HashedPolicy(Protocol):
 
     @property
     def device(self) -> object:
-        """Return where it computes."""
+        """Return the device that it computes on."""
 
 
 def policy_hash(policy: HashedPolicy) -> str:
@@ -146,7 +146,7 @@ def policy_hash(policy: HashedPolicy) -> str:
     for name, tensor in _tensors(policy):
         value = tensor.detach().cpu().contiguous()
         if value.is_floating_point() and value.element_size() < 4:
-            value = value.float()  # what a run trains beside it decides how it is kept
+            value = value.float()  # runs may store the same numbers in another precision
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -167,7 +167,7 @@ def fingerprint(
     env: object = None,
     config: Settings | None = None,
 ) -> dict[str, Any]:
-    """Return what should be the same for two results to be comparable.
+    """Return what should be equal for two results to be comparable.
 
     Args:
         policy: The `Policy` that was measured; adds its hash and device.
@@ -195,40 +195,44 @@ def fingerprint(
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], *, harmless: bool = False
 ) -> list[str]:
-    """Say what makes two results unlike.
+    """Return what makes two results incomparable.
 
     Args:
         first: Fingerprint of one result.
-        second: Fingerprint of the other. What either does not have does not count.
-        harmless: Also list what does not stand in the way of a comparison.
+        second: Fingerprint of the other. A value that either lacks does not count.
+        harmless: Also list the harmless differences.
 
     Returns:
         One clause per difference, the decisive ones first; empty: they can be compared.
     """
-    one, two = flatten(dict(first)), flatten(dict(second))
-    keys = [key for key in (*one, *(k for k in two if k not in one)) if _differ(one, two, key)]
-    decisive = [key for key in keys if _is_decisive(key, one, two)]
-    shown = [*decisive, *(key for key in keys if key not in decisive)] if harmless else decisive
-    return [f"{_label(key)}: {one[key]}{AGAINST}{two[key]}" for key in shown]
+    first_values, second_values = flatten(dict(first)), flatten(dict(second))
+    keys = [
+        key
+        for key in (*first_values, *(k for k in second_values if k not in first_values))
+        if _differ(first_values, second_values, key)
+    ]
+    decisive = [key for key in keys if _is_decisive(key, first_values, second_values)]
+    listed = [*decisive, *(key for key in keys if key not in decisive)] if harmless else decisive
+    return [f"{_label(key)}: {first_values[key]}{AGAINST}{second_values[key]}" for key in listed]
 
 
-def _differ(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> bool:
+def _differ(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> bool:
     if key.startswith("config."):  # None is a value there
-        return key in one and key in two and one[key] != two[key]
-    a, b = one.get(key), two.get(key)
+        return key in first and key in second and first[key] != second[key]
+    a, b = first.get(key), second.get(key)
     if key.startswith("packages.") and a and b:  # 2.7.1+cpu and 2.7.1+cu126 are one release
         a, b = str(a).split("+")[0], str(b).split("+")[0]
     return a is not None and b is not None and a != b
 
 
-def _is_decisive(key: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+def _is_decisive(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     section, _, name = key.partition(".")
     if section == "packages":
         return name in DECISIVE_PACKAGES
     if section == "config":
         return name in DECISIVE_SETTINGS
     if key == "gl_backend":  # says less than the renderer's name
-        return not (one.get("gl_renderer") and two.get("gl_renderer"))
+        return not (first.get("gl_renderer") and second.get("gl_renderer"))
     return key == "gl_renderer"
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, during work that must be done whole or not at all."""
+"""Signals that ask a run to stop, while it does work that must not be cut in half."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Ctrl-C, a scheduler's notice, a closed terminal, and the notice that a user can ask Slurm for."""
+"""Ctrl-C, a scheduler's notice, a closed terminal, and the notice that Slurm sends on request."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked the process to stop.
 
     Attributes:
-        signal: Which it was.
+        signal: The signal.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
@@ -39,7 +39,7 @@ class Interrupts:
         self._number: int = signal.SIGINT
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise `Interrupted`, or keep it for `release`; a signal handler."""
+        """Raise `Interrupted` now, or leave it to `release`; a signal handler."""
         self._number = number
         if self.postponed and not self.pending:
             self.pending = True
@@ -68,16 +68,16 @@ def interruptible() -> Iterator[Interrupts]:
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let a function hear the signals inside the block; does nothing outside the main thread.
+    """Call a function on the signals inside the block; does nothing outside the main thread.
 
-    A closed terminal stays ignored where the process was started so (`nohup`).
+    A process that was started with `nohup` keeps ignoring a closed terminal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     has_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    heard = [number for number in SIGNALS if not (has_nohup and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, handler) for number in heard}
+    handled = [number for number in SIGNALS if not (has_nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:

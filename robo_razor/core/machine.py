@@ -1,6 +1,6 @@
 """This machine: its cores, memory, disk and limits, and what torch computes with.
 
-What the operating system would refuse later is asked before long work starts.
+The checks here run before long work starts, so that the operating system refuses nothing later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 DEEPEST = "checkpoints/.000000.0000000.tmp/pretrained_model/" + "x" * 80
 """About the longest name that a run writes below its directory."""
 DESCRIPTORS, PER_WORKER = 48, 4
-"""Files that a process of ours has open: by itself, and for each worker it starts."""
+"""Files that one of our processes has open: by itself, and for each worker that it starts."""
 
 _KEPT_BYTES = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -45,8 +45,8 @@ class torch_threads:  # in lower case: it reads like a function where it is used
 
     Args:
         threads: Number of threads; None: one per core that this process may use.
-        processes: As many processes share the cores.
-        beside: So many cores are left to the workers of an environment, as long as one remains.
+        processes: Processes that share the cores.
+        beside: Cores that are left to the workers of an environment, as long as one remains.
     """
 
     def __init__(self, threads: int | None, processes: int = 1, beside: int = 0) -> None:
@@ -75,14 +75,19 @@ def resolve_device(device: str) -> str:
     if device != "auto":
         kind, _, index = device.partition(":")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        here = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-        here += ["mps"] if torch.backends.mps.is_available() else []
-        if device in here:
+        devices = [
+            "auto",
+            "cpu",
+            *(["cuda"] if count else []),
+            *(f"cuda:{i}" for i in range(count)),
+        ]
+        devices += ["mps"] if torch.backends.mps.is_available() else []
+        if device in devices:
             return device
-        problem = "is none that this toolkit knows"
+        problem = "is unknown"
         if kind == "cuda" and (index.isdecimal() or not index):
-            problem = f"is not here: torch sees {count or 'no'} CUDA device{'s' * (count != 1)}"
-        raise ConfigError(f"The device {device!r} (`device`) {problem}", allowed=", ".join(here))
+            problem = f"is missing: torch sees {count or 'no'} CUDA device{'s' * (count != 1)}"
+        raise ConfigError(f"The device {device!r} (`device`) {problem}", allowed=", ".join(devices))
     # With several ranks the launcher's own device is the current one, see `ranks`.
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -94,15 +99,15 @@ def available_bytes(info: Path = INFO, group: Path = GROUP) -> int | None:
     """Return the memory that is free here, bytes; None where the system does not say.
 
     Args:
-        info: What Linux says of the machine.
-        group: What it says of the container (control group v2), whose limit may be lower.
+        info: Linux's file about the machine.
+        group: Its folder about the container (control group v2), whose limit may be lower.
     """
     known = [free for free in (_of_machine(info), _of_container(group)) if free is not None]
     return min(known, default=None)
 
 
 def local_processes() -> int:
-    """Return how many processes of a run share this machine's memory, as its launcher says."""
+    """Return how many processes of a run share this machine's memory, from its launcher."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 10 else 1
 
@@ -117,7 +122,7 @@ def _of_container(group: Path) -> int | None:
         used = int((group / "memory.current").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
-    # What files left in memory counts as used, but it is given up when it is needed.
+    # Cached files count as used, but the system drops them when it needs the memory.
     return max(0, limit - used + (_entry(group / "memory.stat", "inactive_file", 1) or 0))
 
 
@@ -134,12 +139,12 @@ def _entry(file: Path, name: str, unit: int) -> int | None:
 def keep_freed_memory() -> bool:
     """Let the C library keep up to 1 GiB of freed memory for the next tensors, where it is glibc.
 
-    By default it gives blocks above 32 MiB back to the system at once, and the kernel zeroes them
-    anew at every gradient step: a tenth of a step's time. Results do not change.
+    By default it returns blocks above 32 MiB to the system at once, and the kernel zeroes them
+    again at every gradient step: a tenth of a step's time. Results do not change.
 
     Returns:
-        Whether anything was set: not where the user chose (`MALLOC_*`, `GLIBC_TUNABLES`) or the
-        library is another one.
+        Whether anything was set. Nothing is set where the user chose (`MALLOC_*`,
+        `GLIBC_TUNABLES`) or the library is another one.
     """
     chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if chosen or platform.libc_ver()[0] != "glibc":
@@ -179,9 +184,9 @@ def check_room(directory: str | Path, checkpoint_bytes: int, checkpoints: int) -
     """Check that a run's checkpoints will fit on the disk.
 
     Args:
-        directory: Where the run goes; it need not be there yet.
+        directory: The run's directory; it need not exist yet.
         checkpoint_bytes: Size of one.
-        checkpoints: How many are there at a time.
+        checkpoints: Checkpoints on disk at a time.
 
     Raises:
         RunDirectoryError: They do not.
@@ -191,8 +196,8 @@ def check_room(directory: str | Path, checkpoint_bytes: int, checkpoints: int) -
     free, needed = shutil.disk_usage(place).free, checkpoint_bytes * checkpoints
     if free < needed:
         raise RunDirectoryError(
-            f"The disk of {str(place)!r} has {free / 2**20:,.0f} MiB free, and up to {checkpoints} "
-            f"checkpoints of about {checkpoint_bytes / 2**20:,.0f} MiB will be there at a time",
+            f"The disk of {str(place)!r} has {free / 2**20:,.0f} MiB free, but the run needs room "
+            f"for {checkpoints} checkpoints of about {checkpoint_bytes / 2**20:,.0f} MiB",
             remedy="Make room, write elsewhere with `--out`, or keep fewer (`--checkpoint.keep`).",
         )
 

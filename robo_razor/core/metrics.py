@@ -1,6 +1,6 @@
-"""What a run measures: the names and the format of everything that it writes down about itself.
+"""What a run measures: the names and the format of everything that it records.
 
-Three files hold it, and this module alone knows what is in them:
+Three files hold it, and this module alone knows their content:
 
 - `eval/<step>/summary.json`, a `Summary`: what was measured at one checkpoint;
 - `eval/<step>/episodes.jsonl`, an `EpisodeEntry` per line: every episode of that checkpoint;
@@ -37,24 +37,24 @@ from robo_razor.core.records import (
     record_key,
     table,
     table_key,
+    text,
     whole,
-    words,
 )
 
 VERSION = 1
 """Of the format of `summary.json`; a file that does not name one has this."""
 MAX_SKILLS = 1000
-"""Prior skills of a run; every table and figure has a line for each."""
+"""Most prior skills of a run; every table and figure has a line for each."""
 MAX_PREDICTORS = 200
-"""Distances that are fitted, those on the states of single skills apart."""
+"""Most distances that are fitted, those on the states of single skills not counted."""
 MAX_EPISODES = 200_000
-"""Episodes of one evaluation."""
+"""Most episodes of one evaluation."""
 MAX_FILE_BYTES = 8 * 2**20
-"""Size of a summary or a fingerprint."""
+"""Largest size of a summary or a fingerprint."""
 MAX_LINE_BYTES = 2**20
-"""Length of one line of metrics or episodes."""
+"""Greatest length of one line of metrics or episodes."""
 DAMAGED_EVALUATION = (
-    "It was cut off by a crash or a full disk, or changed by hand: delete that evaluation "
+    "A crash or a full disk cut it off, or somebody changed it: delete that evaluation "
     "(`eval/STEP`; the others stay usable), or leave the run out."
 )
 """What to do about an evaluation that cannot be read."""
@@ -68,7 +68,7 @@ KL_TUNED_BASE = "kl_tuned_base"
 """KL(tuned || base), nats per decision."""
 KL_DIRECTIONS = (KL_BASE_TUNED, KL_TUNED_BASE)
 SURROGATE = "surrogate"
-"""What stands in the place of the KL where a policy has no density."""
+"""The measure that replaces the KL where a policy has no density."""
 
 NEW_BASE = "new_base_visited"
 """States that the base visits when it tries the new task."""
@@ -78,8 +78,10 @@ PRIOR = "prior"
 """States that the base visits on the prior skills; also the role of these skills."""
 NEW = "new"
 """The role of the task that is learnt."""
+DEMONSTRATIONS = "demonstrations"
+"""States of the demonstrations that a policy learns from."""
 MAIN_STATES = (NEW_BASE, NEW_TUNED, PRIOR)
-"""States on which the KL divergences stand in the summary itself."""
+"""States for which the summary itself has the KL divergences."""
 
 FORWARD_KL = f"{KL_BASE_TUNED}/{NEW_BASE}"
 """The paper's predictor: KL(base || tuned) on states that the base visits on the new task."""
@@ -105,7 +107,7 @@ TRAIN_LOSS = "train/loss"
 TRAIN_KL = f"train/{KL_BASE_TUNED}"
 """KL(base || tuned) on the states of one update, nats per decision."""
 EVALUATION = ("eval/", "forgetting/", "distances/", TRACKING_SHARE)
-"""What the keys of a checkpoint's numbers begin with, see `summary_metrics`."""
+"""Beginnings of the keys of a checkpoint's numbers, see `summary_metrics`."""
 
 
 # --- summary.json ---------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ _RATE_OR_NULL = Key(optional(number(0.0, 1.0)))
 _NUMBER = Key(optional(number()))
 _SECONDS = Key(optional(number(0.0, MAX_ELAPSED_S)))
 _NAME = Key(optional(name))
-_TEXT = Key(optional(words))
+_TEXT = Key(optional(text))
 _ON_STATES = Key(optional(table(optional(number()), MAX_SKILLS)))
 
 Interval = tuple[float, float]
@@ -229,7 +231,7 @@ class Summary(Record):
     kl_kind: Annotated[str | None, _NAME] = None
     """`exact`, or what the KL divergences are instead, e.g. `upper bound`."""
     surrogate: Annotated[OnStates | None, _ON_STATES] = None
-    """States -> what stands in the place of the KL; only for a policy without a density."""
+    """States -> the measure that replaces the KL; only for a policy without a density."""
     surrogate_standard_error: Annotated[OnStates | None, _ON_STATES] = None
     """States -> standard error of that mean."""
     surrogate_kind: Annotated[str | None, _TEXT] = None
@@ -292,8 +294,8 @@ def read_summary(file: Path, step: int) -> Summary:
         step: The step that its directory is named for.
 
     Raises:
-        CheckpointError: It is missing, damaged, of another step or of a later version, or holds
-            what nobody measured.
+        CheckpointError: It is missing or damaged, belongs to another step or a later version, or
+            holds impossible values.
     """
     data = read_small_json(file, DAMAGED_EVALUATION)
     if isinstance(data, dict) and data.get("version", VERSION) != VERSION:
@@ -350,10 +352,10 @@ _METRICS = entries(
 def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of `metrics.jsonl`; none where there is no file.
 
-    The last line is left out if it was cut off, as in a run that was killed while writing it.
+    The last line is left out if it is incomplete, as after a run that was killed while writing.
 
     Raises:
-        CheckpointError: Another line is damaged, or one holds something else than metrics.
+        CheckpointError: Another line is damaged, or a line does not hold metrics.
     """
     if file.is_file():
         for _, line in _lines(file, _METRICS, may_be_cut=True):
@@ -384,7 +386,7 @@ class EpisodeEntry(Record):
     """One episode, and how it came out."""
 
     row: Annotated[int | None, Key(optional(whole()))] = None
-    """Its place among the episodes of its mode."""
+    """Its number among the episodes of its mode."""
     skill: Annotated[str | None, _NAME] = None
     """Short name of the task."""
     role: Annotated[str | None, Key(optional(one_of(NEW, PRIOR)))] = None
@@ -394,11 +396,11 @@ class EpisodeEntry(Record):
     seed: Annotated[int, Key(whole(0, 2**63))]
     """Seed of the start state."""
     sample: Annotated[int | None, Key(optional(whole()))] = None
-    """Tells episodes of one start state apart."""
+    """Number that separates episodes of one start state."""
     mode: Annotated[str, Key(one_of(GREEDY, SAMPLE))] = GREEDY
     """Actions: the most likely (`greedy`) or drawn from the policy (`sample`)."""
     instruction: Annotated[str | None, _TEXT] = None
-    """What the policy was asked to do."""
+    """The instruction that the policy read."""
     start_state: Annotated[str | None, _TEXT] = None
     """Hash of the start state; null where the environment does not give one."""
     success: Annotated[bool, Key(boolean)]
@@ -419,7 +421,7 @@ def read_episodes(file: Path) -> list[EpisodeEntry]:
     """Read the lines of `episodes.jsonl`, one per episode; none where there is no file.
 
     Raises:
-        CheckpointError: A line is damaged, cut off, repeats another one or holds something else.
+        CheckpointError: A line is damaged or incomplete, repeats another one, or is not an episode.
     """
     if not file.is_file():
         return []
@@ -442,7 +444,7 @@ def read_episodes(file: Path) -> list[EpisodeEntry]:
         raise CheckpointError(
             f"The episodes in {error.problem}",
             error.allowed,
-            "Copy the file again, or delete it: without it a report has no intervals over this "
+            "Copy the file again, or delete it: reports then have no intervals over this "
             "checkpoint's episodes.",
         ) from error
     return list(episodes.values())
@@ -465,11 +467,11 @@ def checkpoint_row(summary: Summary, env_steps: float | None = None) -> dict[str
     - `kl_base_tuned/<states>`, `kl_tuned_base/<states>`, each with
       `..._standard_error/<states>`, and `kl_kind`; every other distance under its own name
     - `entropy`, `wall_s` (since the run began), `tracking_s` (of this measurement)
-    - `env_steps`: control steps taken to train so far, those of measuring and of experts left out
+    - `env_steps`: control steps of training so far, without those of measuring and of experts
 
     Args:
         summary: The checkpoint.
-        env_steps: The last column.
+        env_steps: The value of the last column.
     """
     new = next(iter(summary.new.values()))
     sampled, means = new.sampled, summary.prior_means()
@@ -490,8 +492,8 @@ def checkpoint_row(summary: Summary, env_steps: float | None = None) -> dict[str
         "prior_n": sum(entry.n for entry in summary.prior.values()),
     }
     for skill, entry in summary.prior.items():
-        row[f"prior/{skill}/success_rate"] = entry.success_rate
-        row[f"prior/{skill}/retention"] = entry.retention
+        row[f"{PRIOR}/{skill}/success_rate"] = entry.success_rate
+        row[f"{PRIOR}/{skill}/retention"] = entry.retention
     for direction in KL_DIRECTIONS:
         for key in (direction, f"{direction}_standard_error"):
             row |= {f"{key}/{states}": x for states, x in (getattr(summary, key) or {}).items()}
@@ -529,7 +531,7 @@ def _lines(
 
 
 def _line(line: bytes, check: Check, *, may_be_cut: bool) -> dict[str, Any] | None:
-    """Return the value of one line; None where it ends too early and that may be."""
+    """Return the value of one line; None where it is incomplete and that is allowed."""
     if len(line) == MAX_LINE_BYTES:
         raise ValueError(f"it is longer than {MAX_LINE_BYTES} bytes")
     try:
@@ -545,7 +547,7 @@ def _line(line: bytes, check: Check, *, may_be_cut: bool) -> dict[str, Any] | No
 
 
 def read_small_json(file: Path, remedy: str) -> Any:
-    """Return what a JSON file holds that is small if it is ours.
+    """Return the content of a JSON file that must be small.
 
     Raises:
         CheckpointError: It is missing, damaged, or larger than `MAX_FILE_BYTES`.
@@ -561,10 +563,10 @@ def read_small_json(file: Path, remedy: str) -> Any:
 
 
 def check_values(check: Check, data: Any, file: Path, remedy: str) -> None:
-    """Check what a file holds.
+    """Check the content of a file.
 
     Raises:
-        CheckpointError: It is not what it must be; the message names the file and the place.
+        CheckpointError: A value is not allowed; the message names the file and the place.
     """
     try:
         check(data, "")

@@ -16,14 +16,14 @@ ELLIPSIS = "\u2026"
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with escapes in place of what is not seen when it is printed."""
+    """Return a text in one line, with escapes in place of invisible characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def printable_values(value: Any) -> Any:
-    """Return nested plain values with all of their texts made `printable`, keys as well."""
+    """Return nested plain values with all texts made `printable`, keys too."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -46,7 +46,7 @@ def skill_name(task: str) -> str:
 
 
 def literal(text: str) -> Text:
-    """Return a text that a console shows as it is: `[red]` is no colour and no error in it."""
+    """Return a text that a console shows as it is: `[red]` in it is not markup."""
     from rich.text import Text
 
     return Text(printable(text))

@@ -1,8 +1,8 @@
 """What can be added to the toolkit, in its own tree or from another package.
 
-Each registry finds the files of one folder by name, what a module given to `--plugins` registers,
-and what an installed package offers as an entry point, in the group of the kind
-(`robo_razor.methods`) or of the room (`robo_razor.training`).
+Each registry looks in three places: the files of one folder, the modules given to `--plugins`, and
+the entry points of installed packages, in the group of the kind (`robo_razor.methods`) or of the
+room (`robo_razor.training`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from robo_razor.core.settings.sections import MethodSettings, RegulariserSetting
 
 
 class SettingsRegistry[S: MethodSettings | RegulariserSettings](Registry[type[S]]):
-    """Classes whose fields are settings; the name under which one is registered begins their keys.
+    """Classes whose fields are settings; the keys begin with the registered name.
 
     Args:
         kind: What is registered, a singular noun used in errors.
@@ -64,15 +64,15 @@ REGULARISERS: SettingsRegistry[RegulariserSettings] = SettingsRegistry(
 PREDICTORS = _registry("predictor", "evaluation", "predictors")
 """Distances between policies: functions, see `robo_razor.evaluation.predictors`."""
 FAMILIES = _registry("policy family", "policies", "families")
-"""What is particular to a LeRobot policy type, see `robo_razor.policies.families`."""
+"""What is special about a LeRobot policy type, see `robo_razor.policies.families`."""
 LAUNCHERS = _registry("launcher", "sweep", "launchers")
-"""Where the runs of a sweep go: classes, see `robo_razor.sweep.launchers`."""
+"""Where the runs of a sweep are started: classes, see `robo_razor.sweep.launchers`."""
 SINKS = _registry("metric sink", "core", "sinks")
 """Where a run's metrics are written: classes, see `robo_razor.core.sinks`."""
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import modules, which register what they bring.
+    """Import modules, which register their additions.
 
     Raises:
         ConfigError: One cannot be imported.
@@ -82,7 +82,7 @@ def load_plugins(modules: Iterable[str]) -> None:
             continue
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever it does, its own mistakes included
+        except Exception as error:  # a plugin may have any mistake
             raise ConfigError(
                 f"The plugin {shown(name)} cannot be imported: {error}",
                 remedy="Install its package, or put its folder into PYTHONPATH.",

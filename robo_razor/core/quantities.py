@@ -1,12 +1,14 @@
-"""What the measured quantities are called and counted in, for whoever measures or shows them.
+"""Labels and units of the measured quantities.
 
-The names are the keys of `summary.json` and `action_kl.json`. Distances between two policies are
-measured in `robo_razor.evaluation`; reports, which read files only, take their labels from here.
+The names are the keys of `summary.json` and `action_kl.json`. `robo_razor.evaluation` measures
+distances between two policies; reports, which read files only, take their labels from here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from robo_razor.core.metrics import KL_BASE_TUNED, KL_TUNED_BASE
 
 NATS = "nats per decision"
 
@@ -16,8 +18,8 @@ class Quantity:
     """A quantity as people read it.
 
     Attributes:
-        label: What it is, for axes and tables.
-        unit: What it counts; empty for a plain number.
+        label: Its name in axes and tables.
+        unit: Its unit; empty for a plain number.
     """
 
     label: str
@@ -26,8 +28,8 @@ class Quantity:
 
 QUANTITIES = {
     # Of action distributions, per probe set.
-    "kl_base_tuned": Quantity("KL(base ‖ tuned)", NATS),
-    "kl_tuned_base": Quantity("KL(tuned ‖ base)", NATS),
+    KL_BASE_TUNED: Quantity("KL(base ‖ tuned)", NATS),
+    KL_TUNED_BASE: Quantity("KL(tuned ‖ base)", NATS),
     "entropy_base": Quantity("entropy base", NATS),
     "entropy_change": Quantity("Entropy change", NATS),
     "total_variation": Quantity(
@@ -52,9 +54,9 @@ QUANTITIES = {
     "activation_l2": Quantity("Activation change, L2"),
     "cknna": Quantity("CKNNA with the base"),
 }
-"""Name -> quantity; a plugin's predictors join it when they are registered."""
+"""Name -> quantity; a plugin's predictors are added when they are registered."""
 
 
 def quantity(name: str) -> Quantity:
-    """Return what a name stands for; one that is not known is shown as it is."""
+    """Return the quantity of a name; an unknown name becomes its own label."""
     return QUANTITIES.get(name) or Quantity(name.replace("_", " "))

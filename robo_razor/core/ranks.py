@@ -1,9 +1,9 @@
 """Data-parallel ranks: one process per device, started by `accelerate launch` or `torchrun`.
 
 Every rank runs the same program with the same seeds. Episodes and the rows of each minibatch are
-divided among the ranks, outcomes are gathered, and gradients are summed, so weights stay equal
-everywhere and a run is that of one process up to the rounding of sums. Only rank 0 writes and
-speaks.
+divided among the ranks, outcomes are gathered, and gradients are summed. So weights stay equal
+everywhere, and a run equals that of one process up to the rounding of sums. Only rank 0 writes and
+prints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from robo_razor.core.errors import ConfigError, shown
 
 MAX_RANKS = 100_000
 PATIENCE = timedelta(hours=2)
-"""How long a rank waits for the others, whose episodes may take longer, before it gives up."""
+"""Time that a rank waits for the others, whose episodes may take longer."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ranks:
 
     Attributes:
         rank: Number of this process, from 0.
-        size: Processes in all; 1 makes every method do nothing.
+        size: Number of processes; with 1 every method does nothing.
     """
 
     rank: int = 0
@@ -38,7 +38,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Say whether this is the rank that writes and speaks."""
+        """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
     @property
@@ -46,13 +46,13 @@ class Ranks:
         """Return which of a list of rows are this rank's: every `size`-th."""
         return slice(self.rank, None, self.size)
 
-    def gather[T](self, thing: T) -> list[T]:
-        """Return what every rank gave, in the order of the ranks; all ranks must call it."""
+    def gather[T](self, item: T) -> list[T]:
+        """Return the items of all ranks, in the order of the ranks; all ranks must call it."""
         if self.size == 1:
-            return [thing]
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, thing)
-        return found
+            return [item]
+        items: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(items, item)
+        return items
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over the ranks, in place; all ranks must call it."""
@@ -61,9 +61,9 @@ class Ranks:
         return tensor
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of parameters over the ranks, as if one had seen all rows.
+        """Add up the gradients of parameters over the ranks, as if one rank had seen all rows.
 
-        A parameter without a gradient on one rank counts as zero there; where no rank has one, it
+        A parameter without a gradient on one rank counts as zero there. Where no rank has one, it
         stays without.
         """
         if self.size == 1:
@@ -83,20 +83,22 @@ class Ranks:
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
     def totals(self, values: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
-        """Return sums over the ranks, of keys that end as one of `maxima` the largest value.
+        """Return sums over the ranks, and the largest value for keys that end with one of `maxima`.
 
-        A rank that had no rows gives no values, and nobody's are an empty dictionary.
+        A rank without rows gives no values. If no rank has any, the result is empty.
         """
         if self.size == 1:
             return dict(values)
-        found: dict[str, float] = {}
+        totals: dict[str, float] = {}
         largest = tuple(maxima)
-        for theirs in self.gather(dict(values)):
-            for key, value in theirs.items():
-                if key in found:
-                    value = max(found[key], value) if key.endswith(largest) else found[key] + value
-                found[key] = value
-        return found
+        for values_of_rank in self.gather(dict(values)):
+            for key, value in values_of_rank.items():
+                if key in totals:
+                    value = (
+                        max(totals[key], value) if key.endswith(largest) else totals[key] + value
+                    )
+                totals[key] = value
+        return totals
 
 
 ALONE = Ranks()
@@ -105,7 +107,7 @@ ALONE = Ranks()
 def launched(device: str = "auto") -> Ranks:
     """Join the other ranks if a launcher started several.
 
-    Ranks meet once, torch cannot join the same ones anew; `part` is for the end of the process.
+    A process joins once: torch cannot join the same ranks again. Call `part` at its end.
 
     Args:
         device: The setting; `auto` and `cuda` mean this rank's own device.
@@ -148,9 +150,9 @@ def launched(device: str = "auto") -> Ranks:
 
 
 def _number(name: str, low: int, high: int) -> int:
-    """Return a variable of the launcher's as a number."""
+    """Return one of the launcher's variables as a number."""
     text = os.environ[name].strip()
-    # More digits are no number of processes, and Python reads them slowly.
+    # Nobody has that many processes, and Python reads long numbers slowly.
     value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
     if not low <= value <= high:
         allowed = f"a whole number from {low} to {high}"
@@ -168,10 +170,9 @@ def _not_launched(problem: str, allowed: str | None = None) -> ConfigError:
 
 
 def part() -> None:
-    """Leave the other ranks, when all have come to the end of what they do together.
+    """Leave the other ranks, once all have finished their common work.
 
-    After an error it must not be called: the others are waiting elsewhere, and the launcher stops
-    them.
+    Do not call it after an error: the other ranks wait elsewhere, and the launcher stops them.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

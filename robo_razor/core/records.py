@@ -1,9 +1,9 @@
-"""JSON objects that were read back: their checks, and dataclasses that are such objects.
+"""Checks for JSON objects that are read back, and dataclasses that stand for such objects.
 
-A file may have been copied, cut, edited or sent by a stranger. So what is read again is checked
-here once, and whoever reads it may rely on it: numbers are numbers and finite, the ends of
-intervals are in order, names are short and can be printed, and there are no more of anything than a
-person could mean. A check says the place in the file and what is allowed.
+A file may have been copied, cut, edited or sent by a stranger. So it is checked here once, and the
+rest of the program may rely on it: numbers are finite, the ends of intervals are in order, names
+are short and printable, and nothing occurs more often than makes sense. An error names the place
+in the file and what is allowed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MAX_VALUES, MAX_DEPTH, MAX_TEXT = 5000, 8, 20_000
 """Bounds on settings and fingerprints: values, levels of nesting, characters of one text."""
 
 Check = Callable[[Any, str], None]
-"""Looks at a value at a place in a file; raises ValueError where it is not what it must be."""
+"""Takes a value and its place in a file; raises ValueError if the value is not allowed there."""
 
 
 def wrong(place: str, value: Any, allowed: str) -> ValueError:
-    """Return the error of a value that is not what it must be."""
+    """Return the error for a value that is not allowed."""
     what = f"`{place}` is" if place else "it holds"
     return ValueError(f"{what} {shown(value)}, where {allowed} is expected")
 
@@ -74,7 +74,7 @@ def name(value: Any, place: str) -> None:
         raise wrong(place, value, f"a printable name of at most {MAX_NAME} characters")
 
 
-def words(value: Any, place: str) -> None:
+def text(value: Any, place: str) -> None:
     """Check that a value is a text, of any characters."""
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise wrong(place, value, f"a text of at most {MAX_TEXT} characters")
@@ -116,7 +116,7 @@ def optional(inner: Check) -> Check:
 
 
 def table(inner: Check, most: int, least: int = 0) -> Check:
-    """Return a check for an object whose keys are names and whose values are alike."""
+    """Return a check for an object whose keys are names and whose values pass one check."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, dict):
@@ -131,7 +131,7 @@ def table(inner: Check, most: int, least: int = 0) -> Check:
 
 
 def many(inner: Check, most: int) -> Check:
-    """Return a check for a list of values that are alike."""
+    """Return a check for a list whose values pass one check."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, list) or len(value) > most:
@@ -143,7 +143,7 @@ def many(inner: Check, most: int) -> Check:
 
 
 def entries(required: Mapping[str, Check], known: Mapping[str, Check] | None = None) -> Check:
-    """Return a check for an object with some keys that must and some that may be there."""
+    """Return a check for an object with required and optional keys."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, dict):
@@ -161,7 +161,7 @@ def entries(required: Mapping[str, Check], known: Mapping[str, Check] | None = N
 
 
 def both(first: Check, second: Check) -> Check:
-    """Return a check that looks twice."""
+    """Return a check that runs two checks."""
 
     def check(value: Any, place: str) -> None:
         first(value, place)
@@ -174,20 +174,20 @@ def plain_values(value: Any, place: str) -> None:
     """Check that a value is an object of plain values, neither deep nor large."""
     if not isinstance(value, dict):
         raise wrong(place, value, "an object")
-    left = MAX_VALUES
+    remaining = MAX_VALUES
 
     def look(item: Any, where: str, depth: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0 or depth > MAX_DEPTH:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0 or depth > MAX_DEPTH:
             raise ValueError(f"more than {MAX_VALUES} values, or nested too deeply")
         if isinstance(item, dict | list):
             pairs = item.items() if isinstance(item, dict) else enumerate(item)
             for key, inner in pairs:
-                words(str(key), f"{where}, a key")
+                text(str(key), f"{where}, a key")
                 look(inner, f"{where}.{key}" if where else str(key), depth + 1)
         elif isinstance(item, str):
-            words(item, where)
+            text(item, where)
         elif isinstance(item, bool) or item is None:
             return
         elif isinstance(item, int):
@@ -203,10 +203,10 @@ def plain_values(value: Any, place: str) -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """What a field of a `Record` is in the file."""
+    """How a field of a `Record` stands in the file."""
 
     check: Check
-    """What its value must be."""
+    """Checks its value."""
     name: str = ""
     """The key in the file; empty: the field's name."""
     make: Callable[[Any], Any] | None = None
@@ -217,7 +217,7 @@ class Key:
 class Record:
     """A JSON object: every field is a key, `Annotated` with its `Key`.
 
-    A field with a default need not be in the file. Other keys that a file has are not looked at.
+    A field with a default may be missing from the file. Unknown keys of a file are ignored.
     """
 
     nulls: frozenset[str] = field(default=frozenset(), compare=False)
@@ -228,7 +228,7 @@ class Record:
         """Check a JSON value that is to become a record.
 
         Raises:
-            ValueError: It is not the object that it must be; the message names the place.
+            ValueError: The value is not allowed; the message names the place.
         """
         _check_of(cls)(value, place)
 
@@ -237,14 +237,14 @@ class Record:
         """Return the record that a JSON value holds.
 
         Raises:
-            ValueError: It is not the object that it must be; the message names the place.
+            ValueError: The value is not allowed; the message names the place.
         """
         cls.check(value, place)
         return cls.made(value)
 
     @classmethod
     def made(cls, value: Mapping[str, Any]) -> Self:
-        """Return the record of a JSON value that was checked."""
+        """Return the record for a checked JSON value."""
         fields: dict[str, Any] = {}
         nulls = []
         for name, key in keys_of(cls).items():

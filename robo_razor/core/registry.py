@@ -1,8 +1,8 @@
 """A small typed registry: names to objects, with errors that list and suggest.
 
-A registry knows three places. What was registered already comes first. Then the files of its own
-package: the file `ppo.py` registers `ppo`, and is imported when `ppo` is asked for. Last come
-installed packages that have an entry point in the registry's group.
+A registry looks in three places: first among what was registered already; then among the files of
+its own package (the file `ppo.py` registers `ppo`, and is imported when somebody gets `ppo`); last
+among installed packages with an entry point in the registry's group.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Registry[T]:
         Args:
             kind: What is registered, a singular noun used in errors.
             package: Package of the built-in ones, a file for each name; empty: there is none.
-            groups: Entry-point groups in which installed packages name theirs. In the first an
-                entry point leads to the object itself; in any it may lead to a module, which
-                registers what it brings.
+            groups: Entry-point groups of installed packages. In the first group an entry point
+                leads to the object itself. In any group it may lead to a module, which registers
+                its objects when it is imported.
         """
         self.kind = kind
         self.package = package
         self.groups = groups
         self._items: dict[str, T] = {}
-        self._asked_others = False
+        self._entry_points_loaded = False
 
     def add(self, name: str, item: T) -> T:
         """Register `item` as `name` and return it.
@@ -84,7 +84,7 @@ class Registry[T]:
             raise unknown_name(self.kind, name, self.names()) from None
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, sorted; built-in files need not be imported for it."""
+        """Return all names, sorted, without importing the built-in files."""
         self._load_entry_points()
         return tuple(sorted({*self._items, *self.built_in()}))
 
@@ -98,9 +98,9 @@ class Registry[T]:
 
     def _load_entry_points(self) -> None:
         """Register what installed packages offer, once."""
-        if self._asked_others:
+        if self._entry_points_loaded:
             return
-        self._asked_others = True
+        self._entry_points_loaded = True
         for group in self.groups:
             for point in importlib.metadata.entry_points(group=group):
                 try:
@@ -109,13 +109,13 @@ class Registry[T]:
                     raise RegistryError(
                         f"The {self.kind} {point.name!r} cannot be imported from "
                         f"{point.value!r}: {error}",
-                        remedy="Mend or uninstall the package that brings it.",
+                        remedy="Mend or uninstall the package that offers it.",
                     ) from error
                 if group == self.groups[0] and not isinstance(item, ModuleType):
                     self.add(point.name, item)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether there is something called `name`."""
+        """Return whether something is registered, or built in, as `name`."""
         return name in self._items or name in self.names()
 
     def __iter__(self) -> Iterator[str]:

@@ -1,8 +1,7 @@
-"""Random streams that are pure functions of what they are for.
+"""Random streams that are pure functions of their purpose.
 
-No stream has a state that lives longer than one use: it is derived anew from (run seed, purpose,
-update, ...). So an interrupted run that is resumed draws what the uninterrupted one would have
-drawn, with nothing to save.
+No stream keeps a state between uses: each is derived from (run seed, purpose, update, ...). So a
+resumed run draws the same numbers as an uninterrupted one, and has nothing to save for that.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ Axis letters: T decisions in time, N environments, E episodes, M recorded decisi
 flat), B batch, H executed chunk (control steps per decision), A action dimensions, K bins,
 S proprioception, F frames of demonstrations.
 
-A *decision* is one look of the policy: it sees one observation and commands a chunk of H actions.
-`terminated` and `truncated` are kept apart everywhere: termination ends the task (there is no
-future), truncation only ends the patience (the time limit), so the value of the true final
-observation counts.
+A *decision*: the policy sees one observation and commands a chunk of H actions. `terminated` and
+`truncated` are separate everywhere. Termination ends the task, so there is no future. Truncation is
+only the time limit, so the value of the true final observation counts.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class EpisodeRow:
     Attributes:
         task: Gymnasium id.
         seed: Seed of the start state, which is a pure function of (task, seed).
-        instruction: The user's own words, or None for the task's instruction.
+        instruction: The user's own instruction; None: the task's.
         row_id: Number of the row in its manifest.
-        sample: Tells apart several episodes with sampled actions from the same start state.
+        sample: Number that separates episodes with sampled actions from the same start state.
     """
 
     task: str
@@ -85,7 +84,7 @@ class DecisionRecord:
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def held(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return those of the given decisions whose inputs and actions are here."""
+        """Return those of the given decisions whose inputs and actions this record holds."""
         return index if self.place is None else index[self.place[index] >= 0]
 
     def select(self, index: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -103,13 +102,13 @@ class DecisionRecord:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         rows = _index(index)
-        here = self.place is None
+        holds_all = self.place is None
         return replace(
             self,
             inputs={key: value[rows] for key, value in self.inputs.items()}
-            if here
+            if holds_all
             else self.inputs,
-            actions=self.actions[rows] if here else self.actions,
+            actions=self.actions[rows] if holds_all else self.actions,
             log_prob=None if self.log_prob is None else self.log_prob[rows],
             value=None if self.value is None else self.value[rows],
             reward=self.reward[rows],
@@ -119,8 +118,8 @@ class DecisionRecord:
         )
 
     def elsewhere(self) -> Self:
-        """Return the record without the inputs and actions, which stay with whoever has it."""
-        # Copies: a view of no rows would be sent with all of its memory.
+        """Return the record without inputs and actions, to send it to another process."""
+        # Copies: sending an empty view would send all of its memory.
         return replace(
             self,
             inputs={key: value[:0].clone() for key, value in self.inputs.items()},
@@ -133,21 +132,21 @@ class DecisionRecord:
         """Put the episodes of several records behind one another."""
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         held = [part for part in parts if part.place is None or (part.place >= 0).any()]
-        first, *rest = held or parts
+        head, *others = held or parts
         place = None
         if any(part.place is not None for part in parts):
             places, start = [], 0
             for part in parts:
-                own = np.arange(len(part)) if part.place is None else part.place
-                places.append(np.where(own >= 0, own + start, -1))
+                places_of_part = np.arange(len(part)) if part.place is None else part.place
+                places.append(np.where(places_of_part >= 0, places_of_part + start, -1))
                 start += len(part.actions)
             place = np.concatenate(places)
         return cls(
             inputs={
-                key: _cat([value, *(part.inputs[key] for part in rest)])
-                for key, value in first.inputs.items()
+                key: _cat([value, *(part.inputs[key] for part in others)])
+                for key, value in head.inputs.items()
             },
-            actions=_cat([first.actions, *(part.actions for part in rest)]),
+            actions=_cat([head.actions, *(part.actions for part in others)]),
             log_prob=_cat_all([part.log_prob for part in parts]),
             value=_cat_all([part.value for part in parts]),
             reward=_cat([part.reward for part in parts]),
@@ -190,7 +189,7 @@ class EpisodeBatch:
         episode_return: float64 [E], undiscounted sum of rewards.
         terminated: bool [E].
         truncated: bool [E].
-        record: All decisions, if recording was asked for.
+        record: All decisions, if they were recorded.
         wall_s: Wall time that the batch took, in seconds.
         start_states: Hash of each start state, None where the environment gives none.
     """
@@ -298,8 +297,8 @@ class DemonstrationSet:
         success: bool [F], True where the task was done after the frame's action.
         landmarks: float32 [F, L, 3] in metres, if the simulator gave them.
         landmarks_present: bool [F, L], True where the landmark exists.
-        decision_stride: Frames per decision of whoever demonstrated: a policy's chunk, or 1 for an
-            expert that decides anew at every frame. Training windows start at decisions only.
+        decision_stride: Frames per decision of the demonstrator: a policy's chunk, or 1 for an
+            expert that decides at every frame. Training windows start at decisions only.
         frame_instructions: One instruction per frame, where they change within an episode.
         source_index: int64 [F, 2], episode and frame in the data set that it was read from.
     """
@@ -328,7 +327,7 @@ class DemonstrationSet:
         return [self.instructions[e] for e in self._owner(frames)]
 
     def place(self, frame: int) -> str:
-        """Say of which episode, and which frame of it, a frame is."""
+        """Return a frame's place, `episode 3, frame 12`."""
         if self.source_index is not None:
             episode, number = self.source_index[frame].tolist()
         else:

@@ -36,10 +36,10 @@ _ENTRY = records.entries(
     {
         **dict.fromkeys(("row", "decisions", "control_steps"), records.whole()),
         **dict.fromkeys(("success", "terminated", "truncated"), records.boolean),
-        **{"task": records.name, "seed": records.whole(0, 2**63), "instruction": records.words},
+        **{"task": records.name, "seed": records.whole(0, 2**63), "instruction": records.text},
     },
     {
-        "start_state": records.optional(records.words),
+        "start_state": records.optional(records.text),
         "return": records.optional(records.number()),
     },
 )

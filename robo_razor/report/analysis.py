@@ -1,4 +1,4 @@
-"""What the report says beyond matched success: the law, the frontier, skills, paired episodes."""
+"""Analyses beyond matched success: the law, the frontier, skills, paired episodes, notes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from robo_razor.core.files import finite
+from robo_razor.core.metrics import NEW, PRIOR
 from robo_razor.report.arms import Arm, RunSet, Setting
 from robo_razor.report.episodes import read_rows
-from robo_razor.report.load import FORWARD_KL, RunSeries, mean
+from robo_razor.report.load import FORWARD_KL, RunSeries, mean, retentions_of
 from robo_razor.statistics.bootstrap import paired_bootstrap
 from robo_razor.statistics.hill import Falloff, fit_falloff
 from robo_razor.statistics.intervals import Estimate, detectable_difference, mcnemar_exact
 from robo_razor.statistics.law import Law, LawPoint, fit_law, predictor_table, r2_difference
 from robo_razor.statistics.seeds import seed_interval
-from robo_razor.statistics.tradeoffs import frontier, hypervolume
+from robo_razor.statistics.tradeoffs import frontier, hypervolume, pareto
 
 FRONTIER_TOLERANCE = 0.02
 """Distance to the Pareto frontier up to which a checkpoint counts as on it, as in the paper."""
-SINGLE_SKILL = "/prior/"
+SINGLE_SKILL = f"/{PRIOR}/"
 """Part of the names of distances on one prior skill's states."""
 MAX_PAIRED = 12
-"""Pairs of runs whose episodes are compared one by one; a sweep has hundreds."""
+"""Most pairs of runs whose episodes are compared one by one; a sweep has hundreds."""
 
 
 # --- The forgetting law ---------------------------------------------------------------------------
 
 
 def law_points(runs: RunSet) -> list[LawPoint]:
-    """Return one point per checkpoint (`fit_law` counts the base, which runs share, once).
+    """Return one point per checkpoint; `fit_law` counts the base, which runs share, once.
 
-    Distances on the states of single prior skills are left out: they are a dozen times as many,
-    and the mean over skills (`.../prior`) stands for them.
+    Distances on the states of single prior skills are left out: there are a dozen times as many,
+    and the mean over skills (`.../prior`) represents them.
     """
     return [
         LawPoint(
@@ -58,9 +59,9 @@ class Laws:
     table: tuple[Law, ...]
     """All predictors, best R2 first."""
     falloff: Falloff
-    """A curve of another shape in the paper's predictor: level, then falling."""
+    """A Hill curve in the paper's predictor: level, then falling."""
     best_minus_main: Estimate | None = None
-    """R2 of the best predictor minus that of the paper's, paired; None where they are the same."""
+    """R2 of the best predictor minus the paper's, paired; None where they are the same."""
 
 
 def fit_laws(runs: RunSet) -> Laws:
@@ -103,7 +104,7 @@ def falloff_entry(fit: Falloff) -> dict[str, Any]:
 
 
 def falloff_of(report: dict[str, Any]) -> Falloff | None:
-    """Return the Hill curve of a report to be drawn, None where there is none."""
+    """Return the Hill curve of a report, to draw it; None: there is none."""
     entry = report["falloff"]
     if entry["half"] is None:
         return None
@@ -116,7 +117,7 @@ def falloff_of(report: dict[str, Any]) -> Falloff | None:
 def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
     """Return (run, index of the checkpoint) of an arm's checkpoints near its Pareto frontier.
 
-    The base is every run's first checkpoint, and the same one: it is no point of the arm's.
+    The base, every run's first checkpoint, does not count: all arms share it.
     """
     where = [
         (run, i)
@@ -129,15 +130,6 @@ def frontier_of(arm: Arm) -> list[tuple[RunSeries, int]]:
     return [(run, i) for run, i in near if run.checkpoints[i].step > 0]
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other one beats in both coordinates, by rising first one."""
-    best: list[tuple[float, float]] = []
-    for new, prior in sorted(set(points), reverse=True):
-        if not best or prior > best[-1][1]:
-            best.append((new, prior))
-    return best[::-1]
-
-
 def frontier_line(arm: Arm) -> list[tuple[float, float]]:
     """Return the Pareto frontier of an arm's checkpoints, the base included, as (new, prior)."""
     return pareto(
@@ -148,7 +140,7 @@ def frontier_line(arm: Arm) -> list[tuple[float, float]]:
 def frontier_entry(arm: Arm) -> dict[str, Any]:
     """Return an arm's frontier as plain values, and the area under it, per seed.
 
-    The area is that of the settings which every seed has: one more is one more try.
+    Only settings that every seed has count: an additional one would be an additional try.
     """
     volumes = []
     for seed in dict.fromkeys(run.seed for run in arm.compared):
@@ -180,7 +172,7 @@ def frontier_entry(arm: Arm) -> dict[str, Any]:
 
 
 def estimate_entry(estimate: Estimate | None, values: Sequence[float]) -> dict[str, Any]:
-    """Return an estimate over seeds as plain values, with what it was made from."""
+    """Return an estimate over seeds as plain values, with the values of the seeds."""
     if estimate is None:
         return {"value": None, "interval": None, "values": list(values)}
     known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
@@ -210,37 +202,40 @@ def nbt_entry(run: RunSeries) -> dict[str, Any] | None:
 
 
 def skill_entry(setting: Setting, skill: str) -> dict[str, Any]:
-    """Return what is left of one skill at the last checkpoints of one setting's runs.
+    """Return the retention of one skill at the last checkpoints of one setting's runs.
 
-    With several seeds the interval is over seeds, and at least as wide as that over episodes alone;
-    with one it is over episodes, and says so.
+    With several seeds the interval is over seeds, and at least as wide as that over episodes alone.
+    With one seed it is over episodes, and `interval_over` says so.
     """
     entries = [run.last.skills[skill] for run in setting.runs]
-    known = [e for e in entries if e.get("retention") is not None]
-    kept = [e["retention"] for e in known]
+    retentions = retentions_of(setting.runs, skill)
     interval, over = None, None
-    if len(kept) > 1:
-        within = [e.get("retention_interval") or (math.nan, math.nan) for e in known]
-        estimate = seed_interval(kept, within=within, bounds=(0.0, math.inf))
+    if len(retentions) > 1:
+        within = [
+            entry.retention_interval or (math.nan, math.nan)
+            for entry in entries
+            if entry.retention is not None
+        ]
+        estimate = seed_interval(retentions, within=within, bounds=(0.0, math.inf))
         interval, over = [estimate.low, estimate.high], "seeds"
-    elif kept and entries[0].get("retention_interval") is not None:
-        interval, over = list(entries[0]["retention_interval"]), "episodes"
+    elif retentions and entries[0].retention_interval is not None:
+        interval, over = list(entries[0].retention_interval), "episodes"
     return {
         "skill": skill,
-        "success_rate": finite(mean([e["success_rate"] for e in entries])),
-        "retention": finite(mean(kept)),
+        "success_rate": finite(mean([entry.success_rate for entry in entries])),
+        "retention": finite(mean(retentions)),
         "interval": interval,
         "interval_over": over,
-        "values": kept,
-        "n": sum(e["n"] for e in entries),
+        "values": retentions,
+        "n": sum(entry.n for entry in entries),
     }
 
 
 def base_success(run: RunSeries, skill: str) -> float | None:
-    """Return the base's success on a prior skill, from step 0 or as the summary repeats it."""
+    """Return the base's success on a prior skill: from step 0, or from a later summary."""
     if run.first.step == 0 and skill in run.first.skills:
-        return float(run.first.skills[skill]["success_rate"])
-    value = run.last.skills[skill].get("base_success_rate")
+        return float(run.first.skills[skill].success_rate)
+    value = run.last.skills[skill].base_success_rate
     return None if value is None else float(value)
 
 
@@ -250,11 +245,11 @@ def base_success(run: RunSeries, skill: str) -> float | None:
 def paired_runs(runs: RunSet) -> list[tuple[RunSeries, RunSeries]]:
     """Return the pairs of runs whose episodes are compared.
 
-    All of them where they are few; in a larger collection those of equal seed in different arms,
-    and none where these are too many to read.
+    These are all pairs if there are few, else those of equal seed in different arms; no pair if
+    that is still too many to read.
     """
-    every = list(runs.runs)
-    pairs = [(a, b) for i, a in enumerate(every) for b in every[i + 1 :]]
+    all_runs = list(runs.runs)
+    pairs = [(a, b) for i, a in enumerate(all_runs) for b in all_runs[i + 1 :]]
     if len(pairs) > MAX_PAIRED:
         pairs = [
             (a, b) for a, b in pairs if a.seed == b.seed and runs.arm_of(a) is not runs.arm_of(b)
@@ -265,18 +260,25 @@ def paired_runs(runs: RunSet) -> list[tuple[RunSeries, RunSeries]]:
 def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
     """Compare two runs' last checkpoints on the start states that both ran, greedily.
 
-    Episodes of equal task and seed that began differently (`--allow-unlike`) are no pairs.
+    Episodes of equal task and seed that began differently (`--allow-unlike`) are not pairs.
     """
-    one = read_rows(first.path, first.last.step)
-    two = read_rows(second.path, second.last.step)
+    first_outcomes = read_rows(first.path, first.last.step)
+    second_outcomes = read_rows(second.path, second.last.step)
     task = first.config.get("task")
     entry: dict[str, Any] = {"first": first.name, "second": second.name}
-    shared = sorted(key for key in one.keys() & two.keys() if one[key].same_start(two[key]))
-    for role in ("new", "prior"):
-        keys = [key for key in shared if (key[0] == task) == (role == "new")]
+    shared = sorted(
+        key
+        for key in first_outcomes.keys() & second_outcomes.keys()
+        if first_outcomes[key].same_start(second_outcomes[key])
+    )
+    for role in (NEW, PRIOR):
+        keys = [key for key in shared if (key[0] == task) == (role == NEW)]
         if not keys:
             continue
-        a, b = [one[key].success for key in keys], [two[key].success for key in keys]
+        a, b = (
+            [first_outcomes[key].success for key in keys],
+            [second_outcomes[key].success for key in keys],
+        )
         test = mcnemar_exact(a, b)
         difference = paired_bootstrap(a, b, resamples=2000)
         entry[role] = {
@@ -290,52 +292,53 @@ def paired_entry(first: RunSeries, second: RunSeries) -> dict[str, Any]:
     return entry
 
 
-# --- What a reader must know ----------------------------------------------------------------------
+# --- Notes ----------------------------------------------------------------------------------------
 
 
 def notes(runs: RunSet, unlike: Sequence[str]) -> list[str]:
     """Return what a reader must know before believing the tables."""
-    lines = [f"Unlike runs are compared: {text}." for text in unlike]
+    lines = [f"The runs were made under different conditions: {text}." for text in unlike]
     counts = {arm.name: {len(s.runs) for s in arm.settings} for arm in runs.arms}
     if single := [name for name, sizes in counts.items() if max(sizes) == 1]:
         lines.append(
-            f"One seed only: {', '.join(single)}. There is no interval over seeds; another seed "
-            "may come out differently by more than the episodes' intervals say."
+            f"One seed only: {', '.join(single)}. There is no interval over seeds. Another seed "
+            "may differ by more than the intervals over episodes suggest."
         )
-    every = runs.runs
-    if unfinished := [f"{r.name} (update {r.last.step} of {r.updates})" for r in every if r.is_cut]:
+    all_runs = runs.runs
+    cut = [run for run in all_runs if run.is_cut]
+    if unfinished := [f"{run.title} (update {run.last.step} of {run.updates})" for run in cut]:
         lines.append(
-            f"Not finished: {', '.join(unfinished)}. Their last checkpoint is not that of a whole "
+            f"Not finished: {', '.join(unfinished)}. Their last checkpoint is not the end of the "
             "run."
         )
-    n = min(checkpoint.new_n for run in every for checkpoint in run.checkpoints)
-    n_last = min(run.last.new_n for run in every)
-    least = detectable_difference(every[0].last.new, n_last)
+    n = min(checkpoint.new_n for run in all_runs for checkpoint in run.checkpoints)
+    n_last = min(run.last.new_n for run in all_runs)
+    least = detectable_difference(all_runs[0].last.new, n_last)
     if math.isfinite(least):
         sizes = f"{n_last}" if n == n_last else f"{n} ({n_last} at the last checkpoint)"
         lines.append(
-            f"New-task success is from {sizes} episodes. With {n_last}, differences below "
-            f"{100 * least:.0f} points are seen less than four times out of five (independent "
-            "arms)."
+            f"Success on the new task is measured in {sizes} episodes. With {n_last}, a "
+            f"difference below {100 * least:.0f} points between two arms is detected less than "
+            "four times out of five."
         )
-    smallest = min((e["n"] for run in every for e in run.last.skills.values()), default=0)
+    smallest = min((entry.n for run in all_runs for entry in run.last.skills.values()), default=0)
     if smallest:
-        prior = every[0].last.prior
+        prior = all_runs[0].last.prior
         rate = min(1.0, max(0.0, prior)) if math.isfinite(prior) else 0.5
         least = detectable_difference(rate, smallest)
         if math.isfinite(least):
             lines.append(
-                f"A single prior skill has {smallest} episodes per checkpoint: only differences "
-                f"above {100 * least:.0f} points are visible in it."
+                f"A single prior skill has {smallest} episodes per checkpoint, so only differences "
+                f"above {100 * least:.0f} points are reliably detected in it."
             )
     if len(runs.arms) > 2:
         lines.append(
-            f"Intervals are those of single arms and pairs: the best and the worst of "
-            f"{len(runs.arms)} arms differ by more than two arms picked beforehand would."
+            f"The intervals hold for arms and pairs that are chosen beforehand. The best and the "
+            f"worst of {len(runs.arms)} arms differ by more than two arms chosen at random."
         )
-    if unplanned := [run.name for run in every if run.unplanned]:
+    if unplanned := [run.title for run in all_runs if run.unplanned]:
         lines.append(
-            f"Checkpoints that were measured because a run was interrupted there are left out: "
+            f"Checkpoints that exist only because a run was interrupted there are left out: "
             f"{', '.join(unplanned)}."
         )
     return [*lines, *runs.skipped]

@@ -1,13 +1,14 @@
-"""Which runs are compared, and which of them differ in their seed only.
+"""The runs of a comparison, grouped by arms and settings.
 
-A *setting* is a group of runs that differ in their seed alone; an *arm* is what is compared: an arm
-of a sweep with all settings of its grid, or, for runs given one by one, one setting of a method.
+The runs of a *setting* differ in their seed only. A comparison compares *arms*: an arm of a sweep
+with all settings of its grid, or, for runs given one by one, one setting of a method.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from robo_razor.core.errors import ReportError, RoboRazorError, did_you_mean
 from robo_razor.core.plain_text import printable
+from robo_razor.core.run.directory import TEMPORARY
 from robo_razor.core.run.sweep_record import is_sweep, read_sweep
 from robo_razor.core.settings.conversion import flatten
 from robo_razor.report.load import RunSeries, load_run, short_names
@@ -22,11 +24,10 @@ from robo_razor.report.load import RunSeries, load_run, short_names
 FINISHED = "finished"
 CHECKPOINTS = "checkpoints"
 _SEED = re.compile(r"(^|[-,])seed[_=][0-9]+(?=$|[-,])")
-_SEED_AT_END = re.compile(r"(^|[^A-Za-z])seed[ _=:-]?[0-9]+$")
 _SHORTENED = re.compile(r"-[0-9a-f]{8}$")
-"""The end of a run's name that stands for all of it, the seed too."""
-NO_PART_OF_A_SETTING = (
-    # What a run is called, where it runs and how it is resumed, but not what it learns.
+"""The end of a shortened run's name, a hash of all of it, the seed included."""
+IGNORED_SETTINGS = (
+    # A run's name, its machine and its resumption: not what it learns.
     "seed",
     "out",
     "resume",
@@ -37,10 +38,8 @@ NO_PART_OF_A_SETTING = (
     "env.num_workers",
     "checkpoint.keep",
 )
-
-
 MEASURING = ("tracking", "checkpoint")
-"""Sections that say how a run is measured, not what it learns."""
+"""Sections about how a run is measured, not what it learns."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Setting:
     """Runs that differ in their seed only."""
 
     label: str
-    """What sets it apart within its arm, e.g. `ppo.learning_rate=1e-4`; empty for the only one."""
+    """The values that differ within its arm, e.g. `ppo.learning_rate=1e-4`; empty: none does."""
     runs: tuple[RunSeries, ...]
 
 
@@ -59,7 +58,7 @@ class Arm:
     name: str
     settings: tuple[Setting, ...]
     about: str = ""
-    """What it is, in a sentence of the experiment file; empty: it says nothing."""
+    """A sentence of the experiment file about it; empty: there is none."""
 
     @property
     def runs(self) -> tuple[RunSeries, ...]:
@@ -73,14 +72,14 @@ class Arm:
 
     @property
     def complete(self) -> tuple[Setting, ...]:
-        """The settings with as many runs as any, which are compared: others are under way."""
+        """The settings with the most runs, which are compared; the others are not complete yet."""
         most = max(len(setting.runs) for setting in self.settings)
         return tuple(setting for setting in self.settings if len(setting.runs) == most)
 
 
 @dataclass(frozen=True)
 class RunSet:
-    """Everything that is compared."""
+    """All runs of a comparison."""
 
     arms: tuple[Arm, ...]
     skipped: tuple[str, ...] = ()
@@ -105,9 +104,9 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
     """Read runs and sweeps, and check that they were measured on the same tasks.
 
     Args:
-        paths: Run directories, and sweep directories (all their runs are meant).
-        merge: Arms of a sweep to take as settings of one arm: names with commas, of which the first
-            stands for all.
+        paths: Run directories, and sweep directories, which stand for all of their runs.
+        merge: Arms of a sweep to take as settings of one arm: names with commas; the first one
+            becomes the name of all.
 
     Raises:
         ReportError: There is no run, one has no evaluation, they differ in task or prior skills,
@@ -136,22 +135,14 @@ def load_runs(paths: Sequence[str], merge: Sequence[str] = ()) -> RunSet:
         )
     _refuse_twice(runs)
     _refuse_other_tasks(runs)
-    runs = _merged(_with_own_names(runs), merge)
+    runs = _merged(_with_own_titles(_with_own_names(runs)), merge)
     arms = tuple(replace(arm, about=about.get(arm.name, "")) for arm in group(runs))
     _refuse_equal_seeds(arms)
     return RunSet(arms=arms, skipped=tuple(skipped))
 
 
-def run_title(run: RunSeries) -> str:
-    """Return a run's name as people read it: `ppo: seed 0`, `ppo: learning rate 6e-05, seed 0`."""
-    if run.arm is None:
-        return run.name if _SEED_AT_END.search(run.name) else f"{run.name}: seed {run.seed}"
-    arm, _, settings = run.name.partition("/")  # not `run.arm`: arms may be merged
-    return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', settings).replace('_', ' ')}"
-
-
 def count_runs(paths: Sequence[str]) -> int:
-    """Return how many runs directories hold, as far as they can be read."""
+    """Return the number of runs in some directories, as far as they can be read."""
     count = 0
     for path in paths:
         try:
@@ -162,10 +153,10 @@ def count_runs(paths: Sequence[str]) -> int:
 
 
 def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str], dict[str, str]]:
-    """Return a sweep's finished runs in the order of its arms, what is left out, and texts on arms.
+    """Return a sweep's finished runs by arm, notes on left out runs, and the texts about its arms.
 
-    A run that is not finished says nothing about what it would have reached. Only where no run is
-    finished, all that hold evaluations beyond the base are taken.
+    Nobody knows how far an unfinished run would have got, so it is left out. If no run has
+    finished, all runs with evaluations beyond the base are taken.
     """
     try:
         record = read_sweep(path)
@@ -180,7 +171,7 @@ def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str], dict[str, str]]
         try:
             run = load_run(directory, f"{entry['arm']}/{entry['name']}", entry["arm"])
         except ReportError:
-            if finished:  # it says so itself, so this is worth knowing
+            if finished:  # the record calls it finished, so it must be readable
                 raise
             continue
         if len(run.checkpoints) > 1:
@@ -189,13 +180,13 @@ def _load_sweep(path: Path) -> tuple[list[RunSeries], list[str], dict[str, str]]
 
 
 def _abouts(record: dict[str, Any]) -> dict[str, str]:
-    """Return what a sweep's record says about its arms; older ones say nothing."""
-    given = record.get("about")
-    if not isinstance(given, dict):
+    """Return the texts about its arms from a sweep's record; older records have none."""
+    texts = record.get("about")
+    if not isinstance(texts, dict):
         return {}
     return {
         printable(str(name)): printable(text)
-        for name, text in given.items()
+        for name, text in texts.items()
         if isinstance(text, str)
     }
 
@@ -205,10 +196,9 @@ def _unfinished(path: Path, entries: Sequence[dict[str, Any]], left_out: bool) -
     if not states:
         return []
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    what = "left out" if left_out else "shown as far as they are"
-    return [
-        f"Of the {len(entries)} runs of {printable(path.name)}, {len(states)} are {what}: {counts}."
-    ]
+    treatment = "left out" if left_out else "shown as far as they got"
+    total = f"Of the {len(entries)} runs of {printable(path.name)}"
+    return [f"{total}, {len(states)} are {treatment}: {counts}."]
 
 
 def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
@@ -226,12 +216,30 @@ def _merged(runs: Sequence[RunSeries], merge: Sequence[str]) -> list[RunSeries]:
 
 
 def _with_own_names(runs: Sequence[RunSeries]) -> list[RunSeries]:
-    """Give runs of one name, such as those of two sweeps, enough of their paths to differ."""
+    """Prefix names that several runs share, as in two sweeps, with parts of their paths."""
     names = [run.name for run in runs]
-    same = [i for i, name in enumerate(names) if names.count(name) > 1]
-    own = short_names([str(runs[i].path) for i in same]) if same else []
-    renamed = dict(zip(same, own, strict=True))
+    ambiguous = [i for i, name in enumerate(names) if names.count(name) > 1]
+    longer_names = short_names([str(runs[i].path) for i in ambiguous]) if ambiguous else []
+    renamed = dict(zip(ambiguous, longer_names, strict=True))
     return [replace(run, name=renamed.get(i, run.name)) for i, run in enumerate(runs)]
+
+
+def _with_own_titles(runs: Sequence[RunSeries]) -> list[RunSeries]:
+    """Title runs by their method if their folder is temporary or another run's has its name.
+
+    Titles that several runs share get the run's name in addition.
+    """
+    folders = Counter(run.path.name for run in runs if run.arm is None)
+    titles = []
+    for run in runs:
+        is_vague = folders[run.path.name] > 1 or run.path.parent.name.startswith(TEMPORARY)
+        by_method = run.arm is None and is_vague
+        titles.append(f"{run.method}: seed {run.seed}" if by_method else run.title)
+    counts = Counter(titles)
+    return [
+        replace(run, title=title if counts[title] == 1 else f"{title} ({run.name})")
+        for run, title in zip(runs, titles, strict=True)
+    ]
 
 
 def _refuse_twice(runs: Sequence[RunSeries]) -> None:
@@ -248,14 +256,14 @@ def _refuse_twice(runs: Sequence[RunSeries]) -> None:
 
 
 def _refuse_equal_seeds(arms: Sequence[Arm]) -> None:
-    """Refuse two runs of one setting with one seed: they are no independent repetitions."""
+    """Refuse two runs of one setting with one seed: they are not independent repetitions."""
     for arm in arms:
         for setting in arm.settings:
-            for one, two in itertools.pairwise(setting.runs):  # sorted by seed
-                if one.seed == two.seed:
+            for run, following in itertools.pairwise(setting.runs):  # sorted by seed
+                if run.seed == following.seed:
                     raise ReportError(
-                        f"{one.path} and {two.path} are one setting of the arm {arm.name} with "
-                        f"the same seed {one.seed}, so they are no two seeds",
+                        f"{run.path} and {following.path} have the same seed {run.seed} and are "
+                        f"one setting of the arm {arm.name}, so they count as one seed",
                         allowed="one run per seed of a setting",
                         remedy="Leave one of them out.",
                     )
@@ -264,13 +272,14 @@ def _refuse_equal_seeds(arms: Sequence[Arm]) -> None:
 def _refuse_other_tasks(runs: Sequence[RunSeries]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        for what, one, two in (
+        for subject, value, other_value in (
             ("new task", first.config.get("task"), run.config.get("task")),
             ("prior skills", sorted(first.last.skills), sorted(run.last.skills)),
         ):
-            if one != two:
+            if value != other_value:
                 raise ReportError(
-                    f"{first.path} and {run.path} differ in their {what}: {one} against {two}",
+                    f"{first.path} and {run.path} differ in their {subject}: {value} against "
+                    f"{other_value}",
                     remedy="Compare runs that were measured on the same tasks.",
                 )
 
@@ -295,7 +304,7 @@ def group(runs: Sequence[RunSeries]) -> tuple[Arm, ...]:
 
 
 def _settings(runs: Sequence[RunSeries]) -> tuple[Setting, ...]:
-    """Split runs by everything but their seed; labels name what differs."""
+    """Split runs by everything but their seed; labels name the values that differ."""
     differing = [key for key, _ in setting_differences(runs)]
     groups: dict[str, list[RunSeries]] = {}
     for run in runs:
@@ -316,7 +325,7 @@ def _short_keys(keys: Sequence[str]) -> list[str]:
 
 
 def _order(run: RunSeries, keys: Sequence[str]) -> tuple[tuple[float, str], ...]:
-    """Sort settings by value: numbers by size, then words."""
+    """Sort settings by value: numbers by size, then texts."""
     settings = comparable_settings(run)
     return tuple(
         (float(value), "") if isinstance(value, int | float) else (0.0, str(value))
@@ -325,9 +334,9 @@ def _order(run: RunSeries, keys: Sequence[str]) -> tuple[tuple[float, str], ...]
 
 
 def setting_differences(runs: Sequence[RunSeries]) -> list[tuple[str, list[Any]]]:
-    """Return (dotted key, value of each run) of all settings in which runs differ, seed left out.
+    """Return (dotted key, value of each run) of all settings in which runs differ, but the seed.
 
-    A section that only one method has (`ppo.`, `bc.`) is no difference between runs of two methods.
+    A section that only one method has (`ppo.`, `bc.`) does not count between runs of two methods.
     """
     flats = [comparable_settings(run) for run in runs]
     differences = []
@@ -340,24 +349,22 @@ def setting_differences(runs: Sequence[RunSeries]) -> list[tuple[str, list[Any]]
 
 
 def comparable_settings(run: RunSeries) -> dict[str, Any]:
-    """Return a run's settings without its seed and what does not change a result.
+    """Return a run's settings without its seed and without those that cannot change a result.
 
-    A value that names another run of the same sweep differs from seed to seed; it is replaced by
-    that run's arm and what else its name says.
+    A value that names another run of the same sweep differs from seed to seed. So it is replaced by
+    that run's arm and the rest of its name.
     """
     flat = flatten(run.config)
     # The sweep's directory may have been renamed since its settings were written.
     places = (run.path.resolve(), Path(str(flat.get("out"))))
     sweeps = {place.parent.parent.name for place in places} if run.arm is not None else set()
     return {
-        key: _sibling(value, sweeps)
-        for key, value in flat.items()
-        if key not in NO_PART_OF_A_SETTING
+        key: _sibling(value, sweeps) for key, value in flat.items() if key not in IGNORED_SETTINGS
     }
 
 
 def _sibling(value: Any, sweeps: Set[str]) -> Any:
-    """Return what a path `.../SWEEP/ARM/RUN[/checkpoints/X]` at a text's end says beside a seed.
+    """Replace a path `.../SWEEP/ARM/RUN[/checkpoints/X]` at a text's end by a name without seed.
 
     `policy:runs/razor/ppo/kl_coef_0.02-seed_0` becomes `run of ppo (kl_coef_0.02)`.
     Other values are returned as they are.
@@ -372,16 +379,16 @@ def _sibling(value: Any, sweeps: Set[str]) -> Any:
     ]
     if not places:
         return value
-    _, arm, run, *rest = parts[places[-1] :]
+    _, arm, run, *suffix = parts[places[-1] :]
     name = "" if _SHORTENED.search(run) else _SEED.sub("", run).lstrip("-,")
-    rest_of_name = "/".join([name, *rest]).strip("/")
-    return f"run of {arm} ({rest_of_name})" if rest_of_name else f"run of {arm}"
+    label = "/".join([name, *suffix]).strip("/")
+    return f"run of {arm} ({label})" if label else f"run of {arm}"
 
 
 def arm_descriptions(runs: RunSet) -> dict[str, str]:
-    """Return each arm in a line: its own text, or its method and the settings that set it apart.
+    """Return a line about each arm: its own text, or its method and the settings that differ.
 
-    How often a run is measured is left out, and so are values that are the default.
+    Settings of measuring are left out, and so are default values.
     """
     keys = [key for key, _ in setting_differences(list(runs.runs)) if key != "method"]
     keys = [key for key in keys if key.split(".", 1)[0] not in MEASURING]
@@ -412,7 +419,7 @@ def setting_lines(run: RunSeries) -> list[str]:
 
 
 def default_settings(method: str) -> dict[str, Any]:
-    """Return the settings of a run of a method when nothing is said; empty: unknown method."""
+    """Return the default settings of a method's runs; empty: the method is unknown."""
     from robo_razor.core.plugins import METHODS
     from robo_razor.core.settings.config import FinetuneConfig, to_dict
 

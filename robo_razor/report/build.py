@@ -1,8 +1,8 @@
 """Compare runs: new-task success against forgetting, at equal new-task success.
 
-Reads what runs left on disk only, so it needs no torch and no environment; who wants videos hands
-in what films them. Runs learn at different speeds, so comparing them at equal steps says little:
-the numbers that count are what is left of the prior skills when the new task is first solved
+It reads the files of runs only, so it needs no torch and no environment; for videos the caller
+passes in a function that films. Runs learn at different speeds, so a comparison at equal steps says
+little. What counts is how much of the prior skills is left when the new task is first solved
 equally often (`robo_razor.report.equal_success`).
 """
 
@@ -19,8 +19,7 @@ from robo_razor.core.errors import ReportError, RoboRazorError
 from robo_razor.core.files import check_writable, finite, without_nan, write_json, write_text
 from robo_razor.core.run.archive import unpacked
 from robo_razor.core.settings.config import CompareConfig
-from robo_razor.report import analysis, csv_tables
-from robo_razor.report import comparability as likeness
+from robo_razor.report import analysis, comparability, csv_tables
 from robo_razor.report.arms import Arm, RunSet, count_runs, load_runs
 from robo_razor.report.equal_success import (
     QUANTITIES,
@@ -48,7 +47,7 @@ VIDEOS = "videos"
 KIND = "robo-razor comparison"
 
 Progress = Callable[[str], None]
-"""Takes a line that says what is being done."""
+"""Takes a line that says what happens now."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,23 @@ class Written:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison of runs found."""
+    """The result of a comparison of runs."""
 
     runs: RunSet
-    """What was compared: arms, their settings, their runs."""
+    """The arms, their settings and their runs."""
     report: dict[str, Any]
-    """All of it as plain values: what `report.json` holds."""
+    """The whole result as plain values, as in `report.json`."""
     archived: bool = False
     """Whether runs came out of an archive, and so have no policies to film."""
 
     @property
     def headline(self) -> str:
-        """What came out, in one sentence."""
+        """The main result, in one sentence."""
         return plain(self.report["statement"]["headline"])
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What else came out, the most important first."""
+        """The other results, the most important first."""
         return tuple(map(plain, self.report["statement"]["sentences"]))
 
     @property
@@ -124,10 +123,10 @@ class Comparison:
 
         Args:
             out: Directory that is absent, empty, or holds an earlier report.
-            film: What films policies; None: there are no videos.
+            film: Films policies; None: there are no videos.
             videos: Videos of base and tuned on the same start states, where policies are on disk.
             command: The command that made the report, which the page then names.
-            progress: Is given a line before every part that takes long.
+            progress: Receives a line before every part that takes long.
 
         Raises:
             ReportError: The directory holds something else.
@@ -163,7 +162,7 @@ class Comparison:
     def _videos(
         self, report: dict[str, Any], out: Path, film: Film | None, count: int, say: Progress
     ) -> list[Video]:
-        """Make videos where that is possible; say in the report's notes why there are none."""
+        """Make videos where that is possible; otherwise a note of the report says why not."""
         made: list[Video] = []
         if count and film is not None:
             try:
@@ -182,7 +181,7 @@ class Comparison:
 
 
 def _silent(line: str) -> None:
-    """Report nothing."""
+    """Ignore a line of progress."""
 
 
 def plain(sentence: str) -> str:
@@ -198,14 +197,15 @@ def compare(
     allow_unlike: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare runs; nothing is written.
+    """Compare runs, without writing anything.
 
     Args:
         runs: Run directories, directories of sweeps, or files of `robo-razor archive`.
-        match: New-task success rates in [0, 1] at which runs are compared; empty: chosen from them.
+        match: New-task success rates in [0, 1] at which runs are compared; empty: chosen from the
+            runs.
         merge: Arms of a sweep to compare as settings of one: names with commas.
-        allow_unlike: Compare runs of unlike versions, renderers or bases too.
-        progress: Is given a line before every part that takes long.
+        allow_unlike: Compare even runs of different versions, renderers or bases.
+        progress: Receives a line before every part that takes long.
 
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
@@ -214,9 +214,9 @@ def compare(
     with unpacked(runs) as paths:
         say(f"Reading {plural(count_runs(paths), 'run')} ...")
         loaded = load_runs(paths, merge)
-        unlike = likeness.unlike(loaded.runs)
+        unlike = comparability.unlike(loaded.runs)
         if not allow_unlike:
-            likeness.refuse_unlike(unlike)
+            comparability.refuse_unlike(unlike)
         say(f"Comparing {plural(len(loaded.arms), 'arm')} ...")
         report = build_report(loaded, match, unlike)
         _place_in_archives(report, runs, paths)
@@ -234,9 +234,9 @@ def run_compare(
 
     Args:
         config: Settings of `robo-razor compare`.
-        film: What films policies; None: there are no videos.
+        film: Films policies; None: there are no videos.
         command: The command that made the report, which the page then names.
-        progress: Is given a line before every part that takes long.
+        progress: Receives a line before every part that takes long.
 
     Raises:
         ReportError: No run is given, one cannot be read, or they cannot be compared.
@@ -256,7 +256,7 @@ def run_compare(
 
 
 def _place_in_archives(report: dict[str, Any], given: Sequence[str], read: Sequence[str]) -> None:
-    """Let the paths of archived runs begin with the archive: what was unpacked is soon gone."""
+    """Let the paths of archived runs begin with the archive: the unpacked files are temporary."""
     for archive, directory in zip(given, read, strict=True):
         for run in report["runs"] if archive != directory else ():
             if Path(run["path"]).is_relative_to(directory):
@@ -266,15 +266,15 @@ def _place_in_archives(report: dict[str, Any], given: Sequence[str], read: Seque
 def build_report(
     runs: RunSet, levels: Sequence[float] = (), unlike: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return everything the report says as plain values.
+    """Return the whole report as plain values.
 
     Args:
-        runs: What is compared.
-        levels: New-task success rates at which; empty: chosen from the runs.
-        unlike: What differs between the runs that should not.
+        runs: The runs to compare.
+        levels: New-task success rates at which they are compared; empty: chosen from the runs.
+        unlike: Differences between the runs that make a comparison doubtful.
     """
-    asked = tuple(sorted(set(levels)))
-    levels = asked or matching_levels(runs.arms)
+    requested = tuple(sorted(set(levels)))
+    levels = requested or matching_levels(runs.arms)
     headline = headline_level(runs.arms, levels)
     laws = analysis.fit_laws(runs)
     pairs = [
@@ -282,7 +282,7 @@ def build_report(
         for i, first in enumerate(runs.arms)
         for second in runs.arms[i + 1 :]
     ]
-    statement = make_statement(runs.arms, headline, laws, pairs, asked)
+    statement = make_statement(runs.arms, headline, laws, pairs, requested)
     return {
         "kind": KIND,
         "robo_razor": version("robo-razor"),
@@ -303,12 +303,12 @@ def build_report(
         "frontier": [analysis.frontier_entry(arm) for arm in runs.arms],
         "skills": _skill_entries(runs, headline),
         "paired": [analysis.paired_entry(a, b) for a, b in analysis.paired_runs(runs)],
-        "fingerprints": likeness.fingerprint_groups(runs.runs),
+        "fingerprints": comparability.fingerprint_groups(runs.runs),
         "unlike": list(unlike),
         "notes": [
             *analysis.notes(runs, unlike),
-            *likeness.divergence_kinds(runs.runs),
-            *likeness.noted(runs.runs),
+            *comparability.divergence_kinds(runs.runs),
+            *comparability.noted(runs.runs),
         ],
     }
 
@@ -358,30 +358,32 @@ def _pair_entry(pair: Pair) -> dict[str, Any]:
         "refused": pair.reason,
         "levels": [
             {
-                "level": one.level,
-                "first": _arm_match_entry(one),
-                "second": _arm_match_entry(two),
-                "difference": {key: _difference(one, two, key) for key in QUANTITIES},
+                "level": first_match.level,
+                "first": _arm_match_entry(first_match),
+                "second": _arm_match_entry(second_match),
+                "difference": {
+                    key: _difference(first_match, second_match, key) for key in QUANTITIES
+                },
             }
-            for one, two in pair.levels
+            for first_match, second_match in pair.levels
         ],
     }
 
 
-def _difference(one: ArmMatch, two: ArmMatch, quantity: str) -> dict[str, Any]:
-    estimate = difference(one, two, quantity)
+def _difference(first: ArmMatch, second: ArmMatch, quantity: str) -> dict[str, Any]:
+    estimate = difference(first, second, quantity)
     if estimate is None:
         return {"value": None, "interval": None, "over_episodes": None}
     known = math.isfinite(estimate.low)
     return {
         "value": finite(estimate.value),
         "interval": list(estimate.interval) if known else None,
-        "over_episodes": difference_over_episodes(one, two, quantity),
+        "over_episodes": difference_over_episodes(first, second, quantity),
     }
 
 
 def _skill_entries(runs: RunSet, level: float | None) -> list[dict[str, Any]]:
-    """Return per arm what is left of each skill at the last checkpoints of the shown setting."""
+    """Return per arm the retention of each skill at the last checkpoints of the shown setting."""
     entries = []
     for arm in runs.arms:
         setting = shown_setting(arm, level)
@@ -425,11 +427,11 @@ def _run_entry(run: RunSeries, arm: Arm) -> dict[str, Any]:
         ],
         "skills": {
             skill: {
-                "success_rate": entry["success_rate"],
+                "success_rate": entry.success_rate,
                 "base_success_rate": analysis.base_success(run, skill),
-                "interval": entry["interval"],
-                "n": entry["n"],
-                "retention": entry.get("retention"),
+                "interval": list(entry.interval),
+                "n": entry.n,
+                "retention": entry.retention,
             }
             for skill, entry in run.last.skills.items()
         },
@@ -457,7 +459,7 @@ def _output_directory(path: str) -> Path:
         raise ReportError(f"The output directory {path!r} is a file", remedy="Choose another one.")
     if out.is_dir() and any(out.iterdir()) and not _is_report(out):
         raise ReportError(
-            f"The output directory {path!r} is in use: it holds files that are not a report",
+            f"The output directory {path!r} is in use: it holds other files than a report",
             remedy="Choose another one with `--out`.",
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whether runs were made under like conditions: versions, renderer, settings, base."""
+"""Whether runs were made under the same conditions: versions, renderer, settings, base."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from robo_razor.report.episodes import State, read_episodes, read_rows, unlike_s
 from robo_razor.report.load import RunSeries
 
 MAX_CHANGED = 0.05
-"""Share of start states on which one base may come out differently in two runs; rounding on another
-machine flips single ones."""
+"""Share of start states on which one base may succeed in one run only: rounding on another machine
+flips single outcomes."""
 OTHER_BASE = (
     "the base's outcomes on the same start states (another base of that name, or another simulator)"
 )
 
 HARMLESS = "Differences between runs (harmless):"
-"""Begins the note of what differs without harm."""
+"""Begins the note about harmless differences."""
 SHORT_HASH = 8
 _HASH = re.compile(r"\b[0-9a-f]{16,}\b")
 OTHER_STARTS = "the start states or instructions"
 
 
 def unlike(runs: Sequence[RunSeries]) -> list[str]:
-    """Return what differs between runs that should not, each as a clause."""
+    """Return the differences between runs that make a comparison doubtful, each as a clause."""
     first = runs[0]
     base = read_episodes(first.path, 0)
     clauses_of: dict[str, list[str]] = {}
@@ -42,14 +42,14 @@ def unlike(runs: Sequence[RunSeries]) -> list[str]:
             clauses.append("fingerprint: one of them has none")
         clauses += _other_starts(first, run)
         for clause in clauses:
-            clauses_of.setdefault(clause, []).append(run.name)
-    return [f"{clause} ({first.name} / {_some(names)})" for clause, names in clauses_of.items()]
+            clauses_of.setdefault(clause, []).append(run.title)
+    return [f"{clause} ({first.title} / {_listed(names)})" for clause, names in clauses_of.items()]
 
 
 def noted(runs: Sequence[RunSeries]) -> list[str]:
-    """Return what differs without harm to a comparison, such as the commit, as sentences.
+    """Return the harmless differences, such as the commit, as sentences.
 
-    Hashes are shortened; the fingerprints have them whole.
+    Hashes are shortened; the fingerprints have all of their digits.
     """
     first = runs[0]
     differences_of: dict[str, dict[str, list[str]]] = {}
@@ -57,42 +57,42 @@ def noted(runs: Sequence[RunSeries]) -> list[str]:
         decisive = differences(first.environment, run.environment)
         for clause in differences(first.environment, run.environment, harmless=True):
             if clause not in decisive and not clause.startswith("policy_hash"):
-                what, _, other = clause.rpartition(AGAINST)
-                differences_of.setdefault(what, {}).setdefault(other, []).append(run.name)
+                subject, _, value = clause.rpartition(AGAINST)
+                differences_of.setdefault(subject, {}).setdefault(value, []).append(run.title)
     return [
         _HASH.sub(
             lambda text: text.group()[:SHORT_HASH],
-            f"{HARMLESS} {what} ({first.name}){AGAINST}"
-            + "; ".join(f"{other} ({_one(names)})" for other, names in others.items()),
+            f"{HARMLESS} {subject} ({first.title}){AGAINST}"
+            + "; ".join(f"{value} ({_first_of(names)})" for value, names in values.items()),
         )
         + "."
-        for what, others in differences_of.items()
+        for subject, values in differences_of.items()
     ]
 
 
 def divergence_kinds(runs: Sequence[RunSeries]) -> list[str]:
-    """Return which runs' KL divergences are those of denoising paths, as sentences."""
+    """Return sentences about the runs whose KL divergences are those of denoising paths."""
     names_of: dict[str, list[str]] = {}
     for run in runs:
         if run.kl_kind in ("upper bound", "path divergence"):
-            names_of.setdefault(run.kl_kind, []).append(run.name)
+            names_of.setdefault(run.kl_kind, []).append(run.title)
     return [
-        f"KL divergences of {_some(names)} are not exact: {kind}. They depend on `flow.kernel`, "
+        f"KL divergences of {_listed(names)} are not exact: {kind}. They depend on `flow.kernel`, "
         "`flow.noise` and the number of denoising steps."
         for kind, names in names_of.items()
     ]
 
 
 def _other_weights(first: RunSeries, run: RunSeries) -> str | None:
-    """Return that bases of one name have other weights, where both runs kept their hash."""
-    one, two = (r.environment.get("policy_hash") for r in (first, run))
-    if one is None or two is None or one == two:
+    """Return a clause if bases of one name have different weights, as their hashes show."""
+    first_hash, second_hash = (r.environment.get("policy_hash") for r in (first, run))
+    if first_hash is None or second_hash is None or first_hash == second_hash:
         return None
-    return f"weights of the base: hash {one[:12]} against {two[:12]}"
+    return f"weights of the base: hash {first_hash[:12]} against {second_hash[:12]}"
 
 
 def _other_starts(first: RunSeries, run: RunSeries) -> list[str]:
-    """Return that episodes of one task and seed did not begin alike, counted at the last step."""
+    """Return a clause if episodes of one task and seed began differently at the last step."""
     changed, shared = unlike_starts(
         read_rows(first.path, first.last.step), read_rows(run.path, run.last.step)
     )
@@ -107,16 +107,16 @@ def _differ(first: dict[State, bool], second: dict[State, bool]) -> bool:
 
 
 def refuse_unlike(clauses: Sequence[str]) -> None:
-    """Refuse to compare runs that were made under unlike conditions.
+    """Refuse to compare runs that were made under different conditions.
 
     Raises:
         ReportError: There is any difference.
     """
     if clauses:
         raise ReportError(
-            f"The runs were made under unlike conditions: {'; '.join(clauses)}",
-            remedy="Compare runs of one machine and one installation, or say that you want this "
-            "with `--allow-unlike` (the report then names the differences).",
+            f"The runs were made under different conditions: {'; '.join(clauses)}",
+            remedy="Compare runs of one machine and one installation, or allow the differences "
+            "with `--allow-unlike` (the report then lists them).",
         )
 
 
@@ -137,9 +137,9 @@ def fingerprint_groups(runs: Sequence[RunSeries]) -> list[dict[str, Any]]:
     return groups
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _one(names: Sequence[str]) -> str:
+def _first_of(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -15,7 +15,7 @@ from robo_razor.report.load import Checkpoint
 
 Cell = str | float | int | bool | None
 FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""What a formula begins with, in wide characters too."""
+"""Beginnings of formulas, wide characters included."""
 
 
 def checkpoint_rows(runs: RunSet) -> list[dict[str, Cell]]:
@@ -37,7 +37,7 @@ def checkpoint_rows(runs: RunSet) -> list[dict[str, Cell]]:
 
 
 def _intervals(checkpoint: Checkpoint) -> dict[str, Cell]:
-    """Return the columns that a report computes from a checkpoint's episodes."""
+    """Return the columns that the report computes from a checkpoint's episodes."""
     return {
         "prior_low": finite(checkpoint.prior_interval[0]),
         "prior_high": finite(checkpoint.prior_interval[1]),
@@ -74,8 +74,8 @@ def matched_rows(report: dict[str, Any]) -> list[dict[str, Cell]]:
     ]
 
 
-def _end(ends: Sequence[float] | None, which: int) -> float | None:
-    return None if ends is None else ends[which]
+def _end(ends: Sequence[float] | None, index: int) -> float | None:
+    return None if ends is None else ends[index]
 
 
 def predictor_csv_rows(report: dict[str, Any]) -> list[dict[str, Cell]]:
@@ -110,5 +110,5 @@ def to_csv(rows: Sequence[dict[str, Cell]]) -> str:
 
 
 def _harmless(cell: Cell) -> Cell:
-    """Return a cell that a spreadsheet shows and does not compute: texts may look like formulas."""
+    """Return a cell that a spreadsheet does not take for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

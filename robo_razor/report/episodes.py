@@ -1,4 +1,4 @@
-"""Read the episodes that a run left in `eval/<step>/episodes.jsonl`, and pair those of two runs."""
+"""Read a run's episodes from `eval/<step>/episodes.jsonl`, and pair those of two runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one greedy episode came out, and what it started from."""
+    """The outcome of one greedy episode, and its start."""
 
     success: bool
     role: str | None = None
@@ -31,10 +31,10 @@ class Outcome:
     """Hash of the start state; None in files without it."""
 
     def same_start(self, other: Outcome) -> bool:
-        """Return whether both began alike, as far as both say what they began from."""
+        """Return whether both began the same, as far as both files know."""
         return all(
-            one is None or two is None or one == two
-            for one, two in (
+            value is None or other_value is None or value == other_value
+            for value, other_value in (
                 (self.instruction, other.instruction),
                 (self.start_state, other.start_state),
             )
@@ -49,7 +49,7 @@ def read_rows(path: Path, step: int) -> dict[State, Outcome]:
         step: Its checkpoint.
 
     Raises:
-        ReportError: The file is damaged, e.g. cut while it was copied.
+        ReportError: The file is damaged, e.g. a copy of it is incomplete.
     """
     try:
         rows = metrics.read_episodes(path / "eval" / step_name(step) / EPISODES)
@@ -91,7 +91,7 @@ def prior_outcomes(
     Args:
         base: Episodes of the base.
         tuned: Episodes of a checkpoint.
-        new_task: The task that is not a prior skill.
+        new_task: The new task, whose episodes are left out.
     """
     before: dict[str, list[bool]] = {}
     after: dict[str, list[bool]] = {}

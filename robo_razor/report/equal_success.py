@@ -1,18 +1,19 @@
 """Compare arms at equal success on the new task.
 
 The rule: the new task's success along a run is smoothed to the closest curve that never falls
-(isotonic regression, episodes as weights), and prior success (retention, KL) is read off where that
+(isotonic regression, episodes as weights). Prior success (retention, KL) is read off where that
 curve first reaches the level, by linear interpolation between checkpoints. The first crossing of
-the raw curve would come too early, the more so the more checkpoints there are: a run that stays at
-85 % shows 90 % in one of several evaluations of 50 episodes almost surely. So a single lucky
-evaluation does not count as reaching a level. A level counts for an arm only where
-every seed of the compared setting reaches it, and only above the base's own success. The mean and
-the interval of an arm are over its seeds (Student's t), of a difference over the seeds of both
-(Welch), both at least as wide as the interval from the episodes alone; episodes are never pooled.
+the raw curve would come too early: a run whose true rate is 85 % almost surely shows 90 % in one of
+several evaluations of 50 episodes. So a single lucky evaluation does not count as reaching a level.
+A level counts for an arm only where every seed of the compared setting reaches it, and only above
+the base's own success. The mean and the interval of an arm are over its seeds (Student's t), those
+of a difference over the seeds of both (Welch). Both are at least as wide as the interval from the
+episodes alone; episodes are never pooled.
 
-An arm with several settings (a grid) is compared by the one with the highest prior success at that
-level, chosen for each seed on the *other* seeds, so that choosing among many is no advantage. A
-setting with fewer seeds than another of its arm is not compared: every seed of few reaches more.
+An arm with several settings (a grid) is represented by the setting with the highest prior success
+at that level. It is chosen for each seed on the *other* seeds, so that a choice among many is not
+an advantage. A setting with fewer seeds than another one of its arm is not compared: it is easier
+for few seeds to all reach a level.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from robo_razor.statistics.tradeoffs import interpolate_at, isotonic
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """New-task success rates at which arms are compared where they reach them."""
 BOUNDS = {"prior": (0.0, 1.0), "retention": (0.0, math.inf), "kl": (0.0, math.inf)}
-"""What is compared, and the range of what is possible."""
+"""The compared quantities, and their possible ranges."""
 QUANTITIES = tuple(BOUNDS)
 
 ONLY_REACHES = "its best run reaches only"
-"""Begins the reason of an arm of which no run reaches a level."""
+"""Begins the reason for an arm whose runs all miss a level."""
 RULE = (
     "Prior success and retention are read off where a run's new-task success first reaches the "
     "level, interpolated linearly between checkpoints. Success along a run is first smoothed to "
@@ -46,7 +47,7 @@ RULE = (
     "include the uncertainty of where the curve crosses the level."
 )
 GRID_RULE = (
-    "An arm with several settings is compared by the one that keeps most at that level, chosen "
+    "An arm with several settings is represented by the one that keeps most at that level, chosen "
     "for each seed on the other seeds. Settings with fewer seeds than others are left out."
 )
 
@@ -112,7 +113,7 @@ class ArmMatch:
         return seed_interval(values, within=self.within(quantity), bounds=BOUNDS[quantity])
 
     def over_episodes(self, quantity: str) -> tuple[float, float] | None:
-        """Return the interval of a single seed over its episodes; None with several, or unknown."""
+        """Return the interval of a single seed over its episodes; None: several, or unknown."""
         ends = self.within(quantity)
         return ends[0] if len(ends) == 1 and math.isfinite(ends[0][0]) else None
 
@@ -121,12 +122,12 @@ def difference(first: ArmMatch, second: ArmMatch, quantity: str) -> Estimate | N
     """Return one arm minus another over their seeds; None where one has no number."""
     from robo_razor.statistics.seeds import seed_difference
 
-    one, two = first.values(quantity), second.values(quantity)
-    if not one or not two:
+    first_values, second_values = first.values(quantity), second.values(quantity)
+    if not first_values or not second_values:
         return None
     return seed_difference(
-        one,
-        two,
+        first_values,
+        second_values,
         first_within=first.within(quantity),
         second_within=second.within(quantity),
         bounds=(-1.0, 1.0) if quantity == "prior" else (-math.inf, math.inf),
@@ -138,14 +139,14 @@ def difference_over_episodes(
 ) -> tuple[float, float] | None:
     """Return the interval of two single runs' difference over their episodes, or None.
 
-    The runs are taken as independent, see `seed_difference`; it says nothing about other seeds.
+    It takes the runs as independent, see `seed_difference`, and says nothing about other seeds.
     """
-    one, two = first.over_episodes(quantity), second.over_episodes(quantity)
-    if one is None or two is None:
+    first_ends, second_ends = first.over_episodes(quantity), second.over_episodes(quantity)
+    if first_ends is None or second_ends is None:
         return None
     a, b = first.values(quantity)[0], second.values(quantity)[0]
-    low = math.hypot(a - one[0], two[1] - b)
-    high = math.hypot(one[1] - a, b - two[0])
+    low = math.hypot(a - first_ends[0], second_ends[1] - b)
+    high = math.hypot(first_ends[1] - a, b - second_ends[0])
     return a - b - low, a - b + high
 
 
@@ -162,7 +163,7 @@ class Pair:
 
 
 def match(run: RunSeries, level: float) -> Matched:
-    """Return what is left of the prior skills where a run reaches a new-task success rate."""
+    """Return how much of the prior skills is left where a run reaches a new-task success rate."""
     new = smoothed(run)
     steps = interpolate_at(level, new, [float(checkpoint.step) for checkpoint in run.checkpoints])
     if steps is None:
@@ -212,7 +213,7 @@ def reach(setting: Setting) -> float:
 
 
 def overlap(arms: Sequence[Arm]) -> tuple[float, float]:
-    """Return the new-task success rates that all arms pass through, as (above, up to)."""
+    """Return the range of new-task success that all arms pass through, as (above, up to)."""
     low = max(run.first.new for arm in arms for run in arm.runs)
     high = min(max(reach(setting) for setting in arm.complete) for arm in arms)
     return low, high
@@ -226,17 +227,17 @@ def levels_between(low: float, high: float) -> tuple[float, ...]:
 
 
 def matching_levels(arms: Sequence[Arm]) -> tuple[float, ...]:
-    """Return the levels at which any two arms can be compared (or the only arm be read off)."""
+    """Return the levels at which two arms can be compared, or at which the only arm is shown."""
     groups = [[arms[i], arms[j]] for i in range(len(arms)) for j in range(i + 1, len(arms))]
     levels = {level for pair in groups or [list(arms)] for level in levels_between(*overlap(pair))}
     return tuple(sorted(levels))
 
 
 def headline_level(arms: Sequence[Arm], levels: Sequence[float]) -> float | None:
-    """Return the level that the report speaks of first.
+    """Return the level of the report's headline.
 
-    The highest one that all arms reach; where that is less than half way from the base to the
-    highest level of any two arms, one arm less is asked for, and so on down to two.
+    It is the highest level that all arms reach. If that is less than half way from the base to the
+    highest level of any two arms, one arm may miss it, and so on, until two arms remain.
     """
     counts = {level: sum(match_arm(arm, level).reason is None for arm in arms) for level in levels}
     least = min(2, len(arms))
@@ -252,7 +253,7 @@ def headline_level(arms: Sequence[Arm], levels: Sequence[float]) -> float | None
 
 
 def match_arm(arm: Arm, level: float) -> ArmMatch:
-    """Return an arm's runs at a level, of the setting chosen as the module says."""
+    """Return an arm's runs at a level, of the setting that the module's rule chooses."""
     start = max(run.first.new for run in arm.runs)
     if level <= start:
         return ArmMatch(arm.name, level, reason=f"the base already has {start:.0%}")
@@ -303,15 +304,15 @@ def _why_not(arm: Arm, level: float) -> str:
 
 
 def shown_setting(arm: Arm, level: float | None) -> Setting:
-    """Return the setting that stands for an arm in tables of single checkpoints.
+    """Return the setting that represents an arm in tables of single checkpoints.
 
-    Of those that `match_arm` chooses from, the one with the highest mean prior success at the
-    level; where none reaches it, the one that gets furthest on the new task.
+    It is the one with the highest mean prior success at the level, of those that `match_arm`
+    chooses from. If none reaches the level, it is the one that gets furthest on the new task.
     """
     if level is not None:
         reaching = [setting for setting in arm.complete if reach(setting) >= level]
         if reaching:
-            return max(reaching, key=lambda one: _mean_prior(one, level))
+            return max(reaching, key=lambda candidate: _mean_prior(candidate, level))
     return max(arm.complete, key=reach)
 
 
@@ -322,12 +323,12 @@ def _mean_prior(setting: Setting, level: float) -> float:
 
 
 def compare_pair(first: Arm, second: Arm, levels: Sequence[float]) -> Pair:
-    """Compare two arms at all levels that both reach; refuse where their ranges do not overlap.
+    """Compare two arms at all levels that both reach; refuse if their ranges do not overlap.
 
     Args:
         first: One arm.
         second: The other.
-        levels: New-task success rates asked for.
+        levels: New-task success rates.
     """
     low, high = overlap([first, second])
     matches = [(match_arm(first, level), match_arm(second, level)) for level in levels]
@@ -336,11 +337,11 @@ def compare_pair(first: Arm, second: Arm, levels: Sequence[float]) -> Pair:
         return Pair(first.name, second.name, low, high, both)
     if high <= low:
         reason = (
-            f"their ranges of new-task success do not overlap above the base: "
+            f"their ranges of success on the new task do not overlap above the base: "
             f"{_range(first)}, {_range(second)}"
         )
     else:
-        reason = f"none of the levels asked for lies in ({low:.0%}, {high:.0%}]"
+        reason = f"none of the requested levels is above {low:.0%} and at most {high:.0%}"
     return Pair(first.name, second.name, low, high, (), reason)
 
 

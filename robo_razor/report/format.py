@@ -1,17 +1,18 @@
-"""Numbers, names and settings as people read them."""
+"""Numbers, intervals and names as people read them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from robo_razor.core.metrics import DEMONSTRATIONS, NEW_BASE, NEW_TUNED, PRIOR
 from robo_razor.core.quantities import quantity
 
 STATES = {
-    "new_base_visited": "new task, base's states",
-    "new_tuned_visited": "new task, tuned's states",
-    "demonstrations": "demonstrations' states",
-    "prior": "prior skills' states",
+    NEW_BASE: "new task, base's states",
+    NEW_TUNED: "new task, tuned's states",
+    DEMONSTRATIONS: "demonstrations' states",
+    PRIOR: "prior skills' states",
 }
 UNKNOWN = "\u2013"
 
@@ -27,8 +28,8 @@ def points(value: float | None) -> str:
     """Return a difference of rates in points with its sign: `+33`."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
-    whole = round(100 * value)
-    return f"{whole:+d}".replace("-", "\u2212") if whole else "0"
+    rounded = round(100 * value)
+    return f"{rounded:+d}".replace("-", "\u2212") if rounded else "0"
 
 
 def interval(ends: Sequence[float] | None, *, signed: bool = False) -> str:
@@ -56,20 +57,20 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def predictor_parts(name: str) -> tuple[str, str]:
-    """Return what a predictor is and on which states: `KL(base ‖ tuned)`, `prior skills' states`.
+    """Return a predictor's label and its states: `KL(base ‖ tuned)`, `prior skills' states`.
 
     The states are empty for distances between weights.
     """
     kind, _, states = name.partition("/")
-    first = quantity(kind).label
+    label = quantity(kind).label
     if not states:
-        return first, ""
-    skill = states.removeprefix("prior/")
-    return first, STATES.get(states, f"states of {skill}" if skill != states else states)
+        return label, ""
+    skill = states.removeprefix(f"{PRIOR}/")
+    return label, STATES.get(states, f"states of {skill}" if skill != states else states)
 
 
 def predictor_name(name: str) -> str:
-    """Return both in one: `KL(base ‖ tuned), new task, base's states`."""
+    """Return label and states in one text: `KL(base ‖ tuned), new task, base's states`."""
     return ", ".join(part for part in predictor_parts(name) if part)
 
 

@@ -1,8 +1,9 @@
-"""Read what runs left on disk: `config.yaml`, `environment.json`, `metrics.jsonl`, `eval/`."""
+"""Read the files of runs: `config.yaml`, `environment.json`, `metrics.jsonl`, `eval/`."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,16 @@ from robo_razor.core.errors import (
 )
 from robo_razor.core.files import finite
 from robo_razor.core.metrics import FORWARD_KL as FORWARD_KL
-from robo_razor.core.metrics import REVERSE_KL as REVERSE_KL
 from robo_razor.core.metrics import (
+    NEW,
+    PRIOR,
     SampledSuccess,
     SkillSummary,
     Summary,
     checkpoint_row,
     rollout_steps,
 )
+from robo_razor.core.metrics import REVERSE_KL as REVERSE_KL
 from robo_razor.core.plain_text import printable, printable_values
 from robo_razor.core.plugins import METHODS
 from robo_razor.core.run.directory import CONFIG, RunDirectory
@@ -46,7 +49,7 @@ UNKNOWN = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one checkpoint's summary says; rates are means over skills, in [0, 1]."""
+    """The numbers of one checkpoint; rates are means over skills, in [0, 1]."""
 
     step: int
     new: float
@@ -58,7 +61,7 @@ class Checkpoint:
     """Mean over prior skills of success / the base's success; NaN where unknown."""
     kl: dict[str, float]
     """`DIRECTION/STATES` -> nats per decision; absent where unknown."""
-    skills: dict[str, dict[str, Any]]
+    skills: dict[str, SkillSummary]
     """Prior skill -> its entry of the summary."""
     distances: dict[str, float] = field(default_factory=dict)
     """Further distances to the base by name; absent where not measured."""
@@ -82,15 +85,18 @@ class Checkpoint:
 
     @property
     def predictors(self) -> dict[str, float]:
-        """Everything that may explain forgetting: KLs and distances by name."""
+        """Quantities that may explain forgetting: KLs and distances by name."""
         return self.kl | self.distances
 
 
 @dataclass(frozen=True)
 class RunSeries:
-    """One run's checkpoints in order, and what it was."""
+    """One run's checkpoints in order, and its settings."""
 
     name: str
+    """Its key in `report.json` and in the CSV files: its folder, with its arm in a sweep."""
+    title: str
+    """Its name in sentences, tables and figures: `ppo: seed 0`."""
     path: Path
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -99,11 +105,11 @@ class RunSeries:
     arm: str | None = None
     """The sweep's arm that the run belongs to; None outside a sweep."""
     unplanned: tuple[int, ...] = ()
-    """Steps that were measured because the run was interrupted there; they are left out."""
+    """Steps that were measured only because the run was interrupted there; they are left out."""
     updates: int | None = None
     """Updates that the whole run has; None: unknown."""
     kl_kind: str | None = None
-    """How its KL divergences were had, see `distributions.KLKind`; None: unknown, or no density."""
+    """How its KL divergences were computed, see `distributions.KLKind`; None: unknown or none."""
 
     @property
     def first(self) -> Checkpoint:
@@ -117,7 +123,7 @@ class RunSeries:
 
     @property
     def method(self) -> str:
-        """How it was fine-tuned."""
+        """The name of its method."""
         return str(self.config.get("method", "?"))
 
     @property
@@ -126,13 +132,8 @@ class RunSeries:
         return int(self.config.get("seed", 0))
 
     @property
-    def label(self) -> str:
-        """Name for tables and figures."""
-        return f"{self.name} ({self.method})"
-
-    @property
     def is_cut(self) -> bool:
-        """Whether the run has ended, or is still, before its last update."""
+        """Whether the run has not reached its last update."""
         return self.updates is not None and self.last.step < self.updates
 
     def last_pairs(self) -> PriorOutcomes:
@@ -179,11 +180,12 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
         checkpoints.append(_read_checkpoint(summary, steps, pairs))
     if not checkpoints:
         raise ReportError(
-            f"The run {shown(str(path))} holds no evaluation of a step that was to be measured",
-            remedy="Copy the run again, with its whole `eval/`, or leave it out.",
+            f"The run {shown(str(path))} holds no evaluation of a planned step",
+            remedy="Copy the run again, with all of its `eval/`, or leave it out.",
         )
     return RunSeries(
         name=printable(name),
+        title=title_of(printable(name), arm, config),
         path=run.path,
         config=config,
         environment=printable_values(environment),
@@ -196,28 +198,44 @@ def load_run(path: str | Path, name: str, arm: str | None = None) -> RunSeries:
     )
 
 
+def title_of(name: str, arm: str | None, config: Mapping[str, Any]) -> str:
+    """Return a run's name as people read it: `ppo: seed 0`, `ppo: learning rate 6e-05, seed 0`.
+
+    Args:
+        name: The run's key.
+        arm: The sweep's arm that it belongs to; None outside a sweep.
+        config: The run's settings.
+    """
+    folder = name.rpartition("/")[2]
+    if arm is not None:
+        return f"{arm}: {re.sub(r'-(?=[A-Za-z])', ', ', folder).replace('_', ' ')}"
+    seed = config.get("seed", 0)
+    without_seed = re.sub(rf"(^|[^A-Za-z])seed[ _=:-]?0*{seed}$", "", name)
+    return f"{without_seed or config.get('method', '?')}: seed {seed}"
+
+
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Fill in settings that did not exist when a run was made: it did what they now are without."""
+    """Fill in settings that are newer than a run: it did what their defaults do."""
     method = str(config.get("method"))
     known = METHODS.get(method if method in METHODS else DEFAULT_METHOD)
     defaults = to_dict(FinetuneConfig(method=known()))
-    if method != known.NAME:  # of a plugin that is not here
+    if method != known.NAME:  # the method of a plugin that is not loaded
         del defaults[known.NAME]
     return merged(defaults, config)
 
 
 def _refuse_other_skills(summaries: Sequence[Summary], path: Path) -> None:
-    """Refuse means over other skills at every step: they would differ by that alone."""
+    """Refuse a run whose steps have different skills: their means cannot be compared."""
     first = summaries[0]
     for summary in summaries:
-        for part, skills, others in (
-            ("new", first.new, summary.new),
-            ("prior", first.prior, summary.prior),
+        for part, skills, later_skills in (
+            (NEW, first.new, summary.new),
+            (PRIOR, first.prior, summary.prior),
         ):
-            if others.keys() != skills.keys():
+            if later_skills.keys() != skills.keys():
                 raise ReportError(
                     f"The summaries of steps {first.step} and {summary.step} in "
-                    f"{path} are of other {part} skills",
+                    f"{path} have different {part} skills",
                     remedy="Copy the run again, or leave it out.",
                 )
 
@@ -239,7 +257,7 @@ def _read_checkpoint(
         prior=mean([entry.success_rate for entry in prior]),
         retention=mean([entry.retention for entry in prior if entry.retention is not None]),
         kl=summary.kl(),
-        skills={skill: entry.to_json() for skill, entry in summary.prior.items()},
+        skills=dict(summary.prior),
         distances=summary.known_distances(),
         prior_interval=mean_rate_interval(
             [_successes(entry) for entry in prior], [entry.n for entry in prior]
@@ -272,19 +290,25 @@ def _env_steps(summary: Summary, steps: Mapping[int, float]) -> float:
     return sum(n for step, n in steps.items() if step <= summary.step) if steps else math.nan
 
 
+def retentions_of(runs: Sequence[RunSeries], skill: str) -> list[float]:
+    """Return the retention of one skill at the last checkpoints of the runs that know it."""
+    retentions = [run.last.skills[skill].retention for run in runs]
+    return [value for value in retentions if value is not None]
+
+
 def read_outcomes(run: RunSeries) -> dict[State, bool]:
     """Return (task, seed) -> success of the last checkpoint's greedy episodes."""
     return read_episodes(run.path, run.last.step)
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Return the directories' names, with as much of the path as makes them unique."""
+    """Return the directories' names, with enough of their paths to make them unique."""
     parts = [Path(path).resolve().parts for path in paths]
     for length in range(1, max(len(p) for p in parts) + 1):
         names = ["/".join(p[-length:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # one given twice
+    return [f"{Path(path).name}#{i + 1}" for i, path in enumerate(paths)]  # a path is given twice
 
 
 def mean(values: Sequence[float]) -> float:

@@ -21,19 +21,18 @@ BOLD = "**"
 _MARKUP = re.compile(
     r"[\\`*<>|~$&]|](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.", re.IGNORECASE
 )
-"""What begins or ends something else than text, on GitHub too: a bracket does where a link would
-go on behind it."""
+"""Characters that begin or end markup, on GitHub too; a bracket only where a link would follow."""
 LAW = "What explains forgetting"
 
 
 def literal(text: str) -> str:
-    """Return a text as Markdown that shows just that: no links, pictures, code, tags or tables."""
+    """Return a text as Markdown that shows the text itself: no links, pictures, code or tables."""
     line = " ".join(printable(word) for word in text.split())
     return _MARKUP.sub(lambda match: f"\\{match.group()}", line)
 
 
 def _sentence(text: str) -> str:
-    """Return a sentence with its `**bold**` as that and everything else as text."""
+    """Return a sentence with its `**bold**` as markup and everything else as text."""
     marked = re.split(r"(\*\*)", text)
     return "".join(part if part == BOLD else _inner(part) for part in marked)
 
@@ -48,9 +47,9 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
     """Return the report as Markdown.
 
     Args:
-        runs: What is compared.
+        runs: The runs of the comparison.
         report: The report's plain values.
-        figures: File names of figures to show; those that are no PNG are left out.
+        figures: File names of figures to show; only PNG files are shown.
     """
     parts = [
         *_statement(report),
@@ -77,7 +76,7 @@ def to_markdown(runs: RunSet, report: dict[str, Any], figures: Sequence[str]) ->
             tables.matrix_table(runs, report),
         ),
         ("Settings that differ", tables.setting_table(runs)),
-        ("Fingerprints", tables.fingerprint_table(report)),
+        ("Fingerprints", tables.fingerprint_table(runs, report)),
     ):
         if table:
             parts += [f"## {title}", _table(table)]
@@ -103,7 +102,7 @@ def _statement(report: dict[str, Any]) -> list[str]:
 
 
 def _arms(runs: RunSet) -> str:
-    """Return what each arm is, a line each."""
+    """Return a line about each arm."""
     lines = [
         f"- **{literal(name)}**: {literal(text)}" for name, text in arm_descriptions(runs).items()
     ]

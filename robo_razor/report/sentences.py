@@ -1,4 +1,4 @@
-"""The report in words, numbers first. `**...**` marks arms and numbers, as in Markdown."""
+"""The report in sentences. `**...**` marks arms and numbers, as in Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from robo_razor.core.plain_text import skill_name
 from robo_razor.report.analysis import Laws
-from robo_razor.report.arms import Arm, run_title
+from robo_razor.report.arms import Arm
 from robo_razor.report.equal_success import (
     ONLY_REACHES,
     ArmMatch,
@@ -29,7 +29,7 @@ from robo_razor.report.format import (
     predictor_parts,
     with_interval,
 )
-from robo_razor.report.load import mean
+from robo_razor.report.load import mean, retentions_of
 from robo_razor.statistics.hill import Falloff
 from robo_razor.statistics.intervals import Estimate
 from robo_razor.statistics.law import Law
@@ -38,15 +38,13 @@ NOTABLE_RETENTION = 0.8
 """A skill of which less is left is worth a sentence."""
 MOST_NAMED = 4
 """Arms that one sentence can name with their numbers."""
-
-
 FIRST = 2
 """Sentences that stand beside the headline; the others are folded away."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What came out, in words: the most important first."""
+    """The results in sentences, the most important first."""
 
     headline: str
     sentences: tuple[str, ...]
@@ -57,16 +55,16 @@ def make_statement(
     level: float | None,
     laws: Laws,
     pairs: Sequence[Pair] = (),
-    asked: Sequence[float] = (),
+    requested: Sequence[float] = (),
 ) -> Statement:
-    """Return what came out, in words.
+    """Return the results in sentences.
 
     Args:
-        arms: What is compared.
-        level: New-task success at which; None where nothing can be compared.
+        arms: The arms of the comparison.
+        level: New-task success at which they are compared; None: they cannot be compared.
         laws: The fits of the forgetting law.
         pairs: The comparison of every two arms.
-        asked: Levels that the user asked for; empty: they were chosen from the runs.
+        requested: Levels that the user chose; empty: they were chosen from the runs.
     """
     task = skill_of(str(arms[0].runs[0].config.get("task")))
     matches = [] if level is None else [match_arm(arm, level) for arm in arms]
@@ -81,7 +79,7 @@ def make_statement(
     elif len(arms) == 1:
         headline, sentences = _alone(task, arms[0]), excluded
     else:
-        headline, sentences = _unmatched(task, arms, pairs, asked)
+        headline, sentences = _unmatched(task, arms, pairs, requested)
         sentences += excluded
     return Statement(headline, (*sentences, *_law(laws)))
 
@@ -95,13 +93,13 @@ def _compared(task: str, level: float, reached: Sequence[ArmMatch]) -> str:
     start = f"At {percent(level)} success on {task}, "
     over = _single_runs(reached)
     if len(reached) <= MOST_NAMED:
-        parts = [f"**{m.arm}** keeps {_kept(m)}" for m in reached]
+        parts = [f"**{m.arm}** keeps {_retention(m)}" for m in reached]
         parts[0] += " of the prior skills"
         return f"{start}{listing(parts)}{over}."
     best, worst = reached[0], reached[-1]
     return (
-        f"{start}**{best.arm}** keeps most of the prior skills, {_kept(best)}, and "
-        f"**{worst.arm}** least, {_kept(worst)}, of {len(reached)} arms{over}."
+        f"{start}**{best.arm}** keeps most of the prior skills, {_retention(best)}, and "
+        f"**{worst.arm}** least, {_retention(worst)}, of {len(reached)} arms{over}."
     )
 
 
@@ -118,32 +116,32 @@ def _single_runs(reached: Sequence[ArmMatch]) -> str:
 
 
 def _between(reached: Sequence[ArmMatch]) -> list[str]:
-    """Return the arms that the headline has no room for."""
+    """Return a sentence about the arms that the headline leaves out."""
     if len(reached) <= MOST_NAMED:
         return []
     parts = [f"**{m.arm}** {percent(m.estimate('retention').value)}" for m in reached[1:-1]]
     return [f"In between: {listing(parts)}."]
 
 
-def _kept(match: ArmMatch) -> str:
-    kept = match.estimate("retention")
-    ends = match.over_episodes("retention") or kept.interval
-    return f"**{percent(kept.value)}** {interval(ends)}".rstrip()
+def _retention(match: ArmMatch) -> str:
+    retention = match.estimate("retention")
+    ends = match.over_episodes("retention") or retention.interval
+    return f"**{percent(retention.value)}** {interval(ends)}".rstrip()
 
 
 def _difference(reached: Sequence[ArmMatch]) -> list[str]:
     best, worst = reached[0], reached[-1]
-    one, two = best.values("retention"), worst.values("retention")
-    gap = points(sum(one) / len(one) - sum(two) / len(two)).replace("+", "") if one and two else ""
-    if not gap:
+    best_values, worst_values = best.values("retention"), worst.values("retention")
+    if not best_values or not worst_values:
         return []
-    if (len(one) < 2) != (len(two) < 2):
-        lone = best if len(one) < 2 else worst
+    gap = points(mean(best_values) - mean(worst_values)).replace("+", "")
+    if (len(best_values) < 2) != (len(worst_values) < 2):
+        lone = best if len(best_values) < 2 else worst
         return [
             f"That is a difference of **{gap} points**. **{lone.arm}** has one seed, so there is "
             "no interval over seeds: another seed may come out differently."
         ]
-    if len(one) < 2:
+    if len(best_values) < 2:
         ends = interval(difference_over_episodes(best, worst, "retention"))
         over = f" {ends} over episodes" if ends else ""
         return [
@@ -155,10 +153,10 @@ def _difference(reached: Sequence[ArmMatch]) -> list[str]:
         return []
     text = (
         f"The difference between **{best.arm}** and **{worst.arm}** is **{gap} points** "
-        f"{interval(estimate.interval)} over {_seeds(len(one), len(two))}"
+        f"{interval(estimate.interval)} over {_seeds(len(best_values), len(worst_values))}"
     )
     if estimate.low <= 0 <= estimate.high:
-        return [f"{text}: there may be none."]
+        return [f"{text}; it may be 0."]
     return [f"{text}."]
 
 
@@ -179,20 +177,22 @@ def _distance(reached: Sequence[ArmMatch]) -> list[str]:
 
 def _alone(task: str, arm: Arm) -> str:
     run = max(arm.runs, key=lambda run: run.last.new)
-    others = f" (the best of {len(arm.runs)} runs)" if len(arm.runs) > 1 else ""
+    among = f" (the best of {len(arm.runs)} runs)" if len(arm.runs) > 1 else ""
     text = (
         f"**{arm.name}** brings {task} from {percent(run.first.new)} to "
-        f"**{with_interval(run.last.new, run.last.new_interval)}**{others}"
+        f"**{with_interval(run.last.new, run.last.new_interval)}**{among}"
     )
     if math.isfinite(run.last.retention):
-        kept = f"**{percent(run.last.retention)}** {interval(run.last.retention_interval)}".rstrip()
+        retention = (
+            f"**{percent(run.last.retention)}** {interval(run.last.retention_interval)}".rstrip()
+        )
         over = ", both over episodes" if interval(run.last.retention_interval) else ""
-        return f"{text} and keeps {kept} of the prior skills{over}."
+        return f"{text} and keeps {retention} of the prior skills{over}."
     return f"{text}. No prior skills were measured."
 
 
 def _unmatched(
-    task: str, arms: Sequence[Arm], pairs: Sequence[Pair], asked: Sequence[float]
+    task: str, arms: Sequence[Arm], pairs: Sequence[Pair], requested: Sequence[float]
 ) -> tuple[str, list[str]]:
     """Return the headline and sentences where no arms can be compared at equal success."""
     runs = [run for arm in arms for run in arm.runs]
@@ -206,9 +206,9 @@ def _unmatched(
         )
         return text, []
     ranges = [pair for pair in pairs if pair.high > pair.low]
-    if asked and ranges:
+    if requested and ranges:
         widest = max(ranges, key=lambda pair: pair.high)
-        levels = listing([percent(level) for level in sorted(asked)])
+        levels = listing([percent(level) for level in sorted(requested)])
         text = (
             f"Nothing can be compared at {levels} success on {task}: {widest.first} and "
             f"{widest.second} can be compared above {percent(widest.low)} and up to "
@@ -223,11 +223,13 @@ def _unmatched(
 
 
 def _kept_in_the_end(arms: Sequence[Arm]) -> str:
-    """Return what is left of the prior skills at the last checkpoints, most first."""
-    kept = [
+    """Return how much of the prior skills the arms keep at the last checkpoints, most first."""
+    retentions = [
         (mean([run.last.retention for run in shown_setting(arm, None).runs]), arm) for arm in arms
     ]
-    known = sorted(((k, arm) for k, arm in kept if math.isfinite(k)), key=lambda item: -item[0])
+    known = sorted(
+        ((k, arm) for k, arm in retentions if math.isfinite(k)), key=lambda item: -item[0]
+    )
     if len(known) > MOST_NAMED:
         (most, best), (least, worst) = known[0], known[-1]
         return (
@@ -241,7 +243,7 @@ def _kept_in_the_end(arms: Sequence[Arm]) -> str:
 
 
 def _why_unmatched(task: str, arms: Sequence[Arm], start: float) -> str:
-    """Return why there is no comparison at equal success: which arms improved on the base."""
+    """Return why there is no comparison at equal success, and which arms improved on the base."""
     best = [(max(arm.runs, key=top), arm) for arm in arms]
     improved = [(run, arm) for run, arm in best if top(run) > start]
     if len(improved) == 1:
@@ -259,12 +261,12 @@ def _why_unmatched(task: str, arms: Sequence[Arm], start: float) -> str:
     reason = "no arm improved" if not improved else "no two arms rise together"
     return (
         f"No matched comparison: {reason} above the base's {percent(start)} on {task}. "
-        f"The best run is {run_title(run)} with {percent(top(run))}."
+        f"The best run is {run.title} with {percent(top(run))}."
     )
 
 
 def _excluded(matches: Sequence[ArmMatch]) -> list[str]:
-    """Return why arms have no number at the level, those of one kind in one sentence."""
+    """Return why arms have no number at the level, equal reasons in one sentence."""
     short = [m for m in matches if str(m.reason).startswith(ONLY_REACHES)]
     others = [m for m in matches if m not in short]
     sentences = [f"**{m.arm}** is excluded at this level: {m.reason}." for m in others]
@@ -280,40 +282,40 @@ def _excluded(matches: Sequence[ArmMatch]) -> list[str]:
 
 
 def _last(arms: Sequence[Arm], level: float | None) -> list[str]:
-    """Return where the arms get to."""
+    """Return a sentence about the last checkpoints of the arms."""
     if len(arms) > MOST_NAMED:
         return []
     parts = []
     for arm in arms:
         runs = shown_setting(arm, level).runs
-        kept = percent(mean([run.last.retention for run in runs]))
+        retention = percent(mean([run.last.retention for run in runs]))
         new = percent(mean([run.last.new for run in runs]))
-        parts.append(f"**{arm.name}** has {new} and keeps {kept}")
+        parts.append(f"**{arm.name}** has {new} and keeps {retention}")
     return [f"At the last checkpoint {listing(parts)}."]
 
 
 def _lost(arms: Sequence[Arm], level: float | None) -> list[str]:
-    """Return which skills the worst arm lost entirely, or the one of which most is lost."""
-    shown = [(arm, shown_setting(arm, level).runs) for arm in arms]
+    """Return the skills that the worst arm lost entirely, or the one of which it lost most."""
+    selection = [(arm, shown_setting(arm, level).runs) for arm in arms]
     losses = [
-        (mean([run.last.skills[skill]["retention"] for run in runs]), skill, arm)
-        for arm, runs in shown
+        (mean(retentions), skill, arm)
+        for arm, runs in selection
         for skill in runs[0].last.skills
-        if all(run.last.skills[skill].get("retention") is not None for run in runs)
+        if (retentions := retentions_of(runs, skill)) and len(retentions) == len(runs)
     ]
-    kept, skill, worst = min(losses, key=lambda loss: loss[0], default=(1.0, "", None))
-    if worst is None or kept >= NOTABLE_RETENTION:
+    retention, skill, worst = min(losses, key=lambda loss: loss[0], default=(1.0, "", None))
+    if worst is None or retention >= NOTABLE_RETENTION:
         return []
-    least = min(kept, 0.0)
+    least = min(retention, 0.0)
     gone = {
-        arm.name: [name for value, name, of in losses if of is arm and value <= least]
-        for arm, _ in shown
+        arm.name: [name for value, name, owner in losses if owner is arm and value <= least]
+        for arm, _ in selection
     }
     name, skills = max(gone.items(), key=lambda item: len(item[1]))
     if not skills:
         return [
-            f"Most is lost of {skill} after **{worst.name}**: {percent(kept)} of the base's "
-            "success is left."
+            f"The largest loss is that of {skill} after **{worst.name}**: {percent(retention)} of "
+            "the base's success is left."
         ]
     total = sum(arm.name == name for _, _, arm in losses)
     verb = "is" if len(skills) == 1 else "are"
@@ -363,7 +365,7 @@ def _law(laws: Laws) -> list[str]:
 
 
 def _falloff(fit: Falloff) -> list[str]:
-    """Return where half is lost, if a curve that is level and then falls shows it."""
+    """Return a sentence about the half-loss point, if a Hill curve could be fitted."""
     if fit.half is None or fit.half_interval is None or fit.minus_parabola is None:
         return []
     low, high = (number(end) for end in fit.half_interval)
@@ -382,7 +384,7 @@ def against_parabola(difference: Sequence[float]) -> str:
 
 
 def _inside(law: Law) -> str:
-    """Return what the fit is worth inside of arms, and on an arm that it has not seen."""
+    """Return how well the fit explains the variation within arms, and predicts an unseen arm."""
     text = ""
     if law.within_r2 is not None:
         text += f" Within arms it explains {percent(law.within_r2)}."
@@ -398,7 +400,7 @@ def _inside(law: Law) -> str:
 
 
 def _named(fit: Law) -> str:
-    """Return a predictor's name as it stands within a sentence."""
+    """Return a predictor's name within a sentence."""
     quantity, states = predictor_parts(fit.predictor)
     if quantity[1:2].islower():
         quantity = quantity[0].lower() + quantity[1:]

@@ -1,4 +1,4 @@
-"""The report's tables, once: Markdown and the page render the same rows."""
+"""The report's tables. Markdown and the page render the same rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robo_razor.core.metrics import NEW, PRIOR
 from robo_razor.core.settings.conversion import flatten
 from robo_razor.report.analysis import base_success, nbt_entry
 from robo_razor.report.arms import (
     RunSet,
     comparable_settings,
-    run_title,
     setting_differences,
     show_value,
     shown_setting_of,
@@ -31,12 +31,12 @@ from robo_razor.report.load import FORWARD_KL, REVERSE_KL, RunSeries
 
 MINUS = "\u2212"
 LINE = "\n"
-"""Within a cell: what follows is less important and stands below."""
+"""Within a cell: the less important text after it stands below."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head; `numeric` columns are set flush right on the page."""
+    """Rows of text under a head; `numeric` columns are aligned right on the page."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -44,13 +44,13 @@ class Table:
 
     def columns(self, names: Sequence[str]) -> Table:
         """Return some of the columns, in the given order."""
-        which = [self.head.index(name) for name in names]
-        rows = tuple(tuple(row[i] for i in which) for row in self.rows)
-        numeric = frozenset(k for k, i in enumerate(which) if i in self.numeric)
+        indices = [self.head.index(name) for name in names]
+        rows = tuple(tuple(row[i] for i in indices) for row in self.rows)
+        numeric = frozenset(k for k, i in enumerate(indices) if i in self.numeric)
         return Table(tuple(names), rows, numeric)
 
     def below(self, column: int) -> Table:
-        """Return the table with the next column's texts below those of this one."""
+        """Return the table with the next column's texts moved below those of this one."""
         rows = tuple(
             (*row[:column], f"{row[column]}{LINE}{row[column + 1]}", *row[column + 2 :])
             for row in self.rows
@@ -87,7 +87,7 @@ def matched_table(report: dict[str, Any], level: float | None = None) -> Table:
 
 
 def headline_table(report: dict[str, Any]) -> Table:
-    """Return the arms at the level that the report speaks of first; empty: there is none."""
+    """Return the arms at the headline's level; empty: there is none."""
     level = report["headline_level"]
     if level is None:
         return Table((), ())
@@ -107,15 +107,15 @@ def show_estimate(entry: dict[str, Any]) -> str:
 
 
 def _over_seeds(entry: dict[str, Any]) -> str:
-    """Return a mean over seeds; of a single seed the interval over its episodes, which says so."""
+    """Return a mean over seeds; for a single seed, the interval over its episodes, marked so."""
     if entry["interval"] is None and entry["over_episodes"] is not None:
         return f"{with_interval(entry['value'], entry['over_episodes'])} (episodes)"
     return show_estimate(entry)
 
 
 def seed_table(runs: RunSet, report: dict[str, Any]) -> Table:
-    """Return every seed at the level that the report speaks of first, intervals over episodes."""
-    titles = {run.name: run_title(run) for run in runs.runs}
+    """Return every seed at the headline's level, with intervals over episodes."""
+    titles = {run.name: run.title for run in runs.runs}
     rows = [
         (
             titles[run["run"]],
@@ -188,21 +188,24 @@ def predictor_rows(report: dict[str, Any]) -> Table:
 
 
 def predictor_remarks(report: dict[str, Any]) -> list[str]:
-    """Return what must be known to read the table of predictors."""
+    """Return remarks on how to read the table of predictors."""
     fitted = [entry for entry in report["predictors"] if entry["r2"] is not None]
     remarks = []
     if fitted:
         remarks.append(
-            "Within arms: R² with an intercept for every arm. Errors are root mean squares, in "
-            "points of prior success, on runs and arms that the fit has not seen. n: checkpoints."
+            "Within arms: R² with an intercept for every arm. Error: root mean square, in points "
+            "of prior success, on runs and arms that were left out of the fit. n: checkpoints."
         )
     if any(entry["gap"] for entry in fitted):
         remarks.append(
-            "* The checkpoints leave more than a third of this predictor's range empty: R² says "
-            "that the sides of the gap differ, not what lies between."
+            "* The checkpoints leave more than a third of this predictor's range empty: R² only "
+            "shows that the two sides of the gap differ."
         )
     if len({entry["n_points"] for entry in fitted}) > 1:
-        remarks.append("Predictors that are known at other checkpoints compare only roughly.")
+        remarks.append(
+            "Predictors with different n were measured at different checkpoints: their "
+            "R² can be compared only roughly."
+        )
     if without := unfitted(report):
         remarks.append(f"Not fitted: {'; '.join(without)}.")
     return remarks
@@ -244,7 +247,7 @@ def last_table(runs: Sequence[RunSeries], report: dict[str, Any] | None = None) 
     """Return every run's base and last checkpoint; all intervals are over episodes.
 
     Args:
-        runs: What is shown.
+        runs: The runs to show.
         report: The report's plain values; None: episodes are read from the runs' directories.
     """
     transfers = {entry["name"]: entry["nbt"] for entry in report["runs"]} if report else {}
@@ -255,7 +258,7 @@ def last_table(runs: Sequence[RunSeries], report: dict[str, Any] | None = None) 
         nbt = transfers[run.name] if report else nbt_entry(run)
         rows.append(
             (
-                run_title(run),
+                run.title,
                 str(last.step),
                 f"{percent(base.new)} \u2192 {with_interval(last.new, last.new_interval)}",
                 str(last.new_n),
@@ -271,8 +274,8 @@ def last_table(runs: Sequence[RunSeries], report: dict[str, Any] | None = None) 
             )
         )
     head = ("run", "step", "new task, greedy", "n", "new task, sampled", "prior success")
-    more = ("retention", "NBT, points", "KL(base ‖ tuned)", "KL(tuned ‖ base)", "entropy")
-    return Table((*head, *more), tuple(rows), frozenset(range(1, 11)))
+    further = ("retention", "NBT, points", "KL(base ‖ tuned)", "KL(tuned ‖ base)", "entropy")
+    return Table((*head, *further), tuple(rows), frozenset(range(1, 11)))
 
 
 def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
@@ -286,24 +289,24 @@ def matrix_table(runs: RunSet, report: dict[str, Any]) -> Table:
     rows = [
         (
             skill,
-            _whole(base_success(first, skill)),
-            *(_whole(run.last.skills[skill]["success_rate"]) for _, run in columns),
+            _digits(base_success(first, skill)),
+            *(_digits(run.last.skills[skill].success_rate) for _, run in columns),
         )
         for skill in sorted(first.last.skills)
     ]
     rows.append(
-        ("new task", _whole(first.first.new), *(_whole(run.last.new) for _, run in columns))
+        ("new task", _digits(first.first.new), *(_digits(run.last.new) for _, run in columns))
     )
     names = [f"{arm.name}: seed {run.seed}" for arm, run in columns]
     return Table(("skill", "base", *names), tuple(rows), frozenset(range(1, len(names) + 2)))
 
 
-def _whole(value: float | None) -> str:
+def _digits(value: float | None) -> str:
     return percent(value).removesuffix("%")
 
 
 def skill_table(report: dict[str, Any]) -> Table:
-    """Return what is left of each prior skill, arm by arm."""
+    """Return the success on and the retention of each prior skill, arm by arm."""
     arms = report["skills"]
     if not arms:
         return Table((), ())
@@ -319,11 +322,11 @@ def skill_table(report: dict[str, Any]) -> Table:
 
 
 def paired_table(runs: RunSet, report: dict[str, Any]) -> Table:
-    """Return two runs' episodes on the same start states."""
-    titles = {run.name: run_title(run) for run in runs.runs}
+    """Return the comparisons of two runs' episodes on the same start states."""
+    titles = {run.name: run.title for run in runs.runs}
     rows = []
     for pair in report["paired"]:
-        for role in ("new", "prior"):
+        for role in (NEW, PRIOR):
             if role not in pair:
                 continue
             entry = pair[role]
@@ -343,8 +346,8 @@ def paired_table(runs: RunSet, report: dict[str, Any]) -> Table:
 
 def setting_table(runs: RunSet) -> Table:
     """Return the settings in which the compared runs differ, one row per setting of an arm."""
-    every = list(runs.runs)
-    keys = [key for key, _ in setting_differences(every)]
+    all_runs = list(runs.runs)
+    keys = [key for key, _ in setting_differences(all_runs)]
     rows = []
     for arm in runs.arms:
         for setting in arm.settings:
@@ -355,8 +358,8 @@ def setting_table(runs: RunSet) -> Table:
     return Table(("arm", "seeds", "settings that differ"), tuple(rows))
 
 
-def fingerprint_table(report: dict[str, Any]) -> Table:
-    """Return what results depend on beyond their settings, one column per distinct fingerprint."""
+def fingerprint_table(runs: RunSet, report: dict[str, Any]) -> Table:
+    """Return what results depend on beyond their settings, a column per distinct fingerprint."""
     groups = report["fingerprints"]
     flats = [flatten(group["fingerprint"]) for group in groups]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
@@ -364,7 +367,8 @@ def fingerprint_table(report: dict[str, Any]) -> Table:
         (key.removeprefix("packages."), *(show_value(flat.get(key)) for flat in flats))
         for key in keys
     ]
-    names = [_some(group["runs"], len(groups)) for group in groups]
+    titles = {run.name: run.title for run in runs.runs}
+    names = [_some([titles[name] for name in group["runs"]], len(groups)) for group in groups]
     return Table(("", *names), tuple(rows)) if any(flats) else Table((), ())
 
 

@@ -1,8 +1,8 @@
-"""Videos of the base and of tuned policies on the same start states: which, and what they show.
+"""Videos of the base and of tuned policies on the same start states.
 
-Start states are picked where outcomes differ: in turn one on the new task that the base fails and
-tuned policies solve, and one of a prior skill that the base solves and they fail. Filming itself
-needs policies and a simulator, so a `Film` does it, which the caller hands in.
+Start states are picked where outcomes differ: in turn one of the new task that the base fails and
+tuned policies solve, and one of a prior skill that the base solves and they fail. Filming needs
+policies and a simulator, so the caller passes in a `Film` that does it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from robo_razor.report.load import RunSeries, read_outcomes
 from robo_razor.report.sentences import skill_of
 
 MAX_POLICIES = 5
-"""Tuned policies shown beside the base."""
+"""Most tuned policies shown beside the base."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One start state as filmed: all policies side by side, in the order given."""
+    """One filmed start state: all policies side by side, in the given order."""
 
     file: Path
     poster: bytes
-    """JPEG of the last picture, which shows the outcomes before anything is played."""
+    """JPEG of the last frame, which shows the outcomes before the video plays."""
     instruction: str
     successes: tuple[bool, ...]
     """How each policy's episode ended."""
@@ -53,9 +53,9 @@ class Film(Protocol):
         """Return one shot per start state.
 
         Args:
-            policies: (name, where to load it from); the base first.
+            policies: (name, path or name to load), the base first.
             states: Tasks and seeds.
-            config: The settings of a run, which say how its environments are made.
+            config: The settings of a run, from which its environments are made.
             out: Directory for the files.
 
         Raises:
@@ -65,17 +65,17 @@ class Film(Protocol):
 
 @dataclass(frozen=True)
 class Video:
-    """One video file and what it shows."""
+    """One video file and its caption."""
 
     file: Path
     caption: str
     poster: bytes
     surprises: int = 0
-    """Episodes that ended otherwise than when the run was measured."""
+    """Episodes with another outcome than when the run was measured."""
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is an animated picture, as where there is no ffmpeg."""
+        """Whether it is an animated picture, which is written without ffmpeg."""
         return self.file.suffix == ".gif"
 
     @property
@@ -100,15 +100,15 @@ def make_videos(
     """Film the base and one run of each arm from the same start states.
 
     Args:
-        runs: What is compared; arms without a checkpoint on disk are left out.
-        level: New-task success that decides which setting stands for an arm.
+        runs: The runs of the comparison; arms without a checkpoint on disk are left out.
+        level: New-task success that decides which setting represents an arm.
         out: Directory for the files.
-        count: Videos.
-        film: What films.
-        progress: Is given a line before the filming begins.
+        count: Number of videos.
+        film: Films policies.
+        progress: Receives a line before the filming begins.
 
     Returns:
-        The videos; none where no checkpoint or no start state is at hand.
+        The videos; none without a checkpoint or a suitable start state.
 
     Raises:
         RoboRazorError: A policy or an environment cannot be used.
@@ -117,15 +117,15 @@ def make_videos(
     states = pick_states([run for _, run, _ in cast], runs.task, count)
     if not cast or not states:
         return []
-    first = cast[0][1]
-    policies = [("base", str(first.config.get("policy")))]
+    first_run = cast[0][1]
+    policies = [("base", str(first_run.config.get("policy")))]
     policies += [(name, str(model)) for name, _, model in cast]
-    recorded = [read_episodes(first.path, 0), *(read_outcomes(run) for _, run, _ in cast)]
-    packages = first.config.get("env", {}).get("env_packages", ())
-    refuse_packages_beside(packages, first.path, str(first.path / CONFIG))
+    recorded = [read_episodes(first_run.path, 0), *(read_outcomes(run) for _, run, _ in cast)]
+    packages = first_run.config.get("env", {}).get("env_packages", ())
+    refuse_packages_beside(packages, first_run.path, str(first_run.path / CONFIG))
     if progress is not None:
         progress(f"Filming {plural(len(states), 'video')} ...")
-    shots = film(policies, states, first.config, out)
+    shots = film(policies, states, first_run.config, out)
     return [
         _video(shot, state, [name for name, _ in policies], [before[state] for before in recorded])
         for shot, state in zip(shots, states, strict=True)
@@ -147,16 +147,16 @@ def _video(shot: Shot, state: State, names: Sequence[str], expected: Sequence[bo
 
 
 def surprise_note(videos: Sequence[Video]) -> str | None:
-    """Return what to say when filmed episodes end otherwise than measured ones; None: they do not.
+    """Return a note if filmed episodes end otherwise than measured ones; None: they do not.
 
-    A run names its base by name, so a base that has changed since shows here.
+    A run refers to its base by name, so this shows whether the base has changed since.
     """
     count = sum(video.surprises for video in videos)
     if not count:
         return None
     return (
         f"{plural(count, 'filmed episode')} ended otherwise than when the runs were measured: "
-        "the base, the simulator or the renderer is not the one of the runs."
+        "the base, the simulator or the renderer has changed since."
     )
 
 
@@ -164,7 +164,7 @@ def filmable(runs: RunSet, level: float | None) -> list[tuple[str, RunSeries, Pa
     """Return (arm, run, policy) of the arms whose last measured policy is still on disk.
 
     Raises:
-        CheckpointError: It is there, and damaged.
+        CheckpointError: A policy is damaged.
     """
     cast = []
     for arm in runs.arms:
@@ -177,7 +177,7 @@ def filmable(runs: RunSet, level: float | None) -> list[tuple[str, RunSeries, Pa
 
 
 def pick_states(runs: Sequence[RunSeries], task: str, count: int) -> list[State]:
-    """Return start states on which the base and tuned policies differ most, as the module says."""
+    """Return start states on which the outcomes of base and tuned policies differ most."""
     if not runs or count == 0:
         return []
     base = read_episodes(runs[0].path, 0)

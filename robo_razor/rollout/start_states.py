@@ -45,8 +45,8 @@ MAX_BYTES = 64 * 2**20
 _ROW = records.entries(
     {"row": records.whole(), "task": records.name, "seed": records.whole(0, 2**63)},
     {
-        "instruction": records.optional(records.words),
-        "start_state": records.optional(records.words),
+        "instruction": records.optional(records.text),
+        "start_state": records.optional(records.text),
     },
 )
 EPISODES = 200

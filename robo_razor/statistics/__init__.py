@@ -10,12 +10,12 @@ a name is used. Intervals are 95 % and two-sided unless said otherwise, and come
 | the same of two policies, on different start states | `newcombe_difference` |
 | outcomes of two policies on the same start states | `paired_bootstrap`, `mcnemar_exact` |
 | numbers of any kind, independent of each other | `bootstrap_mean`, `standard_error` |
-| numbers in groups that are alike, e.g. checkpoints of runs | `clustered_bootstrap` |
+| numbers in groups of similar ones, e.g. checkpoints of runs | `clustered_bootstrap` |
 | one number per seed | `seed_interval`, for two arms `seed_difference` |
 | successes of several skills | `mean_rate_interval` |
 | outcomes before and after, per skill | `retention_interval`, `mean_retention_interval`, \
 `nbt_interval` |
-| a rate and n episodes: which difference could be seen? | `detectable_difference` |
+| a rate and n episodes: which difference is detectable? | `detectable_difference` |
 | an evaluation that should stop when its interval is narrow | `SequentialInterval` |
 | success along one run | `area_under_curve`, for curves per start state `areas_under_curves`; \
 `isotonic`, `interpolate_at` |

@@ -1,6 +1,6 @@
 """Resampling: intervals of means, differences, retention and negative backward transfer.
 
-What is resampled is what is independent: start states within one run, whole runs across runs.
+The independent units are resampled: start states within one run, whole runs across runs.
 Retention of a skill = success after / success before; negative backward transfer (NBT) = mean over
 prior skills of (success before - success after). Both arms run on the same start states.
 
@@ -27,7 +27,7 @@ from robo_razor.statistics.intervals import (
 from robo_razor.statistics.seeds import student_quantile
 
 BLOCK = 2_000_000
-"""Numbers drawn at once; bounds the memory."""
+"""Most numbers drawn at once, to bound the memory."""
 
 
 def paired_bootstrap(
@@ -47,10 +47,12 @@ def paired_bootstrap(
         confidence: Coverage in (0, 1).
         seed: Seed of the resampling.
     """
-    one, two = paired(first, second)
-    if len(one) == 0:
+    first_values, second_values = paired(first, second)
+    if len(first_values) == 0:
         raise ValueError("a bootstrap needs at least one pair")
-    return bootstrap_mean(one - two, resamples=resamples, confidence=confidence, seed=seed)
+    return bootstrap_mean(
+        first_values - second_values, resamples=resamples, confidence=confidence, seed=seed
+    )
 
 
 def bootstrap_mean(
@@ -82,10 +84,10 @@ def clustered_bootstrap(
 ) -> Estimate:
     """Return a statistic with an interval from resampling whole clusters (seeds, runs).
 
-    Values of one cluster stay together, so what they have in common counts once. Percentiles would
-    be too narrow for as few clusters as training runs are: nominal 95 % cover 74 % with 3 clusters,
-    84 % with 5 and 90 % with 10. So the interval is Student's with the bootstrap's standard error;
-    for the mean of equally large clusters it is `seed_interval` of their means.
+    Values of one cluster stay together, so their common part counts once. With few clusters, such
+    as training runs, percentiles are too narrow: nominal 95 % cover 74 % with 3 clusters, 84 % with
+    5 and 90 % with 10. So the interval is Student's with the bootstrap's standard error. For the
+    mean of equally large clusters it equals `seed_interval` of their means.
 
     Args:
         values: float [n] or [n, columns], one row per observation.
@@ -94,7 +96,7 @@ def clustered_bootstrap(
         resamples: Bootstrap samples.
         seed: Seed of the resampling.
         confidence: Coverage in (0, 1).
-        bounds: Range of what is possible, e.g. (0, 1) for rates; the interval is cut to it.
+        bounds: Possible range, e.g. (0, 1) for rates; the interval is cut to it.
 
     Returns:
         The interval; its ends are NaN with a single cluster.
@@ -120,13 +122,13 @@ def clustered_bootstrap(
 def student_estimate(
     value: float, resampled: NDArray[np.float64], clusters: int, confidence: float = 0.95
 ) -> Estimate:
-    """Return value +- t se, se being the spread of a clustered bootstrap without its shrinkage.
+    """Return value +- t se, where se is the corrected spread of a clustered bootstrap.
 
     Args:
         value: The statistic of the data themselves.
         resampled: float [R], the statistic of each resample; NaN ones are left out.
-        clusters: Clusters that were resampled, C: t has C - 1 degrees of freedom, and the spread
-            that is too small by sqrt((C - 1) / C) is corrected.
+        clusters: Number of resampled clusters, C: t has C - 1 degrees of freedom. The spread is too
+            small by sqrt((C - 1) / C), which is corrected.
         confidence: Coverage in (0, 1).
     """
     check_confidence(confidence)
@@ -183,10 +185,10 @@ def mean_retention_interval(
     """Return the mean over skills of retention, with start states paired and skills as strata.
 
     The plain bootstrap fails near success 0 and 1: 20 of 20 before and after give the interval
-    [1, 1], and after a fall from .95 to .02 on 20 start states its 95 % cover 34 %. So resamples
+    [1, 1], and after a fall from 0.95 to 0.02 on 20 start states its 95 % cover 34 %. So resamples
     draw the rates of the four outcomes (both arms, first only, second only, none) from a Dirichlet
-    distribution with half a count added to each, and are moved to have the estimate as median,
-    since half counts alone would pull the mean of many skills aside. Coverage measured for 20 to
+    distribution with half a count added to each. Half counts alone would bias the mean of many
+    skills, so the resamples are shifted to have the estimate as median. Coverage measured for 20 to
     200 start states and 1 to 8 skills: 91 % to 100 % for nominal 95 %.
 
     Args:
@@ -220,7 +222,7 @@ def nbt_interval(
 ) -> Estimate:
     """Return negative backward transfer: mean over skills of success before - success after.
 
-    Start states are paired and skills are strata: the interval is about these skills, not about
+    Start states are paired and skills are strata: the interval holds for these skills, not for
     others. Smoothed paired bootstrap, see `mean_retention_interval`.
 
     Args:
@@ -248,11 +250,11 @@ def mean_rate_interval(
 ) -> Estimate:
     """Return the mean over skills of success, with skills as strata.
 
-    Smoothed as `mean_retention_interval` is: each skill's rate is drawn from a Beta distribution
-    with half a count added to successes and failures, its spread is taken from rate (1 - rate) /
-    (n + 2) to / (n - 1), which is unbiased, and the mean is moved to have the estimate as median.
-    Coverage measured for 4 to 12 skills of 10 and 20 episodes, rates .5 to 1: 91 % to 100 %
-    for nominal 95 %.
+    Smoothed like `mean_retention_interval`: each skill's rate is drawn from a Beta distribution
+    with half a count added to successes and failures. Its variance is corrected from
+    rate (1 - rate) / (n + 2) to the unbiased rate (1 - rate) / (n - 1), and the mean is shifted to
+    have the estimate as median. Coverage measured for 4 to 12 skills of 10 and 20 episodes, rates
+    0.5 to 1: 91 % to 100 % for nominal 95 %.
 
     Args:
         successes: [K] whole numbers, successes of each skill.
@@ -306,6 +308,6 @@ def _smoothed_rates(
 
 
 def _rows(members: list[NDArray[np.int64]], counts: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the rows of the drawn clusters, those of a cluster drawn twice twice."""
+    """Return the rows of the drawn clusters; a cluster that was drawn twice occurs twice."""
     chosen = np.repeat(np.arange(len(members)), counts.astype(np.int64))
     return np.concatenate([members[i] for i in chosen])

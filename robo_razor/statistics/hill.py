@@ -1,21 +1,21 @@
-"""How prior success falls off with the distance: level at first, then down, as a Hill curve.
+"""Prior success as a Hill curve of the distance: level at first, then falling.
 
-The law's parabola (`law`) is the paper's. It cannot be level and then fall, and after its lowest
-point it rises again. Where nothing is lost up to some distance a dose-response curve is nearer to
-the shape, with as many coefficients, and one of them is a distance that can be quoted:
+The parabola of `law` is the paper's. It cannot be level and then fall, and after its lowest point
+it rises again. Where nothing is lost up to some distance, a dose-response curve fits the shape
+better, with as many coefficients, and one of them is a distance:
 
     prior = top / (1 + (x / half)^steepness),
 
 where half of the top is left at x = half (Hill 1910; the log-logistic curve of toxicology).
 
-The fit is least squares: scipy's, from the best cell of a grid of (half, steepness), with the best
-top for each in closed form. Runs are what is resampled, with the same draws as the law's, and
+The fit is scipy's least squares, started from the best cell of a grid of (half, steepness); the
+best top for each has a closed form. Runs are resampled, with the same draws as for the law, and
 intervals are Student's: of half in log(half), of R2 in log(1 - R2).
 
-A resample takes the best cell as it is. In simulations of 150 sets of points, least squares from
-three starts never ended above the grid's best on all points, but for 3 of 1000 resamples it stopped
-in another minimum, up to a fifth worse, and took 30 times as long. A cell is 2.7 % wide in half,
-which is little beside what half differs by between resamples.
+A resample uses the best cell without least squares. In simulations of 150 sets of points, least
+squares from three starts never fitted all points worse than the grid. But for 3 of 1000 resamples
+it stopped in another minimum, up to a fifth worse, and it took 30 times as long. A cell is 2.7 %
+wide in half, which is little compared with the differences between resamples.
 
 Axis legend: n points, G groups (runs or arms), R resamples, K cells of the grid.
 """
@@ -42,12 +42,12 @@ STEEPEST, FLATTEST = 30.0, 0.3
 BEYOND = 1.25
 """The fit may leave the grid by this factor, in half and in steepness."""
 AT_ONCE = 100
-"""Resamples at a time: a matrix of them by all cells is kept."""
+"""Resamples at a time: a matrix of them by all cells is in memory."""
 
 
 @dataclass(frozen=True)
 class Falloff:
-    """Prior success as a Hill curve in one predictor, or why there is none.
+    """Prior success as a Hill curve in one predictor, or the reason why there is no fit.
 
     Attributes:
         predictor: Name of the predictor x.
@@ -95,8 +95,8 @@ def fit_falloff(
 ) -> Falloff:
     """Fit prior success as a Hill curve of a predictor, on the points that `fit_law` uses.
 
-    There is no fit where the law has none or a gap, where the predictor goes below 0 (a distance
-    does not), and where no point has lost half: the curve's half then lies beyond what was seen.
+    There is no fit if the law has none or a gap, if the predictor goes below 0 (a distance does
+    not), or if no point has lost half: then the curve's half lies beyond all points.
 
     Args:
         points: Checkpoints; those without the predictor, or with NaN, are left out.
@@ -115,7 +115,7 @@ def fit_falloff(
     by_run, by_arm = _Grid.of(x, y, runs), _Grid.of(x, y, arms)
     half, steepness = _refined(x, y, *by_run.best_cell())
     if not x[x > 0].min() <= half <= x.max():
-        return Falloff(predictor, reason=f"its half, {half:.4g}, lies where no checkpoint does")
+        return Falloff(predictor, reason=f"its half, {half:.4g}, lies outside all checkpoints")
     shape = _shape(x, half, steepness)
     top = _top(shape, y)
     r2 = 1 - float(np.square(y - top * shape).sum() / np.square(y - y.mean()).sum())
@@ -139,7 +139,7 @@ def fit_falloff(
 
 def _why_not(x: Floats, y: Floats) -> str | None:
     if x.min() < -1e-9 * x.max():
-        return f"the predictor is no distance: it goes down to {x.min():.4g}"
+        return f"the predictor is not a distance: it goes down to {x.min():.4g}"
     if y.min() > 0.5 * y.max():
         return (
             f"no checkpoint has lost half: prior success goes from {y.max():.1%} to {y.min():.1%}"
@@ -160,7 +160,7 @@ def _top(shape: Floats, y: Floats) -> float:
 
 
 def _refined(x: Floats, y: Floats, half: float, steepness: float) -> tuple[float, float]:
-    """Return the half and steepness of least squares, searched from those given."""
+    """Return half and steepness by least squares, starting from the given values."""
     from scipy.optimize import least_squares
 
     def residuals(logs: Floats) -> Floats:
@@ -176,7 +176,7 @@ def _refined(x: Floats, y: Floats, half: float, steepness: float) -> tuple[float
 
 @dataclass(frozen=True)
 class _Grid:
-    """The sums that a fit is made from, of each group and for every cell of the grid."""
+    """The sums for a fit, of each group and for every cell of the grid."""
 
     x: Floats
     y: Floats
@@ -207,7 +207,7 @@ class _Grid:
         return cls(x, y, owner, half, steepness, *sums)
 
     def explained(self, counts: Floats) -> Floats:
-        """Return what each cell explains of sum y^2, [R, K], groups taken `counts` [R, G] times."""
+        """Return what each cell explains of sum y^2, [R, K], with groups `counts` [R, G] times."""
         return np.asarray(np.square(counts @ self.with_y) / (counts @ self.squares))
 
     def best_cell(self) -> tuple[float, float]:
@@ -224,9 +224,9 @@ class _Grid:
             size, total, squares = (rows @ self.level).T
             spread = squares - total**2 / size
             varies = spread > 1e-12 * size
-            left = squares - explained.max(axis=1)
+            unexplained = squares - explained.max(axis=1)
             halves.append(self.half[explained.argmax(axis=1)])
-            r2.append(np.where(varies, 1 - left / np.where(varies, spread, 1), np.nan))
+            r2.append(np.where(varies, 1 - unexplained / np.where(varies, spread, 1), np.nan))
         return np.concatenate(halves), np.concatenate(r2)
 
     def leave_one_out_rmse(self) -> float:

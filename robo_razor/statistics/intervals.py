@@ -24,7 +24,7 @@ Statistic = Callable[[NDArray[np.float64]], float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, `low <= value <= high`; NaN where nothing can be said."""
+    """A value with its interval, `low <= value <= high`; NaN where it is unknown."""
 
     value: float
     low: float
@@ -91,9 +91,9 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> PairedTest:
         first: bool [n], success of the first arm per start state.
         second: bool [n], success of the second arm on the same start states.
     """
-    one, two = paired(first, second)
-    only_first = int(np.sum((one == 1) & (two == 0)))
-    only_second = int(np.sum((one == 0) & (two == 1)))
+    first_successes, second_successes = paired(first, second)
+    only_first = int(np.sum((first_successes == 1) & (second_successes == 0)))
+    only_second = int(np.sum((first_successes == 0) & (second_successes == 1)))
     discordant = only_first + only_second
     tail = _binomial_half_cdf(min(only_first, only_second), discordant)
     return PairedTest(only_first, only_second, min(1.0, 2 * tail))
@@ -118,7 +118,7 @@ def detectable_difference(
         rate: Success rate of one arm, [0, 1].
         n: Episodes per arm.
         power: Probability of seeing the difference.
-        confidence: 1 - probability of seeing one that is not there.
+        confidence: 1 - probability of seeing a difference that does not exist.
     """
     if n < 1:
         return math.nan
@@ -141,7 +141,7 @@ def normal_quantile(confidence: float) -> float:
 def percentile_estimate(
     value: float, resampled: NDArray[np.float64], confidence: float
 ) -> Estimate:
-    """Return Efron's percentile interval, widened to hold the value if it has to be.
+    """Return Efron's percentile interval, widened to hold the value if necessary.
 
     Args:
         value: The statistic of the data themselves.
@@ -163,21 +163,22 @@ def check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence = {confidence} must lie in (0, 1)")
 
 
-def vector(values: ArrayLike, what: str = "values") -> NDArray[np.float64]:
+def vector(values: ArrayLike, name: str = "values") -> NDArray[np.float64]:
     """Return float [n], or refuse anything that is not a list of numbers."""
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1:
-        raise ValueError(f"{what}: expected a list of numbers, got shape {data.shape}")
+        raise ValueError(f"{name}: expected a list of numbers, got shape {data.shape}")
     return data
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return two equally long lists of numbers as float [n], or refuse them."""
-    one = np.asarray(first, dtype=np.float64)
-    two = np.asarray(second, dtype=np.float64)
-    if one.shape != two.shape or one.ndim != 1:
-        raise ValueError(f"pairs need two equally long lists, got shapes {one.shape}, {two.shape}")
-    return one, two
+    first_values = np.asarray(first, dtype=np.float64)
+    second_values = np.asarray(second, dtype=np.float64)
+    if first_values.shape != second_values.shape or first_values.ndim != 1:
+        shapes = f"{first_values.shape}, {second_values.shape}"
+        raise ValueError(f"pairs need two equally long lists, got shapes {shapes}")
+    return first_values, second_values
 
 
 def _arcsine(rate: float) -> float:

@@ -1,13 +1,13 @@
-"""The forgetting law: how well a distance from the base predicts what is left of the prior skills.
+"""The forgetting law: how well a distance from the base predicts success on the prior skills.
 
 "RL's Razor" (arXiv 2509.04259) fits a second-degree polynomial of prior success in a predictor,
 forward KL on the new task's inputs first among them, and orders predictors by R2:
 
     prior = c0 + c1 x + c2 x^2,    R2 = 1 - sum (prior - fit)^2 / sum (prior - mean)^2.
 
-The paper gives no intervals. Checkpoints of one run are alike, so here runs are what is resampled
-(interval of R2) and what is left out (error on a run that the fit has not seen). R2 is that of the
-fitted points, so it flatters; the leave-one-run-out error does not.
+The paper gives no intervals. Checkpoints of one run are similar, so runs are resampled (for the
+interval of R2) and left out (for the error on a run that the fit has not seen). R2 is that of the
+fitted points, so it is optimistic; the leave-one-run-out error is not.
 
 Two arms that lie far apart give a high R2 to any predictor that separates them, whatever happens
 inside each. So a fit says where the predictor leaves more than a third of its range empty. Beside
@@ -40,20 +40,20 @@ PREDICTOR = "kl_base_tuned/new_base_visited"
 """The paper's predictor, nats per decision: KL(base || tuned) where the base goes on the task."""
 
 BASE = "(base)"
-"""Stands for an arm where the point is the base, which belongs to none."""
+"""The arm of the base's points: the base belongs to no arm."""
 
 MIN_POINTS = 6
-"""Twice the coefficients; with fewer, a parabola fits whatever it is given."""
+"""Twice the number of coefficients; with fewer points a parabola fits anything."""
 MIN_RUNS = 3
 """Checkpoints of one or two runs are one or two curves, which a parabola follows anyway."""
 MIN_BINS, BINS = 4, 20
-"""The predictor must fall into so many of so many equal parts of its range: with all points but one
-in a heap, that one carries the fit."""
+"""The predictor must fall into so many of so many equal parts of its range. If all points but one
+lie close together, that one determines the fit."""
 MAX_GAP = 1 / 3
-"""Share of the predictor's range that may lie empty between two neighbouring points; across a wider
-gap the shape of the curve is not seen, only that its ends differ."""
+"""Share of the predictor's range that may lie empty between two neighbouring points. A wider gap
+shows only that its sides differ, not the shape of the curve."""
 MIN_PRIOR_SPREAD = 0.05
-"""Prior success must differ by so much; less is what a few hundred episodes scatter by chance."""
+"""Prior success must differ by so much; a few hundred episodes scatter by less by chance."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class LawPoint:
         step: Its training step; 0 is the base.
         prior: Success on the prior skills, [0, 1].
         predictors: Name -> value of every distance from the base; NaN or absent where unknown.
-        arm: What the run is compared as; empty where there are no arms.
+        arm: The run's arm in a comparison; empty without arms.
     """
 
     run: str
@@ -77,7 +77,7 @@ class LawPoint:
 
 @dataclass(frozen=True)
 class Law:
-    """Prior success as a parabola in one predictor, or why there is none.
+    """Prior success as a parabola in one predictor, or the reason why there is no fit.
 
     Attributes:
         predictor: Name of the predictor x.
@@ -119,7 +119,7 @@ class Law:
     resampled_r2: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def predict(self, x: ArrayLike) -> Floats:
-        """Return the fit at x; it means nothing outside of the range of the points.
+        """Return the fit at x; outside the range of the points it is meaningless.
 
         Raises:
             ReportError: There is no fit.
@@ -140,8 +140,8 @@ def fit_law(
 ) -> Law:
     """Fit prior success as a second-degree polynomial of a predictor.
 
-    Every point counts equally. The base (step 0) is the same policy in every run: where several
-    runs bring it, with the same value of the predictor, it is one point at its mean success.
+    Every point counts equally. The base (step 0) is the same policy in every run: points of it with
+    the same value of the predictor become one point at their mean success.
 
     Args:
         points: Checkpoints; those without the predictor, or with NaN, are left out.
@@ -204,8 +204,8 @@ def r2_difference(
 ) -> Estimate:
     """Return R2 of one predictor minus that of another, with an interval from resampled runs.
 
-    Both see the same points and the same resamples, so this tells apart predictors whose own
-    intervals overlap: they miss the same runs.
+    Both use the same points and resamples, so this can separate predictors whose own intervals
+    overlap.
 
     Args:
         points: Checkpoints; only those with both predictors count.
@@ -246,7 +246,8 @@ def point_columns(
         if point.step == 0:
             bases.setdefault(point.predictors[predictor], []).append(point)
     rows = [
-        (same[0].run, BASE, x, float(np.mean([p.prior for p in same]))) for x, same in bases.items()
+        (group[0].run, BASE, x, float(np.mean([p.prior for p in group])))
+        for x, group in bases.items()
     ]
     rows += [(p.run, p.arm, p.predictors[predictor], p.prior) for p in used if p.step > 0]
     return (
@@ -269,7 +270,7 @@ def _gap(x: Floats) -> tuple[float, float] | None:
 
 
 def _why_not(x: Floats, y: Floats, n_runs: int) -> str | None:
-    """Return why a parabola would say nothing about these points, or None if it would."""
+    """Return why a parabola through these points would be meaningless; None: it is not."""
     if len(x) < MIN_POINTS:
         return f"too few points: {len(x)} with this predictor, at least {MIN_POINTS} are needed"
     if n_runs < MIN_RUNS:
@@ -287,16 +288,16 @@ def _why_not(x: Floats, y: Floats, n_runs: int) -> str | None:
     if spread < MIN_PRIOR_SPREAD:
         return (
             f"too little spread: prior success only varies from {y.min():.1%} to {y.max():.1%}; "
-            f"{100 * MIN_PRIOR_SPREAD:g} percentage points are needed to tell it from chance"
+            f"{100 * MIN_PRIOR_SPREAD:g} percentage points are needed to distinguish it from chance"
         )
     return None
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A parabola in z = (x - centre) / scale, by least squares on sums that groups contribute.
+    """A parabola in z = (x - centre) / scale, by least squares on the sums of groups.
 
-    z and y - 0.5 lie in [-1, 1], or the powers of x would drown in rounding.
+    z and y - 0.5 lie in [-1, 1], since powers of x itself would lose their digits to rounding.
     """
 
     centre: float
@@ -342,17 +343,17 @@ class _Fit:
         return _r_squared(np.einsum("rg,gij->rij", counts, self.moments))
 
     def leave_one_out_rmse(self) -> float | None:
-        """Return the error on groups left out; None if one left out leaves no parabola."""
-        others = self.moments.sum(axis=0) - self.moments
+        """Return the error on groups left out; None if a group is needed for the fit."""
+        remaining = self.moments.sum(axis=0) - self.moments
         smallest = 1e-10 * len(self.z)
-        rank = np.linalg.matrix_rank(others[:, :3, :3], tol=smallest, hermitian=True)
+        rank = np.linalg.matrix_rank(remaining[:, :3, :3], tol=smallest, hermitian=True)
         if (rank < 3).any():
             return None
-        predicted = 0.5 + np.einsum("ni,ni->n", _powers(self.z), _solve(others)[self.owner])
+        predicted = 0.5 + np.einsum("ni,ni->n", _powers(self.z), _solve(remaining)[self.owner])
         return float(np.sqrt(np.mean(np.square(self.y - predicted))))
 
     def within_r2(self) -> float | None:
-        """Return R2 of z and z^2 with an intercept per group, of what varies within groups."""
+        """Return R2 of z and z^2 with an intercept per group, of the variation within groups."""
         columns = np.stack([self.z, self.z**2, self.y], axis=-1)
         sizes = np.bincount(self.owner)
         means = np.stack([np.bincount(self.owner, c) / sizes for c in columns.T], axis=-1)
@@ -361,8 +362,8 @@ class _Fit:
         if total <= 1e-12 * len(self.z):
             return None
         beta = np.linalg.lstsq(inner[:, :2], inner[:, 2], rcond=1e-10)[0]
-        left = float(np.square(inner[:, 2] - inner[:, :2] @ beta).sum())
-        return min(1.0, max(0.0, 1 - left / total))
+        unexplained = float(np.square(inner[:, 2] - inner[:, :2] @ beta).sum())
+        return min(1.0, max(0.0, 1 - unexplained / total))
 
 
 def r2_interval(r2: float, resampled: Floats, n_runs: int) -> tuple[float, float]:
@@ -383,7 +384,7 @@ def _powers(z: Floats) -> Floats:
 def _solve(moments: Floats) -> Floats:
     """Return the least squares coefficients [R, 3] for moments [R, 4, 4].
 
-    Where a resample does not determine a parabola, the smallest of the best coefficients.
+    If a resample does not determine a parabola, these are the smallest of the best coefficients.
     """
     inverse = np.linalg.pinv(moments[:, :3, :3], rcond=1e-10, hermitian=True)
     return np.asarray(np.einsum("rij,rj->ri", inverse, moments[:, :3, 3]))

@@ -1,10 +1,11 @@
 """Intervals over seeds: each seed is one training run and gives one number.
 
 The seed is the unit. Episodes of one run share its policy, so pooling the episodes of several runs
-as if they were independent makes the interval too narrow. The other way round, seeds that agree by
-luck say nothing about how many episodes each was measured with, so an interval over seeds is never
-narrower than what the episodes alone leave open. References: Student (1908); Welch (1947); Zou and
-Donner (2008), Statistics in Medicine 27:1693 (MOVER: an interval of a sum from those of its terms).
+as if they were independent makes the interval too narrow. On the other hand, seeds may agree by
+luck although each was measured in few episodes. So an interval over seeds is at least as wide as
+the interval from the finite number of episodes alone. References: Student (1908); Welch (1947); Zou
+and Donner (2008), Statistics in Medicine 27:1693 (MOVER: an interval of a sum from those of its
+terms).
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ def seed_interval(
     """Return the mean over seeds with Student's t interval; never give it pooled episodes.
 
     It assumes that the numbers of the seeds are about normal. Seeds that agree exactly (all at 0 or
-    at 1) would give an interval without width, because nothing differs between them; `within` says
-    how well each is known, and the interval then holds at least what the episodes leave open (see
+    at 1) would give an interval of width 0. `within` says how precisely each number is known; the
+    interval is then at least as wide as the interval from the episodes alone (see
     `episode_offsets`).
 
     Args:
         values: float [seeds], one number per seed, e.g. its success rate.
         confidence: Coverage in (0, 1).
         within: float [seeds, 2], low and high of each seed's own interval over its episodes, of the
-            same confidence; NaN where unknown. None: nothing is known about it.
-        bounds: Range of what is possible, e.g. (0, 1) for rates; the interval is cut to it.
+            same confidence; NaN where unknown. None: all are unknown.
+        bounds: Possible range, e.g. (0, 1) for rates; the interval is cut to it.
 
     Returns:
         The interval; its ends are NaN below two seeds.
@@ -65,9 +66,9 @@ def seed_difference(
 ) -> Estimate:
     """Return mean(first) - mean(second) over seeds with Welch's interval.
 
-    As in `seed_interval` the interval is never narrower than what the episodes of the two arms
-    leave open, here with the arms taken as independent (Newcombe's method 10, which is MOVER for a
-    difference); arms that share their start states differ by less.
+    As in `seed_interval`, it is at least as wide as the interval from the episodes of the two arms
+    alone. Here the arms are taken as independent (Newcombe's method 10, which is MOVER for a
+    difference); the difference of arms with the same start states varies less.
 
     Args:
         first: float [seeds], one number per seed of one arm.
@@ -75,32 +76,32 @@ def seed_difference(
         confidence: Coverage in (0, 1).
         first_within: float [seeds, 2], see `seed_interval`.
         second_within: float [seeds of the other arm, 2].
-        bounds: Range of what is possible, e.g. (-1, 1); the interval is cut to it.
+        bounds: Possible range, e.g. (-1, 1); the interval is cut to it.
 
     Returns:
         The interval; its ends are NaN if an arm has fewer than two seeds.
     """
-    one, two = vector(first, "first"), vector(second, "second")
-    if len(one) == 0 or len(two) == 0:
+    first_values, second_values = vector(first, "first"), vector(second, "second")
+    if len(first_values) == 0 or len(second_values) == 0:
         raise ValueError("a difference over seeds needs at least one seed in each arm")
-    difference = float(one.mean() - two.mean())
-    if min(len(one), len(two)) < 2:
+    difference = float(first_values.mean() - second_values.mean())
+    if min(len(first_values), len(second_values)) < 2:
         check_confidence(confidence)
         return Estimate(difference, math.nan, math.nan)
-    half = _welch_half(one, two, confidence)
-    below_1, above_1 = episode_offsets(one, first_within)
-    below_2, above_2 = episode_offsets(two, second_within)
+    half = _welch_half(first_values, second_values, confidence)
+    below_1, above_1 = episode_offsets(first_values, first_within)
+    below_2, above_2 = episode_offsets(second_values, second_within)
     low = difference - max(half, math.hypot(below_1, above_2))
     high = difference + max(half, math.hypot(above_1, below_2))
     return _cut(difference, low, high, bounds)
 
 
 def episode_offsets(values: ArrayLike, within: ArrayLike | None) -> tuple[float, float]:
-    """Return how far below and above the mean over seeds its episodes alone let the truth lie.
+    """Return the distances from the mean over seeds to the ends of the interval from episodes.
 
     MOVER (Zou and Donner 2008) adds the distances from the values to the ends of their intervals,
     as sqrt(sum_ij r_ij d_i d_j) / n. The seeds are evaluated on the same start states, so the
-    correlations r are unknown and positive; r = 1, which makes it the mean distance, holds for all.
+    correlations r are positive and unknown. r = 1, which gives the mean distance, is always safe.
 
     Args:
         values: float [seeds].
@@ -120,15 +121,17 @@ def episode_offsets(values: ArrayLike, within: ArrayLike | None) -> tuple[float,
     return float(below), float(above)
 
 
-def _welch_half(one: NDArray[np.float64], two: NDArray[np.float64], confidence: float) -> float:
+def _welch_half(
+    first: NDArray[np.float64], second: NDArray[np.float64], confidence: float
+) -> float:
     """Return half the width of Welch's interval; 0 where neither arm varies."""
-    errors = np.array([one.var(ddof=1) / len(one), two.var(ddof=1) / len(two)])
+    errors = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
     total = float(errors.sum())
     if total == 0:
         check_confidence(confidence)
         return 0.0
     weights = errors / total  # first, or the squares of small spreads underflow
-    freedom = 1 / float((weights**2 / np.array([len(one) - 1, len(two) - 1])).sum())
+    freedom = 1 / float((weights**2 / np.array([len(first) - 1, len(second) - 1])).sum())
     return student_quantile(confidence, freedom) * math.sqrt(total)
 
 

@@ -1,17 +1,17 @@
 """Stop an evaluation when its interval is narrow enough, without losing the interval's coverage.
 
-Looking again and again and stopping at a lucky moment makes ordinary intervals cover less than they
-promise. Here the looks are fixed beforehand, and z of the interval is raised until the stopped
-interval covers the true rate with the promised probability at every rate. That probability is not
-simulated but counted: all outcomes with s successes in n episodes are equally likely, so what
-matters is how many paths lead to each stop (n, s) without having stopped before. The method is that
-of Frey (2010), Fixed-width sequential confidence intervals for a proportion, The American
-Statistician 64:242. Deviations from it: looks after blocks of episodes, a largest n, and as
-interval Wilson's with continuity correction (Newcombe 1998, Statistics in Medicine 17:857, method
-4), since without the correction the coverage near rates 0 and 1 is below .9 whatever z is near 2.
+If an evaluation looks repeatedly and stops at a lucky moment, ordinary intervals cover less than
+they promise. Here the looks are fixed beforehand, and z of the interval is raised until the stopped
+interval covers the true rate with the promised probability at every rate. That probability is
+computed exactly: all outcomes with s successes in n episodes are equally likely, so one counts the
+paths that lead to each stop (n, s) without an earlier stop. The method is that of Frey (2010),
+Fixed-width sequential confidence intervals for a proportion, The American Statistician 64:242.
+Deviations from it: looks after blocks of episodes, a largest n, and Wilson's interval with
+continuity correction (Newcombe 1998, Statistics in Medicine 17:857, method 4). Without the
+correction the coverage near rates 0 and 1 is below 0.9 for any z near 2.
 
-The price is small: z is about 2 rather than 1.96. What it does not allow: a look in between, a
-largest n that is changed after looking, or episodes in the order in which they end.
+The price is small: z is about 2 rather than 1.96. Three things are not allowed: looks in between, a
+largest n that changes after a look, and episodes in the order in which they end.
 
 Axis legend: n episodes, s successes, K stops, P rates, J successes within one block.
 """
@@ -33,21 +33,21 @@ Z_STEP = 0.01
 GRID = np.linspace(5e-4, 0.5, 250)
 """Rates at which coverage is checked, besides the ends of intervals, where it drops."""
 BLOCK = 2_000_000
-"""Numbers held at once; bounds the memory."""
+"""Most numbers in memory at once."""
 
 
 @dataclass(frozen=True)
 class SequentialInterval:
-    """A rule when to stop, and the interval that goes with it.
+    """A stopping rule and its interval.
 
-    Successes must be counted over the first n episodes in the order of the manifest, never over the
-    first n to end: those are the fast ones, which are the successful ones.
+    Count successes over the first n episodes in the order of the manifest, never over the first n
+    that end: fast episodes are the successful ones.
 
     Attributes:
         width: Stop when high - low is at most this, in (0, 1).
         confidence: Coverage in (0, 1) of the interval at the stop, at every success rate.
         look_every: Episodes between looks.
-        max_n: Largest number of episodes: there the rule stops whatever the width.
+        max_n: Largest number of episodes, at which the rule stops in any case.
     """
 
     width: float
@@ -72,15 +72,15 @@ class SequentialInterval:
 
     @property
     def z(self) -> float:
-        """How many standard errors the interval is made of, so that it covers."""
+        """Standard errors to each side with which the interval covers as promised."""
         return _calibrated(self)[0]
 
     def update(self, successes: int, n: int) -> bool:
-        """Return whether to stop now; to be asked at every one of `looks` until it says yes.
+        """Return whether to stop now; call it at each of `looks` until it returns True.
 
         Args:
             successes: Successes in the first n episodes, in the order of the manifest.
-            n: Episodes so far; between looks the answer is no.
+            n: Episodes so far; between looks the result is False.
         """
         low, high = self.interval(successes, n)
         return n >= self.max_n or (
@@ -88,7 +88,7 @@ class SequentialInterval:
         )
 
     def interval(self, successes: int, n: int) -> tuple[float, float]:
-        """Return (low, high); its coverage is that promised where the rule stopped."""
+        """Return (low, high); after a stop its coverage is as promised."""
         if not 0 <= successes <= n:
             raise ValueError(f"{successes} successes in {n} trials is not possible")
         if n == 0:
@@ -120,7 +120,7 @@ def corrected_wilson(successes: ArrayLike, n: ArrayLike, z: float) -> tuple[Floa
 
 @dataclass(frozen=True)
 class _Stops:
-    """Where a rule can stop, all [K]: episodes, successes, log of the number of paths, interval."""
+    """The possible stops of a rule, all [K]: episodes, successes, log number of paths, interval."""
 
     n: Floats
     successes: Floats
@@ -137,13 +137,13 @@ class _Stops:
         return np.asarray(np.exp(self.log_paths[:, None] + won + missed))
 
     def least_coverage(self) -> float:
-        """Return the smallest coverage over rates; 0 to .5 is enough, the rule is symmetric."""
+        """Return the smallest coverage over rates; 0 to 0.5 is enough, as the rule is symmetric."""
         ends = np.concatenate([self.low, self.high, GRID])
         rates = np.unique(ends[(ends > 0) & (ends <= 0.5)])
         parts = math.ceil(len(rates) * len(self.n) / BLOCK)
         least = 1.0
         for part in np.array_split(rates, parts):
-            # Open intervals: at its end an interval counts as having stopped to cover.
+            # Open intervals: a rate at the end of an interval counts as not covered.
             inside = (self.low[:, None] < part) & (part < self.high[:, None])
             least = min(least, float((self.probabilities(part) * inside).sum(axis=0).min()))
         return least
@@ -161,7 +161,7 @@ def _calibrated(rule: SequentialInterval) -> tuple[float, _Stops]:
 
 
 def _find_stops(rule: SequentialInterval, z: float) -> _Stops:
-    """Return where the rule stops with this z, and along how many paths it gets there."""
+    """Return the stops of the rule with this z, and the number of paths to each."""
     parts: list[tuple[Floats, Floats, Floats]] = []
     before = 0
     paths: Floats = np.zeros(1)  # log of the number of paths to s successes without a stop
@@ -170,8 +170,8 @@ def _find_stops(rule: SequentialInterval, z: float) -> _Stops:
         successes = np.arange(n + 1, dtype=np.float64)
         low, high = corrected_wilson(successes, n, z)
         stopping = (high - low <= rule.width + 1e-12) | (n == rule.max_n)
-        here = stopping & (paths > -np.inf)
-        parts.append((np.full(int(here.sum()), float(n)), successes[here], paths[here]))
+        stops = stopping & (paths > -np.inf)
+        parts.append((np.full(int(stops.sum()), float(n)), successes[stops], paths[stops]))
         paths, before = np.where(stopping, -np.inf, paths), n
         if not (paths > -np.inf).any():
             break

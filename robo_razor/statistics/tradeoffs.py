@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def hypervolume(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) -> float:
-    """Return the area that points dominate: where some point is at least as good in both.
+    """Return the area that points dominate, where some point is at least as good in both rates.
 
     Args:
         points: float [n, 2], (new, prior); points with NaN are left out.
-        reference: The corner the area starts at; a point below it in either adds nothing.
+        reference: Lower corner of the area; a point below it in either rate adds nothing.
     """
     data = _points(points) - np.asarray(reference, dtype=np.float64)
     data = data[(data > 0).all(axis=1)]
@@ -31,11 +31,11 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) 
 def frontier(points: ArrayLike, tolerance: float = 0.02) -> list[int]:
     """Return the indices, rising, of the points within `tolerance` of the Pareto frontier.
 
-    The frontier are the points that no other one beats: at least as good in both, better in one. A
-    point is near it if one of those has at most `tolerance` more in new-task *and* in prior success
-    ("RL's Razor", arXiv 2509.04259, keeps those within 2 points; along which axis it measures them
-    is our reading). So of two checkpoints that keep everything, the one that learnt clearly less is
-    not near it.
+    The frontier holds the points that no other point beats (at least as good in both rates, better
+    in one). A point is near the frontier if a point on it has at most `tolerance` more in new-task
+    *and* in prior success. ("RL's Razor", arXiv 2509.04259, takes checkpoints within 2 points; that
+    both axes count is our reading.) So of two checkpoints that keep everything, the one that learnt
+    clearly less is not near it.
 
     Args:
         points: float [n, 2], (new, prior); points with NaN are never on it.
@@ -44,15 +44,15 @@ def frontier(points: ArrayLike, tolerance: float = 0.02) -> list[int]:
     data = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     known = np.flatnonzero(np.isfinite(data).all(axis=1))
     slack = 1e-12
-    more: NDArray[np.float64] = data[known][None, :, :] - data[known][:, None, :]
-    least, most = more.min(axis=2), more.max(axis=2)  # [i, j]: what j has more than i
+    excess: NDArray[np.float64] = data[known][None, :, :] - data[known][:, None, :]
+    least, most = excess.min(axis=2), excess.max(axis=2)  # [i, j]: what j has more than i
     beaten = ((least >= -slack) & (most > slack)).any(axis=1)
     near = (most[:, ~beaten] <= tolerance + slack).any(axis=1)
     return [int(i) for i in known[near]]
 
 
 def pareto(points: ArrayLike) -> list[tuple[float, float]]:
-    """Return the points that no other one beats, each once, by rising first coordinate.
+    """Return the points that no other point beats, each once, by rising first coordinate.
 
     Args:
         points: float [n, 2], (new, prior); points with NaN are never on it.
@@ -83,9 +83,8 @@ def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
 def areas_under_curves(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
     """Return the mean height of several curves over the same x, as `area_under_curve` does.
 
-    The success curve of a run is the mean of one 0-or-1 curve per start state, so the areas of
-    those are what `bootstrap_mean` and, for two runs over the same start states,
-    `paired_bootstrap` want.
+    The success curve of a run is the mean of one 0-or-1 curve per start state. Pass the areas of
+    those to `bootstrap_mean` or, for two runs over the same start states, to `paired_bootstrap`.
 
     Args:
         x: float [T], rising.
@@ -109,9 +108,8 @@ def areas_under_curves(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
 def isotonic(values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
     """Return the closest curve that never falls: weighted least squares, pool adjacent violators.
 
-    Where later values lie below earlier ones they are averaged, so a single high value that later
-    ones do not bear out does not stand. Barlow, Bartholomew, Bremner and Brunk (1972), Statistical
-    Inference under Order Restrictions.
+    Later values below earlier ones are averaged with them, so a single lucky value does not count.
+    Barlow, Bartholomew, Bremner and Brunk (1972), Statistical Inference under Order Restrictions.
 
     Args:
         values: float [T], e.g. success rates along a run.
@@ -136,7 +134,7 @@ def interpolate_at(
     """Return y where x first reaches `level` along a run, by linear interpolation.
 
     Args:
-        level: The value of x asked for.
+        level: The value of x to reach.
         x: Values along the run, in order of steps (need not rise monotonically).
         y: Values at the same steps.
 

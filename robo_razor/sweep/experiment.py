@@ -1,7 +1,6 @@
-"""An experiment file: keys, arms, and the combinations of values they go through.
+"""An experiment file: its keys, its arms, and their combinations of values.
 
-`sweep.run` describes the format. What is wrong with the file is reported here, before anything
-starts.
+`sweep.run` describes the format. Errors in the file are reported here, before any run starts.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ ARM_KEYS = ("name", "about", "settings", "grid", "needs")
 OWN_KEYS = ("out", "resume")
 """Settings of a run that the sweep chooses."""
 RANDOM_KEYS = ("search", "num_samples", "seed")
-"""Keys of the random search that there was once."""
+"""Keys of random search, which was removed."""
 MAX_RUNS = 2000
-"""Runs that an experiment may have, in all arms together."""
+"""Most runs of an experiment, all arms together."""
 MAX_NAME = 100
 MAX_ABOUT = 300
 MAX_LEVELS = 5
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+-]*")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""What Windows reads as a device."""
+"""Names that Windows reads as a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Settings):
-    """What an experiment file says beside `base` and `arms`."""
+    """The keys of an experiment file beside `base` and `arms`."""
 
     name: str = ""
     """Name of the experiment."""
     out: str | None = path(None)
     """Directory of all runs; None: `runs/` and the name."""
     parallel: int | None = setting(None, low=1, high=10_000)
-    """Runs at a time (>= 1); None: what the machine carries."""
+    """Runs at a time (>= 1); None: as the machine allows."""
 
     def _check_together(self) -> None:
         if self.name:
@@ -63,10 +62,10 @@ class Head(Settings):
 
 
 def _check_name(name: str, where: str) -> None:
-    """Check that a name is that of a directory, the same on every system.
+    """Check that a name can be that of a directory on every system.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It cannot.
     """
     odd = name.startswith((".", "-", "~")) or name.endswith((".", " ")) or _RESERVED.fullmatch(name)
     if odd or set(name) & set('/\\:*?"<>|\n\r\t') or len(name) > MAX_NAME or not name.strip():
@@ -82,10 +81,10 @@ class Arm:
 
     Attributes:
         name: The arm's name.
-        about: What it is, in words, for the report; may be empty.
+        about: A sentence about it for the report; may be empty.
         settings: Nested settings of all its runs.
-        draws: Combinations of values (by dotted key) that it goes through, one per run.
-        needs: Arms that must have run first.
+        draws: Combinations of values (by dotted key), one per run.
+        needs: Arms that must have finished first.
     """
 
     name: str
@@ -97,7 +96,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ExperimentFile:
-    """An experiment file, read and checked but not expanded to runs."""
+    """An experiment file, read and checked, but not yet expanded to runs."""
 
     source: str
     head: Head
@@ -146,19 +145,19 @@ def _refuse_random_search(data: Mapping[str, Any], source: str) -> None:
     for key in RANDOM_KEYS:
         if key in data:
             raise ConfigError(
-                f"{source}: `{key}` is of random search, which there is not: an arm goes through "
-                "all combinations of its `grid`",
+                f"{source}: `{key}` belongs to random search, which does not exist any more: an "
+                "arm runs all combinations of its `grid`",
                 remedy=f"Remove `{key}`, and list the values under the arm's `grid`.",
             )
 
 
 def _check_base(base: dict[str, Any], where: str) -> None:
-    """Check every method's section of `base`, whether an arm uses it or not."""
+    """Check every method's section of `base`, even of methods that no arm uses."""
     _refuse_own_keys(base, where)
     for key, value in flatten(base).items():
         if "${" in str(value):
             raise ConfigError(
-                f"{where}: `{key}` = {shown(value)} refers to a run, which only an arm can",
+                f"{where}: `{key}` = {shown(value)} refers to a run, which only an arm may do",
                 remedy="Put it under the `settings` of the arms that need that run.",
             )
     shared = {k: v for k, v in base.items() if k not in METHODS}
@@ -178,19 +177,19 @@ def _read_arms(entries: Any, file: str) -> dict[str, Arm]:
     runs = 0
     for i, entry in enumerate(entries):
         where = f"{file}: arms[{i}]"
-        given = _mapping(entry, where)
-        _check_keys(given, ARM_KEYS, f"{where}: ")
-        name = _arm_name(given.get("name"), where)
+        keys = _mapping(entry, where)
+        _check_keys(keys, ARM_KEYS, f"{where}: ")
+        name = _arm_name(keys.get("name"), where)
         other = names.setdefault(name.lower(), name)
         if name in arms:
             raise ConfigError(f"{file}: two arms are called {name!r}")
         if other != name:
             raise ConfigError(
-                f"{file}: the arms {other!r} and {name!r} would be one directory where upper and "
-                "lower case are the same",
-                remedy="Choose names that differ in more.",
+                f"{file}: the arms {other!r} and {name!r} would share a directory on systems that "
+                "ignore capitals",
+                remedy="Choose names that differ in more than capitals.",
             )
-        arms[name] = _read_arm(name, given, f"{file}: arm {name!r}", MAX_RUNS - runs)
+        arms[name] = _read_arm(name, keys, f"{file}: arm {name!r}", MAX_RUNS - runs)
         runs += len(arms[name].draws)
     return arms
 
@@ -232,7 +231,9 @@ def _about(value: Any, where: str) -> str:
 def _names(value: Any, where: str) -> tuple[str, ...]:
     names = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{where} = {shown(value)} names no arms", allowed="ARM, or [ARM, ARM]")
+        raise ConfigError(
+            f"{where} = {shown(value)} does not name arms", allowed="ARM, or [ARM, ARM]"
+        )
     return tuple(names)
 
 
@@ -248,7 +249,7 @@ def _refuse_own_keys(settings: Mapping[str, Any], where: str) -> None:
     for key in OWN_KEYS:
         if key in settings:
             raise ConfigError(
-                f"{where}: `{key}` is chosen by the sweep for every run",
+                f"{where}: the sweep chooses `{key}` for every run",
                 remedy=f"Remove `{key}`; the directory of all runs is the file's own `out`.",
             )
 
@@ -279,7 +280,7 @@ def nested(data: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _put(place: dict[str, Any], name: str, value: Any, key: str, where: str) -> None:
-    """Put a value into nested settings where none is yet; sections are joined."""
+    """Put a new value into nested settings; sections are joined."""
     if name in place and isinstance(place[name], dict) and isinstance(value, dict):
         for inner, item in value.items():
             _put(place[name], inner, item, f"{key}.{inner}", where)
@@ -293,13 +294,13 @@ def _put(place: dict[str, Any], name: str, value: Any, key: str, where: str) -> 
 
 
 def _draws(grid: dict[str, Any], where: str, room: int) -> list[dict[str, Any]]:
-    """Return the combinations of values that an arm goes through, at most `room`."""
+    """Return the combinations of an arm's values, at most `room`."""
     for key, values in grid.items():
         _check_axis(values, f"{where}: grid `{key}`")
     runs = math.prod(map(len, grid.values()))
     if runs > room:
         raise ConfigError(
-            f"{where} would have {runs} runs, and {room} are left",
+            f"{where} would have {runs} runs, but only {room} are left",
             allowed=f"{MAX_RUNS} runs in all arms together",
             remedy="List fewer values.",
         )
@@ -313,12 +314,12 @@ def _is_range(value: dict[str, Any]) -> bool:
 def _check_axis(values: Any, where: str) -> None:
     if isinstance(values, dict):
         raise ConfigError(
-            f"{where} is a range, which a grid cannot go through",
+            f"{where} is a range, but a grid needs single values",
             remedy="List the values.",
         )
     if not isinstance(values, list):
         raise ConfigError(
-            f"{where} = {shown(values)} is no list of values",
+            f"{where} = {shown(values)} is not a list of values",
             remedy="Write `[...]`, or put a single value under `settings`.",
         )
     if not values:

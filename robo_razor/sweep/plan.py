@@ -1,4 +1,7 @@
-"""From an experiment file to runs: expand, refer, check. `sweep.run` describes the format."""
+"""From an experiment file to runs: expand arms, resolve references, check settings.
+
+`sweep.run` describes the format.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from robo_razor.sweep.experiment import (
 )
 
 Complete = Callable[[FinetuneConfig], FinetuneConfig]
-"""Fills in what an experiment file leaves open of a run's settings."""
+"""Completes a run's settings where the experiment file leaves them open."""
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
@@ -38,7 +41,7 @@ class PlannedRun:
 
     Attributes:
         arm: The arm it belongs to.
-        name: What sets it apart from the arm's other runs; its directory's name.
+        name: Its directory's name, made of the values that differ within the arm.
         config: All its settings, `out` included.
         changed: Key -> value of the settings that the arm sets, `seed` included.
         needs: Ids of the runs that must have finished first.
@@ -63,15 +66,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of an experiment, in the order they are started in.
+    """All runs of an experiment, in the order of their start.
 
     Attributes:
-        head: What the file says beside `base` and `arms`.
+        head: The file's keys beside `base` and `arms`.
         out: Directory of all runs.
         source: The file.
-        runs: Every arm's first values first, with one seed after the other, then the second
-            values, and so on: what there is at any time can be compared.
-        abouts: Arm -> what it is, in words; may be empty.
+        runs: Every arm's first values first, seed by seed, then the second values, and so on. So
+            the finished runs can be compared at any time.
+        abouts: Arm -> a sentence about it; may be empty.
     """
 
     head: Head
@@ -86,24 +89,24 @@ class Plan:
         return tuple(dict.fromkeys(run.arm for run in self.runs))
 
     def select(self, arms: str) -> set[str]:
-        """Return the ids of the runs that `arms` means and of all runs they need.
+        """Return the ids of the runs of some arms and of all runs they need.
 
         Args:
             arms: Names of arms with commas, or `all`.
 
         Raises:
-            ConfigError: There is no such arm, or none is named.
+            ConfigError: An arm does not exist, or none is named.
         """
         names = [part.strip() for part in arms.split(",") if part.strip()]
         if not names:
-            raise ConfigError("`arms` names none", allowed="all, or names of arms with commas")
+            raise ConfigError("`arms` is empty", allowed="all, or names of arms with commas")
         return self.with_needed(self.arms if names == ["all"] else names)
 
     def with_needed(self, arms: Iterable[str]) -> set[str]:
         """Return the ids of some arms' runs and of all runs they need.
 
         Raises:
-            ConfigError: There is no such arm.
+            ConfigError: An arm does not exist.
         """
         wanted = list(arms)
         for arm in wanted:
@@ -131,8 +134,8 @@ def load_plan(
     Args:
         file: The YAML file.
         out: Directory of all runs; None: the file's choice.
-        complete: Returns a run's settings as the run will keep them (the task by its id, say);
-            otherwise a sweep that goes on would take them for others.
+        complete: Returns a run's settings as the run will store them (the task by its id, for
+            example), so that a resumed sweep recognises them.
 
     Raises:
         ConfigError: A key is unknown, a value cannot be used, or a reference leads nowhere.
@@ -166,7 +169,7 @@ def _ordered(experiment: ExperimentFile) -> list[str]:
         for other in sorted(needed):
             if other not in arms:
                 raise ConfigError(
-                    f"{file}: arm {name!r} needs an arm {other!r}, which there is not."
+                    f"{file}: arm {name!r} needs an arm {other!r}, which does not exist."
                     f"{did_you_mean(other, arms)}",
                     allowed=", ".join(arms),
                 )
@@ -178,7 +181,7 @@ def _ordered(experiment: ExperimentFile) -> list[str]:
 
 
 def _by_turn_and_seed(arms: list[list[PlannedRun]]) -> list[PlannedRun]:
-    """Return all runs in the order they are started in (see `Plan`)."""
+    """Return all runs in the order of their start (see `Plan`)."""
     order: list[tuple[int, int, int, PlannedRun]] = []
     for place, runs in enumerate(arms):
         turns: dict[int, int] = {}
@@ -190,7 +193,7 @@ def _by_turn_and_seed(arms: list[list[PlannedRun]]) -> list[PlannedRun]:
 
 
 def _arms_needed(arm: Arm) -> set[str]:
-    """Return the arms that are named in `needs` or referred to."""
+    """Return the arms that an arm names in `needs` or refers to."""
     values = [*flatten(arm.settings).values(), *(v for draw in arm.draws for v in draw.values())]
     bodies = [body for value in values for body in _REFERENCE.findall(str(value))]
     return {*arm.needs, *(_split_reference(body)[0] for body in bodies)}
@@ -208,10 +211,10 @@ def _expand(
     runs: list[PlannedRun] = []
     names: set[str] = set()
     for draw in arm.draws:
-        own = merged(arm.settings, nested(draw, where))
-        method = own.get("method", base.get("method", DEFAULT_METHOD))
+        settings = merged(arm.settings, nested(draw, where))
+        method = settings.get("method", base.get("method", DEFAULT_METHOD))
         unused = [name for name in METHODS if name != method]
-        raw = merged({k: v for k, v in base.items() if k not in unused}, own)
+        raw = merged({k: v for k, v in base.items() if k not in unused}, settings)
         seed = raw.get("seed", FinetuneConfig().seed)
         references = _References(done, seed, where)
         config = complete(from_dict(FinetuneConfig, references.resolve(raw), source=where))
@@ -222,7 +225,7 @@ def _expand(
             name = f"{name}-{_digest(name)}"
         names.add(name)
         values = flatten(to_dict(config))
-        keys = dict.fromkeys([*flatten(own), "method", "seed"])
+        keys = dict.fromkeys([*flatten(settings), "method", "seed"])
         needs = references.runs | _needed(arm.needs, references.runs, done, config.seed)
         runs.append(
             PlannedRun(
@@ -239,25 +242,27 @@ def _expand(
 def _needed(
     arms: tuple[str, ...], referred: set[str], done: Mapping[str, list[PlannedRun]], seed: int
 ) -> set[str]:
-    """Return the runs meant by `needs`: those of the same seed, else all of the arm.
+    """Return the runs that `needs` names: those of the same seed, else all of the arm.
 
-    An arm that a reference points into is left to the reference.
+    An arm is skipped if a reference already names one of its runs.
     """
     needed: set[str] = set()
     for arm in arms:
         if any(name.startswith(f"{arm}/") for name in referred):
             continue
-        same = [run.id for run in done[arm] if run.config.seed == seed]
-        needed |= set(same or [run.id for run in done[arm]])
+        of_seed = [run.id for run in done[arm] if run.config.seed == seed]
+        needed |= set(of_seed or [run.id for run in done[arm]])
     return needed
 
 
 def _run_name(draw: Mapping[str, Any]) -> str:
-    """Return `learning_rate_0.0003-seed_1`: what was chosen for this run, safe as a file name."""
-    last = [key.rsplit(".", 1)[-1] for key in draw]
-    short = [name if last.count(name) == 1 else key for key, name in zip(draw, last, strict=True)]
+    """Return `learning_rate_0.0003-seed_1`: the run's values, as a safe file name."""
+    endings = [key.rsplit(".", 1)[-1] for key in draw]
+    labels = [
+        name if endings.count(name) == 1 else key for key, name in zip(draw, endings, strict=True)
+    ]
     values = [f"{v:g}" if isinstance(v, float) else str(v) for v in draw.values()]
-    full = "-".join(f"{key}_{value}" for key, value in zip(short, values, strict=True))
+    full = "-".join(f"{key}_{value}" for key, value in zip(labels, values, strict=True))
     name = _UNSAFE.sub("~", full)
     if name == full and len(name) <= MAX_NAME:
         return name
@@ -274,12 +279,12 @@ def _digest(name: str) -> str:
 def _split_reference(body: str) -> tuple[str, str, dict[str, str]]:
     """Return arm, seed (or an empty text) and conditions of `runs.ARM.SEED, KEY=VALUE, ...`."""
     target, *conditions = [part.strip() for part in body.split(",")]
-    kind, _, rest = target.partition(".")
-    arm, _, seed = rest.partition(".")
+    kind, _, path = target.partition(".")
+    arm, _, seed = path.partition(".")
     pairs = [condition.partition("=") for condition in conditions]
     if kind != "runs" or not arm or any(not mark for _, mark, _ in pairs):
         raise ConfigError(
-            f"The reference `${{{body[:100]}}}` is not understood",
+            f"The reference `${{{body[:100]}}}` cannot be read",
             allowed="`${runs.ARM}` (the run with the same seed), `${runs.ARM.0}` (with seed 0), "
             "`${runs.ARM.seed, ppo.learning_rate=1e-4}` (the one with that setting)",
         )
@@ -287,11 +292,11 @@ def _split_reference(body: str) -> tuple[str, str, dict[str, str]]:
 
 
 class _References:
-    """Replaces references in one run's settings by run directories, and notes which runs.
+    """Replaces references in one run's settings by run directories, and collects these runs.
 
     Args:
-        done: Arm -> its runs, for all arms that may be referred to.
-        seed: Seed of the run that refers.
+        done: Arm -> its runs, for all arms that settings may refer to.
+        seed: Seed of the run with the reference.
         where: Named in errors.
     """
 
@@ -314,7 +319,7 @@ class _References:
         is_number = seed_text.isascii() and seed_text.isdecimal() and len(seed_text) < 10
         if seed_text not in ("", "seed") and not is_number:
             raise ConfigError(
-                f"{self._where}: `${{{body[:100]}}}`: {shown(seed_text)} is no seed",
+                f"{self._where}: `${{{body[:100]}}}`: {shown(seed_text)} is not a seed",
                 allowed="a whole number, or `seed` for the seed of this run",
             )
         seed = int(seed_text) if is_number else self._seed
@@ -323,10 +328,10 @@ class _References:
         if len(matching) != 1:
             among = candidates if matching or candidates else self._done[arm]
             raise ConfigError(
-                f"{self._where}: `${{{body}}}` means {len(matching)} runs of the arm {arm!r} "
-                f"with seed {seed}, but must mean one",
+                f"{self._where}: `${{{body}}}` fits {len(matching)} runs of the arm {arm!r} "
+                f"with seed {seed}, but must fit one",
                 allowed=", ".join(run.name for run in among),
-                remedy="Say which: `${runs.ARM.seed, KEY=VALUE}`." if matching else None,
+                remedy="Choose one: `${runs.ARM.seed, KEY=VALUE}`." if matching else None,
             )
         self.runs.add(matching[0].id)
         return str(matching[0].path)

@@ -1,7 +1,7 @@
 """Runs as processes of this machine.
 
-Whatever a run prints goes to its log. The log is locked by an open file that the run's processes
-inherit, so even a sweep that was killed and started again sees which runs are still going.
+A run prints to its log. An open file that the run's processes inherit locks the log, so even a
+sweep that was killed and started again sees which runs are still running.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ProcessHandle:
         self._process = process
 
     def poll(self) -> int | None:
-        """Return the exit status, negative for a signal; None while the run goes on."""
+        """Return the exit status, negative for a signal; None while it is running."""
         return self._process.poll()
 
     def interrupt(self) -> None:
@@ -52,11 +52,11 @@ def start_process(
 
     Args:
         command: Program and arguments.
-        log: File for what it prints.
+        log: File for its output.
         directory: Working directory; None: this process's.
 
     Raises:
-        SweepError: A process that was started with this log is still going.
+        SweepError: A process that was started with this log is still running.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -64,7 +64,7 @@ def start_process(
             raise SweepError(f"A process is still writing to {log}")
         output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
-        # A process inherits what is blocked, and Ray blocks SIGINT in its own.
+        # A process inherits blocked signals, and Ray blocks SIGINT in its own processes.
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return subprocess.Popen(
@@ -80,7 +80,7 @@ def start_process(
 
 
 def is_writing(log: Path) -> bool:
-    """Return whether a process that was started with this log is still going."""
+    """Return whether a process that was started with this log is still running."""
     if not log.is_file():
         return False
     with log.open("ab") as file:

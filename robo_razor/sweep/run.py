@@ -4,7 +4,7 @@ The file (YAML)::
 
     name: razor              # default: the file's name
     out: runs/razor          # default: runs/ and the name
-    parallel: 2              # runs at a time; default: what cores and memory carry
+    parallel: 2              # runs at a time; default: as cores and memory allow
     base:                    # settings of `finetune` that all runs share
       tracking: {episodes_new: 100}
       bc: {epochs: 12}       # a method's section counts where an arm uses that method
@@ -26,25 +26,26 @@ The file (YAML)::
 
 - An arm's runs are all combinations of its `grid`; `settings` override `base`, `grid` overrides
   both.
-- A reference stands for another run's directory, and that run goes first: `${runs.ARM}` or
-  `${runs.ARM.seed}` (with the seed of the run that refers), `${runs.ARM.0}` (with seed 0); where
-  that is several runs, conditions choose: `${runs.ARM.seed, KEY=VALUE, ...}`.
-- `needs: ARM` (or a list) only waits: for that arm's runs with the same seed, or all of them where
-  none has it. A reference says the same by itself.
+- A reference stands for another run's directory, and that run starts first: `${runs.ARM}` or
+  `${runs.ARM.seed}` (with the seed of the referring run), `${runs.ARM.0}` (with seed 0). Where
+  several runs fit, conditions choose one: `${runs.ARM.seed, KEY=VALUE, ...}`.
+- `needs: ARM` (or a list) only waits: for that arm's runs with the same seed, or, where none has
+  it, for all of them. A reference waits by itself.
 - Every arm's first values come first, seed by seed in the order of the file, then the second
-  values, and so on. So put an arm's main value first: what there is at any time can be compared.
+  values, and so on. So put an arm's main value first: then the finished runs can be compared at any
+  time.
 
-What is left::
+A sweep writes::
 
     OUT/sweep.json  checkpoints.parquet  experiment.yaml
       ARM/NAME/     a run directory         ARM/NAME.yaml  its settings     ARM/NAME.log
 
 `sweep.json` is described in `core.run.sweep_record`, the table's columns in `sweep.table`.
 
-The same command goes on with a sweep that was cut: finished runs are skipped, begun ones resumed
-from their last checkpoint. `robo-razor archive` keeps what finished runs measured, to go on
-elsewhere. A run that something kills is started again at most `attempts` times; a
-run that fails is recorded and the others go on.
+The same command resumes an interrupted sweep: it skips finished runs and resumes the others from
+their last checkpoint. `robo-razor archive` packs the measurements of finished runs, to go on
+elsewhere. A run that something kills is started at most `attempts` times. A run that fails is
+recorded, and the others go on.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class Sweep:
         refuse_failures(sweep.chosen)
 
     Args:
-        plan: What to run.
-        launcher: Where runs go.
+        plan: The runs.
+        launcher: Starts the runs.
         selected: Ids of the runs to run now; None: all.
-        attempts: Times that a run is started when something kills it (>= 1).
-        retry_failed: Try again what failed in an earlier sweep.
-        note: Is given a line whenever something happens.
+        attempts: Starts of a run, should something kill it (>= 1).
+        retry_failed: Try runs again that failed in an earlier sweep.
+        note: Receives a line whenever something happens.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Sweep:
                 note=self._note,
                 on_change=self._record,
             )
-            # Only now: a file that was changed in what its runs were made with has been refused.
+            # Only now: the scheduler has refused a file whose settings differ from its runs'.
             write_text(self.plan.out / EXPERIMENT, self.plan.source.read_text(encoding="utf-8"))
             self._stack = self._stack.pop_all()
         return self
@@ -133,11 +134,11 @@ class Sweep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         self._stack.close()
 
     def run(self) -> list[Progress]:
-        """Run everything that can be run; return every run of the file and where it stands.
+        """Run everything that can be run; return every run of the file and its state.
 
         Raises:
             KeyboardInterrupt: The sweep was interrupted; running runs saved themselves first.
@@ -147,7 +148,7 @@ class Sweep:
 
     @property
     def runs(self) -> list[Progress]:
-        """Every run of the file and where it stands."""
+        """Every run of the file and its state."""
         return list(self._scheduler.progress.values())
 
     @property
@@ -156,7 +157,7 @@ class Sweep:
         return self._scheduler.chosen
 
     def seconds_left(self) -> float | None:
-        """Guess how long the rest takes; None while no run has ended, or when none is left."""
+        """Estimate the remaining time; None while no run has finished, or when none is left."""
         return seconds_left(self.chosen, self.launcher.parallel)
 
     def _record(self) -> None:
@@ -197,10 +198,10 @@ def _entry(item: Progress, out: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
-    """Hold the sweep's directory; yield what an earlier sweep recorded there, by run.
+    """Lock the sweep's directory; yield the records of an earlier sweep there, by run.
 
     Raises:
-        RunDirectoryError: Another process holds it, or it holds something else.
+        RunDirectoryError: Another process has locked it, or it holds something else.
     """
     earlier: dict[str, dict[str, Any]] = {}
     if is_sweep(plan.out):
@@ -222,7 +223,7 @@ def _owned(plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
 
 
 def refuse_failures(items: Sequence[Progress]) -> None:
-    """Say which of some runs failed.
+    """Raise an error if any of some runs failed.
 
     Raises:
         SweepError: At least one failed, or could not begin.
@@ -236,28 +237,28 @@ def refuse_failures(items: Sequence[Progress]) -> None:
         )
     if not failed:
         return
-    first = failed[0]
-    reason = f" ({first.error.splitlines()[-1]})" if first.error else ""
+    example = failed[0]
+    reason = f" ({example.error.splitlines()[-1]})" if example.error else ""
     also = f", {len(blocked)} more could not begin without others" if blocked else ""
     raise SweepError(
-        f"{len(failed)} of {len(items)} runs failed{also}; first {first.run.id}{reason}",
-        remedy=f"Read {first.log}; the same command tries again what is not finished.",
+        f"{len(failed)} of {len(items)} runs failed{also}; first {example.run.id}{reason}",
+        remedy=f"Read {example.log}; the same command tries the unfinished runs again.",
     )
 
 
 def seconds_left(items: list[Progress], parallel: int) -> float | None:
-    """Guess how long the rest takes, from runs of the same arm or, before any ended, of any arm.
+    """Estimate the remaining time from finished runs of the same arm or, without any, of all arms.
 
-    None while no run has ended, or when none is left.
+    None while no run has finished, or when none is left.
     """
     ended = [item for item in items if item.state is State.FINISHED and item.wall_s > 0]
-    rest = [item for item in items if item.state in (State.PENDING, State.RUNNING)]
-    if not ended or not rest:
+    remaining = [item for item in items if item.state in (State.PENDING, State.RUNNING)]
+    if not ended or not remaining:
         return None
     total = 0.0
-    for item in rest:
-        alike = [other.wall_s for other in ended if other.run.arm == item.run.arm]
-        times = alike or [other.wall_s for other in ended]
+    for item in remaining:
+        of_arm = [other.wall_s for other in ended if other.run.arm == item.run.arm]
+        times = of_arm or [other.wall_s for other in ended]
         so_far = item.elapsed_s()
         total += max(0.0, sum(times) / len(times) - so_far)
     return total / parallel

@@ -1,7 +1,7 @@
-"""Which run is started when: as many as fit, after those they need, again when they were killed.
+"""The scheduler of a sweep: it starts as many runs as fit, after those they need.
 
-A run's state is read from its directory, never guessed from an earlier sweep: finished runs are
-left alone, begun ones go on from their last checkpoint.
+A run that was killed is started again. Its state is read from its directory, never from the record
+of an earlier sweep: finished runs are skipped, begun ones go on from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ MAY_DIFFER = (
     "env.num_workers",
     "checkpoint.keep",
 )
-"""Settings that say how a run is made, not what it is."""
+"""Settings that may differ between a run and its plan: they do not change its results."""
 KILLED = (129, 130, 137, 138, 143)
-"""Exit statuses of a run that something stopped: by SIGHUP, SIGINT, SIGKILL, SIGUSR1, SIGTERM."""
+"""Exit statuses of a stopped run, by SIGHUP, SIGINT, SIGKILL, SIGUSR1, SIGTERM."""
 ERROR_LINES = 5
 
 
 class State(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     PENDING = "pending"
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
     BLOCKED = "blocked"
-    """Needs a run that failed, or one whose weights are not here."""
+    """Needs a run that failed, or one whose weights are missing."""
     INTERRUPTED = "interrupted"
 
 
 @dataclass
 class Progress:
-    """One run of the experiment and where it stands.
+    """One run of the experiment and its state.
 
     Attributes:
         run: The run.
-        state: Where it stands.
-        starts: Times it was started, in all sweeps.
-        tries: Times it was started in this one.
+        state: Its state.
+        starts: Its starts in all sweeps.
+        tries: Its starts in this sweep.
         exit_status: Of its last process; negative: the signal that killed it.
         error: The end of its log, where it failed.
         wall_s: Time its processes took, in all sweeps, seconds.
@@ -78,7 +78,7 @@ class Progress:
 
     @property
     def log(self) -> Path:
-        """What the run printed; next to its directory, which must be empty when it starts."""
+        """The run's output; beside its directory, which must be empty when the run starts."""
         return self.run.path.with_name(f"{self.run.name}.log")
 
     def elapsed_s(self) -> float:
@@ -91,15 +91,15 @@ class Scheduler:
     """Runs a plan.
 
     Args:
-        plan: What to run.
-        launcher: Where runs go.
+        plan: The runs.
+        launcher: Starts the runs.
         selected: Ids of the runs to run now; None: all.
-        earlier: Id -> what an earlier sweep recorded.
-        attempts: Times that a run is started when something kills it.
-        retry_failed: Try again what failed in an earlier sweep.
+        earlier: Id -> the record of an earlier sweep.
+        attempts: Starts of a run, should something kill it.
+        retry_failed: Try runs again that failed in an earlier sweep.
         note: Called with a line for the user.
         on_change: Called when a run's state changed.
-        poll_s: Time between two looks at the runs, seconds.
+        poll_s: Time between two checks of the runs, seconds.
         patience_s: Time that runs get to save themselves when the sweep is interrupted, seconds.
     """
 
@@ -123,7 +123,7 @@ class Scheduler:
         self._note, self._on_change = note, on_change
         self._poll_s, self._patience_s = poll_s, patience_s
         for item in self.progress.values():
-            self._look(item, (earlier or {}).get(item.run.id, {}), retry_failed)
+            self._read_state(item, (earlier or {}).get(item.run.id, {}), retry_failed)
 
     @property
     def chosen(self) -> list[Progress]:
@@ -150,7 +150,7 @@ class Scheduler:
                 self._stop(received)
                 raise
 
-    def _look(self, item: Progress, earlier: dict[str, Any], retry_failed: bool) -> None:
+    def _read_state(self, item: Progress, earlier: dict[str, Any], retry_failed: bool) -> None:
         """Read a run's state from its directory."""
         item.starts = int(earlier.get("starts", 0))
         item.wall_s = float(earlier.get("wall_s", 0.0))
@@ -164,7 +164,7 @@ class Scheduler:
             item.exit_status = earlier.get("exit_status")
 
     def _collect(self) -> None:
-        """Take note of runs that have ended."""
+        """Record the runs that have ended."""
         for item in self.chosen:
             status = item.handle.poll() if item.handle is not None else None
             if item.state is State.RUNNING and status is not None:
@@ -192,11 +192,11 @@ class Scheduler:
             needed = [self.progress[name].state for name in item.run.needs]
             if any(state in (State.FAILED, State.BLOCKED) for state in needed):
                 self._block(item, f"needs {', '.join(item.run.needs)}")
-            elif set(needed) <= {State.FINISHED} and (bare := self._without_weights(item)):
+            elif set(needed) <= {State.FINISHED} and (weightless := self._without_weights(item)):
                 self._block(
                     item,
-                    f"needs the weights of {bare}, which came from an archive without them; "
-                    "move that run's directory away, and both are run",
+                    f"needs the weights of {weightless}, which came from an archive without them; "
+                    "move that run's directory away, and the sweep runs both",
                 )
             elif self._has_room() and set(needed) <= {State.FINISHED}:
                 self._start(item)
@@ -207,7 +207,7 @@ class Scheduler:
         self._on_change()
 
     def _without_weights(self, item: Progress) -> str | None:
-        """Return the first finished run that a setting names and that has no checkpoint left."""
+        """Return the first finished run that a setting names and that has no checkpoint."""
         settings = [str(value) for value in flatten(to_dict(item.run.config)).values()]
         for name in item.run.needs:
             path = self.progress[name].run.path
@@ -252,18 +252,19 @@ class Scheduler:
         return self._launcher.start(arguments, item.log)
 
     def _fitted(self, config: FinetuneConfig) -> FinetuneConfig:
-        """Share the cores out where runs go side by side and the file does not say how."""
+        """Divide the cores among parallel runs, unless the file sets the threads."""
         if config.torch_threads is None and self._launcher.parallel > 1:
             return replace(config, torch_threads=self._launcher.threads)
         return config
 
     def _stop(self, received: _Received) -> None:
         """Let running runs save themselves; a second signal kills them."""
-        before = min(received.count, 1)  # two may come before this begins: the second one kills
+        before = min(received.count, 1)  # two signals may be here already: the second one kills
         running = [item for item in self.chosen if item.handle is not None]
         if running:
             self._note(
-                f"Stopping {len(running)} run(s); each saves a checkpoint first. Again: kill them."
+                f"Stopping {len(running)} run(s); each saves a checkpoint first. A second signal "
+                "kills them."
             )
         for item in running:
             if item.handle is not None:
@@ -285,7 +286,7 @@ class Scheduler:
 
 
 class _Watched:
-    """A run that a process of someone else is running, e.g. of a sweep that was killed."""
+    """A run in another process, for example of a sweep that was killed."""
 
     def __init__(self, item: Progress) -> None:
         self._item = item
@@ -295,7 +296,7 @@ class _Watched:
         directory = RunDirectory(self._item.run.path)
         if not self._left and (directory.is_running() or is_writing(self._item.log)):
             return None
-        return -signal.SIGTERM  # unless it is finished, it is to be resumed
+        return -signal.SIGTERM  # unless it has finished, the sweep resumes it
 
     def interrupt(self) -> None:
         self._left = True
@@ -305,7 +306,7 @@ class _Watched:
 
 
 class _Received:
-    """Counts signals that ask the sweep to stop: raising within a start could lose a process."""
+    """Counts the signals that ask to stop; raising during a start could lose a process."""
 
     count = 0
     number: int = signal.SIGINT
@@ -316,10 +317,10 @@ class _Received:
 
 
 def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:
-    """Check that the run in a directory is the one that the experiment means.
+    """Check that the run in a directory has the settings of the experiment.
 
     Raises:
-        RunDirectoryError: A setting differs that makes it another run.
+        RunDirectoryError: A setting differs, so it is another run.
     """
     old, new = flatten(stored), flatten(to_dict(run.config))
     old = {key: _moved(value, stored.get("out"), run) for key, value in old.items()}
@@ -330,20 +331,20 @@ def refuse_other_settings(run: PlannedRun, stored: dict[str, Any]) -> None:
         if key not in MAY_DIFFER and before != value:
             raise RunDirectoryError(
                 f"{str(run.path)!r} holds a run with `{key}` = {before!r}, but the experiment now "
-                f"means {value!r}: its file or a default has changed",
+                f"has {value!r}: its file or a default has changed",
                 remedy="Choose another `--out`, move that directory away, or undo the change.",
             )
 
 
 def _moved(value: Any, stored_out: Any, run: PlannedRun) -> Any:
-    """Return a stored value as it would be had the sweep always lain where it lies now."""
+    """Return a stored value with the sweep's old directory replaced by its present one."""
     if not isinstance(value, str) or not isinstance(stored_out, str):
         return value
-    before, now = Path(stored_out).parent.parent, run.path.parent.parent
-    if not before.name:
+    old_place, place = Path(stored_out).parent.parent, run.path.parent.parent
+    if not old_place.name:
         return value
     # Only where a path begins, in `PATH` or `policy:PATH`: task ids may hold the sweep's name too.
-    return re.sub(rf"(?<![^:]){re.escape(str(before))}/", lambda _: f"{now}/", value)
+    return re.sub(rf"(?<![^:]){re.escape(str(old_place))}/", lambda _: f"{place}/", value)
 
 
 def _end_of(log: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""One table of all checkpoints of all runs of a sweep, as Parquet.
+"""A table of all checkpoints of all runs of a sweep, as Parquet.
 
 A row is one measured checkpoint: `arm`, `run`, `path` (relative to the sweep's directory), `state`,
 `method`, `seed`, `learning_rate` of the method, `setting/<key>` for every setting that some arm
@@ -42,7 +42,7 @@ def checkpoint_rows(
 
 
 def write_table(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Write rows as Parquet, the old file or the new one, never a part of it."""
+    """Write rows as Parquet, atomically."""
     import pyarrow
     import pyarrow.parquet
 
@@ -83,7 +83,7 @@ def read_table(path: str | Path) -> Any:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             return parquet.read()
     except pyarrow.ArrowException as error:
-        raise ReportError(f"{file} is no Parquet file ({error})") from error
+        raise ReportError(f"{file} is not a Parquet file ({error})") from error
 
 
 def _setting_columns(config: FinetuneConfig, changed: Sequence[str]) -> dict[str, Any]:

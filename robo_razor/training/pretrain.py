@@ -14,9 +14,11 @@ new tasks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,7 @@ from robo_razor.core.fingerprint import fingerprint
 from robo_razor.core.machine import cpu_count, keep_freed_memory
 from robo_razor.core.plain_text import skill_name
 from robo_razor.core.run.directory import RunDirectory, refuse_used_directory
+from robo_razor.core.run.display import Display
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.run.training_state import TrainingState
 from robo_razor.core.seeding import derive, generator, training_seeds
@@ -131,14 +134,14 @@ class Pretraining:
         config, rows = self.config, self.rows(episodes, round_)
         start = time.monotonic()
         torch.set_num_threads(1)  # the workers need the cores
-        with RunLog(None, total=len(rows), unit="episode", console=self.console) as log:
+        with self._display(len(rows), "episode") as display:
             data = collect_labelled(
                 env,
                 self.policy,
                 self._actor(round_),
                 rows,
                 style=config.style,
-                progress=lambda done, *_: log.progress(done, episodes=done),
+                progress=lambda done, *_: display.progress(done, episodes=done),
             )
         self._set_threads()
         seconds = time.monotonic() - start
@@ -166,6 +169,15 @@ class Pretraining:
         copy_ = self.policy.frozen_copy()
         self.average.copy_to(copy_.module)
         return copy_
+
+    @contextlib.contextmanager
+    def _display(self, total: int, unit: str) -> Iterator[Display]:
+        display = Display(self.console)
+        display.begin(total, unit=unit)
+        try:
+            yield display
+        finally:
+            display.end()
 
     def _set_threads(self) -> None:
         torch.set_num_threads(self.config.torch_threads or cpu_count())
@@ -212,7 +224,7 @@ class Pretraining:
         sums: dict[str, float] = {}
         start = time.monotonic()
         last_info: dict[str, float] = {}
-        with RunLog(None, total=total, unit=f"{phase} step", console=self.console) as log:
+        with self._display(total, f"{phase} step") as display:
             for index in range(total):
                 epoch, batch = divmod(index, per_epoch)
                 if batch == 0:
@@ -235,7 +247,7 @@ class Pretraining:
                         self.step, {f"train/{key}": value for key, value in sums.items()}
                     )
                     last_info, sums = sums, {}
-                log.progress(index + 1)
+                display.progress(index + 1)
         module.eval()
         seconds = time.monotonic() - start
         shown = ", ".join(f"{key} {value:.4f}" for key, value in last_info.items())
@@ -269,7 +281,7 @@ class Pretraining:
             )
         try:
             self.landmark_names = env.metadata["landmark_names"]
-            with RunLog(run, total=1, unit="phase", console=Console(quiet=True)) as self.log:
+            with RunLog(run) as self.log:
                 self._phases(env, run)
         finally:
             env.close()

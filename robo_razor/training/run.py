@@ -15,7 +15,9 @@ from robo_razor.core.errors import RunDirectoryError
 from robo_razor.core.fingerprint import policy_hash
 from robo_razor.core.metrics import Summary
 from robo_razor.core.plugins import METHODS
-from robo_razor.core.run.directory import RunDirectory, find_pretrained_model
+from robo_razor.core.run.directory import TEMPORARY, RunDirectory, find_pretrained_model
+from robo_razor.core.run.display import ProgressBar
+from robo_razor.core.run.listener import Listener
 from robo_razor.core.run.table import run_table
 from robo_razor.core.settings.config import (
     MAIN_TASK,
@@ -153,7 +155,7 @@ def finetune(
         out: Run directory to create. None: a temporary one, removed with the returned `Run`.
         env: How environments are run in parallel.
         tracking: What is measured at every checkpoint.
-        progress: Show progress on standard error.
+        progress: Show a progress bar on standard error.
         **settings: Any other setting of `robo-razor finetune`, such as `freeze_vision=False`.
 
     Raises:
@@ -173,19 +175,19 @@ def finetune(
         tracking=tracking or TrackingConfig(),
         **settings,
     )
-    console = Console(stderr=True) if progress else Console(quiet=True)
+    listener = ProgressBar(Console(stderr=True) if progress else None)
     base_hash = None if isinstance(policy, str) else policy_hash(policy)
     if out is not None:
-        return Run(run_finetune(replace(config, out=str(out)), console, base_hash).run)
-    return _temporary_run(config, console, base_hash)
+        return Run(run_finetune(replace(config, out=str(out)), listener, base_hash).run)
+    return _temporary_run(config, listener, base_hash)
 
 
-def _temporary_run(config: FinetuneConfig, console: Console, base_hash: str | None) -> Run:
+def _temporary_run(config: FinetuneConfig, listener: Listener, base_hash: str | None) -> Run:
     """Make a run in a directory that is removed with the `Run`, or when Python ends."""
-    folder = tempfile.mkdtemp(prefix="robo-razor-")
+    folder = tempfile.mkdtemp(prefix=TEMPORARY)
     try:
         config = replace(config, out=str(Path(folder) / "run"))
-        run = Run(run_finetune(config, console, base_hash).run)
+        run = Run(run_finetune(config, listener, base_hash).run)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

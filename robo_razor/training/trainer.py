@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 
 from robo_razor.core.errors import (
     CheckpointError,
@@ -45,7 +43,8 @@ from robo_razor.core.metrics import (
 from robo_razor.core.ranks import ALONE, Ranks, launched
 from robo_razor.core.run import messages
 from robo_razor.core.run.directory import refuse_used_directory
-from robo_razor.core.run.display import format_seconds, summary_table
+from robo_razor.core.run.display import format_seconds
+from robo_razor.core.run.listener import Listener
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.run.training_state import fits
 from robo_razor.core.seeding import derive
@@ -101,13 +100,13 @@ class FinetuneResult:
 
 
 def finetune(
-    config: FinetuneConfig, console: Console | None = None, base_hash: str | None = None
+    config: FinetuneConfig, listener: Listener | None = None, base_hash: str | None = None
 ) -> FinetuneResult:
     """Fine-tune a policy and measure at every checkpoint what it forgets.
 
     Args:
         config: The run's settings. With `resume`, the settings in the run directory count instead.
-        console: Where progress is shown; default: standard output.
+        listener: Receives the run's progress, e.g. a `Display`; None: nothing is shown.
         base_hash: The hash that the base must have (`policy_hash`); None: any.
 
     Returns:
@@ -130,12 +129,10 @@ def finetune(
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(torch_threads(config.torch_threads, ranks.size))
         interrupts = stack.enter_context(interruptible())
-        trainer = Trainer(config, prior, threads, _console(console, ranks), stack, ranks, base_hash)
+        if listener is None or not ranks.is_main:
+            listener = Listener()
+        trainer = Trainer(config, prior, threads, listener, stack, ranks, base_hash)
         return trainer.run(interrupts)
-
-
-def _console(console: Console | None, ranks: Ranks) -> Console:
-    return (console or Console()) if ranks.is_main else Console(file=io.StringIO())
 
 
 class Trainer:
@@ -145,7 +142,7 @@ class Trainer:
         config: The run's settings, validated.
         prior: Skill name -> task id of the skills that may be forgotten.
         threads: CPU threads of torch for updates.
-        console: Where progress is shown.
+        listener: Receives the run's progress.
         stack: Closes what is opened here.
         ranks: This process among the processes of the run.
         base_hash: The hash that the base must have; None: any.
@@ -156,12 +153,12 @@ class Trainer:
         config: FinetuneConfig,
         prior: dict[str, str],
         threads: int,
-        console: Console,
+        listener: Listener,
         stack: contextlib.ExitStack,
         ranks: Ranks = ALONE,
         base_hash: str | None = None,
     ) -> None:
-        self.config, self.console, self.ranks = config, console, ranks
+        self.config, self.listener, self.ranks = config, listener, ranks
         self.prior = prior
         device = resolve_device(config.device)
         self.base = self._load(config.policy, device, base_hash).frozen_copy()
@@ -216,13 +213,7 @@ class Trainer:
             else:
                 self.penalties.prepare(self.context)
             total = self.learner.num_updates
-            with RunLog(
-                self.run_directory,
-                total=total,
-                start=self.step,
-                console=self.console,
-                sinks=self.config.log,
-            ) as self._log:
+            with self._logged(total):
                 self._greet(total)
                 try:
                     self._loop(total, interrupts)
@@ -233,6 +224,19 @@ class Trainer:
         except OSError as error:
             last = self.stored.last_step()
             raise messages.refused(error, last, self.run_directory.path) from error
+
+    @contextlib.contextmanager
+    def _logged(self, total: int) -> Iterator[None]:
+        """Write the numbers of the updates to the log, and show how far they are."""
+        log = RunLog(
+            self.run_directory, start=self.step, sinks=self.config.log, warn=self.listener.warn
+        )
+        with log as self._log:
+            self.listener.begin(total, start=self.step)
+            try:
+                yield
+            finally:
+                self.listener.end()
 
     def _computes_slowly(self) -> bool:
         return self.config.method.bf16 and self.policy.device.type == "cpu" and not bf16_is_fast()
@@ -294,22 +298,22 @@ class Trainer:
 
     def _show_progress(self) -> None:
         episodes = {"episodes": float(self.episodes)} if self.episodes else {}
-        self.log.progress(self.step, **(self.shown | episodes))
+        self.listener.progress(self.step, **(self.shown | episodes))
 
     # Checkpoints and tracking -----------------------------------------------------------------
 
     def _track(self, total: int) -> None:
         """Measure the policy as it is, show the table, and mark the best checkpoint."""
         summary = self._measure(self.policy, self.step, total)
-        self.log.show(summary_table(summary))
+        self.listener.measured(summary)
         share = self._conclude()
         elapsed_s = summary.elapsed_s or 0.0
         note = f"Measured in {format_seconds(summary.tracking_s or 0.0)}"
         if self.step:
             note += f"; tracking took {share:.0%} of {format_seconds(elapsed_s)} so far"
-        self.log.note(f"{note}.")
+        self.listener.note(f"{note}.")
         if alarm := self.tracker.alarm(summary):
-            self.log.warn(alarm)
+            self.listener.warn(alarm)
 
     def _measure(self, policy: Policy, step: int, total: int) -> Summary:
         def measure() -> Summary:
@@ -380,11 +384,13 @@ class Trainer:
         go_on = f"Go on with: {messages.how_to_go_on(self.run_directory.path)}"
         if self.half_done:  # the weights are in the middle of an update
             last = self.stored.last_step()
-            self.log.note(f"Interrupted within update {self.step + 1}; saved is {last}. {go_on}")
+            self.listener.note(
+                f"Interrupted within update {self.step + 1}; saved is {last}. {go_on}"
+            )
             return
         if self.step != self.stored.last_step():
             self._save()
-        self.log.note(f"Interrupted after update {self.step}, which is saved. {go_on}")
+        self.listener.note(f"Interrupted after update {self.step}, which is saved. {go_on}")
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Restore the counters and the state of learner and regularisers."""
@@ -419,8 +425,8 @@ class Trainer:
         share = self.tracking_s / max(self._elapsed(), 1e-9)
         best = self.stored.best_step()
         if warning := messages.expensive_tracking(share, self.config):
-            self.log.warn(warning)
-        self.log.note(messages.done(total, self._elapsed(), share, best))
+            self.listener.warn(warning)
+        self.listener.note(messages.done(total, self._elapsed(), share, best))
         summary = self.run_directory.summary(self.step)
         path = self.ranks.gather(self.run_directory.path)[0]
         return FinetuneResult(path, self.step, best, summary.to_json(), share)
@@ -474,7 +480,9 @@ class Trainer:
             try:
                 return work()
             except EnvError as error:
-                self.log.warn(f"{error} The environments are restarted, and the work is repeated.")
+                self.listener.warn(
+                    f"{error} The environments are restarted, and the work is repeated."
+                )
                 self.simulation.restart()
                 self.tracker.env = self.simulation.env
         return work()
@@ -518,11 +526,11 @@ class Trainer:
         if self._log is not None:
             # Without their success so far: successful episodes finish first.
             now = {"episode": float(finished), "episodes": float(self.episodes + finished)}
-            self._log.progress(self.step, **(self.shown | now))
+            self.listener.progress(self.step, **(self.shown | now))
 
     def _on_gradient_steps(self, done: int, total: int) -> None:
         """Show how many gradient steps of an update are done."""
-        self.log.progress(self.step, **(self.shown | {"gradient_step": float(done)}))
+        self.listener.progress(self.step, **(self.shown | {"gradient_step": float(done)}))
 
     def _demonstrations(self) -> DemonstrationSet:
         from robo_razor.rollout.demonstrations import demonstrations_for
@@ -531,7 +539,7 @@ class Trainer:
         with self.simulation.threads():
             env = self.simulation.env if self.ranks.is_main else None  # one rank warns
             source = demonstration_source(self.config)
-            demonstrations = demonstrations_for(source, self.base, self.console, env)
+            demonstrations = demonstrations_for(source, self.base, self.listener.console, env)
         self.tracker.see_demonstrations(demonstrations)
         return demonstrations
 
@@ -554,9 +562,9 @@ class Trainer:
 
     def _greet(self, total: int) -> None:
         if self.config.resume:
-            self.log.note(f"Going on after update {self.step} of {total}.")
-        self.log.note(messages.plan(self.config, total, self.tracker.prior))
+            self.listener.note(f"Going on after update {self.step} of {total}.")
+        self.listener.note(messages.plan(self.config, total, self.tracker.prior))
         if self._computes_slowly():
-            self.log.warn(messages.slow_bf16(self.config.method.name))
+            self.listener.warn(messages.slow_bf16(self.config.method.name))
         if self.unlike:
-            self.log.warn(messages.changed_since(self.unlike))
+            self.listener.warn(messages.changed_since(self.unlike))

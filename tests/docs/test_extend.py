@@ -200,7 +200,7 @@ def test_an_installed_package_offers_it_as_its_page_says(kind, elsewhere, monkey
         for name, value in offers.items()
     )
     monkeypatch.setattr(importlib.metadata, "entry_points", points.select)
-    monkeypatch.setattr(KINDS[kind], "_asked_others", False)
+    monkeypatch.setattr(KINDS[kind], "_entry_points_loaded", False)
     item = KINDS[kind].get(registered_name(kind))
     assert getattr(item, "measure", item).__module__ == f"my_{kind}"
 

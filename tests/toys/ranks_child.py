@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from toy_policy import GREEN, NEW, RED
-from toy_runs import quiet, run_config
+from toy_runs import finetune, quiet, run_config
 
 from robo_razor.cli.evaluate import run_evaluate
 from robo_razor.core.ranks import launched, part
@@ -20,7 +20,6 @@ from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.methods.reinforce import Reinforce
 from robo_razor.training.regularisers.kl import KL
 from robo_razor.training.regularisers.l2 import L2
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=8, num_workers=1, image_size=16, env_packages=("toy_env",))
 METHODS = {

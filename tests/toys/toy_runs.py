@@ -11,13 +11,19 @@ import torch
 from rich.console import Console
 from toy_policy import NEW
 
+from robo_razor.core.run.display import Display
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.policies.load import load_policy
-from robo_razor.training.trainer import finetune
+from robo_razor.training import trainer
 
 
 def quiet():
     return Console(file=io.StringIO(), width=200)
+
+
+def finetune(config, console):
+    """Fine-tune, and show on a console what the command shows."""
+    return trainer.finetune(config, Display(console))
 
 
 def run_config(base, out, method, sections, **settings):

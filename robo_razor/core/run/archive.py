@@ -1,15 +1,16 @@
 """What a sweep or a run measured, as one small file without weights: to share, or to keep in git.
 
-`robo-razor archive runs/razor --out razor.tar.xz` keeps what a report reads (settings, summaries,
+`robo-razor archive runs/razor --out razor.tar.xz` packs what a report reads (settings, summaries,
 episodes, metrics) and leaves out weights, optimizers, probe states and TensorBoard's files::
 
     archive.json            {"kind", "version", "directory", "robo_razor"}
     DIRECTORY/              the sweep's or run's own layout; settings name it `runs/DIRECTORY`
 
-`robo-razor compare razor.tar.xz` reads it as if it were the directory. A sweep goes on from one:
-`tar -xf razor.tar.xz -C runs`, then the same `robo-razor sweep`; archived runs count as finished.
+`robo-razor compare razor.tar.xz` reads it like the directory. A sweep can go on from an archive:
+unpack it (`tar -xf razor.tar.xz -C runs`) and run the same `robo-razor sweep` again; archived runs
+count as finished.
 
-The same runs give the same bytes, whoever packs them and when.
+The same runs always give the same bytes.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ ABOUT = "archive.json"
 SUFFIX = ".tar.xz"
 BEST_LINK = "/checkpoints/best"
 TEXTS = (".json", ".jsonl", ".yaml")
-"""Files in which the directory's own place is replaced: an archive does not say where it lay."""
+"""Files in which the directory's own path is replaced, so that an archive does not contain it."""
 ALLOWED = "run directories, sweep directories, files made by `robo-razor archive`"
 
 MAX_TOTAL_BYTES = 512 * 2**20
 """Size of everything in an archive; a sweep of 128 runs has 38 MB."""
 FREE_BYTES, MAX_RATIO = 64 * 2**20, 250
-"""Beyond the first it may not unpack to more than so many times what is read; real ones: 35."""
+"""Beyond so many bytes an archive may unpack to at most so many times its size; real ones: 35."""
 MAX_MEMBERS = 10_000
 """Files in an archive; a sweep of 42 runs has 857."""
 MAX_HEADER_BYTES = 16 * 2**10
@@ -79,8 +80,8 @@ _KEPT = re.compile(  # DIRECTORY, and of a sweep ARM and RUN; then what a run di
     r"|eval/[0-9]{6,18}/(?:summary\.json|episodes\.jsonl)))"
 )
 _NOT_IN_NAMES = re.compile(r"\\|^[A-Za-z]:")
-"""What leads elsewhere on Windows."""
-_NO_PART_OF_A_NAME = re.compile(r"[^\w.,=+-]")
+"""What leads out of the folder on Windows."""
+_UNUSUAL_IN_NAMES = re.compile(r"[^\w.,=+-]")
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def write_archive(directory: str | Path, out: str | Path | None = None) -> Archi
     """Write what a sweep or a run measured to one file.
 
     Args:
-        directory: The sweep's directory, whose finished runs are kept, or a run's.
-        out: The file, `NAME.tar.xz`; None: the directory's name, here.
+        directory: A sweep's directory, whose finished runs are packed, or a run's.
+        out: The file, `NAME.tar.xz`; None: the directory's name, in the current folder.
 
     Raises:
         ConfigError: No directory or no file name is given.
@@ -113,7 +114,7 @@ def write_archive(directory: str | Path, out: str | Path | None = None) -> Archi
     source = Path(directory)
     file = Path(out or f"{source.resolve().name}{SUFFIX}")
     if not file.name.endswith(SUFFIX):
-        raise ConfigError(f"out = {str(file)!r} is no name for an archive", allowed=f"NAME{SUFFIX}")
+        raise ConfigError(f"`out` = {str(file)!r} is not the name of an archive", f"NAME{SUFFIX}")
     check_writable(file, "out")
     data, runs = pack(source)
     write_bytes(file, data)
@@ -123,7 +124,7 @@ def write_archive(directory: str | Path, out: str | Path | None = None) -> Archi
 def pack(source: Path) -> tuple[bytes, int]:
     """Return a sweep's or a run's archive, and how many runs are in it.
 
-    Runs of a sweep that are not finished are left out; `sweep` would begin them anew.
+    Unfinished runs of a sweep are left out; `sweep` would begin them again.
 
     Raises:
         RunDirectoryError: The directory holds neither a sweep nor a run with an evaluation.
@@ -153,15 +154,15 @@ def pack(source: Path) -> tuple[bytes, int]:
 
 
 def _refuse_to_pack(targets: Mapping[str, Path]) -> None:
-    """Refuse what could not be read again.
+    """Refuse what could not be unpacked again.
 
     Raises:
-        RunDirectoryError: It is too much, or a name cannot be used everywhere.
+        RunDirectoryError: There is too much, or a name cannot be used on every system.
     """
     sizes = [file.stat().st_size for file in targets.values() if file.is_file()]
     if sum(sizes) > 0.9 * MAX_TOTAL_BYTES or len(sizes) > 0.9 * MAX_MEMBERS:
         raise RunDirectoryError(
-            f"There is too much for one archive: {len(sizes)} files, {sum(sizes) / 2**20:.0f} MiB",
+            f"This is too much for one archive: {len(sizes)} files, {sum(sizes) / 2**20:.0f} MiB",
             allowed=f"{MAX_MEMBERS} files, {MAX_TOTAL_BYTES / 2**20:g} MiB",
             remedy="Archive runs one by one.",
         )
@@ -170,7 +171,7 @@ def _refuse_to_pack(targets: Mapping[str, Path]) -> None:
             _refuse_name(name)
         except ValueError as error:
             raise RunDirectoryError(
-                f"It cannot be archived: {error}", remedy="Rename that directory."
+                f"The directory cannot be archived: {error}", remedy="Rename that directory."
             ) from error
 
 
@@ -181,12 +182,12 @@ def unpacked(paths: Sequence[str]) -> Iterator[list[str]]:
     Errors within the block name the archive, not the place where it was unpacked.
 
     Raises:
-        ReportError: A file is not an archive of ours, or a damaged one, or one that holds too much.
+        ReportError: A file is not an archive of robo-razor, is damaged, or holds too much.
     """
     with tempfile.TemporaryDirectory() as folder:
         places = {
             # Runs of the same name differ in the folders above them.
-            path: Path(folder, str(i + 1), _NO_PART_OF_A_NAME.sub("_", Path(path).name)[-100:])
+            path: Path(folder, str(i + 1), _UNUSUAL_IN_NAMES.sub("_", Path(path).name)[-100:])
             for i, path in enumerate(paths)
             if is_archive(path)
         }
@@ -219,32 +220,31 @@ def unpack(file: Path, folder: Path) -> Path:
     """Unpack what a report reads of an archive; return the run's or sweep's directory.
 
     Archives are passed around, so one may hold anything. Only regular files with names that `pack`
-    gives are written, below `folder`; everything else is skipped (weights, videos) or refused
-    (links, devices, names that lead elsewhere). What it unpacks to is counted while it is read.
+    gives are written, below `folder`. Everything else is skipped (weights, videos) or refused
+    (links, devices, names that lead elsewhere). The unpacked bytes are counted while they are read.
 
     Args:
         file: The archive.
         folder: A directory that does not exist yet.
 
     Raises:
-        ReportError: It is not an archive of ours, or a damaged one, or one that holds too much.
+        ReportError: It is not an archive of robo-razor, is damaged, or holds too much.
     """
     try:
         return _unpack(file, folder)
     except (ValueError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         raise ReportError(
-            f"{shown(str(file))} is no archive that can be read: {error}", allowed=ALLOWED
+            f"{shown(str(file))} is not an archive that can be read: {error}", allowed=ALLOWED
         ) from error
     except OSError as error:
         raise ReportError(
             f"The archive {shown(str(file))} cannot be unpacked ({error.strerror})",
-            remedy="Look whether it may be read, and whether there is room for temporary files "
-            "(TMPDIR).",
+            remedy="Check its permissions, and the room for temporary files (TMPDIR).",
         ) from error
 
 
 def _unpack(file: Path, folder: Path) -> Path:
-    """Do what `unpack` says; an archive that is refused has written nothing.
+    """Unpack an archive; one that is refused writes nothing.
 
     Raises:
         ValueError: The archive is not what it should be.
@@ -255,7 +255,7 @@ def _unpack(file: Path, folder: Path) -> Path:
 
 
 def _read(file: Path, folder: Path | None = None) -> str:
-    """Check all of an archive; write what is kept below `folder`; return the archive's directory.
+    """Check all of an archive; write its files below `folder`; return the archive's directory.
 
     Raises:
         ValueError: The archive is not what it should be.
@@ -279,15 +279,15 @@ def _read(file: Path, folder: Path | None = None) -> str:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
     directory = _directory(about)
-    if others := names.folders - {directory}:
-        raise ValueError(f"{shown(min(others))} in it does not belong to {shown(directory)}")
+    if foreign := names.folders - {directory}:
+        raise ValueError(f"{shown(min(foreign))} in it does not belong to {shown(directory)}")
     if directory not in names.folders:
         raise ValueError(f"it holds nothing of {shown(directory)}")
     return directory
 
 
 class _Names:
-    """The names that are unpacked: each is there once, also where capitals do not count."""
+    """The names that are unpacked: each occurs once, even on systems that ignore capitals."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
@@ -299,7 +299,7 @@ class _Names:
         """Take a name.
 
         Raises:
-            ValueError: It is there already, as a file or as a folder.
+            ValueError: It was taken before, as a file or as a folder.
         """
         key = unicodedata.normalize("NFKC", name).casefold()
         parents = {str(parent) for parent in PurePosixPath(key).parents} - {"."}
@@ -317,7 +317,7 @@ def _directory(about: bytes | None) -> str:
     """Return the directory that `archive.json` names.
 
     Raises:
-        ValueError: There is no such file, or it is of something else.
+        ValueError: There is no such file, or another program wrote it.
     """
     if about is None:
         raise ValueError(f"it holds no {ABOUT}")
@@ -326,7 +326,7 @@ def _directory(about: bytes | None) -> str:
     except ValueError as error:
         raise ValueError(f"its {ABOUT} is damaged ({error})") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise ValueError(f"it holds no {ABOUT} of one")
+        raise ValueError(f"its {ABOUT} is not that of an archive")
     if type(data.get("version")) is not int or data["version"] != VERSION:
         raise ValueError(f"its version is {shown(data.get('version'))}, not {VERSION}")
     directory = data.get("directory")
@@ -412,19 +412,19 @@ def _extended_name(data: bytes) -> str | None:
 
 
 class _Stream:
-    """What an xz file unpacks to, block by block, and no more of it than is allowed."""
+    """The unpacked bytes of an xz file, block by block, up to the allowed size."""
 
     def __init__(self, raw: BinaryIO) -> None:
         head = raw.read(len(_XZ))
         if head != _XZ:
-            raise ValueError("it is no tar file in xz")
+            raise ValueError("it is not a tar file in xz")
         self._raw = raw
         self._xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY_BYTES)
         self._buffer = bytearray(self._xz.decompress(head, MAX_CHUNK_BYTES))
         self._left, self._read = MAX_TOTAL_BYTES, 0
 
     def reserve(self, size: int) -> None:
-        """Refuse a member that is larger than what is left, before it is read."""
+        """Refuse a member that is larger than the remaining allowance, before it is read."""
         if size < 0:
             raise ValueError("it is damaged")
         if size > self._left:
@@ -442,29 +442,29 @@ class _Stream:
         return data
 
     def read_padded(self, size: int) -> bytes:
-        """Return the next bytes and pass what fills up their last block."""
+        """Return the next bytes and skip the padding of their last block."""
         return self.read(_padded(size))[:size]
 
     def skip_padded(self, size: int) -> None:
-        """Pass the next bytes."""
-        left = _padded(size)
-        while left:
-            left -= len(self.read(min(left, MAX_CHUNK_BYTES)))
+        """Skip the next bytes and their padding."""
+        remaining = _padded(size)
+        while remaining:
+            remaining -= len(self.read(min(remaining, MAX_CHUNK_BYTES)))
 
     def refuse_rest(self) -> None:
         """Refuse anything but zeros up to the end, and anything after it."""
         chunk = bytes(self._buffer)
         while True:
             if any(chunk):
-                raise ValueError("something stands behind its end")
+                raise ValueError("something follows its end")
             chunk = self._next()
             if not chunk:
                 break
         if self._xz.unused_data or self._raw.read(1):
-            raise ValueError("something stands behind its end")
+            raise ValueError("something follows its end")
 
     def _next(self) -> bytes:
-        """Return the next part of what it unpacks to; empty at the end."""
+        """Return the next unpacked part; empty at the end."""
         while not self._xz.eof:
             data = self._raw.read(CHUNK_READ_BYTES) if self._xz.needs_input else b""
             if self._xz.needs_input and not data:
@@ -491,9 +491,9 @@ def _sweep_files(source: Path) -> tuple[str, list[Path], int, bytes | None]:
     if not finished:
         raise RunDirectoryError(
             f"The sweep {str(source)!r} has no finished run yet",
-            remedy="Wait for one; its runs that are under way cannot be archived.",
+            remedy="Wait for the first one: unfinished runs cannot be archived.",
         )
-    # What was read, not what is there now: a run may end meanwhile. Errors quote paths.
+    # The record as it was read: a run may end meanwhile. Errors are dropped, as they quote paths.
     runs = [{**entry, "error": None} for entry in record["runs"]]
     text = json.dumps({**record, "runs": runs}, indent=2) + "\n"
     files = [file for file in [source / EXPERIMENT] if file.is_file()]
@@ -512,9 +512,9 @@ def _run_files(source: Path) -> tuple[str, list[Path], int, bytes | None]:
 
 
 def _placed(data: bytes, source: Path, place: str) -> bytes:
-    """Return a text with the place of `source` replaced."""
+    """Return a text with the path of `source` replaced."""
     for path in dict.fromkeys((str(source.resolve()), str(source.absolute()))):
-        pattern = re.escape(path).encode() + rb"(?![^/\s\"'])"  # not another name's beginning
+        pattern = re.escape(path).encode() + rb"(?![^/\s\"'])"  # not where a longer name begins
         data = re.sub(pattern, lambda _: place.encode(), data)
     return data
 

@@ -31,10 +31,10 @@ def verify_checksums(directory: Path, below: str = "", *, from_disk: bool = Fals
     """Check that a directory's files are those that its checksums were made of.
 
     Args:
-        directory: Where `checksums.json` lies. Where there is none, it is only checked that weights
-            and optimizers are as long as they say.
-        below: Check only the files of this folder of it; empty: all.
-        from_disk: Let the system forget what it has of the files in memory, where it can.
+        directory: The folder with `checksums.json`. Without that file, only the lengths of weights
+            and optimizers are checked.
+        below: Check only the files of this folder in it; empty: all.
+        from_disk: Read from the disk and not from the system's cache, where that is possible.
 
     Raises:
         CheckpointError: A file is missing, cannot be read, or is not what was written.
@@ -66,7 +66,7 @@ def _check_lengths(directory: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(directory.rglob("*.safetensors")):
-        if not file.is_file():  # a pipe would be waited for
+        if not file.is_file():  # reading a pipe would block
             raise CheckpointError(
                 f"{file} is not a file", remedy="Use another checkpoint of the run."
             )
@@ -85,7 +85,7 @@ def _problem(file: Path, size: object, expected: object, from_disk: bool) -> str
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             return "it is not a file"
-        changed = status.st_size != size  # first: to read what is far too large takes for ever
+        changed = status.st_size != size  # first: reading a far too large file takes for ever
         changed = changed or _sha256(file, from_disk=from_disk) != expected
     except FileNotFoundError:
         return "the file is missing"

@@ -9,11 +9,11 @@ This is the only module that knows file names::
       eval/<step>/{summary.json, episodes.jsonl, ...}   videos/   report/
 
 A checkpoint is written under a temporary name with the checksums of its files, flushed to disk,
-renamed, and read again. What is read back is safetensors and JSON, no pickle; that the names in a
-policy's configuration cannot run code either is the business of `policies`.
+renamed, and read again. Only safetensors and JSON are read back, no pickle. `policies` makes sure
+that the names in a policy's configuration cannot run code either.
 
-The numbered directories are the truth. `last` and `best` are for people and other tools: nothing
-here depends on them, so a copy of a run in which links became folders, text or nothing works too.
+The numbered directories are the truth. `last` and `best` are for people and other tools. Nothing
+here depends on them, so a copy works in which links became folders or text, or are missing.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ ADAPTER = "adapter_config.json"
 """In the folder of a PEFT adapter, which has no weights of its own."""
 LAST = "last"
 BEST = "best"
+TEMPORARY = "robo-razor-"
+"""Begins the name of a folder that holds a run of Python's `finetune` without `out`."""
 
 _LOCK = ".lock"
 _BEGUN_IN = ".begun_in"
@@ -103,7 +105,7 @@ class RunDirectory:
     """One run on disk: its config, metrics, checkpoints and evaluations.
 
     Use `create` for a new run, `resume` to go on with one, `open` to read one. The first two hold
-    a lock as long as the process lives or until `close`, so two runs never share a directory.
+    a lock until `close` or the end of the process, so two runs never share a directory.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -158,21 +160,21 @@ class RunDirectory:
             )
         if not run.has_config():
             raise RunDirectoryError(
-                f"{str(path)!r} is no run directory: it holds no {CONFIG}",
+                f"{str(path)!r} is not a run directory: it holds no {CONFIG}",
                 remedy="Name a directory that `robo-razor finetune` made.",
             )
         return run
 
     @classmethod
     def resume(cls, path: str | Path) -> Self:
-        """Open an existing run for going on, from its newest checkpoint that is whole.
+        """Open an existing run to go on from its newest intact checkpoint.
 
-        What a killed process left is cleared away, and a damaged newest checkpoint is set aside
-        (`000040.damaged`) with a warning.
+        The temporary files of a killed process are removed. A damaged newest checkpoint is renamed
+        (`000040.damaged`), with a warning.
 
         Raises:
             RunDirectoryError: `path` is not a run directory or another process is running it.
-            CheckpointError: The run has no checkpoint yet, or none that is whole.
+            CheckpointError: The run has no checkpoint yet, or no intact one.
         """
         run = cls.open(path)
         run._acquire()
@@ -181,7 +183,7 @@ class RunDirectory:
             run.close()
             raise CheckpointError(
                 f"The run {str(path)!r} has no checkpoint to resume from",
-                remedy="Begin it again with `--resume auto`, which takes its place.",
+                remedy="Begin it again with `--resume auto`, which replaces it.",
             )
         try:
             run._set_damaged_aside()
@@ -192,11 +194,11 @@ class RunDirectory:
         return run
 
     def environment(self) -> dict[str, Any]:
-        """Return the fingerprint that `write_environment` kept; empty where there is none."""
+        """Return the fingerprint that `write_environment` wrote; empty where there is none."""
         return read_environment(self.path / ENVIRONMENT)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Keep a run's fingerprint (see `fingerprint`)."""
+        """Write a run's fingerprint (see `fingerprint`)."""
         write_json(self.path / ENVIRONMENT, environment)
 
     @property
@@ -246,7 +248,7 @@ class RunDirectory:
         return steps[-1] if steps else None
 
     def has_config(self) -> bool:
-        """Return whether the directory is a run's."""
+        """Return whether this is the directory of a run."""
         return (self.path / CONFIG).is_file()
 
     def is_finished(self) -> bool:
@@ -264,10 +266,10 @@ class RunDirectory:
             return lock(file, shared=True) is False
 
     def discard_unstarted(self) -> None:
-        """Remove what a run left that was stopped before its first checkpoint.
+        """Remove the files of a run that was stopped before its first checkpoint.
 
         Raises:
-            RunDirectoryError: There is a checkpoint, or the directory is no run's.
+            RunDirectoryError: There is a checkpoint, or this is not the directory of a run.
         """
         if not self.path.exists() and not self.path.is_symlink():
             return
@@ -296,8 +298,8 @@ class RunDirectory:
     def best_step(self) -> int | None:
         """Return the best measured step (see `selection`), or None before the first.
 
-        A run whose evaluations do not say it, of an earlier version or without their episodes,
-        keeps what it marked.
+        Evaluations of an earlier version, or without their episodes, do not determine it: then the
+        step counts that the run marked.
         """
         config = self.config_data()
         tracking, planned = config.get("tracking"), self.planned_steps()
@@ -331,16 +333,16 @@ class RunDirectory:
         """Write a checkpoint atomically, read it back, point `last` at it and drop old ones.
 
         Args:
-            save_policy: Writes the policy into the directory it is given.
-            state: What is needed to resume; its `step` names the checkpoint.
-            keep: Newest checkpoints that stay; `best` stays as well.
+            save_policy: Writes the policy into a directory.
+            state: The state to resume from; its `step` names the checkpoint.
+            keep: Newest checkpoints that stay; `best` stays too.
             best: Point `best` at this checkpoint.
 
         Returns:
             The checkpoint's directory.
 
         Raises:
-            CheckpointError: What is on disk afterwards is not what was written.
+            CheckpointError: The files on disk differ from what was written.
             OSError: It cannot be written; the checkpoints before it are untouched.
         """
         target = self.checkpoints / step_name(state.step)
@@ -378,7 +380,7 @@ class RunDirectory:
         return load_training_state(self.checkpoints / step_name(chosen) / TRAINING_STATE)
 
     def evaluation(self, step: int) -> Path:
-        """Return the directory of a step's evaluation, which need not be there."""
+        """Return the directory of a step's evaluation, which need not exist."""
         return self.path / "eval" / step_name(step)
 
     def evaluated_steps(self) -> list[int]:
@@ -393,7 +395,7 @@ class RunDirectory:
                 shutil.rmtree(self.evaluation(later))
 
     def is_measured(self, step: int) -> bool:
-        """Return whether a step's evaluation is on disk and whole; its summary is written last."""
+        """Return whether a step's evaluation is complete; its summary is written last."""
         try:
             self.summary(step)
         except CheckpointError:
@@ -439,10 +441,12 @@ class RunDirectory:
 
     def measured(self) -> list[Path]:
         """Return the files that a report reads: all but weights, optimizers and probe states."""
-        kept = [self.path / name for name in (CONFIG, ENVIRONMENT, METRICS)]
+        candidates = [self.path / name for name in (CONFIG, ENVIRONMENT, METRICS)]
         for step in _steps_in(self.path / "eval"):
-            kept += [self.path / "eval" / step_name(step) / name for name in (SUMMARY, EPISODES)]
-        files = [file for file in kept if file.is_file()]
+            candidates += [
+                self.path / "eval" / step_name(step) / name for name in (SUMMARY, EPISODES)
+            ]
+        files = [file for file in candidates if file.is_file()]
         best = self.checkpoints / BEST
         return [*files, best] if best.is_symlink() else files
 
@@ -475,12 +479,12 @@ class RunDirectory:
         self._lock = file
 
     def _set_damaged_aside(self) -> None:
-        """Rename newest checkpoints that are damaged, until one is whole.
+        """Rename the damaged checkpoints that are newer than the newest intact one.
 
         Raises:
-            CheckpointError: None is whole; all keep their names then.
+            CheckpointError: None is intact; then all keep their names.
         """
-        whole, damaged = _newest_whole(self.checkpoints)
+        newest_intact, damaged = _newest_intact(self.checkpoints)
         for step in damaged:
             name = step_name(step)
             place = next(
@@ -490,7 +494,7 @@ class RunDirectory:
                 if not path.exists()
             )
             (self.checkpoints / name).rename(place)
-            logger.warning("It is kept as %s, and the run goes on from step %d.", place, whole)
+            logger.warning("It is now %s, and the run goes on from step %d.", place, newest_intact)
 
     def prune(self, keep: int, best: int | None) -> None:
         """Drop old checkpoints, see `selection.kept_steps`."""
@@ -507,12 +511,12 @@ def refuse_used_directory(
     """Make sure that nothing would be overwritten: `path` must be absent or empty.
 
     Args:
-        path: Where output is about to be written.
+        path: The output directory.
         resumable: Whether the error should mention `--resume`.
-        beside: Names of files that may be there.
+        beside: Names of files that it may hold.
 
     Raises:
-        RunDirectoryError: `path` is a file or a directory that holds something else.
+        RunDirectoryError: `path` is a file, or a directory that holds other files.
     """
     target = Path(path)
     if target.is_dir() and all(file.name in beside for file in target.iterdir()):
@@ -530,10 +534,10 @@ def refuse_used_directory(
 
 
 def find_pretrained_model(path: str | Path) -> Path:
-    """Return the `pretrained_model` directory that a run, checkpoint or model path means.
+    """Return the `pretrained_model` directory of a run, a checkpoint or a model.
 
     Args:
-        path: A run directory (its last checkpoint is meant), a checkpoint directory
+        path: A run directory (its last checkpoint counts), a checkpoint directory
             (`.../checkpoints/000040`, `.../checkpoints/best`), or a `pretrained_model` directory.
 
     Raises:
@@ -554,12 +558,12 @@ def find_pretrained_model(path: str | Path) -> Path:
             allowed="a run directory, a checkpoint (`RUN/checkpoints/000040`), or its "
             f"{PRETRAINED_MODEL!r} directory",
         )
-    # Loading says of these what they are instead of a whole policy.
-    others = (WEIGHTS, ADAPTER, f"{WEIGHTS}.index.json")
-    if not any((model / name).is_file() for name in others):
+    # An adapter or an index is not a whole policy; loading it raises an error that says so.
+    files = (WEIGHTS, ADAPTER, f"{WEIGHTS}.index.json")
+    if not any((model / name).is_file() for name in files):
         raise CheckpointError(
             f"The checkpoint {model} is incomplete: {WEIGHTS} is missing",
-            remedy="Take another checkpoint of the run.",
+            remedy="Use another checkpoint of the run.",
         )
     if model.name == PRETRAINED_MODEL:
         verify_checksums(model.parent, PRETRAINED_MODEL)
@@ -567,10 +571,10 @@ def find_pretrained_model(path: str | Path) -> Path:
 
 
 def _linked(path: Path) -> list[Path]:
-    """Return the policy that `checkpoints/last` or `checkpoints/best` means, or none.
+    """Return the policy of `checkpoints/last` or `checkpoints/best`, or none.
 
-    The link itself may be behind the checkpoints after a crash; in a copy it may be a folder, a
-    text, or not there.
+    The link itself is not read: after a crash it may be outdated, and in a copy it may be a folder,
+    a text, or missing.
     """
     link = path.parent if path.name == PRETRAINED_MODEL else path
     steps = _steps_in(link.parent) if link.name in (LAST, BEST) else []
@@ -583,23 +587,23 @@ def _linked(path: Path) -> list[Path]:
 
 
 def _newest_of(start: Path) -> list[Path]:
-    """Return the policy of the newest whole checkpoint of a run or its `checkpoints`, or none."""
+    """Return the policy of the newest intact checkpoint of a run or its `checkpoints`, or none."""
     folder = next((f for f in (start / "checkpoints", start) if _steps_in(f)), None)
     if folder is None:
         return []
-    whole, _ = _newest_whole(folder, PRETRAINED_MODEL)
-    return [folder / step_name(whole) / PRETRAINED_MODEL]
+    step, _ = _newest_intact(folder, PRETRAINED_MODEL)
+    return [folder / step_name(step) / PRETRAINED_MODEL]
 
 
-def _newest_whole(checkpoints: Path, below: str = "") -> tuple[int, list[int]]:
-    """Return the newest step whose checkpoint is whole, and the newer ones, which are damaged.
+def _newest_intact(checkpoints: Path, below: str = "") -> tuple[int, list[int]]:
+    """Return the newest step whose checkpoint is intact, and the newer ones, which are damaged.
 
     Args:
-        checkpoints: Where they are; there is at least one.
-        below: The folder of a checkpoint that matters; empty: all of it.
+        checkpoints: Their folder; there is at least one.
+        below: The folder of a checkpoint that counts; empty: all of it.
 
     Raises:
-        CheckpointError: None is whole.
+        CheckpointError: None is intact.
     """
     damaged: list[int] = []
     problems: list[CheckpointError] = []
@@ -611,7 +615,7 @@ def _newest_whole(checkpoints: Path, below: str = "") -> tuple[int, list[int]]:
             problems.append(error)
             continue
         for problem in problems:
-            logger.warning("%s. The checkpoint before it is taken: step %d.", problem.problem, step)
+            logger.warning("%s. Using the checkpoint before it: step %d.", problem.problem, step)
         return step, damaged
     raise problems[0]
 

@@ -1,17 +1,21 @@
-"""How a run looks on a console: a live bar or rare lines, notes, and a checkpoint's table."""
+"""The display of a run on a console: a live bar or rare lines, notes, a table per checkpoint."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from robo_razor.core.metrics import (
+    DEMONSTRATIONS,
     NEW,
+    NEW_BASE,
+    NEW_TUNED,
     PRIOR,
     OnStates,
     SampledSuccess,
@@ -19,42 +23,48 @@ from robo_razor.core.metrics import (
     Summary,
 )
 from robo_razor.core.plain_text import literal, printable
+from robo_razor.core.run.listener import Listener
+
+logger = logging.getLogger(__name__)
 
 STATES = {
-    "new_base_visited": "on the new task where the base goes",
-    "new_tuned_visited": "on the new task where the tuned policy goes",
-    "prior": "on the prior skills",
-    "demonstrations": "on the demonstrations",
+    NEW_BASE: "on the new task where the base goes",
+    NEW_TUNED: "on the new task where the tuned policy goes",
+    PRIOR: "on the prior skills",
+    DEMONSTRATIONS: "on the demonstrations",
 }
-"""In words, on which states a distance to the base is measured."""
-WHAT_KL_IS = "KL: how much the tuned policy decides otherwise than the base; 0: not at all."
+"""States on which a distance to the base is measured -> how a sentence names them."""
+WHAT_KL_IS = "KL: how far the tuned policy's decisions are from the base's; 0: the same policy."
 
 PLAIN_LINE_SECONDS = 15.0
 """Without a terminal a progress line is printed at most this often."""
 
 
-class Display:
-    """Shows how far a run is.
+class ProgressBar(Listener):
+    """Shows how far a run is: a live bar, or rare lines without a terminal. Logs warnings.
 
     Args:
-        total: Updates in the whole run.
-        unit: What one step of the bar is.
-        start: Updates already done.
-        console: Where it is shown; default: standard output.
+        console: Where; None: nowhere.
     """
 
-    def __init__(
-        self, *, total: int, unit: str = "update", start: int = 0, console: Console | None = None
-    ) -> None:
-        self.console = console or Console()
+    def __init__(self, console: Console | None) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._total, self._unit, self._start = 0, "update", 0
+        self._began = time.monotonic()
+        self._last_plain = -math.inf
+
+    @property
+    def console(self) -> Console | None:
+        """Where progress is shown."""
+        return self._console
+
+    def begin(self, total: int, *, unit: str = "update", start: int = 0) -> None:
+        """Begin to draw the bar, where there is a terminal."""
         self._total, self._unit, self._start = total, unit, start
         self._began = time.monotonic()
         self._last_plain = -math.inf
-        self._bar: Progress | None = None
-
-    def start(self) -> None:
-        """Begin to draw the bar, where there is a terminal."""
-        if self.console.is_terminal:
+        if self._console is not None and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=None),
@@ -62,7 +72,7 @@ class Display:
                 TextColumn("{task.fields[shown]}"),
                 TimeElapsedColumn(),
                 TextColumn("ETA {task.fields[eta]}"),
-                console=self.console,
+                console=self._console,
                 transient=False,
             )
             self._bar.add_task(
@@ -74,10 +84,11 @@ class Display:
             )
             self._bar.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     def progress(
         self,
@@ -88,15 +99,7 @@ class Display:
         episodes: float | None = None,
         **more: float,
     ) -> None:
-        """Move the bar.
-
-        Args:
-            completed: Updates done, those of an interrupted run included.
-            success: Success rate of the last rollouts, [0, 1].
-            kl: KL(base || tuned) on the new task, nats per decision.
-            episodes: Episodes run by this process so far (shown as a rate).
-            **more: Further numbers to show, by name.
-        """
+        """Move the bar, or print a line now and then; episodes are shown as a rate."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         parts: list[str] = []
         if success is not None:
@@ -108,18 +111,9 @@ class Display:
             parts.append(f"{episodes / elapsed:.1f} episodes/s")
         self._show(completed, "  ".join(parts), self._eta(completed, elapsed))
 
-    def show(self, renderable: RenderableType) -> None:
-        """Print something above the bar, e.g. a table."""
-        self.console.print(renderable)
-
-    def note(self, text: str) -> None:
-        """Print one line above the bar."""
-        self.console.print(_lines(text), markup=False, highlight=False)
-
     def warn(self, text: str) -> None:
-        """Print a warning above the bar."""
-        shown = _lines(f"Warning: {text}")
-        self.console.print(shown, style="yellow", markup=False, highlight=False)
+        """Log a warning, for whoever reads the logs of the program."""
+        logger.warning("%s", text)
 
     def _eta(self, completed: int, elapsed: float) -> str:
         done = completed - self._start
@@ -127,32 +121,53 @@ class Display:
             return "-"
         return format_seconds(elapsed / done * (self._total - completed))
 
-    def _show(self, completed: int, shown: str, eta: str) -> None:
+    def _show(self, completed: int, numbers: str, eta: str) -> None:
         description = f"{self._unit} {completed}/{self._total}"
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(
-                task, completed=completed, description=description, shown=shown, eta=eta
+                task, completed=completed, description=description, shown=numbers, eta=eta
             )
             return
         now = time.monotonic()
         if now - self._last_plain >= PLAIN_LINE_SECONDS or completed >= self._total:
             self._last_plain = now
-            self.note(f"{description}  {shown}  ETA {eta}")
+            self._print(f"{description}  {numbers}  ETA {eta}")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        if self._console is not None:
+            self._console.print(_lines(text), style=style, markup=False, highlight=False)
+
+
+class Display(ProgressBar):
+    """Shows all of a run: its progress, its notes and warnings, and a table per checkpoint."""
+
+    def measured(self, summary: Summary) -> None:
+        """Print a checkpoint's table above the bar."""
+        if self._console is not None:
+            self._console.print(summary_table(summary))
+
+    def note(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the bar."""
+        self._print(f"Warning: {text}", style="yellow")
 
 
 def _lines(text: str) -> str:
-    """Return a text whose names cannot steer the terminal; lines stay lines."""
+    """Return a text without characters that could steer the terminal; lines stay lines."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: `45 s`, `12:05`, `1:02:03`."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    total = round(seconds)
+    hours, minutes, remaining = total // 3600, total % 3600 // 60, total % 60
     if hours:
-        return f"{hours}:{minutes:02d}:{rest:02d}"
-    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+        return f"{hours}:{minutes:02d}:{remaining:02d}"
+    return f"{minutes}:{remaining:02d}" if minutes else f"{remaining} s"
 
 
 def summary_table(summary: Summary) -> Table:

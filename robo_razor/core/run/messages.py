@@ -1,4 +1,4 @@
-"""What a run says to its user: when it begins, goes on, is interrupted, or ends."""
+"""The messages of a run to its user: when it begins, resumes, is interrupted, or ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from robo_razor.core.run.display import format_seconds
 from robo_razor.core.settings.config import FinetuneConfig
 
 COMMAND_WIDTH = 70
-"""Columns of a command, beside what stands before it."""
+"""Columns of a command, without the text before it."""
 INDENT = " " * 8
 MAX_LISTED = 12
-"""A greeting names the steps of at most so many checkpoints."""
+"""Checkpoints whose steps a greeting lists; of more it gives the number."""
 
 
 def plan(config: FinetuneConfig, total: int, skills: Iterable[str]) -> str:
@@ -24,7 +24,7 @@ def plan(config: FinetuneConfig, total: int, skills: Iterable[str]) -> str:
     Args:
         config: Its settings.
         total: Updates in the run.
-        skills: Those that may be forgotten.
+        skills: The skills that may be forgotten.
     """
     steps = config.tracking.checkpoints(total)
     listed = ", ".join(map(str, steps)) if len(steps) <= MAX_LISTED else f"{len(steps)} of them"
@@ -38,15 +38,15 @@ def slow_bf16(name: str) -> str:
     """Return the warning of a method that computes in bfloat16 where that is emulated."""
     return (
         f"{name}.bf16 is set, but this processor has no instructions for bfloat16 and emulates "
-        "them: expect several times the time it takes without."
+        "them: the run takes several times longer than without it."
     )
 
 
 def changed_since(differences: Iterable[str]) -> str:
-    """Return the warning of a run that goes on elsewhere than it began."""
+    """Return the warning of a run that resumes under other conditions."""
     return (
         "since this run began, something changed that its results depend on: "
-        f"{'; '.join(differences)}. What is measured from now on may not be comparable."
+        f"{'; '.join(differences)}. The measurements from now on may not be comparable."
     )
 
 
@@ -62,7 +62,7 @@ def expensive_tracking(share: float, config: FinetuneConfig) -> str | None:
 
 
 def done(total: int, seconds: float, share: float, best: int | None) -> str:
-    """Return what a run says at its end."""
+    """Return the summary of a finished run."""
     return (
         f"Done: {total} updates in {format_seconds(seconds)}, tracking {share:.0%} of it. "
         f"Best checkpoint on the new task: step {best}."
@@ -91,22 +91,24 @@ def after_pretraining(out: str) -> str:
     )
 
 
-def shell(*words: str) -> str:
+def shell(*arguments: str) -> str:
     """Return a command that can be copied: a long one is continued on further lines.
 
     Args:
-        words: The program and its arguments; an option stays with its value.
+        arguments: The program and its arguments; an option stays with its value.
     """
     lines = [""]
-    for i, word in enumerate(map(shlex.quote, words)):
+    for i, argument in enumerate(map(shlex.quote, arguments)):
         room = COMMAND_WIDTH if len(lines) == 1 else COMMAND_WIDTH - len(INDENT)
-        follows = i > 0 and words[i - 1].startswith("--")
+        follows = i > 0 and arguments[i - 1].startswith("--")
         value = (
-            f" {shlex.quote(words[i + 1])}" if word.startswith("--") and i + 1 < len(words) else ""
+            f" {shlex.quote(arguments[i + 1])}"
+            if argument.startswith("--") and i + 1 < len(arguments)
+            else ""
         )
-        if lines[-1] and not follows and len(lines[-1]) + len(word + value) + 1 > room:
+        if lines[-1] and not follows and len(lines[-1]) + len(argument + value) + 1 > room:
             lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
+        lines[-1] = f"{lines[-1]} {argument}".strip()
     return f" \\\n{INDENT}".join(lines)
 
 
@@ -119,7 +121,7 @@ def refused(error: OSError, last: int | None, path: Path) -> RunDirectoryError:
     """Return the error of a disk that is full, a folder that is gone, and so on.
 
     Args:
-        error: What the system said.
+        error: The system's error.
         last: Step of the last checkpoint, None before the first.
         path: The run's directory.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robo_razor.core.metrics import check_values, read_small_json
-from robo_razor.core.records import both, entries, name, optional, plain_values, whole, words
+from robo_razor.core.records import both, entries, name, optional, plain_values, text, whole
 
 _ENVIRONMENT = both(plain_values, entries({}, {"policy_hash": optional(name)}))
 _SETTINGS = both(
@@ -15,7 +15,7 @@ _SETTINGS = both(
     entries(
         {},
         {
-            **{"method": name, "task": name, "policy": words, "seed": whole(-(2**63), 2**63)},
+            **{"method": name, "task": name, "policy": text, "seed": whole(-(2**63), 2**63)},
             **{"env": plain_values, "tracking": plain_values},
         },
     ),
@@ -26,7 +26,7 @@ def read_environment(file: Path) -> dict[str, Any]:
     """Read a run's fingerprint, `environment.json`; empty where there is no file.
 
     Raises:
-        CheckpointError: It is damaged or holds something else.
+        CheckpointError: It is damaged, or is not a fingerprint.
     """
     if not file.is_file():
         return {}
@@ -40,6 +40,6 @@ def check_settings(data: Mapping[str, Any], file: Path) -> None:
     """Check a run's settings as far as reports read them.
 
     Raises:
-        CheckpointError: A value is of another type, or there is more than a person would write.
+        CheckpointError: A value has another type, or there are too many values.
     """
     check_values(_SETTINGS, data, file, "Mend it, or leave the run out.")

@@ -1,7 +1,7 @@
-"""Which steps a run was to measure, and which of them is its best: read from what is on disk.
+"""Which steps a run was to measure, and which of them is its best.
 
 `best` is the step with the highest lower end of the new task's 95 % interval, the earliest of
-several. It is computed from the evaluations each time, so that no crash can leave it behind them.
+several. It is computed from the evaluations on disk each time, so a crash cannot make it outdated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def planned_steps(tracking: object, updates: int | None) -> frozenset[int] | Non
         updates: Updates that the whole run has.
 
     Raises:
-        ValueError: The settings are no plan that a run had.
+        ValueError: No run can have had these settings.
     """
     if not isinstance(tracking, Mapping) or updates is None or "every" not in tracking:
         return None
@@ -45,8 +45,8 @@ def score(rows: Iterable[EpisodeEntry], task: str, episodes: int) -> float:
     Args:
         rows: An evaluation's episodes.
         task: The new task.
-        episodes: Start states that every checkpoint runs (`tracking.episodes_new`). More of them at
-            the last checkpoint are no advantage.
+        episodes: Start states that every checkpoint runs (`tracking.episodes_new`). The last
+            checkpoint runs more, which must not be an advantage.
     """
     outcomes = [row.success for row in rows if row.task == task and row.mode == GREEDY][:episodes]
     return wilson_low(sum(outcomes), len(outcomes)) if outcomes else 0.0
@@ -77,12 +77,12 @@ def kept_steps(
 ) -> set[int]:
     """Return the checkpoints that stay: the newest, the best, and the last `keep` of the plan.
 
-    Checkpoints between those of the plan (of an interruption, or by time) are for going on. They
-    stay only while nothing is newer, so that they push out none that was measured.
+    Checkpoints outside the plan (after an interruption, or by time) serve to resume. They stay only
+    while nothing is newer, so that they never displace a measured one.
 
     Args:
         steps: Steps of all checkpoints, ascending.
-        keep: How many stay besides `best`.
+        keep: Number that stay besides `best`.
         best: The best step.
         planned: Steps of the plan; None: all are.
     """

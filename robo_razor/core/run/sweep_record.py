@@ -1,7 +1,7 @@
-"""What a sweep writes down about itself, `sweep.json`: its arms, its runs, and where each stands.
+"""The record of a sweep, `sweep.json`: its arms, its runs, and the state of each.
 
 `{"kind": "robo-razor sweep", "version": 1, "name", "arms": [], "about": {}, "runs": []}` with
-`about` (arm -> what it is, in words; absent in older records) and, per run, `arm`,
+`about` (arm -> a sentence about it; absent in older records) and, per run, `arm`,
 `name`, `path` (relative to the sweep's directory), `state` (one of `STATES`), `method`, `seed`,
 `changed` (key -> value of the settings that its arm sets), `needs` (`ARM/NAME` of the runs before
 it), `starts`, `exit_status`, `error`, `wall_s` (seconds that its processes took).
@@ -25,8 +25,8 @@ from robo_razor.core.records import (
     one_of,
     optional,
     plain_values,
+    text,
     whole,
-    words,
     wrong,
 )
 
@@ -38,7 +38,7 @@ VERSION = 1
 MAX_RUNS = 10_000
 """Runs of a sweep."""
 STATES = ("pending", "running", "finished", "failed", "blocked", "interrupted")
-"""Where a run of a sweep can stand."""
+"""The states of a run of a sweep."""
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -47,16 +47,16 @@ def is_sweep(path: str | Path) -> bool:
 
 
 def read_sweep(path: str | Path) -> dict[str, Any]:
-    """Return what `sweep.json` in a sweep's directory says.
+    """Return the content of `sweep.json` in a sweep's directory.
 
     Raises:
-        SweepError: There is none, or it is damaged.
+        SweepError: The file is missing or damaged.
     """
     file = Path(path) / RECORD
     data = read_json(file) if file.is_file() else {}
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise SweepError(
-            f"{str(path)!r} is no sweep: it holds no {RECORD} of one",
+            f"{str(path)!r} is not a sweep's directory: it holds no {RECORD}",
             remedy="Name a directory that `robo-razor sweep` made.",
         )
     if data.get("version") != VERSION:
@@ -66,7 +66,7 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
 
 
 def _check(data: Any, file: Path) -> None:
-    """Check what `sweep.json` says; its runs must lie within the sweep's directory."""
+    """Check the content of `sweep.json`; its runs must lie within the sweep's directory."""
     remedy = "Copy the file again, or name the runs one by one."
     try:
         _SWEEP(data, "")
@@ -75,14 +75,14 @@ def _check(data: Any, file: Path) -> None:
             if run["arm"] not in arms:
                 raise ValueError(f"`runs[{i}].arm` = {shown(run['arm'])} is not one of `arms`")
             if run["path"] in seen:
-                raise ValueError(f"`runs[{i}].path` = {shown(run['path'])} is there twice")
+                raise ValueError(f"`runs[{i}].path` = {shown(run['path'])} occurs twice")
             seen.add(run["path"])
     except ValueError as error:
         raise SweepError(f"{file} is damaged: {error}", remedy=remedy) from error
 
 
 def _path_within(value: Any, place: str) -> None:
-    """Check that a value is a relative path that leads to nowhere else."""
+    """Check that a value is a relative path that stays within the sweep's directory."""
     if (
         not isinstance(value, str)
         or len(value) > 5 * MAX_NAME
@@ -107,10 +107,10 @@ _SWEEP = entries(
                     "method": name,
                     "seed": whole(-(2**63), 2**63),
                     "changed": plain_values,
-                    "needs": many(words, MAX_RUNS),
+                    "needs": many(text, MAX_RUNS),
                     "starts": whole(),
                     "exit_status": optional(whole(-(2**31), 2**31)),
-                    "error": optional(words),
+                    "error": optional(text),
                     "wall_s": number(0.0, MAX_ELAPSED_S),
                 },
             ),

@@ -1,7 +1,7 @@
-"""What a resumed run needs beyond the policy's weights: optimizers and counters.
+"""The state of a run beyond the policy's weights: optimizers and counters.
 
-Tensors are stored as safetensors, everything else as JSON: nothing that is read back can run code
-(no pickle). File names follow LeRobot's where it has them.
+Tensors are stored as safetensors, everything else as JSON. There is no pickle, so reading cannot
+run code. File names follow LeRobot's where it has them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STEP = "training_step.json"
 
 @dataclass
 class TrainingState:
-    """What is needed beyond the policy's weights to go on exactly where a run stopped."""
+    """Everything beyond the policy's weights that a run needs to go on exactly where it stopped."""
 
     step: int
     """Updates done."""
@@ -79,10 +79,10 @@ def load_training_state(directory: Path) -> TrainingState:
 
 @contextlib.contextmanager
 def fits(where: Path) -> Iterator[None]:
-    """Say of what is read back in the block that it does not fit, where it raises anything.
+    """Turn errors inside the block, which uses a saved state, into one that says what to do.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: The state does not fit this run.
     """
     try:
         yield
@@ -90,7 +90,7 @@ def fits(where: Path) -> Iterator[None]:
         reason = " ".join(str(e).split())[:300]
         raise CheckpointError(
             f"The training state in {where} does not fit this run: {type(e).__name__}: {reason}",
-            remedy="It was changed by hand, or another version made it. Delete that checkpoint's "
+            remedy="Somebody changed it, or another version made it. Delete that checkpoint's "
             "directory: `--resume` then goes on from the one before.",
         ) from e
 
@@ -99,14 +99,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     """Let an optimizer go on from a saved `state_dict`.
 
     Raises:
-        ValueError: It is of other parameters, or holds other things than this optimizer would.
+        ValueError: It belongs to other parameters, or to another kind of optimizer.
     """
     import torch
 
-    for now, then in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        for key, value in now.items():
-            if key != "params" and not _alike(value, then[key]):
-                raise ValueError(f"`{key}` of an optimizer is {shown(then[key])}")
+    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for key, value in group.items():
+            if key != "params" and not _alike(value, saved_group[key]):
+                raise ValueError(f"`{key}` of an optimizer is {shown(saved_group[key])}")
     optimizer.load_state_dict(saved)
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
@@ -118,15 +118,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
                 raise ValueError(f"`{key}` of an optimizer is not finite")
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Return whether two settings are of one kind, and numbers finite."""
-    if isinstance(one, tuple):
-        same = isinstance(other, tuple) and len(one) == len(other)
-        return same and all(_alike(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, int | float) and not isinstance(one, bool):
-        number = isinstance(other, int | float) and not isinstance(other, bool)
-        return number and math.isfinite(other)
-    return type(one) is type(other)
+def _alike(expected: Any, value: Any) -> bool:
+    """Return whether a value has the type of the expected one, and is finite."""
+    if isinstance(expected, tuple):
+        is_tuple = isinstance(value, tuple) and len(expected) == len(value)
+        return is_tuple and all(_alike(a, b) for a, b in zip(expected, value, strict=True))
+    if isinstance(expected, int | float) and not isinstance(expected, bool):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    return type(expected) is type(value)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -144,7 +144,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is truncated or no safetensors file ({error})",
+            f"{path} is truncated or not a safetensors file ({error})",
             remedy="Use another checkpoint of the run, or copy the file again.",
         ) from error
     return tensors

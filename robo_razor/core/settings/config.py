@@ -72,21 +72,21 @@ __all__ = [
 HELD_OUT_SEED = 1_000_000
 """Start states with seeds from here on are never trained on."""
 MAX_SEED = 2**31 - 1
-"""Largest seed: environments may hand it on, and a row's number added, to generators of 32 bits."""
+"""Largest seed: environments may pass it, plus a row's number, to generators of 32 bits."""
 
 MAIN_TASK = "gym_razor/PlaceCanInBin-v0"
 DEFAULT_METHOD = "ppo"
 
 
 def import_plugins(names: Any) -> None:
-    """Import the modules of the setting `plugins`, a name or several; other things are left alone.
+    """Import the modules of the setting `plugins`, one name or several; other values are ignored.
 
     Raises:
-        ConfigError: One cannot be imported, or is a part of Python.
+        ConfigError: A module cannot be imported, or is a part of Python.
     """
-    given = names if isinstance(names, list | tuple) else [names]
-    texts = tuple(name for name in given if isinstance(name, str))
-    check_modules("plugins", texts, "nothing here", "installed modules, or some in PYTHONPATH")
+    listed = names if isinstance(names, list | tuple) else [names]
+    texts = tuple(name for name in listed if isinstance(name, str))
+    check_modules("plugins", texts, "nothing here", "modules that are installed or in PYTHONPATH")
     load_plugins(texts)
 
 
@@ -94,7 +94,7 @@ def import_plugins(names: Any) -> None:
 class FinetuneConfig(Settings):
     """Fine-tune a policy on a new task and measure at every checkpoint what it forgets."""
 
-    # A name until a config is built: no method is imported before, and a plugin may bring it.
+    # A name until a config is built: no method is imported before, and a plugin may define it.
     method: MethodSettings = setting(cast("MethodSettings", DEFAULT_METHOD), main=True)  # noqa: RUF009
     """How to fine-tune; `robo-razor list methods` shows them."""
     policy: str = path("razor-base", or_name=True, main=True)
@@ -102,7 +102,7 @@ class FinetuneConfig(Settings):
     task: str = setting(MAIN_TASK, main=True)
     """The new task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
-    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     prior_tasks: str = setting("prior", main=True)
     """Skills that may be forgotten: `prior` (all of them), `none`, or names with commas."""
     out: str | None = path(None, main=True)
@@ -114,7 +114,7 @@ class FinetuneConfig(Settings):
     freeze_vision: bool = True
     """Keep the image encoder as it is in the base, where the policy has one."""
     log: tuple[str, ...] = ("tensorboard",)
-    """Where metrics go besides `metrics.jsonl`: names of sinks, see `core/sinks/`."""
+    """Where metrics are written besides `metrics.jsonl`: names of sinks, see `core/sinks/`."""
     device: str = "auto"
     """Torch device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     torch_threads: int | None = setting(None, low=1, high=1024)
@@ -135,7 +135,7 @@ class FinetuneConfig(Settings):
     def __post_init__(self) -> None:
         """Import the plugins, and find the method where only its name is given."""
         if isinstance(self.method, str):
-            import_plugins(self.plugins)  # it may be of one of them
+            import_plugins(self.plugins)  # one of them may define the method
             object.__setattr__(self, "method", _method_class(self.method)())
         super().__post_init__()
 
@@ -156,7 +156,7 @@ class FinetuneConfig(Settings):
 
     @classmethod
     def sections(cls) -> dict[str, type[Settings]]:
-        """Return the sections of all methods and regularisers that there are."""
+        """Return the sections of all methods and regularisers."""
         return {
             kind.SECTION: kind
             for registry in (METHODS, REGULARISERS)
@@ -165,7 +165,7 @@ class FinetuneConfig(Settings):
 
     @classmethod
     def keys_beside(cls, data: Mapping[str, Any]) -> list[str]:
-        """Return all keys but those of the methods that are not chosen."""
+        """Return all keys except those of methods that are not chosen."""
         others = set(METHODS) - {data.get("method", DEFAULT_METHOD)}
         return [key for key in describe_fields(cls) if key.split(".", 1)[0] not in others]
 
@@ -177,11 +177,11 @@ class FinetuneConfig(Settings):
         chosen = build(
             method, as_section(method.NAME, data.get(method.NAME, {})), f"{method.NAME}."
         )
-        rest = {key: value for key, value in data.items() if key != method.NAME}
-        if rest.keys() - cls.__dataclass_fields__.keys():
-            _refuse_other_methods(rest)
-        terms = as_section("regularise", rest.get("regularise", {}))
-        return {**rest, "method": chosen, "regularise": tuple(map(_term, terms, terms.values()))}
+        others = {key: value for key, value in data.items() if key != method.NAME}
+        if others.keys() - cls.__dataclass_fields__.keys():
+            _refuse_other_methods(others)
+        terms = as_section("regularise", others.get("regularise", {}))
+        return {**others, "method": chosen, "regularise": tuple(map(_term, terms, terms.values()))}
 
     def to_plain(self) -> dict[str, Any]:
         """Return nested plain values: of the methods only the chosen one has a section."""
@@ -194,7 +194,7 @@ class FinetuneConfig(Settings):
 
 
 def _method_class(name: object) -> type[MethodSettings]:
-    """Return the method of a name.
+    """Return the class of a method by its name.
 
     Raises:
         ConfigError: There is no such method.
@@ -217,20 +217,20 @@ def _refuse_other_methods(data: Mapping[str, Any]) -> None:
     for name in METHODS:
         if name in data:
             raise ConfigError(
-                f"nothing would read the section `{name}`, given the other settings",
+                f"the section `{name}` has no effect with the other settings",
                 remedy=f"Remove the section `{name}` or set `method: {name}`.",
             )
 
 
 def _term(name: object, value: Any) -> RegulariserSettings:
-    """Return a regulariser of its section, which may be empty."""
+    """Return the regulariser of a section, which may be empty."""
     kind = regulariser_class(name)
     key = f"regularise.{kind.NAME}"
     return build(kind, as_section(key, {} if value is None else value), f"{key}.")
 
 
 def regulariser_class(name: object) -> type[RegulariserSettings]:
-    """Return the regulariser of a name.
+    """Return the class of a regulariser by its name.
 
     Raises:
         ConfigError: There is no such regulariser.
@@ -254,7 +254,7 @@ class EvaluateConfig(Settings):
     skills: str = setting("all", main=True)
     """`prior`, `new`, `all`, or skill names, Gymnasium ids, `lerobot:TYPE/TASK` with commas."""
     rename: str = mapping()
-    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     episodes: int | None = setting(None, low=1, main=True)
     """Episodes per skill (>= 1); None: the manifest's, else 200, or 2000 with `until_width`."""
     manifest: str | None = path(None, main=True)
@@ -266,7 +266,7 @@ class EvaluateConfig(Settings):
     json: str | None = path(None, main=True)
     """File to write the result to."""
     resume: bool = setting(False, main=True)
-    """Go on with an interrupted evaluation; its finished episodes stand in `JSON.unfinished`."""
+    """Go on with an interrupted evaluation; its finished episodes are in `JSON.unfinished`."""
     seed: int = setting(0, low=0, high=MAX_SEED)
     """Seed of sampled actions."""
     seed_offset: int = setting(HELD_OUT_SEED, low=0, high=MAX_SEED)
@@ -284,12 +284,12 @@ class EvaluateConfig(Settings):
         import_plugins(self.plugins)
         if self.resume and self.json is None:
             raise ConfigError(
-                "`resume` is set but `json` is not: finished episodes are kept next to that file",
+                "`resume` is set but `json` is not: finished episodes lie next to that file",
                 remedy="Name the file of the interrupted evaluation (`--json FILE`).",
             )
         if self.manifest is not None and self.seed_offset != HELD_OUT_SEED:
             raise ConfigError(
-                f"`seed_offset` = {self.seed_offset} would not be read: `manifest` has the seeds",
+                f"`seed_offset` = {self.seed_offset} has no effect: `manifest` has the seeds",
                 remedy="Leave one of them out.",
             )
 
@@ -321,9 +321,9 @@ class RolloutConfig(Settings):
     task: str = setting(MAIN_TASK, main=True)
     """The task: a Gymnasium id, a skill's name, or LeRobot's `lerobot:TYPE/TASK`."""
     rename: str = mapping()
-    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     instruction: str | None = setting(None, main=True)
-    """Your own words for the policy; None: the task's."""
+    """Your own instruction for the policy; None: the task's."""
     episodes: int = setting(9, low=1, high=10_000, main=True)
     """Episodes to run (>= 1)."""
     video: str | None = path(None, main=True)
@@ -356,7 +356,7 @@ class CollectConfig(Settings):
     policy: str = path("expert", or_name=True, main=True)
     """Who acts: `expert` (the task's scripted one), `razor-base`, a checkpoint, or a hub id."""
     rename: str = mapping()
-    """Keys to what the policy calls them, e.g. '{observation.images.top: observation.image}'."""
+    """Map the environment's keys to the policy's: '{observation.images.top: observation.image}'."""
     style: str = setting("a", main=True)
     """The scripted expert's style: `a` (that of the base's pretraining) or `b`."""
     episodes: int = setting(100, low=1, main=True)
@@ -421,9 +421,9 @@ class PretrainConfig(Settings):
     learning_rate: float = setting(8e-4, above=0.0, main=True)
     """AdamW's peak learning rate (> 0)."""
     perception_learning_rate: float = setting(3e-3, above=0.0)
-    """The same while only landmark positions are learnt (> 0)."""
+    """Peak learning rate while only landmark positions are learnt (> 0)."""
     bf16: bool | None = None
-    """Compute gradients in bfloat16; None: where the processor is faster with it."""
+    """Compute gradients in bfloat16; None: if that is faster on this processor."""
     warmup_steps: int = setting(200, low=0)
     """Gradient steps over which the learning rate rises from 0 (>= 0)."""
     weight_decay: float = setting(1e-4, low=0.0)
@@ -438,7 +438,7 @@ class PretrainConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Settings):
-    """Put runs next to each other: success against forgetting, at matched new-task success."""
+    """Compare runs: success against forgetting, at equal success on the new task."""
 
     runs: tuple[str, ...] = path(())
     """Run directories, directories of sweeps, or files of `robo-razor archive` (one or more)."""
@@ -449,31 +449,31 @@ class CompareConfig(Settings):
     merge: tuple[str, ...] = ()
     """Arms of a sweep to compare as settings of one, e.g. `ppo,ppo_rates`; the first names them."""
     videos: int = setting(2, low=0, high=20)
-    """Videos of base and tuned on the same start states [0, 20], where checkpoints are at hand."""
+    """Videos of base and tuned on the same start states [0, 20], if checkpoints are on disk."""
     allow_unlike: bool = False
-    """Compare runs of unlike versions, renderers or bases too; the report says what differs."""
+    """Compare even runs of different versions, renderers or bases; the report lists them."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first: they may register policies and distances."""
 
     def _check_together(self) -> None:
         import_plugins(self.plugins)
         if bad := [level for level in self.match if not 0.0 <= level <= 1.0]:
-            raise ConfigError(f"match = {bad[0]} is no success rate", allowed="values in [0, 1]")
+            raise ConfigError(f"`match` = {bad[0]} is not a success rate", "values in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveConfig(Settings):
-    """Keep what a sweep or a run measured in one small file, without weights."""
+    """Pack the measurements of a sweep or a run into one small file, without weights."""
 
     directory: str = path("")
-    """Directory of a sweep (its finished runs are kept) or of one run."""
+    """Directory of a sweep (its finished runs are packed) or of one run."""
     out: str | None = path(None)
-    """The file, `NAME.tar.xz`; None: the directory's name, here."""
+    """The file, `NAME.tar.xz`; None: the directory's name, in the current folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListConfig(Settings):
-    """List what there is to choose from: tasks, methods, policies, settings files, ..."""
+    """List the choices: tasks, methods, policies, settings files, ..."""
 
     kinds: tuple[str, ...] = ()
     """What to list, one or several; none: tasks, methods, regularisers and policies."""
@@ -497,13 +497,13 @@ class SweepConfig(Settings):
     arms: str = "all"
     """Arms to run now (names with commas) and the runs they need, or `all`."""
     backend: str = "local"
-    """Where runs go: `local`, a `ray` cluster that shares this disk, or another launcher."""
+    """Where runs start: `local`, on a `ray` cluster that shares this disk, or another launcher."""
     parallel: int | None = setting(None, low=1, high=10_000)
-    """Runs at a time (>= 1); None: the file's `parallel`, else what cores and memory carry."""
+    """Runs at a time (>= 1); None: the file's `parallel`, else as cores and memory allow."""
     attempts: int = setting(3, low=1, high=1000)
-    """Times that a run is started in one go when something kills it (>= 1)."""
+    """Starts of a run in one sweep, should something kill it (>= 1)."""
     retry_failed: bool = True
-    """Try again what failed in an earlier sweep."""
+    """Try runs again that failed in an earlier sweep."""
     dry_run: bool = False
     """Check the file, show the runs, and start none."""
     plugins: tuple[str, ...] = ()

@@ -34,19 +34,19 @@ from robo_razor.core.settings.strict_yaml import (
 MAPPING = "mapping"
 """Metadata of fields that hold a mapping as text."""
 PATH, OR_NAME = "path", "or_name"
-"""Metadata of fields that hold a path: what may stand before it, and whether it may be a name."""
+"""Metadata of fields that hold a path: its optional prefix, and whether it may be a name."""
 MAIN = "main"
 """Metadata of the fields that a short help shows; where a class marks none, it shows all."""
 
 MAX_COUNT = 1_000_000
-"""Bound of whole numbers that say no other: what is counted here fits in memory."""
+"""Bound of whole numbers without a bound of their own: all that is counted fits in memory."""
 MAX_NUMBER = 1e12
-"""Bound of other numbers that say no other. Infinity is allowed nowhere: `None` says "no limit"."""
+"""Bound of other numbers without one. Infinity is never allowed: `None` means "no limit"."""
 MAX_TEXT = 10_000
 ABBREVIATIONS = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}
-"""What the field calls settings in short."""
+"""Common short names of settings."""
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
-"""What Linux and macOS allow."""
+"""The limits of Linux and macOS."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -89,7 +89,7 @@ def path[T](default: T, *, prefix: str = "", or_name: bool = False, main: bool =
 
     Args:
         default: The field's default.
-        prefix: What may stand before a path, such as `policy:`.
+        prefix: Optional prefix of the path, such as `policy:`.
         or_name: Whether a text without `/` may be a name of any length.
         main: Whether a short help shows it.
     """
@@ -102,21 +102,21 @@ def parse_mapping(key: str, text: str) -> dict[str, Any]:
     """Return the keys and values of a `mapping` field; none for an empty text.
 
     Raises:
-        ConfigError: It is no mapping of names.
+        ConfigError: It is not a mapping of names.
     """
     try:
-        found = parse_yaml(text, f"`{key}` = {shown(text)}") if text.strip() else {}
+        values = parse_yaml(text, f"`{key}` = {shown(text)}") if text.strip() else {}
     except ConfigError as error:
         raise ConfigError(error.problem, "'{name: value, name: value}'", error.remedy) from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ConfigError(
-            f"`{key}` = {shown(text)} is no mapping of names",
+            f"`{key}` = {shown(text)} is not a mapping of names",
             allowed="'{name: value, name: value}'",
         )
-    for value in _leaves(found):
+    for value in _leaves(values):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"`{key}` = {shown(text)} holds {value}, which is no finite number")
-    return found
+            raise ConfigError(f"`{key}` = {shown(text)} holds {value}, which is not finite")
+    return values
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -128,26 +128,26 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def check_path(key: str, text: str, prefix: str = "") -> str:
-    """Return a path as it is meant: `~` expanded; whether there is something is not looked at.
+    """Return a path with `~` expanded. The file need not exist.
 
     Args:
         key: The setting, named in errors.
         text: A path, or a name that may be one.
-        prefix: What may stand before it.
+        prefix: Its optional prefix.
 
     Raises:
-        ConfigError: No file can be called so.
+        ConfigError: No file can have this name.
     """
-    before, rest = (prefix, text.removeprefix(prefix)) if text.startswith(prefix) else ("", text)
-    if not rest.strip():
+    before, bare = (prefix, text.removeprefix(prefix)) if text.startswith(prefix) else ("", text)
+    if not bare.strip():
         raise ConfigError(
             f"`{key}` = {shown(text)} names nothing", remedy="Leave it out, or name it."
         )
-    expanded = os.path.expanduser(rest)
+    expanded = os.path.expanduser(bare)
     if expanded.startswith("~"):
         raise ConfigError(
-            f"`{key}` = {shown(text)}: there is no home directory for {shown(rest.split('/')[0])}",
-            remedy=f"For a folder that is called so write {shown('./' + rest)}.",
+            f"`{key}` = {shown(text)}: there is no home directory for {shown(bare.split('/')[0])}",
+            remedy=f"For a folder of that name write {shown('./' + bare)}.",
         )
     encoded = expanded.encode(errors="replace")
     if len(encoded) > MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES:
@@ -164,14 +164,14 @@ class Settings:
 
     SECTION: ClassVar[str] = ""
     REMOVED: ClassVar[Mapping[str, str]] = {}
-    """Keys that there were once, and what to write instead."""
+    """Keys of the past, and what to write instead."""
 
     def __post_init__(self) -> None:
-        """Check every field's type, range and choices, then what they must fulfil together."""
+        """Check every field's type, range and choices, then the fields together."""
         hints = _hints(type(self))
         for item in fields(self):
             key, given = self._key(item.name), getattr(self, item.name)
-            if given is item.default:  # may be what a user cannot give, such as an empty path
+            if given is item.default:  # may be a value that users cannot give: an empty path
                 continue
             value = given
             if item.metadata.get(MAPPING) and isinstance(given, dict):
@@ -187,21 +187,21 @@ class Settings:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Check what fields must fulfil together; overridden where there is something to check."""
+        """Check conditions on several fields; subclasses override it."""
 
     @classmethod
     def sections(cls) -> dict[str, type[Settings]]:
-        """Return the sections that are not fields, by their keys; for those that have some."""
+        """Return the sections that are not fields, by their keys."""
         return {}
 
     @classmethod
     def keys_beside(cls, data: Mapping[str, Any]) -> list[str]:
-        """Return all keys that may stand beside those that are given."""
+        """Return all keys that may stand beside the given ones."""
         return describe_fields(cls)
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Return what a file holds as the constructor takes it, but for sections and types."""
+        """Return a file's content as arguments of the constructor; sections stay dictionaries."""
         return data
 
     def to_plain(self) -> dict[str, Any]:
@@ -277,12 +277,12 @@ def describe_fields(config_class: type[Settings]) -> list[str]:
 
 def _inner(config_class: type[Settings]) -> dict[str, type[Settings]]:
     """Return all sections by their keys."""
-    own = {
+    sections = {
         name: hint
         for name, hint in _hints(config_class).items()
         if isinstance(hint, type) and issubclass(hint, Settings) and hint.SECTION
     }
-    return own | config_class.sections()
+    return sections | config_class.sections()
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -313,7 +313,7 @@ def build[C: Settings](config_class: type[C], data: dict[str, Any], path: str = 
     Args:
         config_class: Which settings.
         data: Keys and values.
-        path: What stands before the keys in errors, e.g. `ppo.`.
+        path: Prefix of the keys in errors, e.g. `ppo.`.
 
     Raises:
         ConfigError: A key is unknown, or a value cannot be used.
@@ -352,8 +352,8 @@ def as_section(key: str, value: Any) -> dict[str, Any]:
 
 
 def removed(key: str, instead: str) -> ConfigError:
-    """Return the error for a key that there is no more."""
-    return ConfigError(f"There is no setting `{key}` any more", remedy=instead)
+    """Return the error for a setting that was removed."""
+    return ConfigError(f"The setting `{key}` does not exist any more", remedy=instead)
 
 
 def _with_defaults(config_class: type[Settings], key: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -364,33 +364,39 @@ def _with_defaults(config_class: type[Settings], key: str, value: dict[str, Any]
 
 def _unknown_key(full: str, key: str, data: dict[str, Any], config_class: type[Settings]) -> str:
     names = [item.name for item in fields(config_class)]
-    hint = meant(key, names) or meant(key, config_class.keys_beside(data))  # perhaps in a section
+    hint = suggest_key(key, names) or suggest_key(
+        key, config_class.keys_beside(data)
+    )  # perhaps in a section
     return f"Unknown key `{full}`.{hint}"
 
 
-def meant(name: str, keys: Iterable[str]) -> str:
-    """Return `" Did you mean 'ppo.learning_rate'?"` for what a name may mean, or an empty text.
+def suggest_key(name: str, keys: Iterable[str]) -> str:
+    """Return `" Did you mean 'ppo.learning_rate'?"` for a mistyped name, or an empty text.
 
-    Names are matched by their last part: as it is, by its initials (`lr`), by likeness, or by a
-    word in it (`steps`). Several are named where several match alike.
+    Names are matched by their last part: by the part itself, its initials (`lr`), a similar
+    spelling, or one of its words (`steps`). Of several equal matches up to three are named.
 
     Args:
-        name: What was typed.
-        keys: What there is: keys, or options with their dashes.
+        name: The mistyped name.
+        keys: The possible keys, or options with their dashes.
     """
-    wanted = _words(name)[:80]
-    wanted = ABBREVIATIONS.get(wanted, wanted)
+    name_words = _words(name)[:80]
+    name_words = ABBREVIATIONS.get(name_words, name_words)
     last = {key: _words(key) for key in keys}
     rules: tuple[Callable[[str], bool], ...] = (
-        lambda own: own == wanted,
-        lambda own: "_" in own and "".join(word[0] for word in own.split("_") if word) == wanted,
-        lambda own: own in difflib.get_close_matches(wanted, set(last.values()), 3, 0.75),
-        lambda own: wanted in own.split("_"),
-        lambda own: min(len(own), len(wanted)) > 2 and (own in wanted or wanted in own),
+        lambda words: words == name_words,
+        lambda words: (
+            "_" in words and "".join(word[0] for word in words.split("_") if word) == name_words
+        ),
+        lambda words: words in difflib.get_close_matches(name_words, set(last.values()), 3, 0.75),
+        lambda words: name_words in words.split("_"),
+        lambda words: (
+            min(len(words), len(name_words)) > 2 and (words in name_words or name_words in words)
+        ),
     )
     for rule in rules:
-        if found := [key for key, own in last.items() if rule(own)]:
-            return f" Did you mean {' or '.join(map(repr, found[:3]))}?"
+        if matches := [key for key, words in last.items() if rule(words)]:
+            return f" Did you mean {' or '.join(map(repr, matches[:3]))}?"
     return ""
 
 
@@ -403,7 +409,7 @@ def _from(source: str | None) -> str:
 
 
 def _hints(config_class: type) -> dict[str, Any]:
-    """Return the types of the fields; they are worked out once, not for every object."""
+    """Return the types of the fields; they are computed once per class."""
     if config_class not in _HINTS:
         _HINTS[config_class] = typing.get_type_hints(config_class)
     return _HINTS[config_class]
@@ -417,7 +423,7 @@ def _mapping_text(key: str, value: dict[str, Any]) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"`{key}` = {shown(value)} cannot be kept as text: {error}",
+            f"`{key}` = {shown(value)} cannot be written as text: {error}",
             allowed="names with texts, finite numbers, true, false, lists and mappings of these",
         ) from error
 
@@ -428,11 +434,11 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        words = [word for arg in args for word in typing.get_args(arg)]  # of a Literal
-        if isinstance(value, str) and value in words:
+        choices = [choice for arg in args for choice in typing.get_args(arg)]  # of a Literal
+        if isinstance(value, str) and value in choices:
             return value
         plain = [arg for arg in args if arg is not type(None) and not typing.get_args(arg)]
-        return _convert_plain(key, value, (plain or args)[0], words)
+        return _convert_plain(key, value, (plain or args)[0], choices)
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(f"{key}[{i}]", item, args[0]) for i, item in enumerate(items))
@@ -441,19 +447,19 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     return _convert_plain(key, value, hint)
 
 
-def _convert_plain(key: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
+def _convert_plain(key: str, value: Any, hint: Any, choices: Sequence[str] = ()) -> Any:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if hint is float and is_number:
-        with contextlib.suppress(OverflowError):  # of digits without end
+        with contextlib.suppress(OverflowError):  # a whole number with hundreds of digits
             return float(value)
-        return math.inf  # refused as such
+        return math.inf  # the check of the range refuses it
     if hint is int and is_number and not isinstance(value, int) and value == value // 1:
         return int(value)
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    name = " or ".join([_TYPE_NAMES.get(hint, hint.__name__), *words])
+    name = " or ".join([_TYPE_NAMES.get(hint, hint.__name__), *choices])
     raise ConfigError(
         f"`{key}` must be {name}, but was given {shown(value)} ({type(value).__name__})"
     )
@@ -468,7 +474,7 @@ _TYPE_NAMES: dict[Any, str] = {
 
 
 def _checked(key: str, value: Any, metadata: Mapping[str, Any]) -> Any:
-    """Return a value whose range or text was checked, with `~` expanded."""
+    """Check the range or the text of a value; return it with `~` expanded."""
     if isinstance(value, tuple):
         return tuple(_checked(f"{key}[{i}]", item, metadata) for i, item in enumerate(value))
     if isinstance(value, str):
@@ -476,9 +482,9 @@ def _checked(key: str, value: Any, metadata: Mapping[str, Any]) -> Any:
             raise ConfigError(
                 f"`{key}` is a text of {len(value)} characters", allowed=f"at most {MAX_TEXT}"
             )
-        if found := _UNPRINTABLE.search(value):
+        if character := _UNPRINTABLE.search(value):
             raise ConfigError(
-                f"`{key}` = {shown(value)} holds the character {found[0]!r}, which is no text"
+                f"`{key}` = {shown(value)} holds the unprintable character {character[0]!r}"
             )
         is_path = PATH in metadata and (not metadata[OR_NAME] or "/" in value or value[:1] == "~")
         return check_path(key, value, metadata[PATH]) if is_path else value
@@ -522,7 +528,7 @@ def _check_choice(key: str, value: Any, hint: Any) -> None:
 
 
 def path_keys(config_class: type[Settings]) -> dict[str, str]:
-    """Return the settings that hold paths, by their keys, and what may stand before a path."""
+    """Return key -> prefix of the settings that hold paths."""
     keys = {i.name: i.metadata[PATH] for i in fields(config_class) if PATH in i.metadata}
     for name, section in _inner(config_class).items():
         keys |= {f"{name}.{key}": prefix for key, prefix in path_keys(section).items()}

@@ -1,8 +1,8 @@
-"""Which packages a settings file may name, of environments or plugins: none that came with it.
+"""Packages that a settings file may name, of environments or plugins: none that came with it.
 
-Naming a package runs it. A run, an archive or a settings file may come from a stranger, with a
-module beside it that Python would take for a package if this is the current directory. So what a
-file names must be installed or lie elsewhere; the command line may name anything.
+A package that is named is imported, and so it runs. A run, an archive or a settings file may come
+from a stranger, with a module beside it that Python imports if this is the current directory. So
+the packages of a file must be installed or lie elsewhere; the command line may name any package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from robo_razor.core.errors import ConfigError
 from robo_razor.core.settings.config import EnvConfig
 
 ENV_PACKAGES, PLUGINS = "env.env_packages", "plugins"
-"""Settings that name packages, which are then imported."""
+"""Settings that name packages to import."""
 
 
 def refuse_packages_beside(
@@ -47,7 +47,7 @@ def refuse_packages_beside(
             if place.is_relative_to(inside) and not _is_chosen(name.split(".")[0], place):
                 raise ConfigError(
                     f"{source} names the package {name!r} (`{key}`), which lies beside "
-                    f"it in {place}: a file may not bring code that it has run",
+                    f"it in {place}: a file may not bring code of its own",
                     remedy=f"If you trust it, name it yourself: `{flag} {name}`.",
                 )
 
@@ -55,19 +55,19 @@ def refuse_packages_beside(
 def refuse_plugins_beside(
     data: Mapping[str, Any], folder: Path, source: str, named: Iterable[str] = ()
 ) -> None:
-    """Check before they are imported that plugins that a file names did not come with it.
+    """Check that the plugins of a file did not come with it, before they are imported.
 
     Args:
-        data: What the file holds.
+        data: The file's content.
         folder: Its directory.
         source: The file, for the error.
-        named: Plugins that the user named as well.
+        named: Plugins that the user named too.
 
     Raises:
         ConfigError: One lies in that directory or below it.
     """
-    given = data.get(PLUGINS, ())
-    names = given if isinstance(given, list | tuple) else [given]
+    value = data.get(PLUGINS, ())
+    names = value if isinstance(value, list | tuple) else [value]
     texts = [name for name in names if isinstance(name, str) and name not in named]
     refuse_packages_beside(texts, folder, source, PLUGINS)
 
@@ -76,7 +76,7 @@ def _places(package: str) -> list[Path]:
     """Return where Python would load a package from, without loading it."""
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # told when it is imported
+    except (ImportError, ValueError):  # importing it raises the error
         return []
     if spec is None:
         return []
@@ -85,7 +85,7 @@ def _places(package: str) -> list[Path]:
 
 
 def _is_chosen(package: str, place: Path) -> bool:
-    """Tell whether the user put a package where it is."""
+    """Return whether the user chose the place of a package."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if any(Path(e).is_absolute() and place.is_relative_to(Path(e).resolve()) for e in entries if e):
         return True

@@ -1,4 +1,4 @@
-"""Sections of settings: environments, tracking, checkpoints, samplers, and what is registered.
+"""Sections of settings: environments, tracking, checkpoints, samplers, methods, regularisers.
 
 The line under each field is its help on the command line, see `config`.
 """
@@ -21,21 +21,21 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 def check_modules(key: str, names: tuple[str, ...], lacks: str, allowed: str) -> None:
-    """Check that a setting names modules that a user may want to be imported.
+    """Check that a setting names modules that a user may want to import.
 
     Args:
         key: The setting.
-        names: What it holds.
-        lacks: What parts of Python do not register.
-        allowed: What is wanted instead of them.
+        names: Its value.
+        lacks: What Python's own modules do not register.
+        allowed: What it may name instead.
 
     Raises:
-        ConfigError: One is no module's name, or a part of Python.
+        ConfigError: A name is not a module's, or a part of Python.
     """
     for name in names:
         if not _MODULE.fullmatch(name):
             raise ConfigError(
-                f"`{key}` holds {shown(name)}, which is no package's name",
+                f"`{key}` holds {shown(name)}, which is not a package's name",
                 allowed="names such as gym_razor or my_package.envs",
             )
         if name.split(".")[0] in sys.stdlib_module_names:
@@ -75,7 +75,7 @@ class EnvConfig(Settings):
     lerobot: str = mapping()
     """Fields of LeRobot's config for tasks `lerobot:TYPE/TASK`, e.g. '{fps: 20}'."""
     fast_images: bool = False
-    """Let Meta-World render without shadows, at the policy's image size if any, unlike LeRobot."""
+    """Let Meta-World render without shadows and at the policy's image size, unlike LeRobot."""
 
     def _check_together(self) -> None:
         _check_env_packages(self.env_packages)
@@ -83,7 +83,7 @@ class EnvConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PackagesConfig(Settings):
-    """Which packages' environments there are."""
+    """Packages that register environments."""
 
     SECTION: ClassVar[str] = "env"
 
@@ -113,20 +113,19 @@ class TrackingConfig(Settings):
     kl_states: int = setting(128, low=1, high=100_000)
     """Observations per probe set on which the KL divergence to the base is computed."""
     max_share: float = setting(0.15, above=0.0, high=1.0)
-    """Share of wall time that tracking should stay under (0, 1]; exceeding it is warned of."""
+    """Warn when tracking takes more than this share of the wall time (0, 1]."""
     final_episodes_new: int = setting(200, low=1)
     """Episodes on the new task at step 0 and at the last checkpoint (greedy)."""
     alarm_retention: float = setting(0.8, low=0.0)
-    """Warn when a prior skill's retention is below this beyond its 95 % interval (>= 0); 0:
-    never."""
+    """Warn when the 95 % interval of a prior skill's retention lies below this (>= 0); 0: never."""
     distances: bool = False
     """Also compute the expensive distance measures (Fisher-weighted weight change, CKNNA, ...)."""
 
     def checkpoints(self, num_updates: int) -> tuple[int, ...]:
         """Return the steps in (0, num_updates] after which a run is saved and measured.
 
-        They are evenly spaced and, for much changes at first, denser at the beginning. None comes
-        right before the last one.
+        They are evenly spaced, but denser at the beginning, where much changes. None comes right
+        before the last one.
         """
         spacing = self.every if self.every >= 1 else self.every * num_updates
         interval = max(1, min(math.ceil(round(spacing, 6)), num_updates))
@@ -184,7 +183,7 @@ class FlowConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings(Settings):
-    """Settings of a way to fine-tune; what it does is said in `robo_razor.training.methods`.
+    """Settings of a way to fine-tune; `robo_razor.training.methods` describes what it does.
 
     A class that is registered in `METHODS` as `ppo` has this name, and its settings the keys
     `ppo.KEY`.
@@ -196,7 +195,7 @@ class MethodSettings(Settings):
     lora_rank = 0
     bf16 = False
     clones = False
-    """Whether the actions of demonstrations are learnt, which the policy must then normalise."""
+    """Whether the method learns the actions of demonstrations, which the policy must normalise."""
 
     @property
     def name(self) -> str:
@@ -205,7 +204,7 @@ class MethodSettings(Settings):
 
     @property
     def replaces_statistics(self) -> bool:
-        """Say whether the policy will normalise with the statistics of demonstrations."""
+        """Whether the policy will normalise with the statistics of demonstrations."""
         return False
 
 

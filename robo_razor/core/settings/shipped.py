@@ -1,6 +1,6 @@
 """Settings files that ship: `configs/` in a checkout, `robo_razor/configs` in a wheel.
 
-A file of one's own goes before one that ships and has the same name.
+A user's own file wins over a shipped one of the same name.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def shipped_files(kind: str = "") -> dict[str, Path]:
 
 
 def settings_file(name: str) -> str:
-    """Return the file that `--config` means: one of one's own, or one that ships.
+    """Return the file for `--config`: the user's own, or one that ships.
 
-    A name that means neither is returned as it is; reading it says what is wrong.
+    Any other name is returned as it is; reading it raises the error.
     """
     return _meant(name, "")
 
 
 def experiment_file(name: str) -> str:
-    """Return the file that `sweep` means, as `settings_file` does."""
+    """Return the file for `sweep`, as `settings_file` does."""
     return _meant(name, EXPERIMENTS)
 
 
 def which_file(kind: str = "") -> str:
-    """Return what to do where a file is missing: give one that is there, or one that ships."""
+    """Return what to do where a file is missing: check the path, or name one that ships."""
     names = ", ".join(shipped_files(kind))
     return f"Check the path, or name one that ships with robo-razor: {names}."
 
@@ -58,5 +58,5 @@ def _meant(name: str, kind: str) -> str:
 def about_file(file: Path) -> str:
     """Return the first line of a file where that is a comment."""
     with file.open(encoding="utf-8") as lines:
-        first = lines.readline().strip()
-    return first.lstrip("# ") if first.startswith("#") else ""
+        line = lines.readline().strip()
+    return line.lstrip("# ") if line.startswith("#") else ""

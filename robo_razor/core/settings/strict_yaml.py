@@ -1,10 +1,10 @@
 """YAML as settings need it: mappings, lists, texts, numbers, true, false and null; bounded.
 
-A file may come from a stranger, so nothing in it may cost more than its size: the number of items
-is counted with what aliases stand for (nine levels of nine aliases are 10^9 items), and nesting is
-bounded. Differences to YAML 1.1: dates and numbers to the base 60 are texts, `010` is ten, `1e-4`
-is a number, tags other than those of the values above are refused, and so is a key given twice.
-Merge keys (`<<: *defaults`) work; a key of the mapping itself counts more than a merged one.
+A file may come from a stranger, so a small file must not cost much. Aliases count as the items that
+they stand for (nine levels of nine aliases are 10^9 items), and nesting is bounded. Differences
+from YAML 1.1: dates and numbers to the base 60 are texts, `010` is ten, `1e-4` is a number, unknown
+tags are refused, and so is a key given twice. Merge keys (`<<: *defaults`) work; a key of the
+mapping itself overrides a merged one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from robo_razor.core.files import read_text
 
 MAX_BYTES = 256 * 2**10
 MAX_ITEMS = 10_000
-"""Keys and values that a file may hold, those that aliases stand for included."""
+"""Most keys and values of a file; an alias counts as the items that it stands for."""
 MAX_DEPTH = 32
 MAX_KEY = 200
 MAX_DIGITS = 400
@@ -48,7 +48,7 @@ def read_yaml(path: str | Path, remedy: str | None = None) -> dict[str, Any]:
         remedy: What to do where there is none.
 
     Raises:
-        ConfigError: It cannot be read, is no plain file, or does not hold what settings may.
+        ConfigError: It cannot be read, is not a plain file, or holds more than settings may.
     """
     data = parse_yaml(_text_of(path, remedy), str(path))
     if data is None:
@@ -94,7 +94,7 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = None
     raise ConfigError(
         f"{source} is not valid YAML{_at(mark)}: {' '.join(problem.split())[:MAX_PROBLEM]}",
-        remedy=_hint(text, mark) or "Mend the place that is named; `key: value` needs the space.",
+        remedy=_hint(text, mark) or "Mend that place; `key: value` needs the space.",
     )
 
 
@@ -107,7 +107,7 @@ def dump_yaml(data: Any) -> str:
 
 
 class _NotSettings(Exception):
-    """Something that YAML has and settings have not, and where it stands."""
+    """YAML that settings may not contain, and its place."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(problem)
@@ -118,8 +118,8 @@ def _text_of(path: str | Path, remedy: str | None) -> str:
     try:
         mode = Path(path).stat().st_mode
         if not stat.S_ISREG(mode):  # reading a pipe or a device might never end
-            what = "a directory" if stat.S_ISDIR(mode) else "no plain file"
-            raise ConfigError(f"The config file {shown(str(path))} is {what}", remedy=remedy)
+            kind = "a directory" if stat.S_ISDIR(mode) else "not a plain file"
+            raise ConfigError(f"The config file {shown(str(path))} is {kind}", remedy=remedy)
         return read_text(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(
@@ -141,12 +141,12 @@ def _at(mark: Any) -> str:
 
 
 def _hint(text: str, mark: Any) -> str | None:
-    """Return what to do about a template that was not filled in, where a problem is one."""
+    """Return what to do if the line is a template that nobody filled in; None: it is not one."""
     lines = text.splitlines()
     line = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
     if "{{" in line or "{%" in line:
         return (
-            f"{shown(line.strip())} looks like a template that was not filled in: put the value "
+            f"{shown(line.strip())} looks like a template that nobody filled in: write the value "
             "there."
         )
     return None
@@ -161,7 +161,7 @@ def _kind(value: Any) -> str:
 
 @functools.cache
 def _loader() -> Any:
-    """Return a loader that counts what it composes; its constructors are not used."""
+    """Return a loader that counts its nodes; its constructors are not used."""
     import yaml
 
     class BoundedLoader(yaml.SafeLoader):
@@ -182,7 +182,7 @@ def _loader() -> Any:
             self._depth -= 1
             if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
                 raise _NotSettings(
-                    f"the alias `*{str(event.anchor)[:50]}` stands for what it is a part of",
+                    f"the alias `*{str(event.anchor)[:50]}` contains itself",
                     event.start_mark,
                 )
             self._measure(node, event.start_mark)
@@ -194,14 +194,14 @@ def _loader() -> Any:
             children = [] if isinstance(node, yaml.ScalarNode) else node.value
             if isinstance(node, yaml.MappingNode):
                 children = [item for pair in children for item in pair]
-            found = [self._sizes[id(child)] for child in children]
-            items, levels = 1 + sum(n for n, _ in found), 1 + max((d for _, d in found), default=0)
+            sizes = [self._sizes[id(child)] for child in children]
+            items, levels = 1 + sum(n for n, _ in sizes), 1 + max((d for _, d in sizes), default=0)
             if items > MAX_ITEMS:
                 raise _NotSettings(f"more than {MAX_ITEMS} items, aliases counted in full", mark)
             if levels > MAX_DEPTH:
                 raise _NotSettings(f"nested more than {MAX_DEPTH} levels deep", mark)
             self._sizes[id(node)] = items, levels
-            self._nodes.append(node)  # while it lives no other has its id
+            self._nodes.append(node)  # while it lives, no other node has its id
 
     BoundedLoader.yaml_implicit_resolvers = {}
     for name, pattern in _RESOLVERS:
@@ -211,7 +211,7 @@ def _loader() -> Any:
 
 
 def _value(node: Any) -> Any:
-    """Return what a node stands for."""
+    """Return the value of a node."""
     import yaml
 
     kind = node.tag.removeprefix(_TAG)
@@ -247,7 +247,7 @@ def _scalar(node: Any, kind: str) -> Any:
 
 
 def _mapping(node: Any) -> dict[str, Any]:
-    own: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     seen: set[str] = set()
     for key_node, value_node in node.value:
@@ -265,16 +265,16 @@ def _mapping(node: Any) -> dict[str, Any]:
         if key == "<<" and key_node.style is None:
             merged = _to_merge(value_node)
         else:
-            own[key] = _value(value_node)
-    return {**merged, **own}
+            values[key] = _value(value_node)
+    return {**merged, **values}
 
 
 def _to_merge(node: Any) -> dict[str, Any]:
-    """Return the keys and values of `<<: *a` or `<<: [*a, *b]`, where the first counts more."""
+    """Return the keys and values of `<<: *a` or `<<: [*a, *b]`; the first one wins."""
     value = _value(node)
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, dict) for part in parts):
-        raise _NotSettings("`<<` merges mappings, and this is none", node.start_mark)
+        raise _NotSettings("`<<` merges mappings, and this is not one", node.start_mark)
     result: dict[str, Any] = {}
     for part in parts:
         result = {**part, **result}
@@ -286,9 +286,9 @@ def _dumper() -> Any:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Quotes every text that this module or another YAML reader would read as something else.
+        """Quotes every text that this module or another YAML reader could read as a number or such.
 
-        Such as `3e-4`, which is a text in YAML 1.1, or `1:30`, which is a text here.
+        For example `3e-4`, which is a text in YAML 1.1, and `1:30`, which is a text here.
         """
 
         def ignore_aliases(self, data: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Where a run's metrics are written: one file per sink, registered under the file's name.
+"""Sinks, to which a run's metrics are written: one module per sink, registered under its name.
 
 `metrics.jsonl` is always written; the setting `log` of a run names the others. A sink of your own
 is a class with the four methods of `Sink`::
@@ -26,13 +26,13 @@ from typing import Any, Protocol
 
 
 class Sink(Protocol):
-    """Somewhere that a run's numbers go; a class that is made without arguments.
+    """Something that takes a run's numbers; a class whose constructor takes no arguments.
 
-    Only `start` may stop a run. A sink that fails later is left out from then on, with a warning.
+    Only `start` may stop a run. If a sink fails later, the run warns and goes on without it.
     """
 
     title: str
-    """What a warning calls it, e.g. `TensorBoard's file`."""
+    """Its name in warnings, e.g. `TensorBoard's file`."""
 
     def start(self, directory: Path, config: Mapping[str, Any], step: int) -> None:
         """Begin, or go on with a run that was interrupted.
@@ -40,7 +40,7 @@ class Sink(Protocol):
         Args:
             directory: The run's directory.
             config: The run's settings as nested plain values.
-            step: Updates done (>= 0). What an interrupted run logged beyond it will come again.
+            step: Updates done (>= 0). The run repeats the updates after it, and logs them again.
         """
         ...
 
@@ -54,7 +54,7 @@ class Sink(Protocol):
         ...
 
     def summary(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take what was measured at a checkpoint, in place of what its step may have.
+        """Take the numbers of a checkpoint; they replace earlier ones of the same step.
 
         Args:
             step: Updates done.

@@ -19,7 +19,7 @@ from robo_razor.core.run.directory import METRICS
 
 @SINKS.register("jsonl")
 class JsonLines:
-    """Writes every line at once, so that a killed run loses none."""
+    """Writes every line immediately, so that a killed run loses none."""
 
     title = METRICS
 
@@ -30,7 +30,7 @@ class JsonLines:
         self._file: TextIO | None = None
 
     def start(self, directory: Path, config: Mapping[str, Any], step: int) -> None:
-        """Open the file; lines of a killed run beyond `step` are dropped, so no step is twice."""
+        """Open the file; drop lines of a killed run beyond `step`, so that no step occurs twice."""
         self._path, self._start = directory / METRICS, step
         self._keep(lambda line: line[STEP] <= step)
 
@@ -60,7 +60,7 @@ class JsonLines:
             self._file.close()
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop lines that are not wanted, cut off, or not ours; open the file for more."""
+        """Drop unwanted, incomplete and foreign lines; open the file for more."""
         self.close()
         if self._path.is_file():
             lines = []

@@ -28,7 +28,7 @@ class TensorBoard:
         self._excepthook = threading.excepthook
 
     def start(self, directory: Path, config: Mapping[str, Any], step: int) -> None:
-        """Open the files; what a killed run drew beyond `step` is purged."""
+        """Open the files; points that a killed run drew beyond `step` are removed."""
         with warnings.catch_warnings():  # tensorboard's own deprecations
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
@@ -64,9 +64,9 @@ class TensorBoard:
 def _without_writer(
     report: Callable[[threading.ExceptHookArgs], Any],
 ) -> Callable[[threading.ExceptHookArgs], Any]:
-    """Return a `threading.excepthook` that leaves TensorBoard's writer out.
+    """Return a `threading.excepthook` that ignores TensorBoard's writer.
 
-    Its thread keeps an error for the next call, and would print a traceback as well.
+    The writer raises its thread's error at the next call; a traceback would repeat it.
     """
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

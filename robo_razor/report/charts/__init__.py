@@ -1,1 +1,1 @@
-"""The charts of a comparison: on the page and for a paper."""
+"""The charts of a comparison, for the page and for papers."""

@@ -1,4 +1,4 @@
-"""The charts of what is compared: success kept at equal success, and the frontier."""
+"""The charts of the comparison: retention at equal success, and the frontier."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from robo_razor.report import analysis
-from robo_razor.report.arms import Arm, RunSet, run_title
+from robo_razor.report.arms import Arm, RunSet
 from robo_razor.report.charts.spec import (
     Axis,
     Chart,
@@ -27,7 +27,7 @@ from robo_razor.report.format import number, percent, with_interval
 from robo_razor.report.load import Checkpoint, RunSeries
 
 MAX_PATHS = 12
-"""Runs whose ways are drawn as lines; more would hide the points."""
+"""Most runs whose courses are drawn as lines; more would hide the points."""
 APART, MAX_APART = 0.004, 0.02
 """Success rate by which arms are drawn above each other, and the most between first and last."""
 CLOSE_UP = 0.9
@@ -62,7 +62,7 @@ def _matched_view(runs: RunSet, level: float, matches: Sequence[tuple[int, ArmMa
         return value if math.isfinite(value) else -1.0
 
     ordered = sorted(matches, key=order)
-    titles = {run.name: run_title(run) for run in runs.runs}
+    titles = {run.name: run.title for run in runs.runs}
     series: list[Series] = []
     remarks = []
     for row, (i, match) in enumerate(ordered):
@@ -92,8 +92,8 @@ def _matched_row(row: int, i: int, match: ArmMatch, titles: dict[str, str]) -> l
     hover += match.setting.split(", ") if match.setting else []
     seeds: list[Series] = []
     if len(values) > 1:
-        kept = [run for run in match.runs if run.retention is not None]
-        texts = tuple(_seed_text(run, match.level, titles[run.run]) for run in kept)
+        reached = [run for run in match.runs if run.retention is not None]
+        texts = tuple(_seed_text(run, match.level, titles[run.run]) for run in reached)
         rows = (float(row),) * len(values)
         seeds = [Series(i, tuple(values), rows, size=7, alpha=0.5, hover=texts)]
     mean = Series(
@@ -147,12 +147,12 @@ def frontier_chart(runs: RunSet, headline: float | None) -> Chart | None:
 
 
 def apart(count: int) -> float:
-    """Return by how much neighbouring arms are drawn apart, as a rate; 0: two hide little."""
+    """Return the distance between neighbouring arms, as a rate; 0 for two, which hide little."""
     return 0.0 if count < 3 else min(APART, MAX_APART / (count - 1))
 
 
 def _frontier_ranges(runs: RunSet) -> list[tuple[str, tuple[float, float] | None]]:
-    """Return all of it, and a close-up where several arms keep nearly everything and one does not.
+    """Return the full range, and a close-up if several arms keep nearly everything and one not.
 
     Returns:
         (label, range of the y axis) of each view.
@@ -170,19 +170,19 @@ def _frontier_ranges(runs: RunSet) -> list[tuple[str, tuple[float, float] | None
 def _frontier_series(i: int, arm: Arm, *, paths: bool) -> list[Series]:
     near = {(run.name, index) for run, index in analysis.frontier_of(arm)}
     on_it: list[tuple[RunSeries, Checkpoint]] = []
-    others: list[tuple[RunSeries, Checkpoint]] = []
+    off_it: list[tuple[RunSeries, Checkpoint]] = []
     series: list[Series] = []
     for run in arm.runs:
         known = [c for c in run.checkpoints if math.isfinite(c.prior)]
         for index, checkpoint in enumerate(run.checkpoints):
             if math.isfinite(checkpoint.prior) and checkpoint.step > 0:
-                (on_it if (run.name, index) in near else others).append((run, checkpoint))
+                (on_it if (run.name, index) in near else off_it).append((run, checkpoint))
         if paths and len(known) > 1:
             series.append(line(i, [(c.new, c.prior) for c in known], size=1, alpha=0.35))
-    if not on_it and not others:
+    if not on_it and not off_it:
         return []
     series.append(line(i, analysis.frontier_line(arm), size=2))
-    for mark, pairs in (("point", on_it), ("open", others)):
+    for mark, pairs in (("point", on_it), ("open", off_it)):
         if pairs:
             series.append(_checkpoints(i, arm, pairs, filled=mark == "point"))
     return series

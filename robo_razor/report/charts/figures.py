@@ -1,4 +1,4 @@
-"""Which charts a comparison leaves as files, and what they are called."""
+"""The figures of a comparison that are written as files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robo_razor.report.format import percent
 from robo_razor.report.load import FORWARD_KL
 
 MAX_SKILLS = 60
-"""Skills that a figure has room for; of more those are drawn of which least is kept."""
+"""Most skills in a figure; of more, it shows those with the lowest retention."""
 SUCCESS = ("training-new", "training-prior")
 """Charts along training that become one figure."""
 HEIGHT = 440
@@ -85,7 +85,7 @@ def figures_of(runs: RunSet, report: dict[str, Any]) -> list[Figure]:
 
 
 def _figure(name: str, title: str, chart: Chart | None) -> Figure | None:
-    """Return the view of a chart that is shown first as a figure; None: there is nothing to see."""
+    """Return the first view of a chart as a figure; None: there is no chart."""
     if chart is None:
         return None
     height = chart.height if chart.id in ("matched", "skills") else HEIGHT

@@ -1,4 +1,4 @@
-"""The charts of what explains forgetting: the law in every predictor, and the predictors."""
+"""The charts about the causes of forgetting: the law in every predictor, and all predictors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from robo_razor.core.metrics import KL_DIRECTIONS
+from robo_razor.core.quantities import NATS
 from robo_razor.report import analysis
 from robo_razor.report.arms import RunSet
 from robo_razor.report.charts.spec import (
@@ -27,7 +29,7 @@ from robo_razor.report.load import FORWARD_KL
 from robo_razor.statistics.hill import Falloff
 
 MAX_PREDICTORS = 12
-"""Predictors that the law can be looked at in."""
+"""Most predictors in the menu of the law."""
 CURVE_POINTS = 60
 
 
@@ -52,10 +54,10 @@ def law_chart(runs: RunSet, report: dict[str, Any]) -> Chart | None:
 
 
 def law_view(runs: RunSet, fit: dict[str, Any], falloff: Falloff | None) -> View:
-    """Return the law in one predictor: points and curves, and where there is a fit its residuals.
+    """Return the law in one predictor: points and curves, and the residuals of a fit.
 
     Args:
-        runs: What is compared.
+        runs: The runs of the comparison.
         fit: The law as plain values.
         falloff: A second curve; None: there is none.
     """
@@ -79,11 +81,11 @@ def law_view(runs: RunSet, fit: dict[str, Any], falloff: Falloff | None) -> View
             errors = tuple(b - _predict(coefficients, a) for a, b in zip(x, y, strict=True))
             residual = Series(i, x, errors, size=7, alpha=0.8, hover=texts, name=arm.name)
             residuals.append(residual)
-    highest = max((x for one in points for x in one.x), default=0.0)
-    first = [(run.first.predictors[name], run.first.prior) for run in _bases(runs, name)]
-    star = base_star(first)
+    highest = max((x for series in points for x in series.x), default=0.0)
+    bases = [(run.first.predictors[name], run.first.prior) for run in _bases(runs, name)]
+    star = base_star(bases)
     points += [star] if star else []
-    lowest = min((x for one in points for x in one.x), default=0.0)
+    lowest = min((x for series in points for x in series.x), default=0.0)
     if coefficients:
         points += _curve(fit, lowest, highest)
     if falloff is not None:
@@ -106,12 +108,12 @@ def _bases(runs: RunSet, name: str) -> list[Any]:
 
 
 def predictor_title(name: str) -> str:
-    """Return a predictor as an axis is called, with its unit."""
+    """Return the title of a predictor's axis, with its unit."""
     return predictor_parts(name)[0] + _unit(name)
 
 
 def _unit(name: str) -> str:
-    return ", nats per decision" if name.startswith("kl_") else ""
+    return f", {NATS}" if name.partition("/")[0] in KL_DIRECTIONS else ""
 
 
 def _curve(fit: dict[str, Any], lowest: float, highest: float) -> list[Series]:
@@ -136,7 +138,7 @@ def _predict(coefficients: Sequence[float], x: float) -> float:
 
 def best_law_chart(runs: RunSet, report: dict[str, Any]) -> Chart | None:
     """Return the law in the best predictor where it is not the paper's, which has its own chart."""
-    known = report["law"]["n_points"]  # others were fitted to other checkpoints
+    known = report["law"]["n_points"]  # with other numbers, the checkpoints differ
     fits = [f for f in report["predictors"] if f["r2"] is not None and f["n_points"] == known]
     if not fits or fits[0]["predictor"] == FORWARD_KL:
         return None
@@ -146,7 +148,7 @@ def best_law_chart(runs: RunSet, report: dict[str, Any]) -> Chart | None:
 
 
 def on_states(panel: Panel, predictor: str) -> Panel:
-    """Return a panel whose x axis says on which states the predictor is measured too."""
+    """Return a panel whose x axis also names the states of the predictor."""
     return replace(panel, x=Axis(predictor_name(predictor) + _unit(predictor)), share=1.0)
 
 

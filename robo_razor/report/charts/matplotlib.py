@@ -30,11 +30,11 @@ MARKERS = "osD^vpPX"
 NEUTRAL = "black"
 SUFFIXES = (".png", ".svg")
 WIDTH, PIXELS_PER_INCH = 6.4, 100
-"""Of a figure, in inches, and how many of the page's pixels an inch of height stands for."""
+"""Width of a figure in inches, and the page's pixels per inch of height."""
 POINTS = 0.6
 """Size of a marker in points per pixel of the page."""
 MAX_NAME = 60
-"""Characters of a name that figures have room for."""
+"""Most characters of a name in a figure."""
 DASHES = {"": "-", "dot": ":", "dash": "--"}
 
 
@@ -42,8 +42,8 @@ def save(panels: Sequence[Panel], title: str, height: float, stem: Path) -> list
     """Draw panels above each other; return the names of the files.
 
     Args:
-        panels: What is drawn; the first one gets the title.
-        title: What the figure shows.
+        panels: The panels; the first one gets the title.
+        title: The figure's title.
         height: Pixels on the page.
         stem: The files without their suffix.
     """
@@ -66,12 +66,12 @@ def save(panels: Sequence[Panel], title: str, height: float, stem: Path) -> list
 
 def draw(figure: Figure, panels: Sequence[Panel], title: str) -> None:
     """Draw panels into a figure, with one legend for all of them."""
-    every = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for axes, panel in zip(every, panels, strict=True):
+    all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, panel in zip(all_axes, panels, strict=True):
         _draw_panel(axes, panel)
-    every[0].set_title(literal(title), fontsize="medium")
+    all_axes[0].set_title(literal(title), fontsize="medium")
     handles: dict[str, Any] = {}
-    for axes in every:
+    for axes in all_axes:
         handles |= {
             label: handle
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -89,7 +89,7 @@ def draw(figure: Figure, panels: Sequence[Panel], title: str) -> None:
 
 
 def literal(name: str) -> str:
-    """Return a name as matplotlib shows it: `$` is no formula, and a legend hides no `_name`."""
+    """Return a name that matplotlib shows as it is: no formula in `$`, no hidden `_name`."""
     text = shortened(name, MAX_NAME).replace("‖", "||").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -164,21 +164,21 @@ def _known(places: Sequence[float], ends: Sequence[Ends]) -> list[tuple[float, f
     ]
 
 
-def _set_axis(axes: Axes, axis: Axis, which: str) -> None:
+def _set_axis(axes: Axes, axis: Axis, letter: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    target = axes.xaxis if which == "x" else axes.yaxis
+    target = axes.xaxis if letter == "x" else axes.yaxis
     if axis.title:
         target.set_label_text(literal(axis.title), fontsize="small")
     if axis.kind == "rate":
         target.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if axis.kind == "log":
-        axes.set(**{f"{which}scale": "log"})
+        axes.set(**{f"{letter}scale": "log"})
     if axis.rows:
         names = [literal(name) for name in axis.rows]
         target.set_ticks(range(len(names)), labels=names, fontsize="x-small")
-        axes.set(**{f"{which}lim": (-0.6, len(names) - 0.4)})
+        axes.set(**{f"{letter}lim": (-0.6, len(names) - 0.4)})
     if axis.limits is not None:
-        axes.set(**{f"{which}lim": axis.limits})
+        axes.set(**{f"{letter}lim": axis.limits})
     if axis.from_zero:
-        axes.set(**{f"{which}lim": (0.0, None)})
+        axes.set(**{f"{letter}lim": (0.0, None)})

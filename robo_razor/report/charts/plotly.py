@@ -2,8 +2,7 @@
 
 Colours are names of CSS variables (`var(--arm-0)@0.4`: with opacity), which the script resolves to
 the page's light or dark theme. A trace's `meta.arm` is the arm that the legend hides and shows.
-Hover texts stand once in a list, to which the traces of all charts point: a checkpoint is in a
-dozen charts.
+A checkpoint is in a dozen charts, so hover texts stand once in a list, to which traces refer.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ SYMBOLS = (
 )
 NUM_COLOURS = 8
 MAX_LABEL, MAX_REMARK = 18, 32
-"""Characters of a row's name, and of a remark, in one line: phones need room for the figure."""
+"""Most characters per line of a row's name and of a remark: phones need room for the figure."""
 DIGITS = 5
-"""Significant digits of numbers: more cannot be seen, and the downloads have them."""
+"""Significant digits of numbers; more cannot be seen, and the downloads have all."""
 GAP = 0.1
 """Part of the height between two panels."""
 
@@ -46,12 +45,15 @@ def page_data(charts: Sequence[Chart]) -> dict[str, Any]:
 def _chart(chart: Chart, texts: dict[str, int]) -> dict[str, Any]:
     views: list[dict[str, Any]] = []
     for k, view in enumerate(chart.views):
-        # Views that differ in their axes only point to the first one's traces.
-        same = next((i for i in range(k) if _series_of(chart.views[i]) == _series_of(view)), None)
-        traces: Any = same
-        if same is None:
+        # Views that differ only in their axes refer to the traces of the first one.
+        earlier = next(
+            (i for i in range(k) if _series_of(chart.views[i]) == _series_of(view)), None
+        )
+        traces: Any = earlier
+        if earlier is None:
             traces = [
-                _trace(series, n, texts)
+                # In lists, markers at 0 % are drawn as a whole, beyond the axis.
+                _trace(series, n, texts) | ({"cliponaxis": False} if panel.y.rows else {})
                 for n, panel in enumerate(view.panels)
                 for series in panel.series
             ]
@@ -81,7 +83,7 @@ def arm_symbol(index: int) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text that Plotly shows as it is; it reads tags such as `<a href=...>`."""
+    """Return a text that Plotly shows as it is, without reading tags such as `<a href=...>`."""
     return html.escape(text, quote=False)
 
 
@@ -101,9 +103,9 @@ def _trace(series: Series, panel: int, texts: dict[str, int]) -> Trace:
         return trace | {"mode": "lines", "hoverinfo": "skip", "line": _line(series)}
     trace |= {"mode": "markers", "marker": _marker(series)}
     if series.hover:
-        more = "<br>residual %{y:+.0%}" if panel else ""
+        residual = "<br>residual %{y:+.0%}" if panel else ""
         trace["customdata"] = [texts.setdefault(_hover(t), len(texts)) for t in series.hover]
-        trace["hovertemplate"] = f"%{{customdata}}{more}<extra></extra>"
+        trace["hovertemplate"] = f"%{{customdata}}{residual}<extra></extra>"
     if series.joined:
         line = {"color": arm_colour(series.arm, series.alpha), "width": 1.6}
         trace |= {"mode": "lines+markers", "line": line}
@@ -252,7 +254,7 @@ def _remark(remark: Remark, axis: str) -> dict[str, Any]:
 
 
 def _top_label(text: str, y: float) -> dict[str, Any]:
-    """Return a y axis's name, written level above its axis so that phones keep the width."""
+    """Return a y axis's title above its axis, so that phones keep the width for the figure."""
     return {
         "x": 0,
         "xref": "paper",

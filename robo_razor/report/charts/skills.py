@@ -1,4 +1,4 @@
-"""The chart of what is kept of every prior skill."""
+"""The chart of the retention of every prior skill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def skill_chart(report: dict[str, Any], most: int | None = None) -> Chart | None
 
     Args:
         report: The report's plain values.
-        most: Skills that there is room for; of more those are drawn of which least is kept.
+        most: Most skills in the chart; of more, it shows those with the lowest retention.
     """
     arms = _drawn_skills(report, most)
     if not arms:
@@ -31,7 +31,7 @@ def skill_chart(report: dict[str, Any], most: int | None = None) -> Chart | None
         if rows:
             series += _arm_series(i, arm["arm"], rows)
     left_out = len(report["skills"][0]["skills"]) - len(names)
-    title = f"{left_out} skills of which more is kept are left out" if left_out else ""
+    title = f"{left_out} skills with higher retention are left out" if left_out else ""
     panel = Panel(
         tuple(series),
         Axis("share of the base's success kept", "rate", from_zero=True),
@@ -43,11 +43,11 @@ def skill_chart(report: dict[str, Any], most: int | None = None) -> Chart | None
 
 
 def _drawn_skills(report: dict[str, Any], most: int | None) -> list[dict[str, Any]]:
-    """Return the arms with the skills that are drawn, the same ones of each."""
+    """Return the arms with the skills that are drawn, the same for all arms."""
 
     def least(k: int) -> float:
-        kept = [arm["skills"][k]["retention"] for arm in report["skills"]]
-        return min((value for value in kept if value is not None), default=math.inf)
+        retentions = [arm["skills"][k]["retention"] for arm in report["skills"]]
+        return min((value for value in retentions if value is not None), default=math.inf)
 
     count = len(report["skills"][0]["skills"]) if report["skills"] else 0
     drawn = sorted(sorted(range(count), key=least)[:most])
@@ -77,8 +77,8 @@ def _arm_series(i: int, name: str, rows: list[tuple[float, dict[str, Any]]]) -> 
 
 
 def _text(name: str, entry: dict[str, Any]) -> str:
-    kept = f"keeps {with_interval(entry['retention'], entry['interval'])}"
+    retention = f"keeps {with_interval(entry['retention'], entry['interval'])}"
     if entry.get("interval_over"):
-        kept += f", interval over {entry['interval_over']}"
+        retention += f", interval over {entry['interval_over']}"
     success = f"success {percent(entry['success_rate'])}, n = {entry['n']}"
-    return f"{name}, {entry['skill']}\n{kept}\n{success}"
+    return f"{name}, {entry['skill']}\n{retention}\n{success}"

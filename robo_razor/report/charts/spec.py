@@ -1,7 +1,7 @@
-"""One chart, described once: what it shows, not how it is drawn.
+"""The description of a chart: its content, not how it is drawn.
 
 `plotly` draws it on the page and `matplotlib` as PNG and SVG. Texts are plain: each back end
-escapes what it would read as markup.
+escapes its own markup.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from robo_razor.core.files import finite
-from robo_razor.report.arms import Arm, run_title
+from robo_razor.report.arms import Arm
 from robo_razor.report.format import number, percent, with_interval
 from robo_razor.report.load import FORWARD_KL, Checkpoint, RunSeries
 
@@ -52,7 +52,7 @@ class Series:
     joined: bool = False
     """Points with a thin line through them."""
     hover: tuple[str, ...] = ()
-    """What is shown at the pointer, one text per point; the first line is its title."""
+    """Texts at the pointer, one per point; the first line is the title."""
     labels: tuple[str, ...] = ()
     """Text drawn above each point."""
     x_ends: tuple[Ends, ...] = ()
@@ -74,7 +74,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Remark:
-    """Why a row has no point."""
+    """The reason why a row has no point."""
 
     row: int
     text: str
@@ -115,7 +115,7 @@ class Chart:
 
     @property
     def shown(self) -> View:
-        """The view that is shown first."""
+        """The selected view."""
         return self.views[self.selected]
 
 
@@ -128,13 +128,13 @@ def line(
     dash: Dash = "",
     name: str = "",
 ) -> Series:
-    """Return a line through (x, y); one of no arm is neutral."""
+    """Return a line through (x, y); without an arm it is neutral."""
     x, y = columns(points)
     return Series(arm, x, y, "line", size, alpha, dash, name=name)
 
 
 def base_star(where: Sequence[tuple[float, float]]) -> Series | None:
-    """Return one star for the base at the mean of what runs measured of it; None: nothing did."""
+    """Return a star for the base at the mean of its measurements; None: there is none."""
     known = [(x, y) for x, y in where if math.isfinite(x) and math.isfinite(y)]
     if not known:
         return None
@@ -146,7 +146,7 @@ def base_star(where: Sequence[tuple[float, float]]) -> Series | None:
 
 
 def cut_at_zero(ends: Sequence[Sequence[float] | None]) -> tuple[Ends, ...]:
-    """Return intervals without what lies below 0: nothing is kept less than not at all.
+    """Return intervals cut off at 0, as a share cannot be negative.
 
     Unknown ends become NaN.
     """
@@ -162,11 +162,11 @@ def shifted(series: Sequence[Series], dy: float) -> list[Series]:
     """Return series moved up, intervals too."""
     return [
         replace(
-            one,
-            y=tuple(y + dy for y in one.y),
-            y_ends=tuple((low + dy, high + dy) for low, high in one.y_ends),
+            item,
+            y=tuple(y + dy for y in item.y),
+            y_ends=tuple((low + dy, high + dy) for low, high in item.y_ends),
         )
-        for one in series
+        for item in series
     ]
 
 
@@ -176,9 +176,9 @@ def columns(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], t
 
 
 def describe(arm: Arm, run: RunSeries, checkpoint: Checkpoint) -> str:
-    """Return what the pointer shows of a checkpoint, a line per fact."""
+    """Return the text at the pointer for a checkpoint, a line per fact."""
     lines = [
-        f"{run_title(run)}, update {checkpoint.step}",
+        f"{run.title}, update {checkpoint.step}",
         f"new task {with_interval(checkpoint.new, checkpoint.new_interval)}, "
         f"n = {checkpoint.new_n}",
         f"prior skills {with_interval(checkpoint.prior, checkpoint.prior_interval)}",

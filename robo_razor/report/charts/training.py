@@ -15,16 +15,16 @@ from robo_razor.report.load import FORWARD_KL, Checkpoint, RunSeries, mean
 
 Value = Callable[[RunSeries, Checkpoint], float]
 MAX_SAMPLED = 6
-"""Runs up to which success with sampled actions is drawn too; more lines cannot be read."""
+"""Most runs for which success with sampled actions is drawn too; more lines cannot be read."""
 SAME_SHARE = 0.03
-"""Part of a run by which checkpoints may differ that are averaged over seeds."""
+"""Checkpoints of different seeds are averaged if they differ by at most this part of a run."""
 WIDE = 15
-"""Ratio of last values from which an axis is logarithmic."""
+"""An axis is logarithmic if the ratio of last values is above this."""
 
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What is drawn along training."""
+    """A quantity that is drawn along training."""
 
     name: str
     title: str
@@ -75,12 +75,12 @@ X_AXES: tuple[tuple[str, Axis, Value], ...] = (
 def training_charts(runs: RunSet, headline: float | None) -> list[Chart]:
     """Return success, KL and entropy along training, against its share, time, steps or updates.
 
-    Of an arm with several settings the one that stands for it at the headline's level is shown.
+    Of an arm with several settings, the one that represents it at the headline's level is shown.
     """
-    shown = [(i, arm, shown_setting(arm, headline).runs) for i, arm in enumerate(runs.arms)]
+    selection = [(i, arm, shown_setting(arm, headline).runs) for i, arm in enumerate(runs.arms)]
     charts = []
     for quantity in QUANTITIES:
-        views = tuple(_view(shown, quantity, label, axis, x) for label, axis, x in X_AXES)
+        views = tuple(_view(selection, quantity, label, axis, x) for label, axis, x in X_AXES)
         if any(panel.series for view in views for panel in view.panels):
             name = f"training-{quantity.name}"
             charts.append(Chart(name, quantity.title, 320, views, group="training"))
@@ -88,27 +88,31 @@ def training_charts(runs: RunSet, headline: float | None) -> list[Chart]:
 
 
 def _view(
-    shown: Sequence[tuple[int, Arm, Sequence[RunSeries]]],
+    selection: Sequence[tuple[int, Arm, Sequence[RunSeries]]],
     quantity: _Quantity,
     label: str,
     x_axis: Axis,
     x: Value,
 ) -> View:
     drawn: list[Series] = []
-    for i, arm, runs in shown:
-        every = [one for run in runs if (one := _series(i, arm, run, x, quantity)) is not None]
+    for i, arm, runs in selection:
+        lines = [
+            series for run in runs if (series := _series(i, arm, run, x, quantity)) is not None
+        ]
         mean = _mean(i, arm, runs, x, quantity)
         if mean is not None:
-            every = [replace(one, mark="line", size=1, alpha=0.35, y_ends=()) for one in every]
-            every.append(mean)
-        drawn += every
-    if quantity.name == "new" and sum(len(runs) for _, _, runs in shown) <= MAX_SAMPLED:
-        sampled = [_sampled(i, run, x) for i, _, runs in shown for run in runs]
-        drawn += [one for one in sampled if one is not None]
+            lines = [
+                replace(series, mark="line", size=1, alpha=0.35, y_ends=()) for series in lines
+            ]
+            lines.append(mean)
+        drawn += lines
+    if quantity.name == "new" and sum(len(runs) for _, _, runs in selection) <= MAX_SAMPLED:
+        sampled = [_sampled(i, run, x) for i, _, runs in selection for run in runs]
+        drawn += [series for series in sampled if series is not None]
     y_axis = Axis(quantity.title, quantity.kind)
     if quantity.name == "kl" and _is_wide(drawn):
         y_axis = Axis(f"{quantity.title}, log scale", "log")
-        drawn = [_positive(one) for one in drawn]
+        drawn = [_positive(series) for series in drawn]
     return View(label, (Panel(tuple(drawn), x_axis, y_axis),))
 
 
@@ -137,7 +141,7 @@ def _series(i: int, arm: Arm, run: RunSeries, x: Value, quantity: _Quantity) -> 
 def _mean(
     i: int, arm: Arm, runs: Sequence[RunSeries], x: Value, quantity: _Quantity
 ) -> Series | None:
-    """Return the mean over runs where all of them were measured; None of a single run."""
+    """Return the mean over runs where all of them were measured; None: there is a single run."""
     if len(runs) < 2:
         return None
     points, texts = [], []
@@ -157,9 +161,9 @@ def _mean(
 
 
 def _alike(runs: Sequence[RunSeries]) -> list[tuple[Checkpoint, ...]]:
-    """Return the checkpoints of runs that belong together: equally far along, or at equal steps.
+    """Return the corresponding checkpoints of runs: equally far along, or at equal steps.
 
-    Runs on data of different sizes have different numbers of updates and the same schedule.
+    Runs on data sets of different sizes have the same schedule and different numbers of updates.
     """
     rows = [run.checkpoints for run in runs]
     if len({len(row) for row in rows}) == 1:
@@ -168,8 +172,8 @@ def _alike(runs: Sequence[RunSeries]) -> list[tuple[Checkpoint, ...]]:
         if all(max(share) - min(share) < SAME_SHARE for share in shares):
             return together
     by_step = [{c.step: c for c in row} for row in rows]
-    steps = [step for step in by_step[0] if all(step in one for one in by_step)]
-    return [tuple(one[step] for one in by_step) for step in steps]
+    steps = [step for step in by_step[0] if all(step in of_run for of_run in by_step)]
+    return [tuple(of_run[step] for of_run in by_step) for step in steps]
 
 
 def _sampled(i: int, run: RunSeries, x: Value) -> Series | None:
@@ -181,17 +185,17 @@ def _sampled(i: int, run: RunSeries, x: Value) -> Series | None:
 
 
 def _positive(series: Series) -> Series:
-    """Leave out what a log scale cannot show: the base's 0."""
-    kept = [k for k, value in enumerate(series.y) if value > 0]
+    """Leave out the base's 0, which a log scale cannot show."""
+    indices = [k for k, value in enumerate(series.y) if value > 0]
     return replace(
         series,
-        x=tuple(series.x[k] for k in kept),
-        y=tuple(series.y[k] for k in kept),
-        hover=tuple(series.hover[k] for k in kept) if series.hover else (),
+        x=tuple(series.x[k] for k in indices),
+        y=tuple(series.y[k] for k in indices),
+        hover=tuple(series.hover[k] for k in indices) if series.hover else (),
     )
 
 
 def _is_wide(series: Sequence[Series]) -> bool:
-    """Report whether values differ by more than a linear axis shows."""
-    last = [one.y[-1] for one in series if one.y[-1] > 0]
+    """Return whether the values differ by more than a linear axis can show."""
+    last = [item.y[-1] for item in series if item.y[-1] > 0]
     return max(last, default=0.0) > WIDE * min(last, default=1.0)

@@ -12,10 +12,10 @@ const finePointer = matchMedia("(pointer: fine)").matches;
 /** Replace `var(--name)` and `var(--name)@opacity` by the theme's colours, everywhere in a value. */
 function resolve(value, style) {
   if (typeof value === "string") {
-    const found = /^var\((--[\w-]+)\)(?:@([\d.]+))?$/.exec(value);
-    if (!found) return value;
-    const colour = style.getPropertyValue(found[1]).trim();
-    return found[2] === undefined ? colour : withOpacity(colour, Number(found[2]));
+    const match = /^var\((--[\w-]+)\)(?:@([\d.]+))?$/.exec(value);
+    if (!match) return value;
+    const colour = style.getPropertyValue(match[1]).trim();
+    return match[2] === undefined ? colour : withOpacity(colour, Number(match[2]));
   }
   if (Array.isArray(value)) return value.map((item) => resolve(item, style));
   if (value && typeof value === "object") {

@@ -1,6 +1,6 @@
 """The page: one HTML file with everything in it, that opens without a network.
 
-`page.html.j2` is its text, with every value escaped; here is what it is filled with.
+`page.html.j2` holds its text, and escapes every value; this module computes the values.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PLOTLY = "plotly-basic.min.js"
 MANY_ROWS = 12
-"""Rows beyond which a table is folded away."""
+"""A table with more rows is folded."""
 BEST_PREDICTORS = 8
-"""Predictors in the table that is not folded away."""
+"""Predictors in the table that is not folded."""
 LONG_TEXT = 34
-"""Characters beyond which a table's cell is broken into lines."""
+"""A table's cell with more characters is broken into lines."""
 MANY_BUTTONS, LONG_LABEL = 8, 24
-"""Views beyond which, and label length from which, a menu takes the place of buttons."""
+"""With more views, or a longer label, a menu replaces the buttons."""
 MEDIA_TYPES = {".csv": "text/csv", ".json": "application/json"}
 SHAPES = {
     # Marker -> its outline in a box from -6 to 6, as Plotly draws it.
@@ -65,7 +65,7 @@ _INTERVAL = re.compile(r"^(?P<value>[^\[\]]*\S)\s(?P<rest>\[[^\[\]]*\].*)$")
 
 @dataclass(frozen=True)
 class ArmMark:
-    """An arm as the page names it."""
+    """An arm's name, description, colour and marker on the page."""
 
     name: str
     about: str
@@ -97,11 +97,11 @@ def make_page(
     """Return the page.
 
     Args:
-        runs: What is compared.
+        runs: The runs of the comparison.
         report: The report's plain values.
         files: Name -> text of files that the page offers for download.
-        videos: Base and tuned on the same start states.
-        command: The command that made it; None: unknown.
+        videos: Videos of base and tuned policies on the same start states.
+        command: The command that made the page; None: unknown.
     """
     descriptions = arm_descriptions(runs)
     arms = [
@@ -142,24 +142,24 @@ def _charts(runs: RunSet, report: dict[str, Any]) -> dict[str, list[Chart]]:
 
 
 def _texts(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
-    """Return the words of the page that depend on the runs."""
-    every = runs.runs
+    """Return the texts of the page that depend on the runs."""
+    all_runs = runs.runs
     without_steps = [
         arm.name for arm in runs.arms if all(math.isnan(run.last.env_steps) for run in arm.runs)
     ]
     entries = [skill for arm in report["skills"] for skill in arm["skills"]]
     statement = report["statement"]
-    shown = [shown_setting(arm, report["headline_level"]).runs for arm in runs.arms]
+    selection = [shown_setting(arm, report["headline_level"]).runs for arm in runs.arms]
     return {
         "title": f"{skill_of(report['task'])}: what was learnt, what was kept",
         "first": statement["sentences"][:FIRST],
         "more": statement["sentences"][FIRST:],
         "facts": [
             plural(len(runs.arms), "arm"),
-            plural(len(every), "run"),
-            plural(sum(len(run.checkpoints) for run in every), "checkpoint"),
-            plural(len(every[0].last.skills), "prior skill"),
-            f"base {listing(sorted({str(run.config.get('policy')) for run in every}))}",
+            plural(len(all_runs), "run"),
+            plural(sum(len(run.checkpoints) for run in all_runs), "checkpoint"),
+            plural(len(all_runs[0].last.skills), "prior skill"),
+            f"base {listing(sorted({str(run.config.get('policy')) for run in all_runs}))}",
         ],
         "grid_rule": GRID_RULE if any(arm.settings[1:] for arm in runs.arms) else "",
         "tolerance": f"{100 * FRONTIER_TOLERANCE:.0f}",
@@ -173,9 +173,9 @@ def _texts(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
             if pair["refused"]
         ],
         "intervals_over": sorted({entry["interval_over"] for entry in entries} - {None}),
-        "has_means": any(len(runs) > 1 for runs in shown),
-        "sampled_drawn": sum(map(len, shown)) <= MAX_SAMPLED
-        and any(run.last.sampled_n for runs in shown for run in runs),
+        "has_means": any(len(runs) > 1 for runs in selection),
+        "sampled_drawn": sum(map(len, selection)) <= MAX_SAMPLED
+        and any(run.last.sampled_n for runs in selection for run in runs),
         "without_steps": without_steps if len(without_steps) < len(runs.arms) else [],
         "notes": [note for note in report["notes"] if not note.startswith(HARMLESS)],
         "harmless": [
@@ -184,7 +184,7 @@ def _texts(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
             if note.startswith(HARMLESS)
         ],
         "settings": [
-            (arm.runs[0].name, "\n".join(setting_lines(arm.runs[0]))) for arm in runs.arms
+            (arm.runs[0].title, "\n".join(setting_lines(arm.runs[0]))) for arm in runs.arms
         ],
     }
 
@@ -205,7 +205,7 @@ def _tables(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
             "settings": tables.setting_table(runs),
             "last": tables.last_table(runs.runs, report),
             "paired": tables.paired_table(runs, report),
-            "fingerprints": tables.fingerprint_table(report),
+            "fingerprints": tables.fingerprint_table(runs, report),
         },
         "shares": [e["r2"] for e in report["predictors"] if e["r2"] is not None],
         "remarks": tables.predictor_remarks(report),
@@ -225,7 +225,7 @@ def _matrix(runs: RunSet, report: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for skill in sorted(first.last.skills):
         cells = [
-            _matrix_cell(run.last.skills[skill]["success_rate"], base_success(run, skill))
+            _matrix_cell(run.last.skills[skill].success_rate, base_success(run, skill))
             for run in columns
         ]
         rows.append((skill, [_matrix_cell(base_success(first, skill), None), *cells]))
@@ -306,7 +306,7 @@ def _bold(text: str, arms: Mapping[str, ArmMark]) -> Markup:
 
 
 def _cell(text: str, column: int, arms: Mapping[str, ArmMark]) -> Markup:
-    """Return a table's cell: an arm with its marker, an interval that phones put below."""
+    """Return a table's cell: an arm with its marker, an interval that breaks off on phones."""
     from markupsafe import Markup
 
     first, _, second = text.partition(LINE)
@@ -324,7 +324,7 @@ def _cell(text: str, column: int, arms: Mapping[str, ArmMark]) -> Markup:
 
 
 def _script_json(values: Any) -> Markup:
-    """Return values as JSON that may stand in a script: without `<`."""
+    """Return values as JSON for a script element: without `<`."""
     from markupsafe import Markup
 
     text = json.dumps(without_nan(values), allow_nan=False, separators=(",", ":"))
@@ -332,15 +332,15 @@ def _script_json(values: Any) -> Markup:
 
 
 def _downloads(report: dict[str, Any], files: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Return (name, media type, content in gzip and base64) of the files in the page."""
-    every = {**files, "report.json": json.dumps(report, indent=2, allow_nan=False)}
+    """Return (name, media type, content in gzip and base64) of the page's downloads."""
+    all_files = {**files, "report.json": json.dumps(report, indent=2, allow_nan=False)}
     return [
         (
             name,
             MEDIA_TYPES[Path(name).suffix],
             base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode(),
         )
-        for name, text in every.items()
+        for name, text in all_files.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep go: one file per launcher, registered under the file's name.
+"""Launchers, which start the runs of a sweep: one module per launcher, registered under its name.
 
 `robo-razor sweep FILE --backend NAME` takes the launcher of that name. One of your own is a class
 with the methods of `Launcher`::
@@ -17,7 +17,7 @@ with the methods of `Launcher`::
 
 The sweep finds it by `--plugins my_module`, or by an entry point `slurm = "my_module:Slurm"` in the
 group `robo_razor.launchers` of an installed package. The machines must see the sweep's directory
-under the same path: the sweep reads from there what a run has done, and resumes from there.
+under the same path: the sweep reads the state of its runs from there, and resumes them from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Handle(Protocol):
     """A run that was started."""
 
     def poll(self) -> int | None:
-        """Return the exit status, negative for a signal; None while the run goes on."""
+        """Return the exit status, negative for a signal; None while it is running."""
         ...
 
     def interrupt(self) -> None:
@@ -46,12 +46,12 @@ class Handle(Protocol):
 
 
 class Launcher(Protocol):
-    """Where runs go; the sweep decides which run is started when.
+    """Starts runs; the sweep decides the order.
 
     A launcher is a class that is called with
 
-    - `parallel`: runs at a time that were asked for (>= 1); None: as many as there is room for;
-    - `configs`: the settings of all runs, which say what one needs (`cores_of`, `device`);
+    - `parallel`: runs at a time (>= 1); None: as many as there is room for;
+    - `configs`: the settings of all runs, which tell what a run needs (`cores_of`, `device`);
 
     and raises `SweepError` where it cannot work.
     """
@@ -59,15 +59,15 @@ class Launcher(Protocol):
     parallel: int
     """Runs at a time (>= 1)."""
     threads: int
-    """CPU threads that a run gets where the experiment does not say."""
+    """CPU threads of a run, unless the experiment sets them."""
 
     def start(self, arguments: Sequence[str], log: Path) -> Handle:
-        """Start `robo-razor ARGUMENTS` and append what it prints to `log`.
+        """Start `robo-razor ARGUMENTS` and append its output to `log`.
 
         Args:
             arguments: A command, e.g. `finetune --resume --out runs/x`; paths are relative to the
                 working directory.
-            log: File that need not be there yet.
+            log: File, which need not exist yet.
 
         Raises:
             SweepError: The run cannot be started; it counts as failed.
@@ -75,7 +75,7 @@ class Launcher(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         ...
 
 

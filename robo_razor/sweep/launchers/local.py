@@ -1,4 +1,4 @@
-"""Runs on this machine, as many at a time as its cores and memory carry."""
+"""Runs on this machine, as many at a time as its cores and memory allow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robo_razor.sweep.launchers import cores_needed
 from robo_razor.sweep.processes import PROGRAM, ProcessHandle, start_process
 
 RUN_MEMORY_BYTES = 3 * 2**30
-"""Free memory that a run is reckoned with, its workers included."""
+"""Estimated memory of a run, its workers included."""
 
 
 @LAUNCHERS.register("local")
@@ -20,9 +20,9 @@ class LocalLauncher:
     """Starts runs as processes of this machine.
 
     Args:
-        parallel: Runs at a time; None: what cores and memory carry.
+        parallel: Runs at a time; None: as cores and memory allow.
         configs: Settings of the runs.
-        program: What is called in place of `robo-razor`.
+        program: The command to call in place of `robo-razor`.
     """
 
     def __init__(
@@ -36,19 +36,19 @@ class LocalLauncher:
         self._program = tuple(program)
 
     def start(self, arguments: Sequence[str], log: Path) -> ProcessHandle:
-        """Start `robo-razor ARGUMENTS` and append what it prints to `log`.
+        """Start `robo-razor ARGUMENTS` and append its output to `log`.
 
         Raises:
-            SweepError: A process of the run is still going.
+            SweepError: A process of the run is still running.
         """
         return ProcessHandle(start_process([*self._program, *arguments], log))
 
     def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
 
 def machine_limit(configs: Sequence[FinetuneConfig]) -> int:
-    """Return how many of these runs the machine carries at a time, by its cores and free memory."""
+    """Return how many of these runs fit on the machine at a time, by its cores and free memory."""
     by_cores = cpu_count() // cores_needed(configs)
     free = available_bytes()
     by_memory = by_cores if free is None else free // RUN_MEMORY_BYTES

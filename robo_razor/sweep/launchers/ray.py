@@ -24,7 +24,7 @@ from robo_razor.sweep.launchers import cores_needed
 from robo_razor.sweep.processes import PROGRAM, ProcessHandle, start_process
 
 LOST = -int(signal.SIGKILL)
-"""Exit status of a run whose machine or Ray worker went away."""
+"""Exit status of a run whose machine or Ray worker disappeared."""
 POLL_S = 0.2
 OBJECT_STORE_BYTES = 100 * 1024**2
 """Ray's shared memory on this machine; a run passes it a number only."""
@@ -37,7 +37,7 @@ class RayHandle:
         self._task = task
 
     def poll(self) -> int | None:
-        """Return the exit status; None while the run goes on or waits for a place."""
+        """Return the exit status; None while the run is running or waits for a place."""
         import ray
         from ray.exceptions import RayError
 
@@ -69,9 +69,9 @@ class RayLauncher:
     """Starts runs as Ray tasks.
 
     Args:
-        parallel: Runs at a time; None: as many as the cluster's cores carry.
+        parallel: Runs at a time; None: as the cluster's cores allow.
         configs: Settings of the runs. They share the cluster's GPUs, unless all are for the CPU.
-        program: What is called in place of `robo-razor`.
+        program: The command to call in place of `robo-razor`.
 
     Raises:
         SweepError: Ray is not installed or does not start, or has too few cores for one run.
@@ -111,7 +111,7 @@ class RayLauncher:
         self._task = ray.remote(num_cpus=cores, num_gpus=share, max_retries=0)(_keep)
 
     def start(self, arguments: Sequence[str], log: Path) -> RayHandle:
-        """Start `robo-razor ARGUMENTS` and append what it prints to `log`."""
+        """Start `robo-razor ARGUMENTS` and append its output to `log`."""
         directory = os.getcwd()
         command = [*self._program, *arguments]
         return RayHandle(self._task.remote(command, str(Path(directory, log)), directory))
@@ -148,7 +148,7 @@ def connect(ray: Any, cores: int | None = None) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             **options,
         )
-    except Exception as error:  # it raises a bare one after 30 s
+    except Exception as error:  # Ray raises a plain `Exception` after 30 s
         ray.shutdown()
         raise SweepError(
             f"Ray does not start on this machine ({error})",

@@ -30,7 +30,6 @@ class Resume(Place):
     def prepare(templates: Path) -> None:
         """Make a run that clones a few frames, and stop it."""
         from toy_policy import NEW, RED, save_tiny_policy
-        from toy_runs import quiet
 
         from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, TrackingConfig
         from robo_razor.training.imitation import DemonstrationLearner
@@ -73,7 +72,7 @@ class Resume(Place):
 
         with mock.patch.object(DemonstrationLearner, "update", stop):
             try:
-                finetune(config, quiet())
+                finetune(config)
             except KeyboardInterrupt:
                 shutil.rmtree(templates / "run" / "tensorboard", ignore_errors=True)
                 return

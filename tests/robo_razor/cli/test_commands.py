@@ -20,13 +20,13 @@ DEAR = {
 """What no help needs, and what takes a tenth of a second or more."""
 
 
-def finetune(*words):
-    return parse("finetune", FinetuneConfig, words, "about")
+def finetune(*argv):
+    return parse("finetune", FinetuneConfig, argv, "about")
 
 
-def run(*words):
+def run(*argv):
     """Run the command line in this process and return the exit status."""
-    return cli.main(list(words))
+    return cli.main(list(argv))
 
 
 @pytest.fixture
@@ -37,19 +37,19 @@ def called(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"], ["--version"]])
-def test_help_imports_little(words):
+@pytest.mark.parametrize("argv", [["--help"], ["finetune", "--help"], ["--version"]])
+def test_help_imports_little(argv):
     """What takes seconds is importing; a clock would tell more of the machine than of the code."""
     code = (
         "import sys; from robo_razor.cli import main; main(sys.argv[1:]); "
         "print(*sys.modules, file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, *words]
+    command = [sys.executable, "-c", code, *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {name.split(".")[0] for name in done.stderr.split()}
     assert imported.isdisjoint(DEAR)
-    assert len(done.stderr.split()) < (600 if words[0] == "finetune" else 300)
-    if words == ["--help"]:
+    assert len(done.stderr.split()) < (600 if argv[0] == "finetune" else 300)
+    if argv == ["--help"]:
         assert all(f"  {name}" in done.stdout for name in cli.COMMANDS)
 
 
@@ -120,7 +120,7 @@ def test_another_method_than_the_files_drops_its_section(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (("--learning-rate", "3"), "Did you mean '--ppo.learning-rate'"),
         (("--sed", "3"), "Unknown option `--sed` of `robo-razor finetune`. Did you mean '--seed'"),
@@ -141,19 +141,19 @@ def test_another_method_than_the_files_drops_its_section(tmp_path):
         (("--seed", "1", "--seed=2"), "`--seed` is given twice"),
         (("--ppo.bf16", "--ppo.no-bf16"), "`--ppo.bf16` is given twice"),
         (("--config", "a", "--config", "b"), "`--config` is given twice"),
-        (("--config", "/dev/zero"), "is no plain file"),
+        (("--config", "/dev/zero"), "is not a plain file"),
         (("--seed", "9" * 5000), "Error parsing --seed"),
         (("--ppo.learning-rate", "inf"), "`ppo.learning_rate` = inf is out of range"),
-        (("--task", "\udcff"), "`task` = .* holds the character"),
-        (("--rename", "{a: {{ b }}}"), "template that was not filled in"),
+        (("--task", "\udcff"), "`task` = .* holds the unprintable character"),
+        (("--rename", "{a: {{ b }}}"), "template that nobody filled in"),
         (("--out", "x" * 300), "`out` = .* longer than a path may be"),
         (("--env.env-packages", "os"), "'os', which is a part of Python"),
     ],
-    ids=lambda words: str(words)[:50].encode("unicode_escape").decode(),
+    ids=lambda argv: str(argv)[:50].encode("unicode_escape").decode(),
 )
-def test_bad_words(words, message):
+def test_bad_words(argv, message):
     with pytest.raises(ConfigError, match=message):
-        finetune(*words)
+        finetune(*argv)
 
 
 def test_an_error_is_one_line_on_stderr_with_status_2(capsys):
@@ -220,14 +220,14 @@ def test_resume_uses_the_runs_own_settings(interrupted_run):
 
 
 def test_resume_knows_the_task_by_its_skills_name(interrupted_run):
-    words = ("--resume", "--out", str(interrupted_run), "--task")
-    assert finetune(*words, "PlaceCanInBin").resume
+    argv = ("--resume", "--out", str(interrupted_run), "--task")
+    assert finetune(*argv, "PlaceCanInBin").resume
     with pytest.raises(ConfigError, match=r"`task` = 'gym_razor/LiftCan-v0' differs"):
-        finetune(*words, "LiftCan")
+        finetune(*argv, "LiftCan")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (("--seed", "8"), "`seed` = 8 differs from the run that is resumed, which has 7"),
         (("--ppo.gamma", "0.5"), "`ppo.gamma` = 0.5 differs"),
@@ -235,11 +235,11 @@ def test_resume_knows_the_task_by_its_skills_name(interrupted_run):
         (("--config", "c.yaml"), "exclude each other"),
     ],
 )
-def test_resume_is_the_same_run(interrupted_run, words, message, tmp_path, monkeypatch):
+def test_resume_is_the_same_run(interrupted_run, argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text("seed: 7\n")
     with pytest.raises(ConfigError, match=message):
-        finetune("--resume", "--out", str(interrupted_run), *words)
+        finetune("--resume", "--out", str(interrupted_run), *argv)
 
 
 def test_resuming_nothing_says_so(capsys):

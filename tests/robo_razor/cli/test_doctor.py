@@ -45,7 +45,7 @@ def test_gl_says_what_is_really_used():
     rendering, environment = doctor.check_gl()
     assert rendering.status in ("ok", "note", "slow"), rendering
     assert "ms per 64 px frame" in rendering.value
-    assert (environment.what, environment.status) == ("environment", "ok")
+    assert (environment.subject, environment.status) == ("environment", "ok")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_cpu_quota_is_seen(tmp_path, monkeypatch):
 def test_little_memory_and_disk_are_seen(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "available_bytes", lambda: 10**9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("U", (), {"free": 1e6}))
-    statuses = {f.what: f.status for f in doctor.check_memory()}
+    statuses = {f.subject: f.status for f in doctor.check_memory()}
     assert statuses == {"memory": "slow", "shared memory": "wrong"}
     assert doctor.check_disk(tmp_path)[0].status == "wrong"
 

@@ -13,7 +13,7 @@ from robo_razor.core.interrupts import SIGNALS, Interrupted, interruptible
 
 
 def ends_with(monkeypatch, error):
-    def fail(words):
+    def fail(argv):
         raise error
 
     monkeypatch.setattr(cli, "_dispatch", fail)
@@ -25,9 +25,9 @@ def ends_with(monkeypatch, error):
     [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)],
 )
 def test_the_status_says_which_signal_it_was(monkeypatch, capsys, number, status):
-    found = signal.Signals[number]
-    assert found in SIGNALS
-    assert ends_with(monkeypatch, Interrupted(found)) == status
+    received = signal.Signals[number]
+    assert received in SIGNALS
+    assert ends_with(monkeypatch, Interrupted(received)) == status
     assert ("by SIG" in capsys.readouterr().err) == (number != "SIGINT")
     assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
 
@@ -36,10 +36,10 @@ def test_the_status_says_which_signal_it_was(monkeypatch, capsys, number, status
 def test_what_the_system_refuses_is_one_paragraph(monkeypatch, capsys, code):
     error = OSError(code, os.strerror(code), "/data/run\nx")
     assert ends_with(monkeypatch, error) == 2
-    shown = capsys.readouterr().err
-    assert shown.count("\n") == 1
-    assert os.strerror(code) in shown
-    assert "/data/run x" in shown
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert os.strerror(code) in message
+    assert "/data/run x" in message
 
 
 def test_a_closed_terminal_is_nothing_to_a_process_under_nohup():

@@ -23,8 +23,8 @@ def test_lerobots_own_policy_types_are_known(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["gym_razor/PressButton-v0", "PressButton"])
 def test_rollout_knows_the_suites_tasks(task):
-    words = ["rollout", "--policy", "expert", "--task", task, "--episodes", "1"]
-    command = [sys.executable, "-m", "robo_razor.cli", *words]
+    arguments = ["rollout", "--policy", "expert", "--task", task, "--episodes", "1"]
+    command = [sys.executable, "-m", "robo_razor.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "expert on gym_razor/PressButton-v0: 1 of 1 episodes" in done.stdout

@@ -35,8 +35,8 @@ def narrow(monkeypatch):
 def helped(capsys):
     """Return a function that returns what a command prints."""
 
-    def printed(*words):
-        assert cli.main(list(words)) == 0
+    def printed(*argv):
+        assert cli.main(list(argv)) == 0
         return capsys.readouterr().out
 
     return printed
@@ -74,7 +74,7 @@ def test_the_long_help_has_every_setting_and_the_regularisers(helped):
     text = helped("finetune", "--help-all")
     wanted = {"--env.num-envs", "--tracking.every", "--ppo.gamma", "--regularise.l2.weight"}
     assert wanted <= flags(text)
-    assert "adds this penalty to the loss" in " ".join(text.replace("│", " ").split())
+    assert "add the penalty to the loss" in " ".join(text.replace("│", " ").split())
     assert "shows all" not in text
 
 
@@ -92,11 +92,11 @@ def test_a_regulariser_that_is_named_is_not_in_the_way(helped):
 @pytest.mark.parametrize(("main", "shown"), [("", {"speed", "colour"}), (", main=True", {"speed"})])
 def test_a_foreign_method_shows_what_it_marks_or_everything(helped, foreign, main, shown):
     name = f"foreign{len(shown)}"
-    words = foreign(name, main)
-    assert {flag for flag in flags(helped(*words, "--help")) if "." in flag} == {
+    argv = foreign(name, main)
+    assert {flag for flag in flags(helped(*argv, "--help")) if "." in flag} == {
         f"--{name}.{key}" for key in shown
     }
-    assert f"--{name}.colour" in flags(helped(*words, "--help-all"))
+    assert f"--{name}.colour" in flags(helped(*argv, "--help-all"))
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

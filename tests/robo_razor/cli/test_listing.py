@@ -13,8 +13,8 @@ def listed(capsys, monkeypatch):
     """Return a function that returns what `list` prints."""
     monkeypatch.setenv("COLUMNS", "80")
 
-    def printed(*words):
-        assert cli.main(["list", *words]) == 0
+    def printed(*kinds):
+        assert cli.main(["list", *kinds]) == 0
         return capsys.readouterr().out
 
     return printed
@@ -31,7 +31,7 @@ def test_what_is_registered_is_listed(listed, kind, registry):
 
 def test_who_looks_for_group_advantages_finds_grpo(listed):
     text = " ".join(listed("methods").split())
-    assert "PPO with advantages within groups (no critic) is `grpo`" in text
+    assert "`grpo` is PPO with advantages within groups, without a critic" in text
 
 
 def test_tasks_of_packages_that_are_named_are_listed(listed):

@@ -32,7 +32,7 @@ def console():
 
 def test_a_run_ends_with_its_directory_and_the_next_commands(console, tmp_path, monkeypatch):
     result = FinetuneResult(tmp_path / "run", 3, 3, {}, 0.1)
-    monkeypatch.setattr(training, "finetune", lambda config, console: result)
+    monkeypatch.setattr(training, "finetune", lambda config, listener: result)
     assert training.run_finetune(FinetuneConfig(), console) is result
     shown = " ".join(console.file.getvalue().replace("\n", "").replace("\\", "").split())
     assert "Next: robo-razor compare" in shown
@@ -43,7 +43,7 @@ def test_a_run_ends_with_its_directory_and_the_next_commands(console, tmp_path, 
 def test_only_the_first_rank_says_so(console, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     result = FinetuneResult(tmp_path / "run", 3, 3, {}, 0.1)
-    monkeypatch.setattr(training, "finetune", lambda config, console: result)
+    monkeypatch.setattr(training, "finetune", lambda config, listener: result)
     training.run_finetune(FinetuneConfig(), console)
     assert console.file.getvalue() == ""
 
@@ -68,9 +68,9 @@ def test_the_directory_is_named_once():
 
 @pytest.mark.parametrize("path", ["runs/x", LONG])
 def test_a_command_can_be_copied_however_long_it_is(path):
-    words = ["robo-razor", "finetune", "--method", "bc", "--bc.demonstrations", path]
-    text = shell(*words)
-    assert shlex.split(text.replace("\\\n", " ")) == words
+    arguments = ["robo-razor", "finetune", "--method", "bc", "--bc.demonstrations", path]
+    text = shell(*arguments)
+    assert shlex.split(text.replace("\\\n", " ")) == arguments
     assert ("\n" in text) == (path == LONG)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from toy_env import ToyVectorEnv
 from toy_policy import NEW, save_tiny_policy
-from toy_runs import quiet
+from toy_runs import finetune, quiet
 
 from robo_razor.cli.archive import run_archive
 from robo_razor.cli.collect import run_collect
@@ -25,7 +25,6 @@ from robo_razor.core.settings.config import (
     RolloutConfig,
 )
 from robo_razor.report import build as report
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=2, num_workers=1, image_size=16, env_packages=("toy_env",))
 
@@ -42,9 +41,9 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
     for place, problem in [
-        (tmp_path, "is a directory, and a file is written there"),
-        (tmp_path / "pipe", "is no plain file"),
-        ("/dev/null", "is no plain file"),
+        (tmp_path, "is a directory, but a file must be written there"),
+        (tmp_path / "pipe", "is not a plain file"),
+        ("/dev/null", "is not a plain file"),
         (tmp_path / "file" / "x.json", "cannot be written"),
         (tmp_path / ("x" * 240), "cannot be written"),  # the names that are written on the way
         ("/proc/absent/x.json", "cannot be written"),
@@ -52,7 +51,9 @@ def test_what_cannot_be_written(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=f"`json` = .*{problem}"):
             check_writable(place, "json")
-    with pytest.raises(ConfigError, match="is no plain file, and a directory is written there"):
+    with pytest.raises(
+        ConfigError, match="is not a plain file, but a directory must be written there"
+    ):
         check_writable(tmp_path / "pipe", "out", directory=True)
 
 

@@ -15,8 +15,8 @@ from robo_razor.core.settings.config import FinetuneConfig, load_yaml
 ROOT = Path(__file__).parents[3]
 
 
-def finetune(*words):
-    return parse("finetune", FinetuneConfig, words, "about")
+def finetune(*argv):
+    return parse("finetune", FinetuneConfig, argv, "about")
 
 
 @pytest.mark.parametrize("name", shipped.shipped_files())
@@ -39,13 +39,13 @@ def test_an_unknown_name_lists_what_ships(tmp_path, monkeypatch, capsys):
     assert "ships with robo-razor: debug_bc, debug_grpo, debug_ppo." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["sweep", "absent.yaml"], ["sweep"]])
-def test_a_sweep_of_nothing_lists_the_experiments_that_ship(words, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("argv", [["sweep", "absent.yaml"], ["sweep"]])
+def test_a_sweep_of_nothing_lists_the_experiments_that_ship(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(words) == 2
-    shown = capsys.readouterr().err
-    assert "ships with robo-razor: razor, razor_smoke." in shown
-    assert "--config" not in shown
+    assert cli.main(argv) == 2
+    message = capsys.readouterr().err
+    assert "ships with robo-razor: razor, razor_smoke." in message
+    assert "--config" not in message
 
 
 def test_a_sweep_takes_the_name_of_an_experiment_that_ships(tmp_path, monkeypatch, capsys):

@@ -75,8 +75,8 @@ def test_decisive_differences_are_named(full, path, value, text):
     import re
 
     other = change(full, path, value)
-    (found,) = differences(full, other)
-    assert re.search(text, found)
+    (clause,) = differences(full, other)
+    assert re.search(text, clause)
     assert differences(full, other)
     assert differences(other, full)
 
@@ -98,8 +98,8 @@ def test_harmless_differences_are_told_on_request_only(full, path, value):
     full = change(full, ("git",), {"commit": "1" * 40, "dirty": True})
     other = change(full, path, value)
     assert not differences(full, other)
-    (found,) = differences(full, other, harmless=True)
-    assert path[-1].split("_")[0] in found.lower() or "MUJOCO_GL" in found
+    (clause,) = differences(full, other, harmless=True)
+    assert path[-1].split("_")[0] in clause.lower() or "MUJOCO_GL" in clause
 
 
 def test_what_is_not_told_does_not_count(full):
@@ -127,9 +127,11 @@ def test_a_policys_hash_is_that_of_its_numbers(tmp_path):
 
 
 def test_git_state_of_a_checkout(tmp_path):
-    def git(*words):
+    def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
 
     assert git_state(tmp_path) is None
     git("init")

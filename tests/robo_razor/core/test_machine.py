@@ -50,9 +50,9 @@ def test_threads_are_put_back():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused():
     assert resolve_device("auto") == "cpu"
-    with pytest.raises(ConfigError, match=r"'cuda' .* is not here: torch sees no CUDA devices"):
+    with pytest.raises(ConfigError, match=r"'cuda' .* is missing: torch sees no CUDA devices"):
         resolve_device("cuda")
-    with pytest.raises(ConfigError, match=r"'gpu' .* is none that .*Allowed: auto, cpu"):
+    with pytest.raises(ConfigError, match=r"'gpu' .* is unknown.*Allowed: auto, cpu"):
         resolve_device("gpu")
 
 

@@ -17,8 +17,7 @@ from robo_razor.cli.evaluate import results_table
 from robo_razor.core.files import read_json, write_json
 from robo_razor.core.metrics import Summary
 from robo_razor.core.plain_text import literal, printable, printable_values, shortened, skill_name
-from robo_razor.core.run.display import summary_table
-from robo_razor.core.run.log import RunLog
+from robo_razor.core.run.display import Display, summary_table
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.core.types import SkillResult
 from robo_razor.report.arms import load_runs
@@ -90,18 +89,18 @@ def test_the_page_has_its_three_scripts_and_the_names_as_text(out):
     assert {"matched", "frontier", "skills"} <= {chart["id"] for chart in charts}
     assert "img" not in page.tags
     assert "onerror" not in page.attributes
-    words = "".join(page.words)
-    assert all(name in words for name in (*SKILLS, *ARMS))
+    page_text = "".join(page.words)
+    assert all(name in page_text for name in (*SKILLS, *ARMS))
 
 
 def test_plotly_gets_no_tags_from_names(out):
     page = Page((out / "index.html").read_text(encoding="utf-8"))
     text = page.scripts[0]
     assert "<" not in text
-    shown = json.dumps(json.loads(text))
-    assert "<img" not in shown
-    assert "<!--" not in shown
-    assert "&lt;img" in shown
+    values = json.dumps(json.loads(text))
+    assert "<img" not in values
+    assert "<!--" not in values
+    assert "&lt;img" in values
 
 
 def test_the_markdown_shows_names_and_no_more(out):
@@ -112,8 +111,8 @@ def test_the_markdown_shows_names_and_no_more(out):
     assert not kinds & {"link_open", "html_inline", "html_block", "code_inline", "fence"}
     images = [token for token in inline if token.type == "image"]
     assert {token.attrs["src"] for token in images} <= {file.name for file in out.glob("*.png")}
-    words = "".join(token.content for token in inline if token.type == "text")
-    assert all(name in words for name in (*SKILLS, *ARMS))
+    plain = "".join(token.content for token in inline if token.type == "text")
+    assert all(name in plain for name in (*SKILLS, *ARMS))
     heads = [token for token in tokens if token.type == "heading_open"]
     assert len(heads) == sum(line.startswith("#") for line in text.split("\n"))
 
@@ -178,9 +177,9 @@ def test_tables_of_the_terminal_show_names_as_they_are(name):
         assert "\x1b[2J" not in text
         assert "\x1b]8" not in text
     console = Console(file=io.StringIO(), width=200)
-    log = RunLog(None, total=1, console=console)
-    log.warn(f"{name} is being forgotten")
-    log.note(name)
+    screen = Display(console)
+    screen.warn(f"{name} is being forgotten")
+    screen.note(name)
     assert console.file.getvalue().count(printable(name)) == 2
 
 
@@ -209,7 +208,7 @@ def test_a_figure_of_many_skills_shows_those_of_which_least_is_kept():
     names = [label.get_text() for label in axes.get_yticklabels()]
     plt.close(figure)
     assert names == [f"s{k}" for k in range(999, 939, -1)]  # the first one is at the top
-    assert axes.get_ylabel() == "940 skills of which more is kept are left out"
+    assert axes.get_ylabel() == "940 skills with higher retention are left out"
 
 
 def test_a_directory_whose_name_is_no_text_is_reported(tmp_path):

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from ranks_child import METHODS, evaluation, settings
 from toy_policy import save_tiny_policy
-from toy_runs import metrics, quiet, summary, weights
+from toy_runs import finetune, metrics, quiet, summary, weights
 
 from robo_razor.cli.evaluate import run_evaluate
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.machine import local_processes
 from robo_razor.core.ranks import ALONE, Ranks, launched
-from robo_razor.training.trainer import finetune
 
 TOYS = Path(__file__).parents[2] / "toys"
 
@@ -61,17 +60,17 @@ def test_two_ranks_make_the_run_of_one(together, base, tmp_path, method):
     last = metrics(alone)[-1]["step"]
     assert rows(shared, 0) == rows(alone, 0)  # the same rows in the same order, none twice
     assert summary(shared, 0)["kl_base_tuned"] == summary(alone, 0)["kl_base_tuned"]
-    ours, theirs = metrics(shared), metrics(alone)
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    first = next(line for line in ours if line["step"] == 1 and "train/grad_norm" in line)
-    other = next(line for line in theirs if line["step"] == 1 and "train/grad_norm" in line)
+    of_shared, of_alone = metrics(shared), metrics(alone)
+    assert [line["step"] for line in of_shared] == [line["step"] for line in of_alone]
+    first = next(line for line in of_shared if line["step"] == 1 and "train/grad_norm" in line)
+    other = next(line for line in of_alone if line["step"] == 1 and "train/grad_norm" in line)
     for key in first:
         if key.startswith(("train/", "rollout/")):
             assert first[key] == pytest.approx(other[key], rel=2e-3, abs=1e-4), key
     start, tuned = weights(alone, 0), weights(alone, last)
     moved = sum(float((tuned[k] - start[k]).abs().sum()) for k in tuned)
-    found = weights(shared, last)
-    apart = sum(float((tuned[k] - found[k]).abs().sum()) for k in tuned)
+    shared_weights = weights(shared, last)
+    apart = sum(float((tuned[k] - shared_weights[k]).abs().sum()) for k in tuned)
     assert moved > 0
     assert apart < 0.02 * moved
 

@@ -210,7 +210,7 @@ def test_a_manifest_is_selected_from_by_skill_and_number(base, states, tmp_path)
     Manifest.of_entries([{"row": 0, "task": RED, "seed": 3}]).save(few)
     with pytest.raises(ConfigError, match=r"has no rows of toy/ReachBlue-v0. Allowed: ReachRed"):
         evaluated(base, file, manifest=str(few), skills="ReachBlue")
-    with pytest.raises(ConfigError, match="`seed_offset` = 5 would not be read"):
+    with pytest.raises(ConfigError, match="`seed_offset` = 5 has no effect"):
         EvaluateConfig(manifest="razor", seed_offset=5)
 
 
@@ -317,7 +317,7 @@ def test_too_few_episodes_for_the_width_are_told(base, short_looks):
     )
     (result,) = run_evaluate(config, console).values()
     assert result.n == 9
-    assert "9 episodes leave the interval" in console.file.getvalue()
+    assert "after 9 episodes the interval is" in console.file.getvalue()
     assert "more than 0.05" in console.file.getvalue()
 
 

@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def families(monkeypatch):
     monkeypatch.setattr(FAMILIES, "_items", dict(FAMILIES._items))
-    monkeypatch.setattr(FAMILIES, "_asked_others", False)
+    monkeypatch.setattr(FAMILIES, "_entry_points_loaded", False)
     return FAMILIES
 
 

@@ -9,7 +9,15 @@ import pytest
 import tiny_vla
 import torch
 from toy_policy import save_tiny_policy, tiny_policy
-from toy_runs import assert_same_weights, interrupt_at, quiet, run_config, summary, weights
+from toy_runs import (
+    assert_same_weights,
+    finetune,
+    interrupt_at,
+    quiet,
+    run_config,
+    summary,
+    weights,
+)
 
 from robo_razor.core.errors import ConfigError, PolicyError
 from robo_razor.core.settings.config import (
@@ -23,7 +31,7 @@ from robo_razor.policies.normalisation import check_statistics, statistics_of, w
 from robo_razor.training import imitation
 from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
-from robo_razor.training.trainer import Trainer, finetune
+from robo_razor.training.trainer import Trainer
 
 STATE, ACTION = "observation.state", "action"
 THEIRS = FinetuneConfig(method=BC(statistics="demonstrations"))

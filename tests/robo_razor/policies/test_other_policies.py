@@ -16,6 +16,7 @@ from toy_env import ToyVectorEnv
 from toy_policy import NEW
 from toy_runs import (
     assert_same_weights,
+    finetune,
     interrupt_at,
     own_warnings,
     quiet,
@@ -39,7 +40,6 @@ from robo_razor.rollout.episodes import run_episodes
 from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune
 
 NO_DIFFUSERS = importlib.util.find_spec("diffusers") is None
 KINDS = (

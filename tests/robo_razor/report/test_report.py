@@ -71,7 +71,7 @@ def test_a_run_is_read_in_order(ppo):
     assert run.series("new") == [0.2, 0.6, 0.9]
     assert run.series("prior") == pytest.approx([0.9, 0.9, 0.81])
     assert run.series("kl_tuned_base/new_base_visited") == [0.0, 2.0, 4.0]
-    assert run.label == "ppo (ppo)"
+    assert run.title == "ppo: seed 0"
 
 
 def test_environment_steps_come_from_the_rollouts(ppo, bc):
@@ -191,16 +191,16 @@ def test_an_arm_counts_only_where_every_seed_gets(tmp_path):
     assert match_arm(arm, 0.7).reason == "only 1 of 2 seeds reach it"
     assert match_arm(arm, 0.95).reason == "its best run reaches only 90%"
     assert match_arm(arm, 0.2).reason == "the base already has 20%"
-    found = match_arm(arm, 0.6)
-    assert found.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
-    estimate = found.estimate("retention")
+    match = match_arm(arm, 0.6)
+    assert match.values("retention") == pytest.approx([1 - 0.2 * 4 / 7, 0.6])
+    estimate = match.estimate("retention")
     assert estimate.low < estimate.value < estimate.high
 
 
-def arm_of_rates(root, kept, top=None):
+def arm_of_rates(root, retentions, top=None):
     """Load a sweep's arm that keeps so much at 80 % (`top` by rate) by (learning rate, seed)."""
     runs = []
-    for (rate, seed), retention in kept.items():
+    for (rate, seed), retention in retentions.items():
         name = f"rate={rate:g},seed={seed}"
         points = [(0.2, 1.0, 0.0), ((top or {}).get(rate, 0.8), retention, 1.0)]
         make_run(root / "ppo" / name, points, seed=seed, section={"learning_rate": rate})
@@ -213,28 +213,28 @@ def arm_of_rates(root, kept, top=None):
 
 def test_the_setting_is_chosen_on_the_other_seeds(tmp_path):
     """Setting x is better on seed 0, y on seed 1: each seed gets what the other one prefers."""
-    kept = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
-    arm = arm_of_rates(tmp_path / "sweep", kept)
-    found = match_arm(arm, 0.8)
-    assert found.values("retention") == pytest.approx([0.6, 0.5])
-    assert "chosen on the other seeds" in found.choice
+    retentions = {(1e-4, 0): 0.9, (1e-4, 1): 0.5, (3e-4, 0): 0.6, (3e-4, 1): 0.7}
+    arm = arm_of_rates(tmp_path / "sweep", retentions)
+    match = match_arm(arm, 0.8)
+    assert match.values("retention") == pytest.approx([0.6, 0.5])
+    assert "chosen on the other seeds" in match.choice
     assert shown_setting(arm, 0.8).label == "learning_rate=1e-4"
 
 
 def test_a_setting_under_way_stands_for_no_arm(tmp_path):
     """One seed of a rate that keeps more is no comparison yet, in words and tables neither."""
-    kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
-    arm = arm_of_rates(tmp_path / "sweep", kept)
-    found = match_arm(arm, 0.8)
-    assert found.values("retention") == pytest.approx([0.4, 0.5])
-    assert found.choice == "only setting with 2 seeds"
+    retentions = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
+    arm = arm_of_rates(tmp_path / "sweep", retentions)
+    match = match_arm(arm, 0.8)
+    assert match.values("retention") == pytest.approx([0.4, 0.5])
+    assert match.choice == "only setting with 2 seeds"
     assert shown_setting(arm, 0.8).label == "learning_rate=3e-4"
 
 
 def test_a_setting_under_way_sets_no_level(tmp_path):
     """The best of its few seeds gets further than the worst of three: that is no reach."""
-    kept = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
-    arm = arm_of_rates(tmp_path / "sweep", kept, top={1e-4: 0.95})
+    retentions = {(3e-4, 0): 0.4, (3e-4, 1): 0.5, (1e-4, 0): 0.9}
+    arm = arm_of_rates(tmp_path / "sweep", retentions, top={1e-4: 0.95})
     assert match_arm(arm, 0.9).reason == "its best run reaches only 80%"
     assert shown_setting(arm, 0.9).label == "learning_rate=3e-4"
     assert matching_levels([arm]) == (0.3, 0.5, 0.7, 0.8)
@@ -243,8 +243,8 @@ def test_a_setting_under_way_sets_no_level(tmp_path):
 
 
 def test_the_frontiers_area_is_of_settings_that_every_seed_has(tmp_path):
-    kept = {(3e-4, 0): 0.5, (3e-4, 1): 0.5, (1e-4, 0): 1.0}
-    arm = arm_of_rates(tmp_path / "sweep", kept)
+    retentions = {(3e-4, 0): 0.5, (3e-4, 1): 0.5, (1e-4, 0): 1.0}
+    arm = arm_of_rates(tmp_path / "sweep", retentions)
     entry = frontier_entry(arm)
     one, two = entry["hypervolume"]["values"]
     assert one == two  # but for the one more setting they are the same
@@ -258,9 +258,9 @@ def test_arms_that_do_not_overlap_are_refused(tmp_path, ppo):
     first, second = load_runs([ppo, stuck]).arms
     pair = compare_pair(first, second, (0.5, 0.9))
     assert pair.levels == ()
-    assert pair.reason.startswith("their ranges of new-task success do not overlap above the base")
+    assert pair.reason.startswith("their ranges of success on the new task do not overlap above")
     wide = compare_pair(first, first, (0.95,))
-    assert wide.reason == "none of the levels asked for lies in (20%, 90%]"
+    assert wide.reason == "none of the requested levels is above 20% and at most 90%"
 
 
 # --- The report -----------------------------------------------------------------------------------
@@ -450,7 +450,34 @@ def test_runs_without_prior_skills_and_kl(tmp_path):
 
 def test_the_same_directory_name_twice(tmp_path):
     paths = [make_run(tmp_path / x / "run", [(0.2, 1.0, 0.0)], seed=k) for k, x in enumerate("ab")]
-    assert [run.name for run in load_runs(paths).runs] == ["a/run", "b/run"]
+    runs = load_runs(paths).runs
+    assert [run.name for run in runs] == ["a/run", "b/run"]
+    assert [run.title for run in runs] == ["ppo: seed 0", "ppo: seed 1"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [
+        ("first_try", "first_try: seed 3"),
+        ("first_try_seed_3", "first_try: seed 3"),
+        ("first_try-seed7", "first_try-seed7: seed 3"),
+        ("seed_3", "ppo: seed 3"),
+        ("robo-razor-abc/run", "ppo: seed 3"),
+    ],
+)
+def test_a_run_is_titled_by_its_folder_or_method(tmp_path, folder, title):
+    path = make_run(tmp_path / folder, [(0.2, 1.0, 0.0)], seed=3)
+    assert load_runs([path]).runs[0].title == title
+
+
+def test_runs_of_one_title_are_told_apart_by_their_folders(tmp_path):
+    points = [(0.2, 1.0, 0.0)]
+    paths = [
+        make_run(tmp_path / place / "run", points, section={"learning_rate": rate})
+        for place, rate in (("a", 1e-4), ("b", 2e-4))
+    ]
+    titles = [run.title for run in load_runs(paths).runs]
+    assert titles == ["ppo: seed 0 (a/run)", "ppo: seed 0 (b/run)"]
 
 
 def test_two_sweeps_whose_runs_are_called_alike(tmp_path):
@@ -461,26 +488,28 @@ def test_two_sweeps_whose_runs_are_called_alike(tmp_path):
     ]
     for file in (tmp_path / "two").rglob("config.yaml"):
         file.write_text(file.read_text().replace("seed: 0", "seed: 1", 1))
-    names = [run.name for run in load_runs(sweeps).runs]
+    runs = load_runs(sweeps).runs
+    assert len({run.title for run in runs}) == 2
+    names = [run.name for run in runs]
     assert names == ["one/oracle/rate=1,seed=0", "two/oracle/rate=1,seed=0"]
 
 
 def test_a_run_beside_a_sweep_is_no_part_of_its_arm(tmp_path):
     sweep = make_sweep(tmp_path / "sweep", arms=["ppo"], seeds=1, rates=(1,))
-    mine = make_run(tmp_path / "mine", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], skills=dict(SKILLS))
-    arms = load_runs([sweep, mine]).arms
+    single = make_run(tmp_path / "mine", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], skills=dict(SKILLS))
+    arms = load_runs([sweep, single]).arms
     assert [arm.name for arm in arms] == ["ppo", "ppo (mine)"]
 
 
 def test_runs_that_were_cut_are_named(tmp_path, ppo):
-    found = build_report(load_runs([ppo]))
-    assert "Not finished" not in " ".join(found["notes"])
+    report = build_report(load_runs([ppo]))
+    assert "Not finished" not in " ".join(report["notes"])
     for summary in Path(ppo).glob("eval/*/summary.json"):
         write_json(summary, {**read_json(summary), "updates": 40})
     run = RunDirectory.open(ppo).path / "config.yaml"
     run.write_text(run.read_text().replace("every: ", "every: 0.25 # "))
     cut = " ".join(build_report(load_runs([ppo]))["notes"])
-    assert "Not finished: ppo (update 20 of 40)" in cut
+    assert "Not finished: ppo: seed 0 (update 20 of 40)" in cut
 
 
 def test_a_run_given_twice_is_refused(tmp_path):
@@ -489,7 +518,7 @@ def test_a_run_given_twice_is_refused(tmp_path):
     with pytest.raises(ReportError, match=r"a is given twice, as a#1 and a#2"):
         load_runs([first, str(tmp_path / "a" / ".." / "a")])
     copy = make_run(tmp_path / "copy", points)
-    with pytest.raises(ReportError, match=r"a and .*copy are one setting .* the same seed 0"):
+    with pytest.raises(ReportError, match=r"a and .*copy have the same seed 0 .* one setting"):
         load_runs([first, copy])
     other = make_run(tmp_path / "other", points, section={"ent_coef": 0.5})
     assert len(load_runs([first, other]).runs) == 2
@@ -519,10 +548,10 @@ def test_seeds_that_keep_everything_are_not_certain_to(tmp_path):
 
 def test_single_runs_say_what_their_episodes_leave_open(ppo, bc):
     report = build_report(load_runs([ppo, bc]))
-    found = report["comparisons"][0]["levels"][-1]["difference"]["retention"]
-    assert found["interval"] is None
-    low, high = found["over_episodes"]
-    assert low < found["value"] < high
+    difference = report["comparisons"][0]["levels"][-1]["difference"]["retention"]
+    assert difference["interval"] is None
+    low, high = difference["over_episodes"]
+    assert low < difference["value"] < high
     assert re.fullmatch(r"\+43 \[\+\d+,\s\+\d+\] \(episodes\)", pair_table(report).rows[0][3])
     arm = report["matched"][-1]["arms"][0]["retention"]
     assert arm["interval"] is None
@@ -561,7 +590,8 @@ def test_episodes_pair_only_where_they_began_alike(ppo, bc):
     file.write_text(file.read_text().replace('"start_state": "', '"start_state": "f'))
     runs = load_runs([ppo, bc])
     assert unlike(runs.runs) == [
-        "the start states or instructions of 100 of 140 episodes of equal task and seed (ppo / bc)"
+        "the start states or instructions of 100 of 140 episodes of equal task and seed "
+        "(ppo: seed 0 / bc: seed 0)"
     ]
     with pytest.raises(ReportError, match="100 of 140 episodes"):
         run_compare(CompareConfig(runs=(ppo, bc), out=f"{bc}-report"))
@@ -783,7 +813,9 @@ def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path, no_fi
     environment["packages"]["mujoco"] = "3.0.0"
     write_json(file, environment)
     out = tmp_path / "report"
-    with pytest.raises(ReportError, match=r"version of mujoco: .* against 3\.0\.0 \(ppo / bc\)"):
+    with pytest.raises(
+        ReportError, match=r"version of mujoco: .* against 3\.0\.0 \(ppo: seed 0 / bc: seed 0\)"
+    ):
         run_compare(CompareConfig(runs=(ppo, bc), out=str(out)))
     assert not out.exists()
     run_compare(CompareConfig(runs=(ppo, bc), out=str(out), allow_unlike=True))
@@ -796,7 +828,7 @@ def test_unlike_fingerprints_are_refused_unless_allowed(ppo, bc, tmp_path, no_fi
 def test_another_base_of_the_same_name_is_noticed(ppo, tmp_path):
     other = make_run(tmp_path / "other", [(0.45, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
     runs = load_runs([ppo, other]).runs
-    assert unlike(runs) == [f"{OTHER_BASE} (ppo / other)"]
+    assert unlike(runs) == [f"{OTHER_BASE} (ppo: seed 0 / other: seed 0)"]
     nearly = make_run(tmp_path / "nearly", [(0.22, 1.0, 0.0), (0.9, 0.5, 1.0)], method="bc")
     assert unlike(load_runs([ppo, nearly]).runs) == []
 
@@ -807,7 +839,7 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
         write_json(file, read_json(file) | {"policy_hash": weights, "git": {"commit": commit}})
     runs = load_runs([ppo, bc]).runs
     assert unlike(runs) == [
-        "weights of the base: hash aaaaaaaaaaaa against bbbbbbbbbbbb (ppo / bc)"
+        "weights of the base: hash aaaaaaaaaaaa against bbbbbbbbbbbb (ppo: seed 0 / bc: seed 0)"
     ]
     assert [note for note in noted(runs) if "git commit: 1111" in note]
     third = make_run(tmp_path / "third", [(0.2, 1.0, 0.0), (0.6, 1.0, 1.0)], seed=1)
@@ -815,9 +847,12 @@ def test_other_weights_of_the_base_are_refused_and_other_code_is_noted(ppo, bc, 
     write_json(file, read_json(file) | {"git": {"commit": "3" * 40}})
     (note,) = [note for note in noted(load_runs([ppo, bc, third]).runs) if "commit" in note]
     assert note.startswith("Differences between runs (harmless): git commit")
-    assert note.endswith(f"{'1' * 8} (ppo) against {'3' * 8} (third); {'2' * 8} (bc).")
+    others = f"{'3' * 8} (third: seed 1); {'2' * 8} (bc: seed 0)."
+    assert note.endswith(f"{'1' * 8} (ppo: seed 0) against {others}")
     (Path(bc) / "environment.json").unlink()
-    assert unlike(load_runs([ppo, bc]).runs) == ["fingerprint: one of them has none (ppo / bc)"]
+    assert unlike(load_runs([ppo, bc]).runs) == [
+        "fingerprint: one of them has none (ppo: seed 0 / bc: seed 0)"
+    ]
 
 
 def test_divergences_that_are_bounds_are_noted_and_other_noise_is_refused(ppo, bc):
@@ -825,11 +860,13 @@ def test_divergences_that_are_bounds_are_noted_and_other_noise_is_refused(ppo, b
     for summary in Path(bc).glob("eval/*/summary.json"):
         write_json(summary, read_json(summary) | {"kl_kind": "upper bound"})
     (note,) = divergence_kinds(load_runs([ppo, bc]).runs)
-    assert note.startswith("KL divergences of bc are not exact: upper bound.")
+    assert note.startswith("KL divergences of bc: seed 0 are not exact: upper bound.")
     file = Path(bc) / "config.yaml"
     config = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(merged(config, {"flow": {"noise": 0.7}})))
-    assert unlike(load_runs([ppo, bc]).runs) == ["setting flow.noise: 0.5 against 0.7 (ppo / bc)"]
+    assert unlike(load_runs([ppo, bc]).runs) == [
+        "setting flow.noise: 0.5 against 0.7 (ppo: seed 0 / bc: seed 0)"
+    ]
 
 
 def test_bad_runs(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from hand_written import FPS, Folder, png, shade_of, write_video
 from PIL import Image
 from toy_policy import NEW, save_tiny_policy, tiny_policy
-from toy_runs import own_warnings, quiet, run_config
+from toy_runs import finetune, own_warnings, quiet, run_config
 
 from robo_razor.core.errors import DemonstrationError
 from robo_razor.core.settings.config import EnvConfig, FinetuneConfig
@@ -30,7 +30,6 @@ from robo_razor.rollout.demonstrations import (
     demonstrations_for,
 )
 from robo_razor.training.methods.bc import BC
-from robo_razor.training.trainer import finetune
 from robo_razor.training.windows import WindowSampler
 
 

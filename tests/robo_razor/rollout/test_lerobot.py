@@ -14,7 +14,7 @@ import pytest
 import toy_lerobot_envs
 from rich.console import Console
 from toy_policy import RED, save_tiny_policy, tiny_policy
-from toy_runs import own_warnings
+from toy_runs import finetune, own_warnings
 from toy_sim import HEIGHT, WIDTH, Line
 
 from robo_razor.cli.evaluate import run_evaluate
@@ -40,7 +40,6 @@ from robo_razor.rollout.episodes import run_episodes
 from robo_razor.rollout.lerobot import LeRobotTask, lerobot_tasks, simulated
 from robo_razor.training.methods.ppo import PPO
 from robo_razor.training.preflight import check_settings as validate
-from robo_razor.training.trainer import finetune
 
 assert toy_lerobot_envs
 LEFT, RIGHT = "lerobot:toyline/Left-v0", "lerobot:toyline/Right-v0"

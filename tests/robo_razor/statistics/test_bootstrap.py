@@ -186,8 +186,8 @@ def test_mean_of_rates_covers(rates):
     covered = 0
     for _ in range(400):
         wins = generator.binomial(10, rates)
-        found = mean_rate_interval(wins, [10] * len(rates), resamples=400)
-        covered += found.low <= np.mean(rates) <= found.high
+        estimate = mean_rate_interval(wins, [10] * len(rates), resamples=400)
+        covered += estimate.low <= np.mean(rates) <= estimate.high
     assert covered / 400 > 0.9
 
 

@@ -26,16 +26,16 @@ def make_points(runs=10, noise=0.0, alike=0.0, seed=0, curve=hill, reach=80.0):
 
 def test_recovers_a_known_curve():
     points = make_points()
-    found = fit_falloff(points)
-    assert found.top == pytest.approx(0.95, abs=1e-3)
-    assert found.half == pytest.approx(25.0, rel=1e-3)
-    assert found.steepness == pytest.approx(3.0, rel=2e-3)
-    assert found.r2 == pytest.approx(1.0, abs=1e-5)
-    assert found.predict([0.0, 25.0]) == pytest.approx([0.95, 0.475], abs=1e-3)
-    assert found.minus_parabola.value == pytest.approx(found.r2 - fit_law(points).r2)
-    assert found.minus_parabola.low > 0
-    assert found.leave_one_run_out_rmse < 0.01
-    assert found.leave_one_arm_out_rmse < 0.01
+    curve = fit_falloff(points)
+    assert curve.top == pytest.approx(0.95, abs=1e-3)
+    assert curve.half == pytest.approx(25.0, rel=1e-3)
+    assert curve.steepness == pytest.approx(3.0, rel=2e-3)
+    assert curve.r2 == pytest.approx(1.0, abs=1e-5)
+    assert curve.predict([0.0, 25.0]) == pytest.approx([0.95, 0.475], abs=1e-3)
+    assert curve.minus_parabola.value == pytest.approx(curve.r2 - fit_law(points).r2)
+    assert curve.minus_parabola.low > 0
+    assert curve.leave_one_run_out_rmse < 0.01
+    assert curve.leave_one_arm_out_rmse < 0.01
 
 
 def test_the_parabola_is_fitted_once(monkeypatch):
@@ -61,10 +61,10 @@ def test_equals_scipys_least_squares_in_any_unit(scale):
     x = np.array([p.predictors[PREDICTOR] for p in points])
     y = np.array([p.prior for p in points])
     (top, half, steepness), _ = optimize.curve_fit(hill, x, y, p0=(1.0, 20.0 * scale, 2.0))
-    found = fit_falloff(points)
-    assert found.half == pytest.approx(half, rel=1e-6)
-    assert found.top == pytest.approx(top, rel=1e-6)
-    assert found.steepness == pytest.approx(steepness, rel=1e-6)
+    curve = fit_falloff(points)
+    assert curve.half == pytest.approx(half, rel=1e-6)
+    assert curve.top == pytest.approx(top, rel=1e-6)
+    assert curve.steepness == pytest.approx(steepness, rel=1e-6)
 
 
 def random_case(generator):
@@ -83,14 +83,14 @@ def test_no_cell_of_a_finer_grid_is_better():
     for _ in range(25):
         x, y = random_case(generator)
         points = [LawPoint(str(i), 1, y[i], {PREDICTOR: x[i]}) for i in range(len(x))]
-        found = fit_falloff(points, resamples=2)
-        if found.half is None:
+        curve = fit_falloff(points, resamples=2)
+        if curve.half is None:
             continue
         halves = np.geomspace(x.max() / 100, x.max() * 2, 300)[:, None, None]
         shape = 1 / (1 + (x / halves) ** np.geomspace(0.3, 30, 60)[:, None])
         top = (shape * y).sum(-1) / np.square(shape).sum(-1)
         best = np.square(y - top[..., None] * shape).sum(-1).min()
-        assert np.square(y - found.predict(x)).sum() <= best * (1 + 1e-6) + 1e-12
+        assert np.square(y - curve.predict(x)).sum() <= best * (1 + 1e-6) + 1e-12
         checked += 1
     assert checked > 10
 
@@ -116,7 +116,7 @@ def test_says_why_there_is_no_curve():
         LawPoint(p.run, p.step, p.prior, {PREDICTOR: p.predictors[PREDICTOR] - 10.0}, p.arm)
         for p in make_points()
     ]
-    assert "no distance" in fit_falloff(signed).reason
+    assert "not a distance" in fit_falloff(signed).reason
     heaps = [p for p in make_points() if not 15 < p.predictors[PREDICTOR] < 60]
     assert "no checkpoint lies between" in fit_falloff(heaps).reason
     assert "too few" in fit_falloff(make_points()[:3]).reason

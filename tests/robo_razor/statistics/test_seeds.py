@@ -58,8 +58,8 @@ def test_seeds_that_agree_are_no_better_known_than_their_episodes():
     within = [wilson_interval(10, 10)] * 3
     low = within[0][0]
     assert seed_interval([1.0] * 3).interval == (1.0, 1.0)  # what nothing but the seeds can say
-    found = seed_interval([1.0] * 3, within=within, bounds=(0.0, 1.0))
-    assert found.interval == (pytest.approx(low), 1.0)
+    estimate = seed_interval([1.0] * 3, within=within, bounds=(0.0, 1.0))
+    assert estimate.interval == (pytest.approx(low), 1.0)
     spread = seed_interval([0.2, 0.9, 0.5], within=[(0.1, 0.3), (0.8, 1.0), (0.4, 0.6)])
     assert spread == seed_interval([0.2, 0.9, 0.5])  # where seeds differ, Student's is wider
     assert seed_interval([1.0] * 2, within=[(math.nan, math.nan)] * 2).interval == (1.0, 1.0)
@@ -69,12 +69,12 @@ def test_seeds_that_agree_are_no_better_known_than_their_episodes():
 
 def test_a_difference_of_seeds_that_agree_has_a_width():
     sure, unsure = [(0.99, 1.0)] * 3, [(0.4, 0.8)] * 3
-    found = seed_difference(
+    estimate = seed_difference(
         [1.0] * 3, [0.6] * 3, first_within=sure, second_within=unsure, bounds=(-1.0, 1.0)
     )
-    assert found.value == pytest.approx(0.4)
-    assert found.low == pytest.approx(0.4 - math.hypot(0.01, 0.2))
-    assert found.high == pytest.approx(0.4 + 0.2)
+    assert estimate.value == pytest.approx(0.4)
+    assert estimate.low == pytest.approx(0.4 - math.hypot(0.01, 0.2))
+    assert estimate.high == pytest.approx(0.4 + 0.2)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -145,20 +145,20 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
             "base: {bc: {epoch: 1}}\narms: [{name: a}]",
             r"base: Unknown key `bc\.epoch`\. Did you mean 'epochs'",
         ),
-        ("base: {out: x}\narms: [{name: a}]", "`out` is chosen by the sweep"),
-        ("arms: [{name: a, settings: {resume: true}}]", "`resume` is chosen by the sweep"),
-        ("arms: [{name: a, grid: {seed: 3}}]", "grid `seed` = 3 is no list of values"),
+        ("base: {out: x}\narms: [{name: a}]", "the sweep chooses `out`"),
+        ("arms: [{name: a, settings: {resume: true}}]", "the sweep chooses `resume`"),
+        ("arms: [{name: a, grid: {seed: 3}}]", "grid `seed` = 3 is not a list of values"),
         ("arms: [{name: a, grid: {seed: []}}]", "grid `seed` has no value"),
         ("arms: [{name: a, grid: {seed: [1, 1]}}]", "has a value twice"),
         ("arms: [{name: a, grid: {ppo.gamma: [0.5, 2]}}]", r"`ppo\.gamma` = 2\.0 is out of range"),
-        ("arms: [{name: a, settings: {bc.epochs: 3}}]", "nothing would read the section `bc`"),
+        ("arms: [{name: a, settings: {bc.epochs: 3}}]", "the section `bc` has no effect"),
         (
             "arms: [{name: a, settings: {bc.epochs: 3, bc: {epochs: 4}}}]",
             r"the key `bc\.epochs` is given twice",
         ),
         (
             "arms: [{name: a, grid: {ppo.gamma: {low: 0, high: 1}}}]",
-            "is a range, which a grid cannot go through",
+            "is a range, but a grid needs single values",
         ),
         ("parallel: 0\narms: [{name: a}]", "`parallel` = 0 is out of range"),
         ("arms: [{name: a, grid: {seed: {low: 1, high: 2}}}]", "is a range.*List the values"),
@@ -167,46 +167,46 @@ def test_the_grid_overrides_settings_and_they_the_base(plan):
             "arms: [{name: a, needs: b}, {name: b, needs: a}]",
             "in a circle: a -> b -> a|b -> a -> b",
         ),
-        ("arms: [{name: a, settings: {policy: '${run.b}'}}]", "is not understood"),
-        ("base: {policy: '${runs.b}'}\narms: [{name: b}]", "which only an arm can"),
+        ("arms: [{name: a, settings: {policy: '${run.b}'}}]", "cannot be read"),
+        ("base: {policy: '${runs.b}'}\narms: [{name: b}]", "which only an arm may do"),
         (
             "arms: [{name: a, settings: {policy: '${runs.b.7}'}}, {name: b}]",
-            "means 0 runs of the arm 'b' with seed 7, but must mean one. Allowed: seed_0",
+            "fits 0 runs of the arm 'b' with seed 7, but must fit one. Allowed: seed_0",
         ),
         (
             "arms: [{name: a, settings: {policy: '${runs.b}'}}, "
             "{name: b, grid: {ppo.gamma: [0, 1]}}]",
-            "means 2 runs.*Allowed: gamma_0-seed_0, gamma_1-seed_0. Say which",
+            "fits 2 runs.*Allowed: gamma_0-seed_0, gamma_1-seed_0. Choose one",
         ),
         (
             "arms: [{name: a, settings: {policy: '${runs.b, ppo.gama=1}'}}, {name: b}]",
             r"asks for `ppo\.gama`.*Did you mean 'ppo\.gamma'",
         ),
-        ("arms: [{name: a, settings: {policy: '${runs.b.x}'}}, {name: b}]", "'x' is no seed"),
-        ("arms: [{name: a, settings: {policy: '${runs.b.²}'}}, {name: b}]", "'²' is no seed"),
-        ("arms: [{name: a, needs: 3}]", "`needs` = 3 names no arms"),
-        ("arms: [{name: a, needs: [[a]]}]", r"`needs` = \[\['a'\]\] names no arms"),
+        ("arms: [{name: a, settings: {policy: '${runs.b.x}'}}, {name: b}]", "'x' is not a seed"),
+        ("arms: [{name: a, settings: {policy: '${runs.b.²}'}}, {name: b}]", "'²' is not a seed"),
+        ("arms: [{name: a, needs: 3}]", "`needs` = 3 does not name arms"),
+        ("arms: [{name: a, needs: [[a]]}]", r"`needs` = \[\['a'\]\] does not name arms"),
         ("arms: [null]", r"arms\[0\]: `name` = None cannot name"),
         ("arms: [[a]]", r"arms\[0\] must hold keys and values"),
         ("arms: [{name: a, settings: [3]}]", "arm 'a' must hold keys and values"),
         ("arms: [{name: a, settings: {method: [x]}}]", "`method` must be a text"),
         ("arms: [{name: a, settings: {ppo: 3, ppo.gamma: 1}}]", "the key `ppo` is given twice"),
-        ("arms: [{name: a}, {name: A}]", "'a' and 'A' would be one directory"),
+        ("arms: [{name: a}, {name: A}]", "'a' and 'A' would share a directory"),
         ("arms: [{name: -rf}]", "`name` = '-rf' cannot name a directory"),
         ('arms: [{name: "a\\n"}]', "cannot name a directory"),
         ("arms: [{name: nul}]", "cannot name a directory"),
         ("name: ../../../x\narms: [{name: a}]", r"`name` = '\.\./\.\./\.\./x' cannot name"),
         ("name: ..\narms: [{name: a}]", "cannot name a directory"),
         ("name: -x\narms: [{name: a}]", "cannot name a directory"),
-        ("base: {ppo: {gamma: {{ g }}}}\narms: [{name: a}]", "template that was not filled in"),
+        ("base: {ppo: {gamma: {{ g }}}}\narms: [{name: a}]", "template that nobody filled in"),
         (
             f"arms: [{{name: a, grid: {{seed: {SEEDS}, ppo.num_updates: {SEEDS}}}}}]",
-            "would have 1000000 runs, and 2000 are left",
+            "would have 1000000 runs, but only 2000 are left",
         ),
         (
             f"arms: [{{name: a, grid: {{seed: {SEEDS}}}}}, {{name: b, grid: {{seed: {SEEDS}, "
             "ppo.gamma: [0, 1]}}]",
-            "arm 'b' would have 2000 runs, and 1000 are left",
+            "arm 'b' would have 2000 runs, but only 1000 are left",
         ),
     ],
     ids=lambda text: text[:50],
@@ -408,9 +408,9 @@ def test_there_must_be_a_table(tmp_path):
     with pytest.raises(ReportError, match="There is no table"):
         read_table(tmp_path)
     (tmp_path / "x.parquet").write_text("no")
-    with pytest.raises(ReportError, match="is no Parquet file"):
+    with pytest.raises(ReportError, match="is not a Parquet file"):
         read_table(tmp_path / "x.parquet")
-    with pytest.raises(SweepError, match="is no sweep"):
+    with pytest.raises(SweepError, match="is not a sweep"):
         read_sweep(tmp_path)
 
 
@@ -519,8 +519,8 @@ def test_two_ctrl_c_at_once_kill_too(fake):
     step = fake.out / "a/seed_0/eval/000001/summary.json"
 
     class Interrupting(LocalLauncher):
-        def start(self, words, log):
-            handle = super().start(words, log)
+        def start(self, arguments, log):
+            handle = super().start(arguments, log)
             while not step.exists():
                 time.sleep(0.02)
             signal.raise_signal(signal.SIGINT)
@@ -542,24 +542,24 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
         json.dumps({"kind": KIND, "version": 1, "name": "experiment", "arms": [], "runs": []})
     )
     file.write_text(f"out: {fake.out}/a/seed_0\n")
-    words = ["finetune", "--config", str(file), "--out", str(fake.out / "a/seed_0")]
-    process = start_process([*PROGRAM, *words], fake.out / "a/seed_0.log")
+    arguments = ["finetune", "--config", str(file), "--out", str(fake.out / "a/seed_0")]
+    process = start_process([*PROGRAM, *arguments], fake.out / "a/seed_0.log")
     with pytest.raises(SweepError, match="still writing"):
-        start_process([*PROGRAM, *words], fake.out / "a/seed_0.log")
-    told = "waiting for a/seed_0, which another process is running"
-    thread = when((lambda: told in fake.shown, (fake.tmp / LET_GO).touch))
+        start_process([*PROGRAM, *arguments], fake.out / "a/seed_0.log")
+    note = "waiting for a/seed_0, which another process is running"
+    thread = when((lambda: note in fake.shown, (fake.tmp / LET_GO).touch))
     progress = fake.run("arms: [{name: a}]")
     thread.join()
     process.wait()
     assert progress["a/seed_0"].state is State.FINISHED
     assert fake.starts == ["a/seed_0 new"]
-    assert told in fake.shown
+    assert note in fake.shown
 
 
 def test_another_experiment_is_not_mixed_in(fake):
     fake.run(ONE_ARM)
     changed = "base: {tracking: {episodes_new: 9}}\n" + ONE_ARM
-    with pytest.raises(RunDirectoryError, match=r"`tracking\.episodes_new` = 50, but .* means 9:"):
+    with pytest.raises(RunDirectoryError, match=r"`tracking\.episodes_new` = 50, but .* has 9:"):
         fake.run(changed)
     assert (fake.out / "experiment.yaml").read_text() == ONE_ARM  # what its runs were made with
     fake.run("base: {env.num_workers: 1, device: cpu}\n" + ONE_ARM)  # says how, not what
@@ -615,7 +615,7 @@ def test_one_sweep_per_directory(fake):
     messages = []
 
     class Nested(InProcess):
-        def start(self, words, log):
+        def start(self, arguments, log):
             try:
                 fake.run(ONE_ARM)
             except RunDirectoryError as error:

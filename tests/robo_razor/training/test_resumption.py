@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from toy_policy import NEW, save_tiny_policy
-from toy_runs import interrupt_at, quiet, run_config
+from toy_runs import finetune, interrupt_at, quiet, run_config
 
 from robo_razor.cli.arguments import parse
 from robo_razor.core.errors import ConfigError, RunDirectoryError
@@ -20,7 +20,6 @@ from robo_razor.training import resumption
 from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.resumption import settle_resume, stored_settings
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=4, num_workers=1, image_size=16, env_packages=("toy_env",))
 TRACKING = TrackingConfig(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_env import ToyVectorEnv
 from toy_policy import GREEN, RED, save_tiny_policy
-from toy_runs import assert_same_weights, metrics, quiet, run_config, summary, weights
+from toy_runs import assert_same_weights, finetune, metrics, quiet, run_config, summary, weights
 
 from robo_razor.core.errors import (
     CheckpointError,
@@ -38,7 +38,6 @@ from robo_razor.training.imitation import DemonstrationLearner
 from robo_razor.training.learner import OnPolicyLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=32, num_workers=1, image_size=16, env_packages=("toy_env",))
 TRACKING = TrackingConfig(

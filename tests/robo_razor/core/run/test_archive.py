@@ -154,7 +154,7 @@ def test_unfinished_runs_are_left_out(fake, tmp_path):
     ("settings", "message"),
     [
         ({}, "No directory to archive"),
-        ({"directory": "x", "out": "x.zip"}, r"'x\.zip' is no name.*NAME\.tar\.xz"),
+        ({"directory": "x", "out": "x.zip"}, r"'x\.zip' is not the name.*NAME\.tar\.xz"),
     ],
 )
 def test_what_cannot_be_asked_for(settings, message):
@@ -187,7 +187,7 @@ def test_a_damaged_archive_is_told(tmp_path, damage, monkeypatch):
     if damage == "foreign":
         with tarfile.open(file, "w:xz") as tar:
             tar.add(tmp_path / "run/config.yaml", "config.yaml")
-    with pytest.raises(ReportError, match=r"x\.tar\.xz' is no archive that can be read"):
+    with pytest.raises(ReportError, match=r"x\.tar\.xz' is not an archive that can be read"):
         run_compare(CompareConfig(runs=(str(file),), out=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
 

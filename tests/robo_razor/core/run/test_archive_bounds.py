@@ -44,10 +44,10 @@ def members(packed):
         return [(m, tar.extractfile(m).read() if m.isfile() else b"") for m in tar.getmembers()]
 
 
-def tar_of(*found, form=tarfile.PAX_FORMAT):
+def tar_of(*entries, form=tarfile.PAX_FORMAT):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for info, data in found:
+        for info, data in entries:
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
@@ -58,7 +58,7 @@ def refusal(tmp_path, data):
     with pytest.raises(ReportError) as caught, unpacked([str(file)]):
         pass
     message = str(caught.value)
-    assert message.startswith(f"'{file}' is no archive that can be read: ")
+    assert message.startswith(f"'{file}' is not an archive that can be read: ")
     assert len(message) < 800
     return message
 
@@ -85,9 +85,9 @@ def test_checkpoints_and_everything_else_are_left_out(run, tmp_path):
     )
     (tmp_path / "x.tar.xz").write_bytes(data)
     with unpacked([str(tmp_path / "x.tar.xz")]) as [directory]:
-        found = {str(p.relative_to(directory)) for p in Path(directory).rglob("*") if p.is_file()}
+        files = {str(p.relative_to(directory)) for p in Path(directory).rglob("*") if p.is_file()}
     evaluations = [f"eval/{s}/{n}" for s in ("000000", "000010") for n in archive_files()]
-    assert found == {"config.yaml", "environment.json", *evaluations}
+    assert files == {"config.yaml", "environment.json", *evaluations}
 
 
 def archive_files():
@@ -148,7 +148,7 @@ def test_what_could_not_be_read_again_is_not_written(run, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "fragment"),
     [
         ("../x", "leads elsewhere"),
         ("run/../../x", "leads elsewhere"),
@@ -169,8 +169,8 @@ def test_what_could_not_be_read_again_is_not_written(run, monkeypatch, tmp_path)
         ("other/config.yaml", "'other' in it does not belong to 'run'"),
     ],
 )
-def test_names_that_lead_elsewhere_or_meet_are_refused(run, tmp_path, name, told):
-    assert told in refusal(tmp_path, with_members(run, member(name)))
+def test_names_that_lead_elsewhere_or_meet_are_refused(run, tmp_path, name, fragment):
+    assert fragment in refusal(tmp_path, with_members(run, member(name)))
     assert not (tmp_path / "etc").exists()
 
 
@@ -229,7 +229,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused_on_the_way(tmp_path
     read = []
     original = archive._Stream._next
     monkeypatch.setattr(
-        archive._Stream, "_next", lambda self: read.append(len(found := original(self))) or found
+        archive._Stream, "_next", lambda self: read.append(len(chunk := original(self))) or chunk
     )
     assert "more than 250 times its size" in refusal(tmp_path, lzma.compress(tar_of(*zeros)))
     assert sum(read) < 3 * 2**20
@@ -264,19 +264,21 @@ def test_other_kinds_of_files_are_told(run, tmp_path):
         *(gzip.compress(plain), bz2.compress(plain), lzma.compress(plain, lzma.FORMAT_ALONE)),
         *(plain, zipped.getvalue(), b"", b"hello", b"\xfd7zX"),
     ):
-        assert "it is no tar file in xz" in refusal(tmp_path, data)
-    assert "is no archive" in refusal(tmp_path, lzma.compress(b"hello"))
-    assert "is no archive" in refusal(tmp_path, lzma.compress(packed))  # an archive in an archive
+        assert "it is not a tar file in xz" in refusal(tmp_path, data)
+    assert "is not an archive" in refusal(tmp_path, lzma.compress(b"hello"))
+    assert "is not an archive" in refusal(
+        tmp_path, lzma.compress(packed)
+    )  # an archive in an archive
 
 
 def test_a_cut_or_longer_or_changed_file_is_told(run, tmp_path):
     packed, _ = pack(run)
     for size in range(6, len(packed), len(packed) // 9):
         refusal(tmp_path, packed[:size])
-    assert "something stands behind its end" in refusal(tmp_path, packed + b"x")
-    assert "something stands behind its end" in refusal(tmp_path, packed + packed)
+    assert "something follows its end" in refusal(tmp_path, packed + b"x")
+    assert "something follows its end" in refusal(tmp_path, packed + packed)
     inner = lzma.decompress(packed)
-    assert "something stands behind its end" in refusal(tmp_path, lzma.compress(inner + b"x"))
+    assert "something follows its end" in refusal(tmp_path, lzma.compress(inner + b"x"))
     for place in range(20, len(packed), len(packed) // 9):
         changed = bytearray(packed)
         changed[place] ^= 0xFF
@@ -284,9 +286,9 @@ def test_a_cut_or_longer_or_changed_file_is_told(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("about", "told"),
+    ("about", "fragment"),
     [
-        (b"[]", "it holds no archive.json of one"),
+        (b"[]", "its archive.json is not that of an archive"),
         (b"{", "its archive.json is damaged"),
         (b"[" * 10_000, "its archive.json is damaged (nested too deeply)"),
         (b"\xff", "its archive.json is damaged"),
@@ -297,25 +299,25 @@ def test_a_cut_or_longer_or_changed_file_is_told(run, tmp_path):
         ({"directory": ".."}, "names no directory, but '..'"),
         ({"directory": "a/run"}, "names no directory, but 'a/run'"),
         ({"directory": "nothing"}, "'run' in it does not belong to 'nothing'"),
-        ({"kind": 3}, "it holds no archive.json of one"),
+        ({"kind": 3}, "its archive.json is not that of an archive"),
     ],
 )
-def test_what_archive_json_must_say(run, tmp_path, about, told):
-    found = members(pack(run)[0])
+def test_what_archive_json_must_say(run, tmp_path, about, fragment):
+    entries = members(pack(run)[0])
     if isinstance(about, dict):
-        about = json.dumps({**json.loads(found[0][1]), **about}).encode()
-    data = lzma.compress(tar_of(member("archive.json", about), *found[1:]))
-    assert told in refusal(tmp_path, data)
-    assert "it holds no archive.json" in refusal(tmp_path, lzma.compress(tar_of(*found[1:])))
+        about = json.dumps({**json.loads(entries[0][1]), **about}).encode()
+    data = lzma.compress(tar_of(member("archive.json", about), *entries[1:]))
+    assert fragment in refusal(tmp_path, data)
+    assert "it holds no archive.json" in refusal(tmp_path, lzma.compress(tar_of(*entries[1:])))
 
 
 def test_errors_name_the_archive_and_not_where_it_was_unpacked(run, tmp_path):
-    found = []
+    places = []
     for info, data in members(pack(run)[0]):
         text = b'{"step": 10}' if info.name.endswith("000010/summary.json") else data
-        found.append(member(info.name, text))
+        places.append(member(info.name, text))
     file = tmp_path / "x.tar.xz"
-    file.write_bytes(lzma.compress(tar_of(*found)))
+    file.write_bytes(lzma.compress(tar_of(*places)))
     with pytest.raises(ReportError, match="is damaged: `new` is missing") as caught:
         run_compare(CompareConfig(runs=(str(file),), out=str(tmp_path / "report")))
     assert str(caught.value).startswith(f"{file}/run/eval/000010/summary.json is damaged")

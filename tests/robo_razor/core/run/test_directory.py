@@ -135,7 +135,7 @@ def test_resume_without_checkpoint_says_so(run):
 def test_open_wants_a_run_directory(tmp_path):
     with pytest.raises(RunDirectoryError, match="does not exist"):
         RunDirectory.open(tmp_path / "nope")
-    with pytest.raises(RunDirectoryError, match="no run directory"):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
         RunDirectory.open(tmp_path)
 
 

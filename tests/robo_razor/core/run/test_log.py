@@ -1,4 +1,4 @@
-"""Metrics are always on disk, once per step, and the console says how far it is."""
+"""Metrics are always on disk, once per step; a display shows how far the run is."""
 
 import io
 import json
@@ -13,7 +13,8 @@ from robo_razor.core.metrics import Summary, summary_metrics
 from robo_razor.core.plugins import SINKS, load_plugins
 from robo_razor.core.run import display
 from robo_razor.core.run.directory import RunDirectory
-from robo_razor.core.run.display import format_seconds, summary_table
+from robo_razor.core.run.display import Display, ProgressBar, format_seconds, summary_table
+from robo_razor.core.run.listener import Listener
 from robo_razor.core.run.log import RunLog
 from robo_razor.core.settings.config import FinetuneConfig
 
@@ -61,7 +62,7 @@ def lines(run):
 
 
 def test_metrics_are_json_lines_and_tensorboard(run):
-    with RunLog(run, total=2, console=text_console()) as log:
+    with RunLog(run) as log:
         log.metrics(1, {"train/loss": 0.5})
         log.metrics(2, {"train/loss": float("nan")})
     assert [(line["step"], line["train/loss"]) for line in lines(run)] == [(1, 0.5), (2, None)]
@@ -69,12 +70,12 @@ def test_metrics_are_json_lines_and_tensorboard(run):
 
 
 def test_a_resumed_run_has_every_step_once(run):
-    with RunLog(run, total=3, console=text_console()) as log:
+    with RunLog(run) as log:
         for step in (1, 2, 3):
             log.metrics(step, {"train/loss": step})
     with run.metrics.open("a") as file:
         file.write('{"step": 4, "tra')  # killed while writing
-    with RunLog(run, total=3, start=2, console=text_console()) as log:
+    with RunLog(run, start=2) as log:
         log.metrics(3, {"train/loss": 30})
     assert [(line["step"], line["train/loss"]) for line in lines(run)] == [(1, 1), (2, 2), (3, 30)]
 
@@ -84,8 +85,10 @@ def test_progress_shows_success_kl_rate_and_eta(terminal, monkeypatch):
     clock = iter(range(0, 100_000, 10))
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
     console = text_console(terminal)
-    with RunLog(None, total=10, console=console) as log:
-        log.progress(5, success=0.41, kl=0.8123, episodes=100)
+    screen = Display(console)
+    screen.begin(10)
+    screen.progress(5, success=0.41, kl=0.8123, episodes=100)
+    screen.end()
     output = console.file.getvalue()
     for part in ("update 5/10", "success 41%", "KL 0.812", "episodes/s", "ETA"):
         assert part in output
@@ -95,9 +98,11 @@ def test_without_a_terminal_lines_are_rare(monkeypatch):
     clock = iter([0.0] * 3 + [x * 0.1 for x in range(1000)])
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
     console = text_console()
-    with RunLog(None, total=1000, console=console) as log:
-        for step in range(100):
-            log.progress(step, success=0.1)
+    screen = Display(console)
+    screen.begin(1000)
+    for step in range(100):
+        screen.progress(step, success=0.1)
+    screen.end()
     assert console.file.getvalue().count("\n") <= 3
 
 
@@ -137,8 +142,7 @@ def test_a_skill_with_a_long_name_is_folded_and_not_cut():
 
 
 def test_summary_becomes_metrics(run):
-    with RunLog(run, total=20, console=text_console()) as log:
-        log.show(summary_table(SUMMARY))
+    with RunLog(run) as log:
         log.evaluation(SUMMARY, {})
     line = lines(run)[0]
     assert line["step"] == 20
@@ -179,7 +183,7 @@ class Mine:
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def calls(tmp_path, monkeypatch):
     """Return the calls of a sink from a module outside the repository."""
     (tmp_path / "my_sink.py").write_text(MY_SINK)
     monkeypatch.syspath_prepend(tmp_path)
@@ -190,11 +194,11 @@ def mine(tmp_path, monkeypatch):
     del sys.modules["my_sink"]
 
 
-def test_a_sink_of_somebody_else_gets_all_numbers(run, mine):
-    with RunLog(run, total=2, start=1, console=text_console(), sinks=("mine",)) as log:
+def test_a_sink_of_somebody_else_gets_all_numbers(run, calls):
+    with RunLog(run, start=1, sinks=("mine",)) as log:
         log.metrics(2, {"train/loss": 0.5})
         log.evaluation(replace(SUMMARY, step=2), {"time/tracking_share": 0.1})
-    assert mine == [
+    assert calls == [
         ("start", "run", "ppo", 1),
         ("log", 2, {"train/loss": 0.5}),
         ("summary", 2, 0.8),
@@ -205,28 +209,27 @@ def test_a_sink_of_somebody_else_gets_all_numbers(run, mine):
     assert not run.tensorboard.exists()
 
 
-def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(run, mine):
-    console = text_console()
-    with RunLog(run, total=4, console=console, sinks=("mine", "tensorboard")) as log:
+def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(run, calls):
+    warnings = []
+    with RunLog(run, sinks=("mine", "tensorboard"), warn=warnings.append) as log:
         for step in (2, 3, 4):
             log.metrics(step, {"train/loss": 0.5})
-    told = "Warning: My sink cannot be written (no network); metrics.jsonl goes on."
-    assert console.file.getvalue().count(told) == 1
-    assert [call[0] for call in mine] == ["start", "log", "close"]
+    assert warnings == ["My sink cannot be written (no network); metrics.jsonl goes on."]
+    assert [call[0] for call in calls] == ["start", "log", "close"]
     assert [line["step"] for line in lines(run)] == [2, 3, 4]
     assert list(run.tensorboard.glob("events.out.*"))
 
 
 def test_an_unknown_sink_is_named(run):
     with pytest.raises(UnknownNameError, match=r"metric sink 'tensorbord'.*'tensorboard'"):
-        RunLog(run, total=1, sinks=("tensorbord",))
+        RunLog(run, sinks=("tensorbord",))
 
 
 def test_a_checkpoint_that_is_measured_again_has_its_numbers_once(run):
-    with RunLog(run, total=40, console=text_console(), sinks=()) as log:
+    with RunLog(run, sinks=()) as log:
         log.metrics(20, {"train/loss": 0.5})
         log.evaluation(SUMMARY, {"time/tracking_share": 0.1})
-    with RunLog(run, total=40, start=20, console=text_console(), sinks=()) as log:
+    with RunLog(run, start=20, sinks=()) as log:
         log.evaluation(SUMMARY, {"time/tracking_share": 0.2})
     assert [len(line) for line in lines(run)] == [3, len(summary_metrics(SUMMARY)) + 2, 3]
     assert lines(run)[-1]["time/tracking_share"] == 0.2
@@ -234,11 +237,41 @@ def test_a_checkpoint_that_is_measured_again_has_its_numbers_once(run):
 
 def test_notes_are_printed_as_they_are():
     console = text_console()
-    with RunLog(None, total=1, console=console) as log:
-        log.note("saved [bold]runs/x")
-        log.warn("tracking took 30 %")
+    screen = Display(console)
+    screen.note("saved [bold]runs/x")
+    screen.warn("tracking took 30 %")
     assert "saved [bold]runs/x" in console.file.getvalue()
     assert "Warning: tracking took 30 %" in console.file.getvalue()
+
+
+def test_a_display_prints_the_table_of_a_checkpoint():
+    console = text_console()
+    Display(console).measured(SUMMARY)
+    assert "Step 20" in console.file.getvalue()
+
+
+def test_a_bar_shows_progress_only_and_logs_warnings(caplog):
+    console = text_console()
+    bar = ProgressBar(console)
+    bar.begin(2, start=1)
+    bar.note("saved runs/x")
+    bar.measured(SUMMARY)
+    bar.warn("tracking took 30 %")
+    bar.progress(2, success=0.5)
+    bar.end()
+    assert console.file.getvalue().splitlines() == ["update 2/2  success 50%  ETA 0 s"]
+    assert [record.getMessage() for record in caplog.records] == ["tracking took 30 %"]
+
+
+@pytest.mark.parametrize("listener", [Listener(), ProgressBar(None), Display(None)])
+def test_a_listener_without_a_console_shows_nothing(listener, capsys):
+    listener.begin(2)
+    listener.progress(2, success=0.5)
+    listener.note("saved runs/x")
+    listener.measured(SUMMARY)
+    listener.end()
+    assert listener.console is None
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.6, "5 s"), (65, "1:05"), (3723, "1:02:03")])

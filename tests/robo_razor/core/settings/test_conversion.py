@@ -17,7 +17,7 @@ from robo_razor.core.settings.config import (
     Settings,
     from_dict,
 )
-from robo_razor.core.settings.conversion import describe_fields, field_help, meant, path_keys
+from robo_razor.core.settings.conversion import describe_fields, field_help, path_keys, suggest_key
 from robo_razor.sweep.experiment import Head
 from robo_razor.training.methods.bc import BC
 
@@ -51,12 +51,12 @@ def test_no_number_is_infinite_or_senselessly_large():
 
 def test_every_path_is_marked():
     """A new setting that holds a path must say so, or `~` and odd names are not seen to."""
-    words = ("path", "file", "director", "manifest", "dataset")
+    path_names = ("path", "file", "director", "manifest", "dataset")
     for config_class in CLASSES:
         marked, hints = path_keys(config_class), typing.get_type_hints(config_class)
         for name, line in field_help(config_class).items():
             is_text = str in {hints[name], *typing.get_args(hints[name])}
-            if is_text and any(word in line.lower() for word in words):
+            if is_text and any(word in line.lower() for word in path_names):
                 assert name in marked, f"{config_class.__name__}.{name}"
 
 
@@ -70,8 +70,8 @@ def test_home_is_expanded_wherever_a_path_stands(monkeypatch, tmp_path):
             value = f"{prefix}~/x"
             many = typing.get_origin(hint) is tuple
             config = config_class(**{key: (value,) if many else value})
-            found = getattr(config, key)
-            assert (found[0] if many else found) == f"{prefix}{tmp_path}/x"
+            expanded = getattr(config, key)
+            assert (expanded[0] if many else expanded) == f"{prefix}{tmp_path}/x"
     assert parse("finetune", FinetuneConfig, ["--out=~/x"], "").out == f"{tmp_path}/x"
     assert BC(demonstrations="~/data").demonstrations == f"{tmp_path}/data"
 
@@ -82,9 +82,9 @@ def test_home_is_expanded_wherever_a_path_stands(monkeypatch, tmp_path):
         ("", "names nothing"),
         ("x" * 300, "longer than a path may be"),
         ("a/" * 3000, "longer than a path may be"),
-        ("a\0b", "holds the character"),
-        ("a\x1bb", "holds the character"),
-        ("\udcff", "holds the character"),
+        ("a\0b", "holds the unprintable character"),
+        ("a\x1bb", "holds the unprintable character"),
+        ("\udcff", "holds the unprintable character"),
         ("~nobody-is-called-so/x", "no home directory"),
     ],
 )
@@ -102,7 +102,7 @@ def test_paths_that_no_file_can_have(value, problem):
 def test_texts_are_bounded_and_printable():
     with pytest.raises(ConfigError, match="`task` is a text of 20000 characters"):
         FinetuneConfig(task="x" * 20_000)
-    with pytest.raises(ConfigError, match="`instruction` = .* holds the character"):
+    with pytest.raises(ConfigError, match="`instruction` = .* holds the unprintable character"):
         configs.RolloutConfig(instruction="lift\x07")
     assert configs.RolloutConfig(instruction="lift\nit").instruction == "lift\nit"
 
@@ -117,14 +117,14 @@ def test_types_are_checked_in_python_too():
 
 @pytest.mark.parametrize("text", ["{a: .inf}", "{a: [1, {b: .nan}]}", "{a: 1e999}"])
 def test_mappings_hold_finite_numbers(text):
-    with pytest.raises(ConfigError, match="no finite number"):
+    with pytest.raises(ConfigError, match="not finite"):
         EnvConfig(lerobot=text)
 
 
 def test_nested_mappings_are_kept_as_text():
     config = from_dict(FinetuneConfig, {"rename": {"a": "é 🤖"}, "env": {"lerobot": {"fps": 5}}})
     assert config.rename == '{"a": "é 🤖"}'
-    with pytest.raises(ConfigError, match="cannot be kept as text"):
+    with pytest.raises(ConfigError, match="cannot be written as text"):
         from_dict(FinetuneConfig, {"rename": {"a": math.inf}})
 
 
@@ -132,7 +132,7 @@ OTHERS = {"bc", "grpo", "reinforce", "regularise"}
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "suggestion"),
     [
         ("lr", "'ppo.learning_rate'"),
         ("learning_rate", "'ppo.learning_rate'"),
@@ -145,9 +145,9 @@ OTHERS = {"bc", "grpo", "reinforce", "regularise"}
         ("x" * 100_000, None),
     ],
 )
-def test_what_a_name_may_mean(name, found):
+def test_what_a_name_may_mean(name, suggestion):
     keys = [key for key in describe_fields(FinetuneConfig) if key.split(".")[0] not in OTHERS]
-    assert meant(name, keys) == (f" Did you mean {found}?" if found else "")
+    assert suggest_key(name, keys) == (f" Did you mean {suggestion}?" if suggestion else "")
 
 
 def test_unknown_keys_are_looked_for_in_the_chosen_methods_section():
@@ -172,7 +172,7 @@ def test_a_file_may_not_name_a_package_that_came_with_it(tmp_path, monkeypatch):
     for command, config_class in [("finetune", FinetuneConfig), ("evaluate", EvaluateConfig)]:
         with pytest.raises(ConfigError, match="'brought_along'.* may not bring code"):
             parse(command, config_class, ["--config", str(file)], "")
-    words = ["--config", str(file), "--env.env-packages", "brought_along"]
-    assert parse("evaluate", EvaluateConfig, words, "").env.env_packages == ("brought_along",)
+    argv = ["--config", str(file), "--env.env-packages", "brought_along"]
+    assert parse("evaluate", EvaluateConfig, argv, "").env.env_packages == ("brought_along",)
     monkeypatch.setenv("PYTHONPATH", str(file.parent))
-    assert parse("evaluate", EvaluateConfig, words[:2], "").env.env_packages == ("brought_along",)
+    assert parse("evaluate", EvaluateConfig, argv[:2], "").env.env_packages == ("brought_along",)

@@ -56,8 +56,8 @@ def refusal(text):
     ],
 )
 def test_values(text, value):
-    found = parse_yaml(f"a: {text}", "F")["a"]
-    assert (found, type(found)) == (value, type(value))
+    parsed = parse_yaml(f"a: {text}", "F")["a"]
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 def test_keys_are_texts_as_written():
@@ -66,9 +66,9 @@ def test_keys_are_texts_as_written():
 
 def test_merge_keys_give_defaults():
     text = "base: &b {x: 1, y: 2}\nmore: &m {x: 5, z: 3}\nc: {<<: [*b, *m], y: 4}\nd: {'<<': 1}"
-    found = parse_yaml(text, "F")
-    assert found["c"] == {"x": 1, "y": 4, "z": 3}
-    assert found["d"] == {"<<": 1}
+    data = parse_yaml(text, "F")
+    assert data["c"] == {"x": 1, "y": 4, "z": 3}
+    assert data["d"] == {"<<": 1}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key():
@@ -81,14 +81,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
         ("? [a]", "line 1: a key must be a text"),
         ("{? {a: b} : 1}", "a key must be a text"),
         ("a: 1\n?   num_envs: 16", "line 2: a key must be a text"),
-        ("a: 1\nlr: {{ lr }}", "'lr: {{ lr }}' looks like a template that was not filled in"),
-        ("{% if x %}", "looks like a template that was not filled in"),
+        ("a: 1\nlr: {{ lr }}", "'lr: {{ lr }}' looks like a template that nobody filled in"),
+        ("{% if x %}", "looks like a template that nobody filled in"),
         ("'': 1", "a key is empty"),
         ("' ': 1", "a key is empty"),
         (f"{'k' * 300}: 1", "is too long"),
         ("a: 1\na: 2", r"the key `a` is given twice (line 2)"),
         ("{<<: {a: 1}, <<: {b: 1}}", "the key `<<` is given twice"),
-        ("<<: 3", "`<<` merges mappings, and this is none"),
+        ("<<: 3", "`<<` merges mappings, and this is not one"),
         ("a: " + "9" * 5000, "cannot be read as a number"),
         ("a: 0x" + "f" * 5000, "cannot be read as a number"),
         ("a: 1" + "0" * 400, "cannot be read as a number"),
@@ -100,7 +100,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
         (nested(1000), "nested more than 32 levels deep"),
         (nested(100_000), "nested more than 32 levels deep"),
         ("- " * 100_000, "nested more than 32 levels deep"),
-        ("env: &a {lerobot: *a}", "the alias `*a` stands for what it is a part of"),
+        ("env: &a {lerobot: *a}", "the alias `*a` contains itself"),
         ("*a", "found undefined alias"),
         (bomb("[x,x,x,x,x,x,x,x,x]", "[{}]".format), "aliases counted in full"),
         (bomb("{k: 1}", "{{<<: [{}]}}".format), "aliases counted in full"),
@@ -134,8 +134,8 @@ def test_only_plain_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, what in [
         (tmp_path, "is a directory"),
-        (tmp_path / "pipe", "is no plain file"),
-        ("/dev/zero", "is no plain file"),
+        (tmp_path / "pipe", "is not a plain file"),
+        ("/dev/zero", "is not a plain file"),
         (tmp_path / "absent", "does not exist"),
         (tmp_path / ("x" * 300), "cannot be read"),
         (tmp_path / "a\0b", "cannot be read"),

@@ -8,7 +8,16 @@ import json
 import pytest
 import tiny_vla
 import torch
-from toy_runs import assert_same_weights, interrupt_at, metrics, quiet, run_config, summary, weights
+from toy_runs import (
+    assert_same_weights,
+    finetune,
+    interrupt_at,
+    metrics,
+    quiet,
+    run_config,
+    summary,
+    weights,
+)
 
 from robo_razor.core.settings.config import (
     EnvConfig,
@@ -19,7 +28,6 @@ from robo_razor.policies.load import load_policy
 from robo_razor.training.learner import OnPolicyLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=16, num_workers=1, image_size=16, env_packages=("toy_env",))
 TRACKING = TrackingConfig(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import tiny_vla
-from toy_runs import metrics, quiet, run_config, summary
+from toy_runs import finetune, metrics, quiet, run_config, summary
 
 from robo_razor.core.settings.config import EnvConfig, FlowConfig, TrackingConfig
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune
 
 UPDATES = 10
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_vla
 from toy_policy import GREEN, RED
-from toy_runs import interrupt_at, metrics, quiet, run_config, summary
+from toy_runs import finetune, interrupt_at, metrics, quiet, run_config, summary
 
 from robo_razor.cli.collect import run_collect
 from robo_razor.core.settings.config import (
@@ -21,7 +21,6 @@ from robo_razor.core.settings.config import (
 from robo_razor.training.learner import OnPolicyLearner
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune
 
 ENV = EnvConfig(num_envs=32, num_workers=1, image_size=16, env_packages=("toy_env",))
 SKILLS = {"ReachRed", "ReachGreen"}

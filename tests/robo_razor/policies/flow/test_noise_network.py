@@ -10,7 +10,7 @@ import pytest
 import tiny_vla
 import torch
 from toy_env import ToyVectorEnv
-from toy_runs import quiet, run_config, summary
+from toy_runs import finetune, quiet, run_config, summary
 
 from robo_razor.core.errors import ConfigError, PolicyError
 from robo_razor.core.settings.config import EnvConfig, FlowConfig, TrackingConfig
@@ -18,7 +18,6 @@ from robo_razor.policies.flow.kernels import gaussian_kl
 from robo_razor.policies.load import load_policy
 from robo_razor.training.methods.bc import BC
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.trainer import finetune
 
 LEARNT = FlowConfig(kernel="learnt", noise=0.4, noise_low=0.1, noise_high=0.8)
 

@@ -12,7 +12,7 @@ import tiny_vla
 import torch
 from gymnasium import spaces
 from toy_env import ToyVectorEnv
-from toy_runs import quiet, run_config
+from toy_runs import finetune, quiet, run_config
 
 from robo_razor.core.errors import PolicyEnvMismatchError, PolicyError
 from robo_razor.core.settings.config import EnvConfig, FlowConfig
@@ -21,7 +21,6 @@ from robo_razor.policies.flow.encoding import policy_batch
 from robo_razor.policies.flow.policy import FlowPolicy
 from robo_razor.policies.load import load_policy
 from robo_razor.rollout.demonstrations import check_fit
-from robo_razor.training.trainer import finetune
 
 FRONT, WRIST, EMPTY = (f"observation.images.{n}" for n in ("front", "wrist", "empty_camera_0"))
 
