@@ -70,6 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=1e-4, help="of PPO")
     add("--noise", type=float, default=0.5, help="level of the flow's noise")
     add("--test-episodes", type=int, default=100, help="per skill, checkpoint and mode")
+    add("--kl-states", type=int, default=128, help="observations of each KL divergence")
     add("--threads", type=int, default=cores, help="CPU threads of torch")
     add("--workers", type=int, default=cores, help="environments' worker processes")
     add("--num-envs", type=int, default=64, help="environments in parallel")
@@ -185,7 +186,7 @@ def common(settings: argparse.Namespace, every: float) -> dict[str, Any]:
         episodes_new_sampled=episodes,
         episodes_prior=episodes,
         final_episodes_new=episodes,
-        kl_states=128,
+        kl_states=settings.kl_states,
         max_share=1.0,
     )
     return {

@@ -12,6 +12,7 @@ import pytest
 SMALL = [
     *("--demonstrations", "2", "--new-demonstrations", "2", "--epochs", "1"),
     *("--updates", "2", "--episodes-per-update", "4", "--test-episodes", "1"),
+    *("--kl-states", "8"),
     *("--threads", "1", "--workers", "1", "--num-envs", "4", "--reward-type", "shaped"),
 ]
 

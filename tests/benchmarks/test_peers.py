@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import sys
-from pathlib import Path
+import os
 
 import peers
 import pytest
@@ -17,7 +15,6 @@ from lerobot.configs.default import EvalConfig
 
 from robo_razor.training.update import bf16_is_fast
 
-SCRIPT = Path(peers.__file__)
 TOY = [
     *("--threads", "1", "--workers", "1", "--num-envs", "2", "--max-episode-steps", "8"),
     *("--task", "gym_razor/PressButton-v0", "--demonstrations", "2", "--batch-size", "4"),
@@ -117,12 +114,11 @@ def test_ppo_against_one_process_per_environment(settings):
 
 
 @pytest.mark.slow
-def test_the_command_writes_ratios_with_machine_and_settings(tmp_path):
+def test_the_command_writes_ratios_with_machine_and_settings(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peers.os, "environ", dict(os.environ))
     out = tmp_path / "p.json"
-    command = [sys.executable, str(SCRIPT), "--only", "c", "--repeats", "1", "--json", str(out)]
-    done = subprocess.run([*command, *TOY], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "(c) replay of denoising paths" in done.stdout
+    assert peers.main(["--only", "c", "--repeats", "1", "--json", str(out), *TOY]) == 0
+    assert "(c) replay of denoising paths" in capsys.readouterr().out
     document = json.loads(out.read_text())
     assert document["settings"]["replay_batch"] == 2
     assert document["machine"]["cores"] >= 1
