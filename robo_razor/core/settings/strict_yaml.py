@@ -9,6 +9,7 @@ mapping itself overrides a merged one.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import stat
@@ -73,12 +74,7 @@ def parse_yaml(text: str, source: str) -> Any:
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{source} is larger than {MAX_BYTES // 2**10} KiB")
     try:
-        loader = _loader()(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
-        return None if node is None else _value(node)
+        return copy.deepcopy(_parsed(text))
     except _NotSettings as error:
         raise ConfigError(
             f"{source} cannot be read as settings{_at(error.mark)}: {error}",
@@ -96,6 +92,17 @@ def parse_yaml(text: str, source: str) -> Any:
         f"{source} is not valid YAML{_at(mark)}: {' '.join(problem.split())[:MAX_PROBLEM]}",
         remedy=_hint(text, mark) or "Mend that place; `key: value` needs the space.",
     )
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """Return the value of a YAML text; kept, since a run often reads its own settings."""
+    loader = _loader()(text)
+    try:
+        node = loader.get_single_node()
+    finally:
+        loader.dispose()
+    return None if node is None else _value(node)
 
 
 def dump_yaml(data: Any) -> str:

@@ -249,7 +249,7 @@ def test_the_base_keeps_its_own_and_what_is_learnt_from_is_prepared_anew(
     with caplog.at_level(logging.WARNING):
         last = finetune(settings(razor, tmp_path / "run"), quiet()).step
     assert "replaces the statistics with which" in caplog.text
-    assert "normalises observation.state. With others the same weights are another" in caplog.text
+    assert "normalises observation.state. With other statistics the same weights are" in caplog.text
     of_base = held(load_policy(razor))
     of_tuned = held(at(tmp_path / "run", last))
     for step, used in ((0, of_base), (last, of_tuned)):

@@ -13,6 +13,7 @@ from made_up_runs import ARMS, make_run, make_sweep
 
 from robo_razor.core.settings.config import CompareConfig
 from robo_razor.report.build import run_compare
+from robo_razor.report.charts import figures
 
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,6 +26,14 @@ pytestmark = [
     ),
     pytest.mark.slow,
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
+    """Leave out the figures, which take seconds and are not part of the page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_figures", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="module")

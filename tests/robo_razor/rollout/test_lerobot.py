@@ -195,7 +195,7 @@ def test_lerobots_settings_reach_its_config(make):
     assert set(env.single_observation_space["pixels"].spaces) == {"view0", "view1"}
     with pytest.raises(ConfigError, match=r"'camera'.*Did you mean 'cameras'"):
         make(LEFT, lerobot="{camera: 2}")
-    with pytest.raises(ConfigError, match=r"`env\.lerobot` = 'two' is no mapping"):
+    with pytest.raises(ConfigError, match=r"`env\.lerobot` = 'two' is not a mapping"):
         config(lerobot="two")
 
 

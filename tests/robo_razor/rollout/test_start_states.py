@@ -178,7 +178,7 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert cli.main(["manifest", "--episodes", "4", "--out", file, *flags]) == 0
     assert "12 rows, 3 tasks\nhash " in capsys.readouterr().out
     assert cli.main(["manifest", "--check", file, *flags]) == 0
-    assert "all 12 start states are as the manifest says" in capsys.readouterr().out
+    assert "all 12 start states are as in the manifest" in capsys.readouterr().out
     made = Manifest.load(file)
     states = (*made.start_states[:-1], "0" * 16)
     replace(made, start_states=states).save(file)

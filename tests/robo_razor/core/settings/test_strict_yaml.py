@@ -60,6 +60,11 @@ def test_values(text, value):
     assert (parsed, type(parsed)) == (value, type(value))
 
 
+def test_what_is_read_twice_is_not_shared():
+    parse_yaml("a: {b: [1]}", "x")["a"]["b"].append(2)
+    assert parse_yaml("a: {b: [1]}", "x") == {"a": {"b": [1]}}
+
+
 def test_keys_are_texts_as_written():
     assert parse_yaml("on: 1\n2: 3\nnull: 4", "F") == {"on": 1, "2": 3, "null": 4}
 
