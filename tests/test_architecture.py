@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, file: Path, *, lazy: bool = True) -> set[str]:
+@functools.cache
+def imports(name: str, file: Path, *, lazy: bool = True) -> frozenset[str]:
     """Return the dotted names that a module imports, those for type checking left out.
 
     Args:
@@ -150,7 +152,7 @@ def imports(name: str, file: Path, *, lazy: bool = True) -> set[str]:
         return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
     visit(ast.parse(file.read_text(encoding="utf-8")))
-    return found
+    return frozenset(found)
 
 
 def is_in(name: str, package: str) -> bool:

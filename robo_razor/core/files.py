@@ -117,7 +117,7 @@ def parse_json(text: str) -> Any:
         ValueError: It is not JSON, nested deeper than Python reads, or has NaN or Infinity.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_number)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -131,6 +131,9 @@ def _finite_number(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{digits[:20]} is too large a number")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_number)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ file without `version` has version 1. `docs/reference/files.md` describes all of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -425,6 +426,19 @@ def read_episodes(file: Path) -> list[EpisodeEntry]:
     """
     if not file.is_file():
         return []
+    status = file.stat()
+    version = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return list(_episodes_of(file, version))
+
+
+@functools.lru_cache(maxsize=1024)
+def _episodes_of(file: Path, version: tuple[int, ...]) -> tuple[EpisodeEntry, ...]:
+    """Return the episodes of a file; a report asks for most files several times.
+
+    Args:
+        file: The file.
+        version: What changes with its content.
+    """
     episodes: dict[tuple[Any, ...], EpisodeEntry] = {}
     try:
         for place, line in _lines(file, EpisodeEntry.check):
@@ -447,7 +461,7 @@ def read_episodes(file: Path) -> list[EpisodeEntry]:
             "Copy the file again, or delete it: reports then have no intervals over this "
             "checkpoint's episodes.",
         ) from error
-    return list(episodes.values())
+    return tuple(episodes.values())
 
 
 # --- A row per checkpoint -------------------------------------------------------------------------

@@ -434,6 +434,7 @@ def test_a_report_replaces_a_report_but_nothing_else(saved, ppo, tmp_path, no_fi
         run_compare(CompareConfig(runs=(ppo,), out=ppo))
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_every_time(saved, tmp_path):
     comparison, out, _ = saved
     for name in draw_figures(comparison.runs, comparison.report, tmp_path):
@@ -441,6 +442,7 @@ def test_figures_are_the_same_every_time(saved, tmp_path):
             assert (tmp_path / name).read_text() == (out / name).read_text(), name
 
 
+@pytest.mark.slow
 def test_runs_without_prior_skills_and_kl(tmp_path):
     path = make_run(tmp_path / "a", [(0.2, 1.0, None), (0.7, 1.0, None)], skills={})
     run_compare(CompareConfig(runs=(path,), out=str(tmp_path / "report")))
@@ -681,6 +683,7 @@ def test_predictors_are_compared_on_the_same_runs(sweep_report):
     assert report["law"]["leave_one_arm_out_rmse"] is not None
 
 
+@pytest.mark.slow
 def test_a_better_predictor_than_the_papers_has_a_figure_of_its_own(tmp_path):
     runs = load_runs([make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"])])
     report = build_report(runs)
@@ -884,6 +887,7 @@ def test_bad_runs(tmp_path):
         load_runs([str(tmp_path / "odd")])
 
 
+@pytest.mark.slow
 def test_comparing_needs_no_torch(ppo, tmp_path):
     code = (
         "import sys; from robo_razor.core.settings.config import CompareConfig; "

@@ -263,6 +263,7 @@ def test_runs_that_differ_by_case_only_get_their_own_directories(plan):
     assert len({run.name.lower() for run in runs}) == 2
 
 
+@pytest.mark.slow
 def test_an_experiment_may_not_name_a_package_that_came_with_it(write, tmp_path, monkeypatch):
     (tmp_path / "came_along.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -272,6 +273,7 @@ def test_an_experiment_may_not_name_a_package_that_came_with_it(write, tmp_path,
         load_plan(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
