@@ -110,10 +110,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         function = getattr(item, "originalname", item.name)
         for marker in by_function[""] | by_function.get(function, frozenset()):
             item.add_marker(marker)
+    _slow_files_first(items)
     if config.getoption("fast"):
         slow = {item for item in items if any(map(item.get_closest_marker, LEFT_OUT))}
         config.hook.pytest_deselected(items=[item for item in items if item in slow])
         items[:] = [item for item in items if item not in slow]
+
+
+def _slow_files_first(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that no process is left with one at the end."""
+    slow = {item.path for item in items if any(map(item.get_closest_marker, LEFT_OUT))}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)

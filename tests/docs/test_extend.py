@@ -19,6 +19,7 @@ import yaml
 from fake_finetune import __file__ as FAKE_PROGRAM
 from fake_sweep import FakeSweep
 from linear_policy import saved_linear_policy
+from registries import let_add
 from rich.console import Console
 from toy_env import ToyVectorEnv
 from toy_policy import NEW, save_tiny_policy
@@ -56,10 +57,7 @@ SMALL = (
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A folder outside the repository with copies of the files, found as in PYTHONPATH."""
-    for registry in KINDS.values():
-        for name in registry.built_in():
-            registry.get(name)  # it is registered when it is imported, once
-        monkeypatch.setattr(registry, "_items", dict(registry._items))
+    let_add(monkeypatch, *KINDS.values())
     monkeypatch.setitem(QUANTITIES, "my_predictor", None)  # removed afterwards
     folder = tmp_path / "elsewhere"
     folder.mkdir()

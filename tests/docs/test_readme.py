@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from registries import let_add
 from toy_policy import GREEN, NEW, save_tiny_policy
 from toy_runs import metrics
 
@@ -81,8 +82,7 @@ def test_its_method_trains(tmp_path, monkeypatch, capsys):
     (tmp_path / "plugin").mkdir()
     (tmp_path / "plugin" / "my_method.py").write_text(BLOCKS[1])
     monkeypatch.syspath_prepend(str(tmp_path / "plugin"))
-    METHODS.names()
-    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    let_add(monkeypatch, METHODS)
     base, out = save_tiny_policy(tmp_path / "base"), tmp_path / "run"
     words = [
         "finetune", "--plugins", "my_method", "--method", "winners", "--policy", str(base),

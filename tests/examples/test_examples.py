@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from registries import let_add
 
 from robo_razor.core.plugins import METHODS
 
@@ -23,8 +24,7 @@ def output_of(tmp_path, monkeypatch, capsys):
     In this process: three scripts would import LeRobot three times. That a script needs no main
     guard is tested with the README's lines.
     """
-    METHODS.names()
-    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))  # one example adds to them
+    let_add(monkeypatch, METHODS)
     monkeypatch.chdir(tmp_path)
     for key, value in SMALL.items():
         monkeypatch.setenv(key, value)

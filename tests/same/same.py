@@ -8,7 +8,8 @@ Both sides run on this machine with this Python, driven by `python -m robo_razor
 cases are in `cases.py`. `expected.yaml` lists deliberate changes. What a committed revision made is
 kept in the user's folder for caches (`~/.cache/robo-razor/same`, see `--cache`), for all checkouts,
 so it is run once; the working tree is copied and run every time. Runs that differ are left where
-the last line says.
+the last line says. An old revision may need packages that are no longer installed: `report` of one
+from before the rooms needs `pip install plotly`.
 
 The exit status is 0 if all is the same, 1 if something differs, 2 for wrong use.
 """

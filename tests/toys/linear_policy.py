@@ -104,13 +104,15 @@ def saved_linear_policy(package):
         (package / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package)
-        patch.setattr(PreTrainedConfig, "_choice_registry", dict(PreTrainedConfig._choice_registry))
         __import__("configuration_linear")
         torch.manual_seed(0)
         policy = create_policy(
             [0.0] * 7, [1.0] * 7, policy_type="linear", camera_names=("front",), image_size=16
         )
         policy.save(package / "policy")
-        yield package / "policy"
-        for name in LEROBOT_POLICY:
-            sys.modules.pop(name.removesuffix(".py"), None)
+        try:
+            yield package / "policy"
+        finally:  # only this type: others may have been registered meanwhile
+            PreTrainedConfig._choice_registry.pop("linear", None)
+            for name in LEROBOT_POLICY:
+                sys.modules.pop(name.removesuffix(".py"), None)

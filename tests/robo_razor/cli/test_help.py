@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from registries import let_add
 
 from robo_razor.cli import commands as cli
 from robo_razor.core.plugins import METHODS
@@ -45,7 +46,7 @@ def helped(capsys):
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
     """Return a function that writes a plugin with a method; the registry forgets it afterwards."""
-    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    let_add(monkeypatch, METHODS)
     monkeypatch.syspath_prepend(tmp_path)
 
     def written(name, main=""):

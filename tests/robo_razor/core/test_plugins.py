@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from registries import let_add
 
 from robo_razor.core.errors import ConfigError
 from robo_razor.core.plugins import METHODS, load_plugins
@@ -13,7 +14,7 @@ def test_a_plugin_registers_what_it_brings(tmp_path, monkeypatch):
         "from robo_razor.core.plugins import METHODS\nMETHODS.add('mine', object)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    let_add(monkeypatch, METHODS)
     load_plugins(["my_plugin_module"])
     load_plugins(["my_plugin_module"])
     assert METHODS.get("mine") is object

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from registries import let_add
 from toy_demonstrations import demonstrations
 from toy_policy import GREEN, NEW, RED, tiny_policy
 
@@ -162,7 +163,7 @@ def test_a_predictor_of_a_plugin_is_in_the_summary_under_its_name(env, tmp_path,
         "    return max((float(change.abs().max()) for change in changes), default=0.0)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(PREDICTORS, "_items", dict(PREDICTORS._items))
+    let_add(monkeypatch, PREDICTORS)
     monkeypatch.setitem(QUANTITIES, "weight_linf", None)  # so that it is taken back
     load_plugins(["my_distance"])
     tracker = start(env, tmp_path / "run")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from linear_policy import saved_linear_policy
+from registries import let_add
 
 from robo_razor.core.errors import PolicyError, RegistryError
 from robo_razor.core.plugins import FAMILIES, load_plugins
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def families(monkeypatch):
-    monkeypatch.setattr(FAMILIES, "_items", dict(FAMILIES._items))
+    let_add(monkeypatch, FAMILIES)
     monkeypatch.setattr(FAMILIES, "_entry_points_loaded", False)
     return FAMILIES
 

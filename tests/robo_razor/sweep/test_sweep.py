@@ -17,6 +17,7 @@ import fake_finetune
 import pytest
 from fake_finetune import LET_GO
 from fake_sweep import TWO_ARMS, InProcess
+from registries import let_add
 from rich.console import Console
 
 from robo_razor.cli import commands as cli
@@ -706,7 +707,7 @@ class Mine(LocalLauncher):
 def test_a_launcher_of_somebody_else_runs_a_sweep(fake, monkeypatch):
     (fake.tmp / "my_launcher.py").write_text(MINE)
     monkeypatch.syspath_prepend(fake.tmp)
-    monkeypatch.setattr(LAUNCHERS, "_items", dict(LAUNCHERS._items))
+    let_add(monkeypatch, LAUNCHERS)
     load_plugins(["my_launcher"])
     config = SweepConfig(
         file=str(fake.write(ONE_ARM)), out=str(fake.out), backend="mine", parallel=2

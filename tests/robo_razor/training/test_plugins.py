@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from registries import let_add
 from toy_policy import NEW, save_tiny_policy
 from toy_runs import metrics
 
@@ -67,9 +68,7 @@ def plugin(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "somebodys_own.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(folder))
-    FinetuneConfig.sections()  # built-in ones are registered when they are imported, once
-    for registry in (METHODS, REGULARISERS):
-        monkeypatch.setattr(registry, "_items", dict(registry._items))
+    let_add(monkeypatch, METHODS, REGULARISERS)
     yield "somebodys_own"
     sys.modules.pop("somebodys_own", None)
 

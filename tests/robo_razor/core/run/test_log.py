@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from registries import let_add
 from rich.console import Console
 
 from robo_razor.core.errors import UnknownNameError
@@ -187,8 +188,7 @@ def calls(tmp_path, monkeypatch):
     """Return the calls of a sink from a module outside the repository."""
     (tmp_path / "my_sink.py").write_text(MY_SINK)
     monkeypatch.syspath_prepend(tmp_path)
-    built_in = {name: SINKS.get(name) for name in SINKS.built_in()}
-    monkeypatch.setattr(SINKS, "_items", built_in)
+    let_add(monkeypatch, SINKS)
     load_plugins(["my_sink"])
     yield sys.modules["my_sink"].Mine.calls
     del sys.modules["my_sink"]

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from registries import let_add
 from toy_demonstrations import demonstrations
 from toy_policy import tiny_policy
 
@@ -151,7 +152,7 @@ def test_a_predictor_of_another_package_is_measured_and_named(tmp_path, monkeypa
         "    return max((float(change.abs().max()) for change in changes), default=0.0)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(PREDICTORS, "_items", dict(PREDICTORS._items))
+    let_add(monkeypatch, PREDICTORS)
     for name in ("weight_linf",):
         monkeypatch.setitem(QUANTITIES, name, None)  # so that it is taken back
     load_plugins(["my_predictors"])
