@@ -69,6 +69,7 @@ def test_markers_follow_from_imports(conftest, tmp_path):
         assert conftest.needs(other)[""]
 
 
+@pytest.mark.slow
 def test_a_test_that_forgot_its_marker_fails(tmp_path):
     shutil.copy(TESTS / "conftest.py", tmp_path)
     (tmp_path / "test_fast.py").write_text(

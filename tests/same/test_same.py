@@ -369,6 +369,7 @@ def repository(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_commit_is_compared_with_the_files_as_they_are(repository, tmp_path, capsys):
     words = ["HEAD", "--cache", str(tmp_path / "cache")]
     (repository / "ignored.txt").write_text("1")
@@ -385,6 +386,7 @@ def test_a_commit_is_compared_with_the_files_as_they_are(repository, tmp_path, c
     ]
 
 
+@pytest.mark.slow
 def test_a_failed_run_of_a_commit_is_not_kept(repository, tmp_path, capsys):
     (repository / "a.txt").write_bytes(b"\xff")
     commit(repository)

@@ -82,6 +82,7 @@ class Page(HTMLParser):
         raise AssertionError(f"a comment: {data[:80]}")
 
 
+@pytest.mark.slow
 def test_the_page_has_its_three_scripts_and_the_names_as_text(out):
     page = Page((out / "index.html").read_text(encoding="utf-8"))
     assert len(page.scripts) == 3

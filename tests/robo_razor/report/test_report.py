@@ -99,6 +99,7 @@ def test_runs_are_grouped_by_what_they_learn_with(tmp_path):
     assert [len(arm.runs) for arm in arms] == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_grouped_by_arm(sweep):
     runs = load_runs([sweep])
     assert [arm.name for arm in runs.arms] == list(ARMS)
@@ -120,6 +121,7 @@ def test_another_run_of_the_sweep_is_no_difference(tmp_path):
     assert [setting.label for setting in arm.settings] == [""]
 
 
+@pytest.mark.slow
 def test_unfinished_runs_of_a_sweep_are_left_out_and_counted(sweep, tmp_path):
     sweep = shutil.copytree(sweep, tmp_path / "sweep")  # the others read it as it is
     record = read_json(Path(sweep) / "sweep.json")
@@ -286,6 +288,7 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(figures, "draw_figures", lambda *_: [])
 
 
+@pytest.mark.slow
 def test_the_report_is_complete(saved):
     _, out, shown = saved
     names = ("matched", "new_against_prior", "prior_against_kl", "new_against_kl", "skills")
@@ -337,6 +340,7 @@ def test_a_comparison_is_a_value(saved, ppo, bc, tmp_path, capsys):
     assert saved[0].at(0.99)["ppo"].reason == "its best run reaches only 90%"
 
 
+@pytest.mark.slow
 def test_arms_say_what_they_are(tmp_path):
     sweep = Path(make_sweep(tmp_path / "sweep", seeds=1))
     lines = arm_descriptions(load_runs([str(sweep)]))
@@ -353,6 +357,7 @@ def sweep_report(tmp_path_factory):
     return build_report(load_runs([make_sweep(tmp_path_factory.mktemp("noisy") / "sweep")]))
 
 
+@pytest.mark.slow
 def test_the_report_of_a_sweep_has_intervals_over_seeds(sweep_report):
     report = sweep_report
     level = report["headline_level"]
@@ -377,6 +382,7 @@ def test_the_report_of_a_sweep_has_intervals_over_seeds(sweep_report):
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_law_behind_made_up_runs_is_found(tmp_path):
     runs = load_runs([make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"], noise=0.0)])
     law = build_report(runs)["law"]
@@ -744,6 +750,7 @@ def test_two_clusters_are_reported_as_two_clusters(tmp_path):
     assert dashes(law_chart(runs, report)) == ["", "dot", ""]
 
 
+@pytest.mark.slow
 def test_half_gone_is_reported_where_success_is_level_and_then_falls(tmp_path):
     def prior(kl):
         return 0.95 / (1 + (kl / 20) ** 4)
@@ -898,6 +905,7 @@ def test_comparing_needs_no_torch(ppo, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_terminal_names_every_run_in_full(tmp_path, capsys, no_figures):
     sweep = make_sweep(tmp_path / "sweep", arms=["oracle", "ppo"], seeds=2)
     run_command(CompareConfig(runs=(sweep,), out=str(tmp_path / "report"), videos=0))

@@ -66,6 +66,7 @@ def test_an_outcome_unlike_the_measured_one_is_reported(tmp_path):
     assert surprise_note([video, video]).startswith("2 filmed episodes ended otherwise than")
 
 
+@pytest.mark.slow
 def test_a_video_that_cannot_be_made_is_a_note(tmp_path):
     path = Path(make_run(tmp_path / "ppo", POINTS))
     model = path / "checkpoints" / "000010" / "pretrained_model"

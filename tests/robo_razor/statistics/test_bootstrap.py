@@ -64,6 +64,7 @@ def test_one_cluster_says_nothing():
         clustered_bootstrap([0.1, 0.2], ["a", "b"], confidence=95)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clusters", [3, 5, 10])
 def test_few_clusters_cover(clusters):
     generator = np.random.default_rng(0)
@@ -161,6 +162,7 @@ def test_outcomes_must_fit():
         retention_interval([0.5], [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skills", [1, 8])
 @pytest.mark.parametrize(("before", "after"), [(0.97, 0.9), (0.9, 0.5), (0.95, 0.02)])
 def test_retention_and_nbt_cover_near_the_edges(skills, before, after):
@@ -178,6 +180,7 @@ def test_retention_and_nbt_cover_near_the_edges(skills, before, after):
     assert nbt / repeats > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rates", [[0.98] * 12, [1.0] * 11 + [0.5], [0.5, 0.9, 0.99, 0.7], [0.97] * 4]
 )

@@ -56,6 +56,7 @@ def test_interval_equals_scipy(s, n):
     assert np.array(corrected_wilson(s, n, z)) == pytest.approx((expected.low, expected.high))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("rate", RATES)
 def test_simulated_coverage_and_length_are_those_counted(rule, rate):

@@ -417,6 +417,7 @@ def test_there_must_be_a_table(tmp_path):
         read_sweep(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint(fake):
     fake.behave({"a/seed_0": "die"})
     progress = fake.run(ONE_ARM, LocalLauncher(2, program=PROGRAM))
@@ -484,6 +485,7 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_runs_save_and_the_sweep_goes_on_later(fake):
     fake.behave({"*": "hang"})
     steps = [fake.out / f"a/seed_{s}/eval/000001/summary.json" for s in (0, 1)]
@@ -505,6 +507,7 @@ def test_ctrl_c_lets_runs_save_and_the_sweep_goes_on_later(fake):
     assert fake.starts.count("a/seed_0 resumed") == 1
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills(fake):
     fake.behave({"*": "stubborn"})
     step = fake.out / "a/seed_0/eval/000001/summary.json"
@@ -516,6 +519,7 @@ def test_a_second_ctrl_c_kills(fake):
     assert not RunDirectory(fake.out / "a/seed_0").is_running()
 
 
+@pytest.mark.slow
 def test_two_ctrl_c_at_once_kill_too(fake):
     """On a busy machine both may come before the sweep looks."""
     fake.behave({"*": "stubborn"})
@@ -535,6 +539,7 @@ def test_two_ctrl_c_at_once_kill_too(fake):
     assert fake.states == {"a/seed_0": "interrupted"}
 
 
+@pytest.mark.slow
 def test_a_run_that_outlived_its_sweep_is_waited_for(fake):
     """As after `kill -9` of the sweep: its run goes on, and is not started twice."""
     fake.run("arms: [{name: a}]", dry_run=True)
@@ -704,6 +709,7 @@ class Mine(LocalLauncher):
 """
 
 
+@pytest.mark.slow
 def test_a_launcher_of_somebody_else_runs_a_sweep(fake, monkeypatch):
     (fake.tmp / "my_launcher.py").write_text(MINE)
     monkeypatch.syspath_prepend(fake.tmp)

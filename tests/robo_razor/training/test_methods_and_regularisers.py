@@ -96,6 +96,7 @@ def test_without_a_weight_a_regulariser_changes_nothing(name):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", variants())
 @pytest.mark.parametrize("name", METHODS)
 def test_a_heavy_regulariser_holds_the_policy_near_its_base(name, term):

@@ -53,6 +53,7 @@ def without_paths(report):
     return report | {"runs": [run | {"path": ""} for run in report["runs"]]}
 
 
+@pytest.mark.slow
 def test_an_archived_sweep_is_reported_as_the_sweep_itself(tmp_path):
     sweep = make_sweep(tmp_path / "toy", arms=ARMS, seeds=2)
     file = archived(sweep, tmp_path / "toy.tar.xz")
@@ -110,6 +111,7 @@ def test_equal_runs_give_equal_bytes(tmp_path):
     assert pack(tmp_path / "here/run") == pack(tmp_path / "there/run")
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_from_an_archive_in_another_place(fake, tmp_path):
     fake.behave({"b/seed_1": "fail"})
     with pytest.raises(SweepError):

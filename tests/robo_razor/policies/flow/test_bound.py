@@ -64,6 +64,7 @@ def measured(kernel, steps, noise, one, two):
     return first.kl_kind, float(values.mean()), float(values.std()) / math.sqrt(ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "noise"), [("sde", 0.5), ("inject", 0.3)])
 @pytest.mark.parametrize("two", [(2.2, 0.5), (2.0, 0.7)])
 def test_it_is_the_path_divergence_and_bounds_that_of_the_chunks(kernel, noise, two):
