@@ -38,12 +38,12 @@ from robo_razor.core.types import DecisionRecord, EpisodeBatch, make_rows
 from robo_razor.policies.load import load_policy
 from robo_razor.training.learner import Context, OnPolicyLearner
 from robo_razor.training.methods.ppo import PPO
-from robo_razor.training.step import Place
+from robo_razor.training.step import Minibatch, Place
 from robo_razor.training.update import bf16_is_fast
 
 AIM = 0.75
 TASK = "gym_razor/PlaceCanInBin-v0"
-INSTRUCTION = "put the can into the raised bin"
+INSTRUCTION = "put the can in the bin"
 UPDATE = 100
 """Number of the update that a step pretends to belong to: warm-ups are over."""
 
@@ -78,9 +78,7 @@ class Recorder(TorchDispatchMode):
         self.products: Counter[Product] = Counter()
         self.calls: Counter[str] = Counter()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record an operator's products and compute it."""
         name = func.name().split("::")[-1]
         self.calls[name] += 1
@@ -143,9 +141,7 @@ class Products:
                 torch.matmul(left, right)
 
 
-def _filled(
-    layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype
-) -> torch.Tensor:
+def _filled(layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype) -> torch.Tensor:
     size, stride = layout
     tensor = torch.empty_strided(size, stride, dtype=dtype)
     return tensor.copy_(torch.randn(size))
@@ -153,7 +149,12 @@ def _filled(
 
 def make_step(settings: argparse.Namespace, bf16: bool) -> Callable[[], None]:
     """Return what makes one gradient step of PPO on random decisions."""
-    method = PPO(bf16=bf16, minibatch_size=settings.minibatch_size, target_kl=None)
+    method = PPO(
+        bf16=bf16,
+        minibatch_size=settings.minibatch_size,
+        micro_batch_size=settings.micro_batch_size,
+        target_kl=None,
+    )
     config = FinetuneConfig(policy=settings.policy, task=TASK, device="cpu", method=method)
     policy = load_policy(settings.policy, "cpu")
     base = policy.frozen_copy()
@@ -174,7 +175,7 @@ def make_step(settings: argparse.Namespace, bf16: bool) -> Callable[[], None]:
 
 
 def _step(learner: Any, batch: EpisodeBatch, targets: Any, rows: torch.Tensor) -> None:
-    learner._gradient_step(batch, targets, rows, Place(0, UPDATE, 0))
+    learner._gradient_step(batch, targets, Minibatch(rows), Place(0, UPDATE, 0))
 
 
 def random_batch(policy: Any, decisions: int) -> EpisodeBatch:
@@ -254,8 +255,8 @@ def measure(settings: argparse.Namespace, bf16: bool) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,9 +264,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9, help="interleaved repetitions")
     parser.add_argument("--policy", default="razor-base")
     parser.add_argument("--minibatch-size", type=int, default=1024, help="decisions per step")
+    parser.add_argument("--micro-batch-size", type=int, help="decisions in memory at once")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; default: one per core")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 even where it is emulated")
-    settings = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    settings = parse(arguments)
     keep_freed_memory()
     results: dict[str, Any] = {"machine": machine(), "aim": AIM}
     with torch_threads(settings.threads):
@@ -274,14 +281,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if bf16 and not (bf16_is_fast() or settings.bf16):
                 print("bfloat16: not measured, this processor emulates it")
                 continue
-            found = results[name] = measure(settings, bf16)
-            low, high = found["range"]
+            result = results[name] = measure(settings, bf16)
+            low, high = result["range"]
             print(
-                f"{name}: matrix products alone / gradient step: {found['share']:.2f} "
+                f"{name}: matrix products alone / gradient step: {result['share']:.2f} "
                 f"[{low:.2f}, {high:.2f}], aim {AIM}, by processor time "
-                f"{found['cpu_share']:.2f}; {found['gflop']:.0f} GFLOP at "
-                f"{found['step_gflop_per_s']:.0f} against {found['products_gflop_per_s']:.0f} "
-                f"GFLOP per s; {found['decisions_per_s']:.0f} decisions per s"
+                f"{result['cpu_share']:.2f}; {result['gflop']:.0f} GFLOP at "
+                f"{result['step_gflop_per_s']:.0f} against "
+                f"{result['products_gflop_per_s']:.0f} GFLOP per s; "
+                f"{result['decisions_per_s']:.0f} decisions per s"
             )
     if settings.json:
         settings.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
