@@ -5,8 +5,9 @@ Example: `python benchmarks/gradient_step.py --json gradient_step.json`
 The share is the time that the matrix products of a step take alone, divided by the time of the
 whole step: loss, gradients, clipping and optimizer, as `robo-razor finetune --method ppo` makes
 it, with the image encoder frozen. The products are recorded from one step: the same shapes, the
-same memory layouts, the same precision, as often as there, out of freshly written memory. Both run
-in turn, in one process, with the same threads.
+same memory layouts, the same precision, as often as there. Equal products reuse their random
+factors, so small ones come out of the cache. Both run in turn, in one process, with the same
+threads.
 
 The limit contains only what a library computes as one matrix product (`mm`, `addmm`, `bmm`, and
 those inside attention). Element-wise work, reductions, copies, Python and the optimizer are not in

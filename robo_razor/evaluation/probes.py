@@ -28,7 +28,6 @@ from robo_razor.core.run.training_state import load_tensors
 from robo_razor.core.types import DecisionRecord, DemonstrationSet
 from robo_razor.policies.policy import Policy
 
-DEMONSTRATIONS = "demonstrations"
 EPISODE = "episode"
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from robo_razor.core.files import finite, read_json, without_nan, write_json
 from robo_razor.core.metrics import (
+    DEMONSTRATIONS,
     GREEDY,
     MAIN_STATES,
     NEW,
@@ -62,7 +63,6 @@ from robo_razor.evaluation.forgetting import (
 )
 from robo_razor.evaluation.predictors import Comparison, measure_predictors
 from robo_razor.evaluation.probes import (
-    DEMONSTRATIONS,
     ProbeSet,
     demonstration_probe,
     encode_probe,
