@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record an operator's products and compute it."""
-        name = func.name().split("::")[-1]
+        name = func.name().split("::")[-1].split(".")[0]
         self.calls[name] += 1
-        for left, right in _factors(name, args):
+        for left, right in _factors(name.removesuffix("_"), args):
             product = Product(name, _layout(left), _layout(right), left.dtype)
             self.products[product] += 1
         return func(*args, **(kwargs or {}))
@@ -97,7 +98,7 @@ def _factors(name: str, args: Sequence[Any]) -> list[tuple[torch.Tensor, torch.T
     """Return the pairs of factors that an operator multiplies."""
     if name in ("mm", "bmm"):
         return [(args[0], args[1])]
-    if name == "addmm":
+    if name in ("addmm", "baddbmm"):
         return [(args[1], args[2])]
     if name.startswith("_scaled_dot_product") and not name.endswith("backward"):
         query, key, value = args[:3]
@@ -122,24 +123,43 @@ def _weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 class Products:
-    """The recorded products alone, one after another.
+    """The recorded products alone, one after another, in as many threads as the step has.
 
     Args:
         products: What to compute, and how often.
+        threads: In how many threads at the same time, each with an equal share; 1: in this one.
     """
 
-    def __init__(self, products: Counter[Product]) -> None:
-        self.work = [
-            (_filled(product.left, product.dtype), _filled(product.right, product.dtype), count)
-            for product, count in products.items()
-        ]
+    def __init__(self, products: Counter[Product], threads: int = 1) -> None:
         self.flop = sum(product.flop * count for product, count in products.items())
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.shares = [
+            [
+                (
+                    _filled(product.left, product.dtype),
+                    _filled(product.right, product.dtype),
+                    count // threads + (thread < count % threads),
+                )
+                for product, count in products.items()
+            ]
+            for thread in range(threads)
+        ]
 
     def __call__(self) -> None:
         """Compute all of them."""
-        for left, right, count in self.work:
-            for _ in range(count):
-                torch.matmul(left, right)
+        if self.pool is None:
+            _multiply(self.shares[0])
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        list(self.pool.map(_multiply, self.shares))
+        torch.set_num_threads(before)
+
+
+def _multiply(work: list[tuple[torch.Tensor, torch.Tensor, int]]) -> None:
+    for left, right, count in work:
+        for _ in range(count):
+            torch.matmul(left, right)
 
 
 def _filled(layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype) -> torch.Tensor:
@@ -231,9 +251,11 @@ def measure(settings: argparse.Namespace, bf16: bool) -> dict[str, Any]:
     """Measure one precision."""
     step = make_step(settings, bf16)
     step()
-    with Recorder() as recorder:
+    threads = torch.get_num_threads()
+    with torch_threads(1), Recorder() as recorder:  # it sees the operators of this thread only
         step()
-    products = Products(recorder.products)
+    parts = settings.micro_batch_size is None
+    products = Products(recorder.products, threads if parts else 1)
     products()
     shares, cpu_shares, times = [], [], []
     for _ in range(settings.repeats):

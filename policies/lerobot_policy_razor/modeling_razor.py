@@ -33,6 +33,7 @@ from lerobot_policy_razor.configuration_razor import (
     LANDMARKS_PRESENT,
     RazorConfig,
 )
+from lerobot_policy_razor.sublayers import Affine, feed_forward, self_attention
 
 INITIAL_MAP_SCALE = 0.3
 """Factor on the first weights of the feature maps whose peaks become keypoints."""
@@ -114,6 +115,10 @@ class LandmarkReadout(nn.Module):
         return out[..., :3], out[..., 3]
 
 
+PLAIN = (nn.Linear, nn.LayerNorm)
+"""The types of the layers of a block; one with an adapter is of another type."""
+
+
 class Block(nn.Module):
     """Pre-norm transformer layer."""
 
@@ -132,6 +137,10 @@ class Block(nn.Module):
         With `last`, only that many tokens at the end are updated and returned.
         """
         first = 0 if last is None else tokens.shape[1] - last
+        if self._is_plain(tokens):
+            norm1, qkv, out, norm2, wide, narrow = self.affine()
+            tokens = self_attention(tokens, mask, norm1, qkv, out, self.heads, first)
+            return feed_forward(tokens, norm2, wide, narrow)
         q, k, v = rearrange(
             self.qkv(self.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=self.heads
         )
@@ -139,12 +148,35 @@ class Block(nn.Module):
         tokens = tokens[:, first:] + self.out(rearrange(attended, "b h n d -> b n (h d)"))
         return tokens + self.mlp(self.norm2(tokens))
 
+    def affine(self) -> list[Affine]:
+        """Return weight and bias of the layers, in the order in which they are applied."""
+        return [(layer.weight, layer.bias) for layer in self._layers()]
+
+    def _layers(self) -> list[Any]:
+        return [self.norm1, self.qkv, self.out, self.norm2, self.mlp[0], self.mlp[2]]
+
+    def _is_plain(self, tokens: Tensor) -> bool:
+        """Return whether the layers are what they seem: no adapter, no hook, one precision."""
+        return (
+            tokens.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+            and all(
+                type(layer) in PLAIN
+                and not layer._forward_hooks
+                and not layer._forward_pre_hooks
+                and layer.weight.dtype == tokens.dtype
+                for layer in self._layers()
+            )
+        )
+
 
 class ValueHead(nn.Module):
     """One learned query reads the trunk's tokens and predicts the expected return.
 
-    It uses element-wise products and sums, because attention with a single query and a linear layer
-    with a single output round differently with another number of threads.
+    As the query does not depend on the tokens, it meets the key layer's weights before the tokens
+    do, and values are made of what was read: a twentieth of the work of keys and values for every
+    token. The last layer is an element-wise product and a sum, because a linear layer with a single
+    output rounds differently with another number of threads.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
@@ -159,17 +191,23 @@ class ValueHead(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return values [B] from tokens [B, N, D] and mask bool [B, 1, 1, N]."""
+        normal = self.norm(tokens)
         key, value = rearrange(
-            self.key_value(self.norm(tokens)).float(),
-            "b n (two h d) -> two b n h d",
-            two=2,
-            h=self.heads,
+            self.key_value.weight, "(two h d) w -> two h d w", two=2, h=self.heads
         )
-        query = rearrange(self.query, "(h d) -> h d", h=self.heads)
-        scores = (key * query).sum(-1) * query.shape[-1] ** -0.5
-        scores = scores.masked_fill(~rearrange(mask, "b 1 1 n -> b n 1"), float("-inf"))
-        attended = (torch.softmax(scores, dim=1)[..., None] * value).sum(1)
-        hidden = self.mlp(rearrange(attended, "b h d -> b (h d)")).float()
+        key_bias, value_bias = rearrange(
+            self.key_value.bias, "(two h d) -> two h d", two=2, h=self.heads
+        )
+        query = rearrange(self.query, "(h d) -> h d", h=self.heads) * key.shape[1] ** -0.5
+        scores = F.linear(normal, (key * query[..., None]).sum(1), (key_bias * query).sum(1))
+        scores = scores.float().masked_fill(~rearrange(mask, "b 1 1 n -> b n 1"), float("-inf"))
+        weights = torch.softmax(scores, dim=1)
+        read = torch.bmm(rearrange(weights, "b n h -> b h n"), normal)
+        attended = (
+            torch.bmm(rearrange(read, "b h w -> h b w"), rearrange(value, "h d w -> h w d"))
+            + value_bias[:, None]
+        )
+        hidden = self.mlp(rearrange(attended, "h b d -> b (h d)")).float()
         return (hidden * self.weight).sum(-1) + self.bias
 
 

@@ -20,7 +20,7 @@ DESCRIPTORS, PER_WORKER = 48, 4
 """Files that one of our processes has open: by itself, and for each worker that it starts."""
 
 _KEPT_BYTES = 1 << 30
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 # --- Cores ----------------------------------------------------------------------------------------
@@ -140,7 +140,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep up to 1 GiB of freed memory for the next tensors, where it is glibc.
 
     By default it returns blocks above 32 MiB to the system at once, and the kernel zeroes them
-    again at every gradient step: a tenth of a step's time. Results do not change.
+    again at every gradient step: a tenth of a step's time. So it is with the memory of all threads
+    but the first, unless they share one pool. Results do not change.
 
     Returns:
         Whether anything was set. Nothing is set where the user chose (`MALLOC_*`,
@@ -151,7 +152,8 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # In this order: older versions refuse the first, and the second alone would make them slower.
-    return all(mallopt(name, _KEPT_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    kept = all(mallopt(name, _KEPT_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return mallopt(_M_ARENA_MAX, 1) == 1 and kept
 
 
 # --- Disk and open files --------------------------------------------------------------------------

@@ -139,6 +139,9 @@ class Policy:
     """S; 0 for a policy that reads no state."""
     inference_batch: int = 16
     """Rows of one inference; a smaller batch is filled up."""
+    gradient_batch: int | None = None
+    """Rows of a gradient step that one CPU thread computes at once, beside other threads with other
+    rows; None: all threads compute all rows together."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.family = loaded.family

@@ -20,6 +20,9 @@ from robo_razor.policies.inputs import check_unit_actions, prepare_bytes
 from robo_razor.policies.policy import LeRobotModule, Loaded, Policy
 from robo_razor.policies.reproducible import in_blocks
 
+GRADIENT_BATCH = 128
+"""Rows of a gradient step that one CPU thread computes at once: their activations fit its cache."""
+
 
 class TokenOutput(Protocol):
     """The predictions of a `TokenModule`."""
@@ -62,6 +65,7 @@ class TokenPolicy(Policy):
 
     def __init__(self, loaded: Loaded) -> None:
         super().__init__(loaded)
+        self.gradient_batch = GRADIENT_BATCH if self.device.type == "cpu" else None
         self._check_tokens()
         for tokenizer in self.word_tokenizers():
             self._check_vocabulary(tokenizer)

@@ -188,6 +188,7 @@ class OnPolicyLearner(Learner):
             name=method.name,
             remedy=how_to_calm(method.name, method.bf16),
             ranks=self.ranks,
+            side_by_side=method.micro_batch_size is None and self._part_size is not None,
         )
         self._warn_of_temperature()
 
@@ -348,7 +349,7 @@ class OnPolicyLearner(Learner):
         terms = self.context.penalties if method.is_regularised(place.update) else Penalties()
         held = torch.from_numpy(record.held(minibatch.rows.numpy()))  # other ranks hold the others
         here = Minibatch(held, minibatch.pairs)
-        size = method.micro_batch_size or len(minibatch.rows)
+        size = self._part_size or len(minibatch.rows)
 
         def compute(part: Minibatch, penalty_share: float) -> Loss:
             step = self._step(batch, targets, part, place)
@@ -367,6 +368,13 @@ class OnPolicyLearner(Learner):
                 parts.append(Part(share, partial(compute, part, penalty_share)))
         parts += terms.parts(self._step(batch, targets, here, place), self.ranks)
         return self.updater.step(parts, lambda metrics: method.stops(metrics, place.update))
+
+    @property
+    def _part_size(self) -> int | None:
+        """Return how many decisions of a gradient step are computed at once; None: all of them."""
+        if self.method.rows != "decisions":  # episodes and pairs must stay whole
+            return self.method.micro_batch_size
+        return self.method.micro_batch_size or self.policy.gradient_batch
 
     def _step(
         self, batch: EpisodeBatch, targets: Targets, minibatch: Minibatch, place: Place

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,7 +129,9 @@ class Minibatch:
     pairs: Tensor | None = None
 
     def split(self, size: int, episode: Tensor) -> list[Minibatch]:
-        """Return parts of at most `size` decisions; a pair stays in one part, however long it is.
+        """Return parts of at most `size` decisions, and of about as many each.
+
+        A pair stays in one part, however long it is.
 
         Args:
             size: Decisions of a part.
@@ -137,7 +140,8 @@ class Minibatch:
         import torch
 
         if self.pairs is None:
-            return [Minibatch(rows) for rows in torch.split(self.rows, size)]
+            parts = max(1, math.ceil(len(self.rows) / size))
+            return [Minibatch(rows) for rows in torch.tensor_split(self.rows, parts)]
         owner = episode[self.rows]
         lengths = torch.bincount(owner, minlength=len(episode))[self.pairs].sum(1).tolist()
         ends, decisions = [0], 0
@@ -147,8 +151,8 @@ class Minibatch:
                 decisions = 0
             decisions += length
         ends.append(len(lengths))
-        parts = [self.pairs[start:end] for start, end in itertools.pairwise(ends)]
-        return [Minibatch(self.rows[torch.isin(owner, pairs)], pairs) for pairs in parts]
+        cut = [self.pairs[start:end] for start, end in itertools.pairwise(ends)]
+        return [Minibatch(self.rows[torch.isin(owner, pairs)], pairs) for pairs in cut]
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,29 @@ def test_all_products_of_a_step_are_in_the_limit(step):
     with gradient_step.Recorder() as recorder:
         step()
     products = gradient_step.Products(recorder.products)
-    attention = sum(
+    in_place = sum(
         product.flop * count
         for product, count in recorder.products.items()
-        if "attention" in product.name
+        if product.name == "addmm_"
     )
-    assert products.flop - attention == counter.get_total_flops()  # it leaves out the CPU's kernel
-    assert attention > 0
-    assert {left.dtype for left, _, _ in products.work} == {torch.float32}
+    assert products.flop - in_place == counter.get_total_flops()  # torch leaves these out
+    assert in_place > 0
+    assert {left.dtype for left, _, _ in products.shares[0]} == {torch.float32}
     products()
+
+
+def test_threads_share_the_products(step):
+    with gradient_step.Recorder() as recorder:
+        step()
+    alone, shared = (gradient_step.Products(recorder.products, threads) for threads in (1, 3))
+    assert shared.flop == alone.flop
+    counts = [[count for *_, count in share] for share in shared.shares]
+    assert [sum(of_one) for of_one in zip(*counts, strict=True)] == [
+        count for *_, count in alone.shares[0]
+    ]
+    before = torch.get_num_threads()
+    shared()
+    assert torch.get_num_threads() == before
 
 
 def test_parts_make_the_same_products(step):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -10,13 +12,14 @@ from robo_razor.training.step import Loss
 from robo_razor.training.update import STOPPED, Part, Update, how_to_calm
 
 
-def make_update(parameters, max_grad_norm=1e9, rate=0.1):
+def make_update(parameters, max_grad_norm=1e9, rate=0.1, side_by_side=False):
     return Update(
         torch.optim.SGD(parameters, lr=rate),
         [parameters],
         max_grad_norm=max_grad_norm,
         name="toy",
         remedy="Lower `toy.learning_rate`.",
+        side_by_side=side_by_side,
     )
 
 
@@ -42,6 +45,52 @@ def test_parts_add_up_to_the_mean_over_all_rows():
     for result in results[1:]:
         assert result == pytest.approx(results[0], rel=1e-6)
     assert results[0][2] == pytest.approx(abs(2 * (2.0 - float(rows.mean()))), rel=1e-6)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_parts_side_by_side_give_the_same_bits_on_any_number_of_threads(threads):
+    rows = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    results = []
+    for count in (1, 2, 3, 5):
+        threads(count)
+        weight = torch.nn.Parameter(torch.ones(300, 300))
+        unused = torch.nn.Parameter(torch.ones(2))
+
+        def part(some, weight=weight):
+            losses = (some @ weight).tanh()
+            return Loss(losses.mean(), {"loss": losses.mean().detach()})
+
+        parts = [Part(0.1, functools.partial(part, some)) for some in rows.split(4)]
+        update = make_update([weight, unused], side_by_side=True)
+        metrics = [update.step(parts) for _ in range(3)]
+        assert torch.get_num_threads() == count
+        assert unused.grad is None
+        results.append((metrics, weight.detach()))
+    for metrics, weight in results[1:]:
+        assert metrics == results[0][0]
+        assert torch.equal(weight, results[0][1])
+
+
+def test_the_fault_of_a_part_beside_others_is_raised_and_nothing_changes(threads):
+    threads(2)
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+
+    def broken():
+        raise ZeroDivisionError("in a part")
+
+    losses = [mean_of(weight, torch.zeros(1)), broken, mean_of(weight, torch.zeros(1))]
+    update = make_update([weight], side_by_side=True)
+    with pytest.raises(ZeroDivisionError, match="in a part"):
+        update.step([Part(1 / 3, loss) for loss in losses])
+    assert torch.get_num_threads() == 2
+    assert weight.item() == 2.0
+    assert update.step([Part(1.0, losses[0])])["loss"] == 4.0
 
 
 def test_a_step_that_is_stopped_changes_nothing():
