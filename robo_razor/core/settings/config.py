@@ -70,7 +70,10 @@ __all__ = [
 ]
 
 HELD_OUT_SEED = 1_000_000
-"""Start states with seeds from here on are never trained on."""
+"""Start states with seeds from here on are never trained on; results are reported on them."""
+VALIDATION_SEED = 1_000_000_000
+"""Start states with seeds from here on are never trained on either; settings may be chosen by them.
+"""
 MAX_SEED = 2**31 - 1
 """Largest seed: environments may pass it, plus a row's number, to generators of 32 bits."""
 
