@@ -182,7 +182,12 @@ class OnPolicyLearner(Learner):
         if method.trains_value:
             groups.append([p for p in self.policy.value_parameters() if p.requires_grad])
         self.updater = Update(
-            torch.optim.AdamW([{"params": g} for g in groups], weight_decay=0.0, eps=1e-5),
+            torch.optim.AdamW(
+                [{"params": g} for g in groups],
+                betas=(method.momentum, 0.999),
+                weight_decay=0.0,
+                eps=1e-5,
+            ),
             groups,
             max_grad_norm=method.max_grad_norm,
             name=method.name,

@@ -49,6 +49,8 @@ class OnPolicy(Method):
     """AdamW's learning rate of the policy (> 0)."""
     warmup_updates: int = setting(4, low=0)
     """Updates over which the policy's learning rate rises (>= 0); Adam's first steps are large."""
+    momentum: float = setting(0.9, low=0.0, high=0.9999)
+    """AdamW's first beta, [0, 1): the share of the mean gradient that earlier steps make up."""
     episodes_per_update: int = setting(256, low=2, main=True)
     """Complete episodes collected before each update (>= 2)."""
     num_updates: int = setting(40, low=1, main=True)
