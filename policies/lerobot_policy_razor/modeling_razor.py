@@ -119,6 +119,11 @@ PLAIN = (nn.Linear, nn.LayerNorm)
 """The types of the layers of a block; one with an adapter is of another type."""
 
 
+def is_updated(layer: nn.Module) -> bool:
+    """Return whether a layer's weight has an update, which its `updated_weight` adds to it."""
+    return hasattr(layer, "updated_weight")
+
+
 class Block(nn.Module):
     """Pre-norm transformer layer."""
 
@@ -150,7 +155,10 @@ class Block(nn.Module):
 
     def affine(self) -> list[Affine]:
         """Return weight and bias of the layers, in the order in which they are applied."""
-        return [(layer.weight, layer.bias) for layer in self._layers()]
+        return [
+            (layer.updated_weight() if is_updated(layer) else layer.weight, layer.bias)
+            for layer in self._layers()
+        ]
 
     def _layers(self) -> list[Any]:
         return [self.norm1, self.qkv, self.out, self.norm2, self.mlp[0], self.mlp[2]]
@@ -161,7 +169,7 @@ class Block(nn.Module):
             tokens.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and all(
-                type(layer) in PLAIN
+                (type(layer) in PLAIN or is_updated(layer))
                 and not layer._forward_hooks
                 and not layer._forward_pre_hooks
                 and layer.weight.dtype == tokens.dtype
