@@ -33,7 +33,6 @@ from robo_razor.core.metrics import Summary
 from robo_razor.core.run.listener import Listener
 from robo_razor.core.settings.config import (
     VALIDATION_SEED,
-    EnvConfig,
     FinetuneConfig,
     TrackingConfig,
     replace,
@@ -188,7 +187,7 @@ def measuring(settings: argparse.Namespace) -> Iterator[tuple[Measurements, dict
     skills = chosen_skills("prior", config.env.env_packages)
     prior = {skill: task for skill, task in skills.items() if task != settings.task}
     tasks = [settings.task, *prior.values()]
-    env = make_fitting_env(base, tasks, EnvConfig())
+    env = make_fitting_env(base, tasks, config.env)
     try:
         measurements = Measurements(
             env, settings.task, prior, settings.episodes, settings.prior_episodes
