@@ -146,6 +146,8 @@ def tune(settings: argparse.Namespace, base: Path, method: str) -> Path:
             num_updates=settings.updates,
             episodes_per_update=settings.episodes_per_update,
             learning_rate=settings.learning_rate,
+            update_epochs=3,
+            warmup_updates=4,
             target_kl=None,
         ),
         "bc": BC(episodes=settings.demonstrations),

@@ -56,7 +56,7 @@ class DecisionRecord:
         actions: What the policy drew: float32 [M, H, A], the commanded chunk, or for a policy that
             denoises, the path to it, float32 [M, K + 1, ...].
         log_prob: float32 [M], log-density of the sample under the acting policy (nats), or [M, K]
-            of each of its denoising steps, or None.
+            of each random step (token of an action, or denoising step), or None.
         value: float32 [M], the acting policy's value, or None.
         reward: float32 [M], sum over the executed chunk.
         offsets: int64 [E + 1]; episode e owns decisions offsets[e]:offsets[e + 1].

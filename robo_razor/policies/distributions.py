@@ -48,7 +48,7 @@ class ActionDistribution(Protocol):
 
 @runtime_checkable
 class StepwiseDistribution(Protocol):
-    """A distribution that draws a sample in several random steps, such as denoising."""
+    """A distribution that draws a sample in several random steps: tokens, or denoising steps."""
 
     def log_prob_steps(self, path: Tensor) -> Tensor:
         """Return the log-probability of every random step of samples, float [B, K]."""
@@ -106,6 +106,11 @@ class TokenChunkDistribution:
         """Return the log-probability [B] of the bins nearest to actions [B, H, A]."""
         tokens = self.tokens(actions)[..., None]
         return self.log_probs.gather(-1, tokens).squeeze(-1).sum((-2, -1))
+
+    def log_prob_steps(self, actions: Tensor) -> Tensor:
+        """Return the log-probability of each bin of actions [B, H, A] by itself, [B, H A]."""
+        tokens = self.tokens(actions)[..., None]
+        return self.log_probs.gather(-1, tokens).flatten(1)
 
     def entropy(self) -> Tensor:
         """Return the entropy [B]."""

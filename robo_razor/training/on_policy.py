@@ -47,7 +47,7 @@ class OnPolicy(Method):
 
     learning_rate: float = setting(1e-4, above=0.0, main=True)
     """AdamW's learning rate of the policy (> 0)."""
-    warmup_updates: int = setting(4, low=0)
+    warmup_updates: int = setting(2, low=0)
     """Updates over which the policy's learning rate rises (>= 0); Adam's first steps are large."""
     momentum: float = setting(0.9, low=0.0, high=0.9999)
     """AdamW's first beta, [0, 1): the share of the mean gradient that earlier steps make up."""
@@ -119,10 +119,11 @@ class OnPolicy(Method):
 class Clipped(OnPolicy):
     """Learns several times from the same episodes, with ratios of probabilities that are clipped.
 
-    A policy that denoises makes a decision in K random steps. With `ratio="step"` each step's ratio
-    is clipped by itself, as in Flow-GRPO (arXiv 2505.05470) and pi_RL (arXiv 2510.25889): the ratio
-    of the whole chunk is their product, and leaves the clip range at once. Unlike there, steps are
-    summed, so that at equal weights the gradient, and always `approx_kl`, are per decision.
+    A decision is made in K random steps: action tokens, or the steps of a policy that denoises. With
+    `ratio="step"` each step's ratio is clipped by itself, as in GRPO (arXiv 2402.03300), Flow-GRPO
+    (2505.05470) and pi_RL (2510.25889): the ratio of the whole chunk is their product, and leaves
+    the clip range at once. Unlike there, steps are summed, so that at equal weights the gradient,
+    and always `approx_kl`, are per decision.
     """
 
     learning_rate: float = setting(1.2e-4, above=0.0, main=True)
@@ -132,8 +133,8 @@ class Clipped(OnPolicy):
     clip_high: float = setting(0.28, above=0.0)
     """Probability ratios are clipped at 1 + clip_high (> 0)."""
     ratio: Literal["step", "chunk"] = "step"
-    """What is clipped: ratios of each denoising `step`, or of the `chunk`; tokens have one step."""
-    update_epochs: int = setting(3, low=1, high=10_000)
+    """What is clipped: ratios of each `step` (action token or denoising step), or of a `chunk`."""
+    update_epochs: int = setting(1, low=1, high=10_000)
     """Passes over the collected decisions per update (>= 1)."""
     minibatch_size: int = setting(1024, low=1, main=True)
     """Decisions per gradient step (>= 1)."""

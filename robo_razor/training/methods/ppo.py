@@ -1,7 +1,8 @@
 """Proximal policy optimisation on action chunks.
 
-One decision's chunk is one action: its log-probability is summed over H control steps and A
-dimensions. Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
+One decision's chunk is one action, with one advantage. The ratios of its tokens are clipped one by
+one (`ratio: step`), or as one ratio (`ratio: chunk`). Axis letters as in `types`: M decisions of one
+update, B minibatch, E episodes.
 
 An update of `learner.OnPolicyLearner`: collect whole episodes, turn them into advantages and value
 targets (`targets`), go through them `update_epochs` times in minibatches, and make a gradient step
@@ -16,7 +17,8 @@ Differences from Schulman et al. 2017 and why:
 - `adapt_lr` changes the policy's learning rate by how far the last update went (as in rsl_rl, but
   once per update and bounded to a factor of 10 around the setting).
 - The value loss is not clipped, advantages are normalised over the whole batch, not the minibatch.
-- `on_policy.Clipped` describes how a policy that denoises is trained.
+- One pass over the episodes by default: more passes move the policy further along the same noise.
+  `docs/results/speed.md` has what was measured.
 """
 
 from __future__ import annotations

@@ -38,8 +38,6 @@ class Reinforce(OnPolicy):
 
     learning_rate: float = setting(1e-5, above=0.0, main=True)
     """AdamW's learning rate (> 0)."""
-    warmup_updates: int = setting(2, low=0)
-    """Updates over which the learning rate rises (>= 0)."""
     temperature: float = setting(0.4, low=1e-3)
     """Softmax temperature of sampled actions (>= 0.001); densities are those of what is sampled."""
     advantage: Literal["normalised", "one_zero"] = setting("normalised", main=True)

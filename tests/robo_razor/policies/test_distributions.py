@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from robo_razor.core.errors import PolicyError
-from robo_razor.policies.distributions import GaussianChunkDistribution, TokenChunkDistribution
+from robo_razor.policies.distributions import (
+    GaussianChunkDistribution,
+    TokenChunkDistribution,
+    log_prob_steps,
+)
 
 CENTERS = torch.linspace(-1, 1, 5)
 
@@ -24,6 +28,15 @@ def test_token_log_prob_is_the_sum_over_the_chunk():
         for a in range(4)
     )
     torch.testing.assert_close(distribution.log_prob(actions), expected)
+
+
+def test_token_log_probs_of_the_bins_sum_to_that_of_the_chunk():
+    distribution = TokenChunkDistribution(torch.randn(3, 4, 2, 5), torch.linspace(-1, 1, 5))
+    actions = distribution.sample(torch.rand(3, 4, 2))
+    steps = distribution.log_prob_steps(actions)
+    assert steps.shape == (3, 8)
+    torch.testing.assert_close(steps.sum(-1), distribution.log_prob(actions))
+    assert log_prob_steps(distribution, actions).equal(steps)
 
 
 def test_token_log_prob_takes_the_nearest_bin():

@@ -40,6 +40,21 @@ def weights(policy):
     return {k: v.clone() for k, v in policy.module.state_dict().items()}
 
 
+def test_a_ratio_per_token_is_clipped_where_the_ratio_of_the_chunk_is_not():
+    """Two tokens of a chunk that move apart: the chunk's ratio stays 1, each token's does not."""
+    log_prob = torch.tensor([[0.5, -0.5]], requires_grad=True)
+    old, advantages = torch.zeros(1, 2), torch.ones(1)
+    clip = {"clip_low": 0.2, "clip_high": 0.3}
+    for ratio, wanted in (("step", [0.0, -np.exp(-0.5)]), ("chunk", [-1.0, -1.0])):
+        method = PPO(ratio=ratio)
+        loss, diagnostics = clipped_surrogate(
+            method.by_ratio(log_prob), method.by_ratio(old), advantages, **clip
+        )
+        (gradient,) = torch.autograd.grad(loss, log_prob)
+        assert gradient[0].tolist() == pytest.approx(wanted)
+    assert float(diagnostics["clip_fraction"]) == 0.0
+
+
 def test_learns_a_contextual_bandit():
     method, _ = make_bandit()
     success = [method.update(k)["rollout/success_rate"] for k in range(1, 41)]
@@ -197,7 +212,7 @@ def test_recorded_log_probabilities_are_those_that_the_update_computes():
     record = batch.record
     distribution, value = policy.distribution_and_value(record.inputs)
     torch.testing.assert_close(
-        distribution.log_prob(record.actions), record.log_prob, atol=1e-4, rtol=0
+        distribution.log_prob_steps(record.actions), record.log_prob, atol=1e-4, rtol=0
     )
     torch.testing.assert_close(value, record.value, atol=1e-4, rtol=0)
 
