@@ -148,6 +148,7 @@ def tune(settings: argparse.Namespace, base: Path, method: str) -> Path:
             learning_rate=settings.learning_rate,
             update_epochs=3,
             warmup_updates=4,
+            gae_lambda=0.95,
             target_kl=None,
         ),
         "bc": BC(episodes=settings.demonstrations),

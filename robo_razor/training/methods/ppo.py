@@ -65,7 +65,7 @@ class PPO(Clipped):
     """Keep each update's `approx_kl` near half of `target_kl` by changing the policy's rate."""
     gamma: float = setting(0.99, low=0.0, high=1.0)
     """Discount per decision (one action chunk), [0, 1]."""
-    gae_lambda: float = setting(0.95, low=0.0, high=1.0)
+    gae_lambda: float = setting(0.6, low=0.0, high=1.0)
     """Lambda of generalised advantage estimation, [0, 1]."""
     ent_coef: float = setting(0.0, low=0.0)
     """Weight of the entropy bonus (>= 0)."""

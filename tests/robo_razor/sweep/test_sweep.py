@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import fake_finetune
 import pytest
+import yaml
 from fake_finetune import LET_GO
 from fake_sweep import TWO_ARMS, InProcess
 from registries import let_add
@@ -32,7 +34,13 @@ from robo_razor.core.errors import (
 from robo_razor.core.plugins import LAUNCHERS, load_plugins
 from robo_razor.core.run.directory import RunDirectory
 from robo_razor.core.run.sweep_record import KIND, read_sweep
-from robo_razor.core.settings.config import EnvConfig, FinetuneConfig, SweepConfig, load_yaml
+from robo_razor.core.settings.config import (
+    EnvConfig,
+    FinetuneConfig,
+    SweepConfig,
+    load_yaml,
+    to_dict,
+)
 from robo_razor.sweep import run as sweep
 from robo_razor.sweep.launchers import local
 from robo_razor.sweep.launchers.local import LocalLauncher, machine_limit
@@ -819,3 +827,26 @@ def test_importing_is_cheap():
     code = "import sys, robo_razor.sweep.run; print({'torch', 'pyarrow', 'ray'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "set()\n"
+
+
+def test_the_first_experiment_keeps_the_settings_of_its_runs():
+    """Defaults may change; the protocol of a published result may not."""
+    plan = load_plan(ROOT / "configs" / "experiments" / "razor.yaml")
+    stored = {}
+    with tarfile.open(ROOT / "docs" / "results" / "razor.tar.xz") as archive:
+        for member in archive:
+            if member.name.endswith("config.yaml"):
+                file = archive.extractfile(member)
+                stored[str(Path(member.name).parent)] = yaml.safe_load(file.read())
+    assert len(plan.runs) == len(stored) == 42
+    settings = ("learning_rate", "warmup_updates", "episodes_per_update", "num_updates", "gamma")
+    settings += ("gae_lambda", "clip_low", "clip_high", "update_epochs", "minibatch_size")
+    settings += ("target_kl", "temperature", "epochs", "episodes", "batch_size", "num_minibatches")
+    for run in plan.runs:
+        then = stored[f"razor/{run.id}"]
+        now, before = to_dict(run.config.method), then[then["method"]]
+        shared = [name for name in settings if name in now]
+        assert {name: now[name] for name in shared} == {name: before[name] for name in shared}
+        assert run.config.env.reward_type == then["env"]["reward_type"]
+        if run.config.method.name == "ppo":
+            assert run.config.method.ratio == "chunk"
