@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robo_razor.core.machine import keep_freed_memory, torch_threads
 from robo_razor.core.settings.config import FinetuneConfig
 from robo_razor.core.types import DecisionRecord, EpisodeBatch, make_rows
+from robo_razor.policies.distributions import log_prob_steps
 from robo_razor.policies.load import load_policy
 from robo_razor.training.learner import Context, OnPolicyLearner
 from robo_razor.training.methods.ppo import PPO
@@ -215,7 +216,7 @@ def random_batch(policy: Any, decisions: int) -> EpisodeBatch:
         distribution, value = policy.distribution_and_value(inputs)
         uniforms = torch.from_numpy(rng.uniform(0.001, 0.999, (decisions, *policy.noise_shape)))
         actions = distribution.sample(uniforms)
-        log_prob = distribution.log_prob(actions)
+        log_prob = log_prob_steps(distribution, actions)
     success = rng.random(decisions) < 0.5
     record = DecisionRecord(
         inputs=inputs,

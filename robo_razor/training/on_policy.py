@@ -119,14 +119,14 @@ class OnPolicy(Method):
 class Clipped(OnPolicy):
     """Learns several times from the same episodes, with ratios of probabilities that are clipped.
 
-    A decision is made in K random steps: action tokens, or the steps of a policy that denoises. With
-    `ratio="step"` each step's ratio is clipped by itself, as in GRPO (arXiv 2402.03300), Flow-GRPO
-    (2505.05470) and pi_RL (2510.25889): the ratio of the whole chunk is their product, and leaves
-    the clip range at once. Unlike there, steps are summed, so that at equal weights the gradient,
-    and always `approx_kl`, are per decision.
+    A decision is made in K random steps: action tokens, or denoising steps. With `ratio="step"`
+    each step's ratio is clipped by itself, as in GRPO (arXiv 2402.03300), Flow-GRPO (2505.05470)
+    and pi_RL (2510.25889): the ratio of the whole chunk is their product, and leaves the clip range
+    at once. Unlike there, steps are summed, so that at equal weights the gradient, and always
+    `approx_kl`, are per decision.
     """
 
-    learning_rate: float = setting(1.2e-4, above=0.0, main=True)
+    learning_rate: float = setting(1.8e-4, above=0.0, main=True)
     """AdamW's learning rate of the policy (> 0)."""
     clip_low: float = setting(0.2, above=0.0, high=1.0)
     """Probability ratios are clipped at 1 - clip_low, (0, 1]."""

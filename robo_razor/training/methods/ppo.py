@@ -1,8 +1,9 @@
 """Proximal policy optimisation on action chunks.
 
 One decision's chunk is one action, with one advantage. The ratios of its tokens are clipped one by
-one (`ratio: step`), or as one ratio (`ratio: chunk`). Axis letters as in `types`: M decisions of one
-update, B minibatch, E episodes.
+one (`ratio: step`), or as one ratio (`ratio: chunk`).
+
+Axis letters as in `types`: M decisions of one update, B minibatch, E episodes.
 
 An update of `learner.OnPolicyLearner`: collect whole episodes, turn them into advantages and value
 targets (`targets`), go through them `update_epochs` times in minibatches, and make a gradient step
