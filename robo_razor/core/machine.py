@@ -153,7 +153,7 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # In this order: older versions refuse the first, and the second alone would make them slower.
     kept = all(mallopt(name, _KEPT_BYTES) == 1 for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
-    return mallopt(_M_ARENA_MAX, 1) == 1 and kept
+    return kept and mallopt(_M_ARENA_MAX, 1) == 1
 
 
 # --- Disk and open files --------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_sweep_is_grouped_by_arm(sweep):
     assert [arm.name for arm in runs.arms] == list(ARMS)
     sizes = {arm.name: [len(setting.runs) for setting in arm.settings] for arm in runs.arms}
     assert sizes == {"oracle": [3], "ppo_kl": [3], "ppo": [3, 3], "bc_b": [3, 3]}
-    assert runs.arms[2].settings[1].label == "learning_rate=3.6e-4"
+    assert runs.arms[2].settings[1].label == "learning_rate=5.4e-4"
     assert runs.skipped == ()
 
 
@@ -140,9 +140,9 @@ def test_arms_of_a_sweep_can_be_merged(sweep):
     assert set(arms) == {"oracle", "ppo", "bc_b"}
     labels = [setting.label for setting in arms["ppo"].settings]
     assert labels == [
-        "learning_rate=1.2e-4, ent_coef=0",
-        "learning_rate=1.2e-4, ent_coef=0.1",
-        "learning_rate=3.6e-4, ent_coef=0",
+        "learning_rate=1.8e-4, ent_coef=0",
+        "learning_rate=1.8e-4, ent_coef=0.1",
+        "learning_rate=5.4e-4, ent_coef=0",
     ]
     with pytest.raises(ReportError, match="no arm 'ppo_k' to merge. Did you mean 'ppo_kl'"):
         load_runs([sweep], ["ppo,ppo_k"])

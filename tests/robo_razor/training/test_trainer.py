@@ -62,6 +62,7 @@ def settings(base, out, method="ppo", **changes):
         episodes_per_update=24,
         minibatch_size=64,
         learning_rate=1e-3,
+        update_epochs=3,
         value_warmup_updates=1,
     )
     bc = BC(episodes=20, epochs=4, batch_size=16, learning_rate=1e-3)
