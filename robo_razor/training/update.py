@@ -117,7 +117,7 @@ class Update:
                 if gradient is None:
                     continue
                 if parameter.grad is None:
-                    parameter.grad = gradient
+                    parameter.grad = gradient.clone()  # two parameters may have one gradient
                 else:
                     parameter.grad += gradient
             yield part, loss

@@ -77,6 +77,18 @@ def test_parts_side_by_side_give_the_same_bits_on_any_number_of_threads(threads)
         assert torch.equal(weight, results[0][1])
 
 
+def test_parameters_that_share_a_gradient_are_not_counted_twice(threads):
+    threads(2)
+    first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+
+    def loss():
+        return Loss((first + second).sum() + first.sum())
+
+    make_update([first, second], side_by_side=True, rate=1.0).step([Part(0.25, loss)] * 4)
+    assert first.tolist() == [-2.0] * 3
+    assert second.tolist() == [-1.0] * 3
+
+
 def test_the_fault_of_a_part_beside_others_is_raised_and_nothing_changes(threads):
     threads(2)
     weight = torch.nn.Parameter(torch.tensor([2.0]))
