@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from env_throughput import machine
 from torch import Tensor
@@ -73,8 +74,6 @@ class Replay:
 
     def decide(self, request: Request) -> Decision:
         """Return the recorded chunks."""
-        import numpy as np
-
         keys = zip(request.rows, request.steps, strict=True)
         return Decision(np.stack([self.chunks[row.seed, row.sample, int(s)] for row, s in keys]))
 
@@ -104,17 +103,13 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     cores = cpu_count()
     try:
         with torch_threads(settings.threads, beside=workers_beside(env)) as threads:
-            for repeat in range(settings.repeats + 1):
-                recording = Recording(PolicyActor(policy, "sample", record=True))
-                actor = PolicyActor(policy, "sample", record=True)
-                rollout = seconds(lambda: run_actor(env, actor, rows, record=True))  # noqa: B023
-                if repeat == 0:  # the first one also warms everything up
-                    run_actor(env, recording, rows, record=True)
-                    again = recording
-                    continue
-                alone = seconds(lambda: run_actor(env, Replay(again), rows))  # noqa: B023
-                policy_alone = seconds(again.decide_again)
-                times.append((rollout, alone, policy_alone))
+            actor = PolicyActor(policy, "sample", record=True)
+            again = Recording(actor)
+            run_actor(env, again, rows, record=True)  # it also warms everything up
+            for _ in range(settings.repeats):
+                rollout = seconds(lambda: run_actor(env, actor, rows, record=True))
+                alone = seconds(lambda: run_actor(env, Replay(again), rows))
+                times.append((rollout, alone, seconds(again.decide_again)))
     finally:
         env.close()
     shares = [(env_s + policy_s * threads / cores) / all_s for all_s, env_s, policy_s in times]

@@ -113,13 +113,7 @@ class Update:
         parameters = [p for group in groups for p in group["params"] if p.requires_grad]
         for part, loss, gradients in self.pool.gradients(parts, parameters, threads):
             self._check(loss.value, f"The {self.name} loss")
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is None:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = gradient.clone()  # two parameters may have one gradient
-                else:
-                    parameter.grad += gradient
+            _accumulate(parameters, gradients)
             yield part, loss
 
     def set_rates(self, *rates: float) -> None:
@@ -195,6 +189,16 @@ class PartPool:
                 self._executor.shutdown()
             self._executor, self._threads = ThreadPoolExecutor(threads, "part"), threads
         return self._executor
+
+
+def _accumulate(parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient.clone()  # two parameters may have one gradient
+        else:
+            parameter.grad += gradient
 
 
 def _gradients(part: Part, parameters: Sequence[Tensor]) -> tuple[Loss, Gradients]:

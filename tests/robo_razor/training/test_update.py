@@ -77,6 +77,17 @@ def test_parts_side_by_side_give_the_same_bits_on_any_number_of_threads(threads)
         assert torch.equal(weight, results[0][1])
 
 
+def test_a_loss_that_is_not_finite_beside_others_leaves_the_threads_as_they_were(threads):
+    threads(2)
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    parts = [Part(0.25, lambda: Loss(weight.sum() * float("nan")))] * 4
+    with pytest.raises(TrainingError, match="became nan") as caught:
+        make_update([weight], side_by_side=True).step(parts)
+    assert torch.get_num_threads() == 2
+    assert caught.value.__traceback__ is not None  # it holds the frames of the step
+    assert weight.item() == 2.0
+
+
 def test_parameters_that_share_a_gradient_are_not_counted_twice(threads):
     threads(2)
     first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
